@@ -1,0 +1,135 @@
+"""What travels between the steps: an ONNX program in its folder, with signature and provenance."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from glm_export.config import GlmConfig
+from glm_export.errors import CheckpointError, InputError
+from glm_export.signature import Signature
+
+MANIFEST = "manifest.json"
+MODEL = "model.onnx"
+WEIGHTS = "model.onnx.data"
+MANIFEST_FORMAT = 1
+RECORDED_PACKAGES = ("torch", "onnx", "onnxscript", "onnx-ir", "safetensors")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OnnxProgram:
+    """An exported folder: ``model.onnx``, ``model.onnx.data``, tokenizer files, configs, manifest."""
+
+    folder: Path
+    config: GlmConfig
+    signature: Signature
+    dialect: str
+    dtype: str
+    logits: str
+    manifest: dict[str, Any]
+
+    @property
+    def model_path(self) -> Path:
+        """The graph; its weights lie beside it."""
+        return self.folder / MODEL
+
+
+def is_program(folder: Path) -> bool:
+    """Whether a folder was written by glm-export."""
+    return (folder / MANIFEST).is_file()
+
+
+def load_program(folder: Path) -> OnnxProgram:
+    """Open an exported folder.
+
+    Raises:
+        InputError: it is no exported folder.
+        CheckpointError: files are missing or not the size the manifest states.
+    """
+    if not is_program(folder):
+        raise InputError(f"{folder} holds no {MANIFEST}; give a folder that 'glm-export export' wrote")
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{folder / MANIFEST} is not readable JSON: {error}; export again") from error
+    if manifest.get("format") != MANIFEST_FORMAT:
+        raise CheckpointError(
+            f"{folder / MANIFEST} has format {manifest.get('format')!r}, this version reads {MANIFEST_FORMAT}; export again"
+        )
+    for name, size in manifest["sizes"].items():
+        path = folder / name
+        found = path.stat().st_size if path.is_file() else None
+        if found != size:
+            raise CheckpointError(f"{path} should have {size} bytes, found {found if found is not None else 'no file'}; export again")
+    return OnnxProgram(
+        folder=folder,
+        config=GlmConfig.from_json(manifest["config"]),
+        signature=Signature.from_json(manifest["signature"]),
+        dialect=manifest["dialect"],
+        dtype=manifest["dtype"],
+        logits=manifest["logits"],
+        manifest=manifest,
+    )
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of the packages that shape a program, and of this one."""
+    found = {}
+    for name in ("glm-export", *RECORDED_PACKAGES):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def refuse_overwrite(out: Path, *, force: bool) -> None:
+    """Check that an output folder may be written.
+
+    Raises:
+        InputError: it exists and ``force`` is not given, or it is something glm-export did not write.
+    """
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not force:
+        raise InputError(f"{out} exists; give another --out, or --force to replace it")
+    if not is_program(out):
+        raise InputError(f"{out} was not written by glm-export (no {MANIFEST}), so --force does not replace it; remove it yourself")
+
+
+@contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """A folder to fill that takes the name ``out`` when everything went well, and vanishes otherwise.
+
+    What an interrupted run left behind is replaced. An existing ``out`` is swapped only after the new one is whole.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial, replaced = out.parent / f".{out.name}.partial", out.parent / f".{out.name}.replaced"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        yield partial
+        shutil.rmtree(replaced, ignore_errors=True)
+        if out.exists():
+            out.rename(replaced)
+        partial.rename(out)
+        shutil.rmtree(replaced, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Readable JSON, flushed to disk."""
+    with path.open("w", encoding="utf-8") as file:
+        json.dump(values, file, indent=2, ensure_ascii=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,0 +1,277 @@
+"""Checkpoint folder -> ONNX program folder, streaming.
+
+The reference model is traced without weights (fake tensors) while another thread streams the weights from the
+checkpoint into ``model.onnx.data``; a third hashes the source files. Memory does not grow with the model.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from pathlib import Path
+
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from glm_export.artifacts import (
+    MANIFEST, MANIFEST_FORMAT, MODEL, WEIGHTS,
+    OnnxProgram, load_program, package_versions, refuse_overwrite, whole_folder, write_json,
+)  # fmt: skip
+from glm_export.checkpoint import Checkpoint
+from glm_export.config import GlmConfig
+from glm_export.errors import EnvironmentMissingError, InputError
+from glm_export.graphs import dialects
+from glm_export.graphs.dialect import Dialect
+from glm_export.graphs.invariants import DTYPE_NAMES, check_invariants
+from glm_export.graphs.tidy import tidy
+from glm_export.modeling import Decoder
+from glm_export.progress import Progress, Silent
+from glm_export.runtime_files import write_runtime_files
+from glm_export.signature import BATCH, DTYPES, LOGITS_KINDS, PAST, SEQUENCE, Signature, decoder_signature
+from glm_export.weight_file import Cancelled, StoredTensor, plan_weights, write_weights
+
+# What importing torch and tracing a decoder takes, whatever its size (measured, benchmarks/export).
+BASE_MEMORY_BYTES = 450 << 20
+GRAPH_BYTES_PER_LAYER = 64 << 10
+TRACE_STEPS = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportPlan:
+    """What an export will read, write and need, known before it starts. Sizes in bytes."""
+
+    parameters: int
+    source_bytes: int
+    output_bytes: int
+    free_bytes: int
+    memory_bytes: int
+    stored: tuple[StoredTensor, ...]
+
+
+def plan_export(checkpoint: Checkpoint, out: Path, dtype: str) -> ExportPlan:
+    """Work out sizes and memory.
+
+    Raises:
+        EnvironmentMissingError: the disk cannot hold the output.
+    """
+    config = checkpoint.config
+    with torch.device("meta"):
+        model = Decoder(untied(config))
+    stored = plan_weights(model, dtype)
+    output = stored[-1].offset + stored[-1].length + config.num_layers * GRAPH_BYTES_PER_LAYER
+    home = next(parent for parent in (out, *out.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(home).free
+    if output > free:
+        raise EnvironmentMissingError(
+            f"the export needs {output / 1e9:.2f} GB, and the disk of {home} has {free / 1e9:.2f} GB free; "
+            "free space or choose another --out"
+        )
+    tables = 2 * config.max_positions * config.rotary.dim * 4
+    return ExportPlan(
+        parameters=sum(p.numel() for p in Decoder.parameters(model)) - (model.head.weight.numel() if config.tied_head else 0),
+        source_bytes=checkpoint.source_bytes,
+        output_bytes=output,
+        free_bytes=free,
+        memory_bytes=BASE_MEMORY_BYTES + tables,
+        stored=tuple(stored),
+    )
+
+
+def untied(config: GlmConfig) -> GlmConfig:
+    """The same model with a head of its own: in the program, embedding rows and head columns are stored apart."""
+    return replace(config, tied_head=False)
+
+
+class _Flat(nn.Module):
+    """The decoder with the program's inputs and outputs in graph order."""
+
+    def __init__(self, decoder: Decoder, *, last_logits_only: bool) -> None:
+        super().__init__()
+        self.decoder = decoder
+        self.last_logits_only = last_logits_only
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, past: list[tuple[Tensor, Tensor]]
+    ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        output = self.decoder(input_ids, attention_mask, position_ids, past, last_logits_only=self.last_logits_only)
+        return output.logits, output.past_key_values
+
+
+WRAPPER = "decoder."
+
+
+@contextmanager
+def _building_in(dtype: torch.dtype) -> Iterator[None]:
+    """Modules made inside have this dtype; ``module.half()`` fails under fake tensors."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def trace(config: GlmConfig, signature: Signature, *, dtype: str, logits: str, opset: int) -> ir.Model:
+    """Trace the reference decoder without weights.
+
+    Args:
+        config: the sizes; the head is traced untied.
+        signature: its symbolic dims become dynamic.
+        dtype: of weights, cache and logits.
+        logits: ``all`` or ``last``.
+        opset: the ONNX opset.
+
+    Returns:
+        The exporter's graph; initializers have shapes but no values.
+    """
+    # Distinct sizes, none of them 0 or 1, so that no dim is specialised or taken for another.
+    sizes = {BATCH: 2, SEQUENCE: 3, PAST: 5, "total_sequence_length": 8}
+    with FakeTensorMode(allow_non_fake_inputs=True), _building_in(getattr(torch, dtype)):
+        model = _Flat(Decoder(untied(config)).eval(), last_logits_only=logits == "last")
+        ids, mask, positions, *cache = (
+            torch.zeros(spec.shape(**sizes), dtype=getattr(torch, spec.dtype)) for spec in signature.inputs
+        )
+        dynamic = [
+            {axis: torch.export.Dim.DYNAMIC for axis, dim in enumerate(spec.dims) if isinstance(dim, str)}
+            for spec in signature.inputs
+        ]
+        pairs = list(zip(cache[::2], cache[1::2], strict=True))
+        dynamic_pairs = list(zip(dynamic[3::2], dynamic[4::2], strict=True))
+        exported = torch.export.export(
+            model, (ids, mask, positions, pairs), dynamic_shapes=(*dynamic[:3], dynamic_pairs), strict=False
+        )
+        program = torch.onnx.export(exported, dynamo=True, opset_version=opset, optimize=False, verbose=False)
+    if program is None:
+        raise InputError("torch.onnx.export returned no program")
+    return program.model
+
+
+def attach_weights(model: ir.Model, stored: tuple[StoredTensor, ...], folder: Path, dtype: str) -> None:
+    """Point every weight of the graph at its place in ``model.onnx.data``."""
+    for entry in stored:
+        value = model.graph.initializers[entry.name]
+        value.const_value = ir.ExternalTensor(
+            WEIGHTS, entry.offset, entry.length, ir.DataType[DTYPE_NAMES[dtype]],
+            shape=ir.Shape(entry.shape), name=entry.name, base_dir=folder,
+        )  # fmt: skip
+        value.shape = ir.Shape(entry.shape)
+
+
+def canonical_program(
+    config: GlmConfig, dialect: Dialect, signature: Signature, stored: tuple[StoredTensor, ...], *, dtype: str, logits: str
+) -> ir.Model:
+    """Trace, tidy and check; weights are left to :func:`attach_weights`.
+
+    Raises:
+        InvariantError: the graph is not what the dialect promises.
+    """
+    model = trace(config, signature, dtype=dtype, logits=logits, opset=dialect.opset)
+    tidy(model, signature, wrapper=WRAPPER, transposed=frozenset(entry.name for entry in stored if entry.transposed))
+    check_invariants(model, dialect, config, signature)
+    return model
+
+
+def export(
+    checkpoint: Checkpoint,
+    out: Path,
+    *,
+    dialect: str = "onnx",
+    dtype: str = "float32",
+    logits: str = "all",
+    force: bool = False,
+    progress: Progress | None = None,
+) -> OnnxProgram:
+    """Write an ONNX program for a checkpoint, whole or not at all.
+
+    Args:
+        checkpoint: from :func:`glm_export.checkpoint.open_checkpoint`.
+        out: the folder to write.
+        dialect: a name from ``graphs/dialects``.
+        dtype: ``float32``, ``float16`` or ``bfloat16``, of weights, cache and logits.
+        logits: ``all``: of every token, ``last``: of the last one.
+        force: replace an exported folder.
+        progress: shows the long steps.
+
+    Returns:
+        The program, loaded from ``out``.
+
+    Raises:
+        InputError: an option is unknown, or ``out`` exists.
+        CheckpointError: tensors are missing, mis-shaped, damaged, or not finite.
+        EnvironmentMissingError: the disk cannot hold the output.
+    """
+    for option, value, known in (("dtype", dtype, DTYPES), ("logits", logits, LOGITS_KINDS)):
+        if value not in known:
+            raise InputError(f"{option} {value!r} is unknown; known: {', '.join(known)}")
+    record = dialects.load(dialect)
+    refuse_overwrite(out, force=force)
+    checkpoint.audit()
+    plan = plan_export(checkpoint, out, dtype)
+    signature = decoder_signature(checkpoint.config, dtype=dtype, logits=logits)
+    with whole_folder(out) as folder:
+        hashes = _write_model(checkpoint, folder, plan, record, signature, dtype, logits, progress or Silent())
+        write_runtime_files(checkpoint, folder, dtype)
+        sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+        manifest = {
+            "format": MANIFEST_FORMAT, "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "checkpoint": checkpoint.folder.absolute().name, "source_sha256": hashes,
+            "config": checkpoint.config.to_json(), "dialect": dialect, "opset": record.opset, "dtype": dtype,
+            "logits": logits, "parameters": plan.parameters, "signature": signature.to_json(),
+            "packages": package_versions(), "sizes": sizes,
+        }  # fmt: skip
+        write_json(folder / MANIFEST, manifest)
+    return load_program(out)
+
+
+def _write_model(
+    checkpoint: Checkpoint, folder: Path, plan: ExportPlan, dialect: Dialect, signature: Signature,
+    dtype: str, logits: str, progress: Progress,
+) -> dict[str, str]:  # fmt: skip
+    """Trace, stream weights and hash sources side by side; return the hashes of the source files."""
+    cancelled = threading.Event()
+    writing = progress.task("weights", sum(entry.length for entry in plan.stored))
+    hashing = progress.task("source hashes", plan.source_bytes)
+    tracing = progress.task("graph", TRACE_STEPS)
+
+    def cancellable(count: int) -> None:
+        if cancelled.is_set():
+            raise Cancelled
+        hashing(count)
+
+    with ThreadPoolExecutor(2) as pool:
+        jobs: list[Future[object]] = [
+            pool.submit(
+                write_weights, folder / WEIGHTS, list(plan.stored), checkpoint, getattr(torch, dtype),
+                cancelled=cancelled, advance=writing,
+            ),
+            pool.submit(checkpoint.hashes, cancellable),
+        ]  # fmt: skip
+        try:
+            tracing(1)
+            model = canonical_program(checkpoint.config, dialect, signature, plan.stored, dtype=dtype, logits=logits)
+            tracing(1)
+            done, _ = wait(jobs, return_when=FIRST_EXCEPTION)
+            for job in done:
+                job.result()
+        except BaseException:
+            cancelled.set()
+            raise
+    attach_weights(model, plan.stored, folder, dtype)
+    ir.save(model, folder / MODEL)
+    tracing(1)
+    hashes = jobs[1].result()
+    assert isinstance(hashes, dict)
+    return hashes
+
+
+# The exporter warns about torchvision being absent and about pytree internals; neither concerns a GLM.
+logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)

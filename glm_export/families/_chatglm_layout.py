@@ -1,0 +1,148 @@
+"""What ChatGLM2, ChatGLM3 and GLM-4 in its remote-code layout share: keys and tensor names.
+
+Source: ``configuration_chatglm.py`` and ``modeling_chatglm.py`` of THUDM/chatglm2-6b, chatglm3-6b, glm-4-9b-chat.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from glm_export.config import GlmConfig, Norm, RotaryConfig
+from glm_export.families._keys import ConfigKeys
+from glm_export.tensor_rules import HeadwiseQkv, TensorRule, TensorRules, as_stored, rule
+
+INERT = {
+    "apply_query_key_layer_scaling": "scales scores down and up again by the same number",
+    "attention_softmax_in_fp32": "precision of the softmax in half precision; ours is always float32",
+    "bias_dropout_fusion": "which kernel computes the same sum",
+    "prefix_projection": "read only with pre_seq_len, which must be absent",
+}
+
+
+def read(values: Mapping[str, Any], *, family: str, rotary_of: str, context: int) -> GlmConfig:
+    """The common keys.
+
+    Args:
+        values: parsed ``config.json``.
+        family: whose name the config carries.
+        rotary_of: what ``rope_ratio`` does, ``"positions"`` (divides them) or ``"base"`` (multiplies it).
+        context: ``seq_length`` when the key is absent.
+
+    Raises:
+        ConfigError: an unknown key, a value this project does not compute, or inconsistent sizes.
+    """
+    keys = ConfigKeys(values, family=family)
+    keys.fixed("original_rope", True, why="the publisher's code implements no other rotary embedding")
+    keys.fixed("fp32_residual_connection", False, why="the publisher's code cannot run with it in half precision")
+    keys.fixed("quantization_bit", 0, why="a quantized checkpoint cannot be exported; use the float16 release")
+    keys.fixed("pre_seq_len", why="P-tuning prefixes are not supported; merge or drop them")
+    keys.fixed("tie_word_embeddings", False, why="this layout stores an output layer of its own")
+    heads, head_dim = keys.required("num_attention_heads"), keys.required("kv_channels")
+    num_layers = keys.required("num_layers")
+    keys.fixed("num_hidden_layers", num_layers, why="it must repeat num_layers")
+    multi_query, groups = keys.required("multi_query_attention"), keys.optional("multi_query_group_num", 1)
+    ratio = float(keys.optional("rope_ratio", 1))
+    linear_bias = keys.optional("add_bias_linear", False)
+    config = GlmConfig(
+        family=family,
+        vocab_size=keys.required("padded_vocab_size"),
+        hidden_size=keys.required("hidden_size"),
+        num_layers=num_layers,
+        num_heads=heads,
+        kv_heads=groups if multi_query else heads,
+        head_dim=head_dim,
+        ffn_size=keys.required("ffn_hidden_size"),
+        max_positions=keys.optional("seq_length", context),
+        rotary=RotaryConfig(
+            dim=head_dim // 2,
+            base=10000.0 * (ratio if rotary_of == "base" else 1.0),
+            position_scale=ratio if rotary_of == "positions" else 1.0,
+        ),
+        norm=Norm.RMS if keys.optional("rmsnorm", True) else Norm.LAYER,
+        norm_eps=keys.required("layernorm_epsilon"),
+        headwise_qkv=not multi_query,
+        qkv_bias=keys.optional("add_qkv_bias", False) or linear_bias,
+        linear_bias=linear_bias,
+        final_norm=keys.optional("post_layer_norm", True),
+        residual_from_norm=keys.optional("apply_residual_connection_post_layernorm", False),
+        stored_dtype=keys.stored_dtype(),
+        eos_token_ids=keys.token_ids("eos_token_id"),
+        pad_token_id=keys.optional("pad_token_id", 0),
+    )
+    keys.finish(INERT)
+    return config
+
+
+def tensor_rules(config: GlmConfig) -> TensorRules:
+    """Official names and shapes of every tensor."""
+    hidden, vocab = config.hidden_size, config.vocab_size
+    rules = [
+        rule("embedding.weight", "transformer.embedding.word_embeddings.weight", vocab, hidden),
+        rule("head.weight", "transformer.output_layer.weight", vocab, hidden),
+    ]
+    if config.final_norm:
+        rules += _norm("final_norm", "transformer.encoder.final_layernorm", config)
+    for i in range(config.num_layers):
+        rules += _layer(f"layers.{i}", f"transformer.encoder.layers.{i}", config)
+    return TensorRules(rules=tuple(rules), ignored={"rotary_pos_emb.inv_freq": "follows from config.json"})
+
+
+def _norm(target: str, source: str, config: GlmConfig) -> list[TensorRule]:
+    parts = ("weight",) if config.norm is Norm.RMS else ("weight", "bias")
+    return [rule(f"{target}.{part}", f"{source}.{part}", config.hidden_size) for part in parts]
+
+
+def _layer(target: str, source: str, config: GlmConfig) -> list[TensorRule]:
+    hidden, qkv_rows = config.hidden_size, config.q_size + 2 * config.kv_size
+    layout = HeadwiseQkv(config.num_heads) if config.headwise_qkv else as_stored
+    rules = [
+        *_norm(f"{target}.attention_norm", f"{source}.input_layernorm", config),
+        *_norm(f"{target}.mlp_norm", f"{source}.post_attention_layernorm", config),
+        rule(
+            f"{target}.attention.qkv.weight", f"{source}.self_attention.query_key_value.weight", qkv_rows, hidden, layout=layout
+        ),
+        rule(f"{target}.attention.dense.weight", f"{source}.self_attention.dense.weight", hidden, config.q_size),
+        rule(f"{target}.mlp.gate_up.weight", f"{source}.mlp.dense_h_to_4h.weight", 2 * config.ffn_size, hidden),
+        rule(f"{target}.mlp.down.weight", f"{source}.mlp.dense_4h_to_h.weight", hidden, config.ffn_size),
+    ]
+    if config.qkv_bias:
+        bias = f"{source}.self_attention.query_key_value.bias"
+        rules.append(rule(f"{target}.attention.qkv.bias", bias, qkv_rows, layout=layout))
+    if config.linear_bias:
+        rules += [
+            rule(f"{target}.attention.dense.bias", f"{source}.self_attention.dense.bias", hidden),
+            rule(f"{target}.mlp.gate_up.bias", f"{source}.mlp.dense_h_to_4h.bias", 2 * config.ffn_size),
+            rule(f"{target}.mlp.down.bias", f"{source}.mlp.dense_4h_to_h.bias", hidden),
+        ]
+    return rules
+
+
+def tiny(published: str, **changes: Any) -> dict[str, Any]:
+    """A ``config.json`` of this layout, small enough for tests; ``published`` goes into ``_name_or_path``."""
+    return {
+        "_name_or_path": published,
+        "model_type": "chatglm",
+        "architectures": ["ChatGLMModel"],
+        "add_bias_linear": False,
+        "add_qkv_bias": True,
+        "apply_query_key_layer_scaling": True,
+        "apply_residual_connection_post_layernorm": False,
+        "attention_softmax_in_fp32": True,
+        "ffn_hidden_size": 112,
+        "fp32_residual_connection": False,
+        "hidden_size": 64,
+        "kv_channels": 16,
+        "layernorm_epsilon": 1e-5,
+        "multi_query_attention": True,
+        "multi_query_group_num": 2,
+        "num_attention_heads": 4,
+        "num_layers": 2,
+        "original_rope": True,
+        "padded_vocab_size": 320,
+        "post_layer_norm": True,
+        "rmsnorm": True,
+        "seq_length": 256,
+        "torch_dtype": "float32",
+        "tie_word_embeddings": False,
+    } | changes

@@ -1,0 +1,70 @@
+"""The small files beside the program that loaders read: ``config.json``, ``generation_config.json``, tokenizer."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from glm_export.artifacts import write_json
+from glm_export.checkpoint import Checkpoint, inside, read_json
+from glm_export.config import GlmConfig
+
+TOKENIZER_FILES = (
+    "tokenizer.model", "tokenizer.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
+)  # fmt: skip
+TOKENIZER_CONFIG = "tokenizer_config.json"
+GENERATION_CONFIG = "generation_config.json"
+
+
+def loader_config(config: GlmConfig, dtype: str) -> dict[str, Any]:
+    """``config.json`` in the keys of transformers' native GLM, whatever the checkpoint's family.
+
+    Optimum's ``ORTModelForCausalLM`` takes the cache's shape from ``num_key_value_heads`` only for model types it
+    knows, and ``glm`` is one; ``chatglm`` and ``glm4`` are not. The decoder itself is described in ``manifest.json``.
+    """
+    return {
+        "architectures": ["GlmForCausalLM"],
+        "model_type": "glm",
+        "attention_bias": config.qkv_bias,
+        "head_dim": config.head_dim,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.ffn_size,
+        "max_position_embeddings": config.max_positions,
+        "num_attention_heads": config.num_heads,
+        "num_hidden_layers": config.num_layers,
+        "num_key_value_heads": config.kv_heads,
+        "partial_rotary_factor": config.rotary.dim / config.head_dim,
+        "rms_norm_eps": config.norm_eps,
+        "rope_theta": config.rotary.base,
+        "tie_word_embeddings": config.tied_head,
+        "torch_dtype": dtype,
+        "use_cache": True,
+        "vocab_size": config.vocab_size,
+        "eos_token_id": list(config.eos_token_ids),
+        "pad_token_id": config.pad_token_id,
+    }
+
+
+def write_runtime_files(checkpoint: Checkpoint, folder: Path, dtype: str) -> None:
+    """Write what loaders read; tokenizer files are copied by their known names, nothing else is.
+
+    Raises:
+        CheckpointError: a file is damaged or links out of the checkpoint's folder.
+    """
+    config = checkpoint.config
+    write_json(folder / "config.json", loader_config(config, dtype))
+    generation: dict[str, Any] = {}
+    if inside(checkpoint.folder, GENERATION_CONFIG).is_file():
+        generation = read_json(checkpoint.folder, GENERATION_CONFIG)
+    stops = {"eos_token_id": list(config.eos_token_ids), "pad_token_id": config.pad_token_id}
+    write_json(folder / GENERATION_CONFIG, stops | generation)
+    for name in TOKENIZER_FILES:
+        if inside(checkpoint.folder, name).is_file():
+            shutil.copyfile(checkpoint.folder / name, folder / name)
+    if inside(checkpoint.folder, TOKENIZER_CONFIG).is_file():
+        values = read_json(checkpoint.folder, TOKENIZER_CONFIG)
+        # auto_map names Python files of the publisher; none is copied, and none may be run.
+        values.pop("auto_map", None)
+        (folder / TOKENIZER_CONFIG).write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

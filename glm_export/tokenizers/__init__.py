@@ -1,0 +1,72 @@
+"""Text to ids and back, one reader per kind of file, all with the same few methods.
+
+Only data files are read: ``tokenizer.model``, ``tokenizer.json``, ``tokenizer_config.json``, ``chat_template.jinja``.
+The publisher's Python is never run.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+from glm_export import families
+from glm_export.checkpoint import inside
+from glm_export.config import GlmConfig
+from glm_export.errors import CheckpointError
+from glm_export.tokenizers.chat import Message
+
+FILE_OF = {"sentencepiece": "tokenizer.model", "tiktoken": "tokenizer.model", "tokenizer_json": "tokenizer.json"}
+
+
+class Tokenizer(Protocol):
+    """What every reader offers."""
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Ids that end a reply, beside those in the config."""
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a prompt, with the prefix the family was trained with (``[gMASK] sop``)."""
+
+    def encode_plain(self, text: str) -> list[int]:
+        """Ids of the text alone."""
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of generated ids; special tokens are left out."""
+
+    def chat(self, messages: list[Message]) -> list[int]:
+        """Ids of a conversation, ready for the model's next reply.
+
+        Raises:
+            InputError: the family's prompt cannot express the conversation.
+        """
+
+
+def load_tokenizer(folder: Path, config: GlmConfig) -> Tokenizer:
+    """The tokenizer of a checkpoint or an exported folder.
+
+    Raises:
+        CheckpointError: its file is missing or damaged.
+    """
+    kind = families.load(config.family).TOKENIZER
+    if not inside(folder, FILE_OF[kind]).is_file() and inside(folder, FILE_OF["tokenizer_json"]).is_file():
+        kind = "tokenizer_json"
+    path = inside(folder, FILE_OF[kind])
+    if not path.is_file():
+        raise CheckpointError(f"{folder} has no {path.name}; family {config.family} reads its tokenizer from it, copy it in")
+    if kind == "sentencepiece":
+        from glm_export.tokenizers.sentencepiece import SentencePieceTokenizer
+
+        return SentencePieceTokenizer(path, config.family)
+    if kind == "tiktoken":
+        from glm_export.tokenizers.tiktoken import TiktokenTokenizer
+
+        return TiktokenTokenizer(path, config.family)
+    from glm_export.tokenizers.tokenizer_json import JsonTokenizer
+
+    return JsonTokenizer(folder)
+
+
+def stop_ids(config: GlmConfig, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Every id that ends a reply: the config's and the prompt format's, ascending."""
+    return tuple(sorted({*config.eos_token_ids, *tokenizer.stop_ids}))

@@ -1,0 +1,67 @@
+"""GLM-4's ``tokenizer.model``: tiktoken ranks, one ``base64 rank`` a line."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from pathlib import Path
+
+import tiktoken
+
+from glm_export import families
+from glm_export.errors import CheckpointError
+from glm_export.tokenizers.chat import Message, role_lines_prompt
+
+PREFIX = ("[gMASK]", "<sop>")
+
+
+def read_ranks(path: Path) -> dict[bytes, int]:
+    """Token bytes to rank.
+
+    Raises:
+        CheckpointError: a line is not ``base64 rank``.
+    """
+    ranks: dict[bytes, int] = {}
+    try:
+        for line in path.read_text(encoding="ascii").splitlines():
+            token, rank = line.split()
+            ranks[base64.b64decode(token, validate=True)] = int(rank)
+    except (ValueError, binascii.Error) as error:
+        raise CheckpointError(f"{path} should hold lines of 'base64 rank': {error}; download it again") from error
+    return ranks
+
+
+class TiktokenTokenizer:
+    """Special tokens are recognised inside text, as in the official code."""
+
+    def __init__(self, path: Path, family: str) -> None:
+        module = families.load(family)
+        ranks = read_ranks(path)
+        self.special = {token: len(ranks) + index for index, token in enumerate(module.SPECIAL_TOKENS)}
+        self._special_ids = set(self.special.values())
+        self._stop_tokens: tuple[str, ...] = module.STOP_TOKENS
+        self._encoding = tiktoken.Encoding(
+            "glm4", pat_str=module.SPLIT_PATTERN, mergeable_ranks=ranks, special_tokens=self.special
+        )
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """End of text, and the roles that end a reply."""
+        return tuple(self.special[token] for token in self._stop_tokens)
+
+    def encode(self, text: str) -> list[int]:
+        """``[gMASK] <sop>`` and the text."""
+        return [*(self.special[token] for token in PREFIX), *self.encode_plain(text)]
+
+    def encode_plain(self, text: str) -> list[int]:
+        """Ids of the text."""
+        return self._encoding.encode(text, allowed_special="all")
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of the ids; special tokens and the padded tail of the vocabulary have none."""
+        known = [i for i in ids if i not in self._special_ids and 0 <= i < self._encoding.n_vocab]
+        return self._encoding.decode(known, errors="replace")
+
+    def chat(self, messages: list[Message]) -> list[int]:
+        """The GLM-4 prompt."""
+        return self.encode(role_lines_prompt(messages))

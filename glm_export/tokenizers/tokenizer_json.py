@@ -1,0 +1,97 @@
+"""``tokenizer.json``, as native GLM-4, GLM-Edge and GLM-4-0414 ship it; chats through the folder's own template."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NoReturn
+
+import tokenizers
+from jinja2 import TemplateError
+from jinja2.ext import loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from glm_export.checkpoint import inside, read_json
+from glm_export.errors import CheckpointError, InputError
+from glm_export.tokenizers.chat import Message, check_roles, role_lines_prompt
+
+PREFIX_TEXT = "[gMASK]<sop>"
+STOP_TOKENS = ("<|endoftext|>", "<|user|>", "<|observation|>")
+
+
+class JsonTokenizer:
+    """Special tokens are recognised inside text; the prefix is what the file's post-processor adds."""
+
+    def __init__(self, folder: Path) -> None:
+        path = inside(folder, "tokenizer.json")
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises bare Exception
+            raise CheckpointError(f"{path} is no tokenizer.json: {error}; download it again") from error
+        self._template = _chat_template(folder)
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Those of GLM-4's stop tokens this file knows."""
+        ids = (self._tokenizer.token_to_id(token) for token in STOP_TOKENS)
+        return tuple(i for i in ids if i is not None)
+
+    def encode(self, text: str) -> list[int]:
+        """The text with what the post-processor adds."""
+        ids: list[int] = self._tokenizer.encode(text).ids
+        return ids
+
+    def encode_plain(self, text: str) -> list[int]:
+        """Ids of the text alone."""
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of the ids, special tokens left out."""
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
+        return text
+
+    def chat(self, messages: list[Message]) -> list[int]:
+        """The folder's chat template, or GLM-4's prompt where there is none."""
+        if self._template is None:
+            return self.encode_plain(PREFIX_TEXT + role_lines_prompt(messages))
+        check_roles(messages, ("system", "user", "assistant", "observation", "tool"))
+        return self.encode_plain(render_template(self._template, messages))
+
+
+def _chat_template(folder: Path) -> str | None:
+    path = inside(folder, "chat_template.jinja")
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    if not inside(folder, "tokenizer_config.json").is_file():
+        return None
+    template = read_json(folder, "tokenizer_config.json").get("chat_template")
+    if isinstance(template, list):
+        template = next((entry["template"] for entry in template if entry.get("name") == "default"), None)
+    return template
+
+
+def render_template(template: str, messages: list[Message]) -> str:
+    """Render a Jinja chat template in the sandbox transformers uses, with the same helpers.
+
+    A template is data of the checkpoint: the sandbox gives it no attribute, file or import of Python's.
+
+    Raises:
+        InputError: the template refuses the conversation or is broken.
+    """
+
+    def refuse(message: str) -> NoReturn:
+        raise TemplateError(message)
+
+    def to_json(value: Any, indent: int | None = None) -> str:
+        return json.dumps(value, ensure_ascii=False, indent=indent)
+
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+    environment.filters["tojson"] = to_json
+    environment.globals["raise_exception"] = refuse
+    environment.globals["strftime_now"] = lambda pattern: datetime.now().astimezone().strftime(pattern)
+    try:
+        return environment.from_string(template).render(messages=messages, add_generation_prompt=True)
+    except TemplateError as error:
+        raise InputError(f"the checkpoint's chat template cannot render this conversation: {error}") from error

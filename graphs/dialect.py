@@ -1,0 +1,24 @@
+"""A dialect: which ONNX a target understands, as one frozen record."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from glm_export.config import GlmConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dialect:
+    """What a program of this dialect may and must contain.
+
+    ``expected_counts`` gives, for a config, how often each operator that carries the model appears; the graph is
+    refused when it differs. ``runs_on`` is for people.
+    """
+
+    name: str
+    opset: int
+    allowed_ops: frozenset[str]
+    expected_counts: Callable[[GlmConfig], Counter[str]]
+    runs_on: str

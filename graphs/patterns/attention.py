@@ -1,0 +1,75 @@
+"""Grouped attention with a cache: the second pattern, said in two forms.
+
+Shapes: B batch, S new tokens, P past tokens, T = P + S, N query heads, K key-value heads, D head size.
+Query head ``j`` reads key-value head ``j // (N / K)``.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def causal_mask(attention_mask_BT: Tensor, query_len: int) -> Tensor:
+    """Which key each query may see: itself, and earlier keys that are not padding.
+
+    A padding query sees itself, so that its row stays finite and cannot poison real rows with NaN;
+    what such a row computes is not meant to be read.
+
+    Args:
+        attention_mask_BT: integer ``[B, T]``, 1 = real token, over past and new tokens.
+        query_len: S, the number of new tokens.
+
+    Returns:
+        bool ``[B, 1, S, T]``, True = attend.
+    """
+    total = attention_mask_BT.shape[1]
+    key_T = torch.arange(total, device=attention_mask_BT.device)
+    query_S1 = key_T[total - query_len :].unsqueeze(-1)
+    real_B11T = (attention_mask_BT != 0).unsqueeze(1).unsqueeze(1)
+    return (key_T < query_S1) & real_B11T | (key_T == query_S1)
+
+
+def grouped_attention(
+    q_BSC: Tensor,
+    k_BSC: Tensor,
+    v_BSC: Tensor,
+    mask_B1ST: Tensor,
+    past_key_BKPD: Tensor,
+    past_value_BKPD: Tensor,
+    *,
+    num_heads: int,
+    kv_heads: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Softmax attention of new queries over past and new keys, scale ``D ** -0.5``.
+
+    Args:
+        q_BSC: ``[B, S, N * D]``.
+        k_BSC: ``[B, S, K * D]``.
+        v_BSC: ``[B, S, K * D]``.
+        mask_B1ST: bool ``[B, 1, S, T]``, True = attend; every row has a True.
+        past_key_BKPD: ``[B, K, P, D]``, P may be 0.
+        past_value_BKPD: ``[B, K, P, D]``.
+        num_heads: N.
+        kv_heads: K, a divisor of N.
+
+    Returns:
+        output ``[B, S, N * D]``, present key and present value ``[B, K, T, D]``.
+
+    While exporting this is one ONNX ``Attention`` (opset 23, never ``is_causal``: its alignment
+    differs between opset 23, 25 and TensorRT); otherwise differentiable PyTorch.
+    """
+    if torch.compiler.is_exporting():
+        output, key, value, _ = torch.onnx.ops.attention(
+            q_BSC, k_BSC, v_BSC, mask_B1ST, past_key_BKPD, past_value_BKPD,
+            q_num_heads=num_heads, kv_num_heads=kv_heads,
+        )  # fmt: skip
+        return output, key, value
+    q_BNSD = q_BSC.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+    key_BKTD = torch.cat((past_key_BKPD, k_BSC.unflatten(-1, (kv_heads, -1)).transpose(1, 2)), dim=2)
+    value_BKTD = torch.cat((past_value_BKPD, v_BSC.unflatten(-1, (kv_heads, -1)).transpose(1, 2)), dim=2)
+    output_BNSD = functional.scaled_dot_product_attention(
+        q_BNSD, key_BKTD, value_BKTD, attn_mask=mask_B1ST, enable_gqa=True
+    )
+    return output_BNSD.transpose(1, 2).flatten(-2), key_BKTD, value_BKTD
