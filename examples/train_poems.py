@@ -60,7 +60,9 @@ def batches(sequences: list[list[int]], size: int, order: random.Random) -> list
     return groups
 
 
-def train(model: Decoder, sequences: list[list[int]], *, epochs: int, batch: int, learning_rate: float, seed: int) -> None:
+def train(
+    model: Decoder, sequences: list[list[int]], *, epochs: int, batch: int, learning_rate: float, seed: int
+) -> None:
     """AdamW with a one-cycle schedule on the shifted cross entropy."""
     order = random.Random(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.05)
@@ -81,7 +83,10 @@ def train(model: Decoder, sequences: list[list[int]], *, epochs: int, batch: int
             optimizer.step()
             schedule.step()
             total += loss.item()
-        print(f"epoch {epoch + 1}/{epochs}  loss {total / len(groups):.4f}  {time.perf_counter() - started:.0f} s", flush=True)
+        print(
+            f"epoch {epoch + 1}/{epochs}  loss {total / len(groups):.4f}  {time.perf_counter() - started:.0f} s",
+            flush=True,
+        )
 
 
 def official_config(vocab_size: int) -> dict[str, object]:
@@ -103,7 +108,9 @@ def save(model: Decoder, values: dict[str, object], tokenizer: bytes, out: Path)
     out.mkdir(parents=True)
     state = model.state_dict()
     rules = families.load("chatglm2").tensor_rules(model.config).rules
-    save_file({rule.sources[0]: state[rule.target].half() for rule in rules}, out / "model.safetensors", {"format": "pt"})
+    save_file(
+        {rule.sources[0]: state[rule.target].half() for rule in rules}, out / "model.safetensors", {"format": "pt"}
+    )
     (out / "config.json").write_text(json.dumps(values, indent=2) + "\n")
     (out / "tokenizer.model").write_bytes(tokenizer)
     (out / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "ChatGLMTokenizer"}, indent=2) + "\n")
@@ -127,7 +134,8 @@ def main() -> None:
     model = Decoder(families.read_config(values))
     torch.nn.init.normal_(model.embedding.weight, std=0.02)
     count = sum(p.numel() for p in model.parameters())
-    print(f"{len(poems)} poems, {sum(map(len, sequences))} tokens, vocabulary {values['padded_vocab_size']}, {count} parameters")
+    tokens = sum(map(len, sequences))
+    print(f"{len(poems)} poems, {tokens} tokens, vocabulary {values['padded_vocab_size']}, {count} parameters")
     train(model, sequences, epochs=arguments.epochs, batch=16, learning_rate=3e-3, seed=arguments.seed)
     save(model, values, tokenizer, arguments.out)
 

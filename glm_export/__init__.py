@@ -1,0 +1,43 @@
+"""glm-export: from a GLM-family checkpoint to a deployed model.
+
+from glm_export import export, load_session, generate
+
+export("demo", "poems-onnx")
+with load_session("poems-onnx") as session:
+print(generate(session, "床前明月光，疑是地上霜。"))
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from glm_export.api import chat, check, export, generate, load_session, open_checkpoint
+    from glm_export.artifacts import OnnxProgram, load_program
+    from glm_export.errors import GlmExportError
+    from glm_export.sampling import Sampling
+
+__all__ = [
+    "GlmExportError", "OnnxProgram", "Sampling", "__version__",
+    "chat", "check", "export", "generate", "load_program", "load_session", "open_checkpoint",
+]  # fmt: skip
+
+_HOME = {
+    "GlmExportError": "errors", "OnnxProgram": "artifacts", "load_program": "artifacts", "Sampling": "sampling",
+}  # fmt: skip
+
+try:
+    __version__ = version("glm-export")
+except PackageNotFoundError:  # a bare checkout
+    __version__ = "0+unknown"
+
+
+def __getattr__(name: str) -> object:
+    # Lazily, so that the command line answers --help without importing torch.
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOME.get(name, 'api')}"), name)
+    globals()[name] = value
+    return value

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ MANIFEST = "manifest.json"
 MODEL = "model.onnx"
 WEIGHTS = "model.onnx.data"
 MANIFEST_FORMAT = 1
-RECORDED_PACKAGES = ("torch", "onnx", "onnxscript", "onnx-ir", "safetensors")
+RECORDED_PACKAGES = ("glm-export", "torch", "onnx", "onnxscript", "onnx-ir", "safetensors")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,13 +61,16 @@ def load_program(folder: Path) -> OnnxProgram:
         raise CheckpointError(f"{folder / MANIFEST} is not readable JSON: {error}; export again") from error
     if manifest.get("format") != MANIFEST_FORMAT:
         raise CheckpointError(
-            f"{folder / MANIFEST} has format {manifest.get('format')!r}, this version reads {MANIFEST_FORMAT}; export again"
+            f"{folder / MANIFEST} has format {manifest.get('format')!r}, this version reads {MANIFEST_FORMAT}; "
+            "export again"
         )
     for name, size in manifest["sizes"].items():
         path = folder / name
         found = path.stat().st_size if path.is_file() else None
         if found != size:
-            raise CheckpointError(f"{path} should have {size} bytes, found {found if found is not None else 'no file'}; export again")
+            raise CheckpointError(
+                f"{path} should have {size} bytes, found {found if found is not None else 'no file'}; export again"
+            )
     return OnnxProgram(
         folder=folder,
         config=GlmConfig.from_json(manifest["config"]),
@@ -81,13 +84,12 @@ def load_program(folder: Path) -> OnnxProgram:
 
 def package_versions() -> dict[str, str]:
     """Versions of the packages that shape a program, and of this one."""
-    found = {}
-    for name in ("glm-export", *RECORDED_PACKAGES):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+    installed = {
+        name: distribution.version
+        for distribution in distributions()
+        if (name := distribution.metadata["Name"]) in RECORDED_PACKAGES
+    }
+    return {name: installed.get(name, "not installed") for name in RECORDED_PACKAGES}
 
 
 def refuse_overwrite(out: Path, *, force: bool) -> None:
@@ -101,7 +103,9 @@ def refuse_overwrite(out: Path, *, force: bool) -> None:
     if not force:
         raise InputError(f"{out} exists; give another --out, or --force to replace it")
     if not is_program(out):
-        raise InputError(f"{out} was not written by glm-export (no {MANIFEST}), so --force does not replace it; remove it yourself")
+        raise InputError(
+            f"{out} was not written by glm-export (no {MANIFEST}), so --force does not replace it; remove it yourself"
+        )
 
 
 @contextmanager

@@ -40,12 +40,16 @@ def inside(folder: Path, name: str) -> Path:
         CheckpointError: the name has a path in it, or the file is a link to elsewhere.
     """
     if Path(name).name != name:
-        raise CheckpointError(f"{name!r} is not a plain file name in {folder}; refused, since it could lead out of the folder")
+        raise CheckpointError(
+            f"{name!r} is not a plain file name in {folder}; refused, since it could lead out of the folder"
+        )
     path = folder / name
     real, home = path.resolve(), folder.resolve()
     allowed = [home, home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [home]
     if real.parent not in allowed:
-        raise CheckpointError(f"{path} links to {real}, outside the model folder; refused: copy the file in if it belongs there")
+        raise CheckpointError(
+            f"{path} links to {real}, outside the model folder; refused: copy the file in if it belongs there"
+        )
     return path
 
 
@@ -90,7 +94,9 @@ def _open_torch(path: Path) -> dict[str, Tensor]:
             f"{path} ({path.stat().st_size} bytes) is damaged, cut short or not in torch's zip format: {first_line}"
         ) from error
     if not isinstance(tensors, Mapping) or not all(isinstance(t, Tensor) for t in tensors.values()):
-        raise CheckpointError(f"{path} should map names to tensors, found {type(tensors).__name__}; it is no state dict")
+        raise CheckpointError(
+            f"{path} should map names to tensors, found {type(tensors).__name__}; it is no state dict"
+        )
     return dict(tensors)
 
 
@@ -124,7 +130,9 @@ class Checkpoint:
         if path not in self.opened:
             self.opened[path] = _open_safetensors(path) if path.suffix == ".safetensors" else _open_torch(path)
         if name not in self.opened[path]:
-            raise CheckpointError(f"the index puts {name} into {path.name}, which does not hold it; download both again")
+            raise CheckpointError(
+                f"the index puts {name} into {path.name}, which does not hold it; download both again"
+            )
         return self.opened[path][name]
 
     def parameter(self, rule: TensorRule) -> Tensor:
@@ -192,7 +200,9 @@ def _weight_table(folder: Path) -> dict[str, Path]:
             table = {tensor: inside(folder, file) for tensor, file in index.items()}
             missing = sorted({path.name for path in table.values() if not path.is_file()})
             if missing:
-                raise CheckpointError(f"{folder} lacks {', '.join(missing)}, named in {name}; download the missing shards")
+                raise CheckpointError(
+                    f"{folder} lacks {', '.join(missing)}, named in {name}; download the missing shards"
+                )
             return table
     for name in WEIGHT_FILES:
         path = inside(folder, name)

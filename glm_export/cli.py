@@ -1,1 +1,192 @@
-../cli.py
+"""The command line: parse, call one library function, print. Heavy modules are imported inside the verbs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import rich_click as click
+from rich.console import Console
+
+from glm_export import __version__, families
+from glm_export.errors import EnvironmentMissingError, GlmExportError
+from glm_export.graphs import dialects
+from glm_export.signature import DTYPES, LOGITS_KINDS
+
+MESSAGES = Console(stderr=True, highlight=False)
+FOLDER = click.Path(path_type=Path)
+
+
+class Verbs(click.RichGroup):
+    """One red line and an exit code for every error a user can act on; ``--debug`` shows the traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a verb."""
+        try:
+            return super().invoke(ctx)
+        except GlmExportError as error:
+            self._fail(ctx, str(error), error.exit_code, error)
+        except KeyboardInterrupt as error:
+            self._fail(ctx, "interrupted; nothing was left half-written, run it again", 3, error)
+        except (OSError, MemoryError) as error:
+            message = f"the system refused: {error or 'out of memory'}; free what is short and run it again"
+            self._fail(ctx, message, EnvironmentMissingError.exit_code, error)
+
+    def _fail(self, ctx: click.Context, message: str, code: int, error: BaseException) -> None:
+        if ctx.params.get("debug"):
+            raise error
+        MESSAGES.print(f"[bold red]Error:[/] {_escape(message)}", soft_wrap=True)
+        ctx.exit(code)
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="glm-export")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def cli(debug: bool) -> None:  # noqa: ARG001 - read by Verbs
+    """From a GLM-family checkpoint to a deployed model.
+
+    CHECKPOINT is a model folder in the publisher's layout, or `demo`, the embedded model that recites Tang poems.
+
+    Exit codes: 0 done, 1 comparison failed, 2 usage or input, 3 environment.
+    """
+
+
+@cli.command()
+@click.argument("checkpoint")
+@click.option("--out", type=FOLDER, required=True, help="Folder to write.")
+@click.option("--dialect", type=click.Choice(dialects.names()), default="onnx", show_default=True, help="Target.")
+@click.option("--dtype", type=click.Choice(DTYPES), default="float32", show_default=True, help="Of weights and cache.")
+@click.option(
+    "--logits", type=click.Choice(LOGITS_KINDS), default="all", show_default=True, help="Of all tokens or the last one."
+)
+@click.option("--family", type=click.Choice(families.names()), help="Where config.json leaves it open.")
+@click.option("--force", is_flag=True, help="Replace an exported folder.")
+def export(checkpoint: str, out: Path, dialect: str, dtype: str, logits: str, family: str | None, force: bool) -> None:
+    """Write an ONNX program for CHECKPOINT."""
+    from glm_export import api
+    from glm_export.artifacts import refuse_overwrite
+    from glm_export.exporter import plan_export
+    from glm_export.show import ProgressBars, show_plan, show_written
+
+    refuse_overwrite(out, force=force)
+    opened = api.open_checkpoint(checkpoint, family)
+    show_plan(MESSAGES, opened, plan_export(opened, out, dtype), dialect=dialect, dtype=dtype)
+    with ProgressBars(MESSAGES) as bars:
+        program = api.export(opened, out, dialect=dialect, dtype=dtype, logits=logits, force=force, progress=bars)
+    show_written(MESSAGES, program)
+
+
+@cli.command()
+@click.argument("program", type=FOLDER)
+@click.option("--against", required=True, help="The checkpoint it was exported from, or `demo`.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+def check(program: Path, against: str, as_json: bool) -> None:
+    """Prove the exported PROGRAM equal to PyTorch; exit 1 where it is not."""
+    from glm_export import api
+    from glm_export.show import show_parity
+
+    report = api.check(program, against)
+    if as_json:
+        click.echo(json.dumps(report.to_json(), indent=2))
+    else:
+        show_parity(Console(highlight=False), report)
+    if not report.passed:
+        sys.exit(1)
+
+
+def sampling_options(command: Any) -> Any:
+    """The options of everything that writes text."""
+    for option in reversed(
+        (
+            click.option("--temperature", type=float, default=0.0, show_default=True, help="0 is greedy."),
+            click.option("--top-k", type=int, default=0, show_default=True, help="Draw from the k likeliest; 0: all."),
+            click.option("--top-p", type=float, default=1.0, show_default=True, help="Draw from this probability mass."),
+            click.option("--repetition-penalty", type=float, default=1.0, show_default=True, help="Above 1 avoids repeats."),
+            click.option("--seed", type=int, help="Makes draws repeatable."),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+@cli.command()
+@click.argument("model")
+@click.option("--prompt", "prompts", multiple=True, required=True, help="Text to continue; several run as a batch.")
+@click.option("--max-new-tokens", type=int, default=128, show_default=True)
+@sampling_options
+@click.option("--stop", "stop_strings", multiple=True, help="Text that ends the answer.")
+@click.option("--stream", is_flag=True, help="Print as it is written (one prompt).")
+def generate(
+    model: str, prompts: tuple[str, ...], max_new_tokens: int, stop_strings: tuple[str, ...], stream: bool, **sampling: Any
+) -> None:
+    """Continue a text with MODEL, an exported folder (ONNX Runtime) or a checkpoint (PyTorch)."""
+    from glm_export import api
+    from glm_export.sampling import Sampling
+    from glm_export.show import write_stream
+
+    if stream and len(prompts) > 1:
+        raise click.UsageError("--stream shows one text as it grows; give one --prompt, or leave --stream out")
+    chosen = Sampling(**sampling)
+    with api.load_session(model) as session:
+        if stream:
+            write_stream(session, session.tokenizer.encode(prompts[0]), max_new_tokens, chosen, stop_strings)
+            return
+        answers = api.generate(
+            session, list(prompts), max_new_tokens=max_new_tokens, sampling=chosen, stop_strings=stop_strings
+        )
+    for answer in answers:
+        click.echo(answer.strip("\n"))
+
+
+@cli.command()
+@click.argument("model")
+@click.option("--max-new-tokens", type=int, default=512, show_default=True, help="Of each reply.")
+@click.option("--system", help="System message, where the model's prompt has one.")
+@sampling_options
+def chat(model: str, max_new_tokens: int, system: str | None, **sampling: Any) -> None:
+    """Talk with MODEL, an exported folder or a checkpoint. An empty line or end of input leaves."""
+    from glm_export import api
+    from glm_export.sampling import Sampling
+    from glm_export.show import converse
+
+    chosen = Sampling(**sampling)
+    with api.load_session(model) as session:
+        converse(session, MESSAGES, max_new_tokens=max_new_tokens, system=system, sampling=chosen)
+
+
+@cli.command()
+@click.argument("folder")
+@click.option("--family", type=click.Choice(families.names()), help="Where config.json leaves it open.")
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+def inspect(folder: str, family: str | None, as_json: bool) -> None:
+    """Say what FOLDER is: a checkpoint (audited) or an exported program."""
+    from glm_export.inspection import inspect_folder
+    from glm_export.show import show_facts
+
+    facts = inspect_folder(folder, family)
+    if as_json:
+        click.echo(json.dumps(facts, indent=2, ensure_ascii=False))
+    else:
+        show_facts(Console(highlight=False), facts)
+
+
+@cli.command()
+@click.option("--out", type=FOLDER, default=Path("glm-export-demo"), show_default=True, help="Folder to write.")
+def demo(out: Path) -> None:
+    """Export the embedded model, prove it, and let it recite."""
+    from glm_export.show import run_demo
+
+    run_demo(Console(highlight=False), MESSAGES, out)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    cli(prog_name="glm-export")

@@ -8,6 +8,10 @@ from typing import Any
 
 from glm_export.errors import ConfigError
 
+SIZES = (
+    "vocab_size", "hidden_size", "num_layers", "num_heads", "kv_heads", "head_dim", "ffn_size", "max_positions",
+)  # fmt: skip
+
 
 class Norm(str, Enum):
     """Which normalization a model uses throughout."""
@@ -33,7 +37,9 @@ class RotaryConfig:
         if self.dim <= 0 or self.dim % 2:
             raise ConfigError(f"rotary dim must be a positive even number, found {self.dim}")
         if self.base <= 0 or self.position_scale <= 0:
-            raise ConfigError(f"rotary base and position scale must be positive, found {self.base}, {self.position_scale}")
+            raise ConfigError(
+                f"rotary base and position scale must be positive, found {self.base}, {self.position_scale}"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,18 +75,14 @@ class GlmConfig:
     pad_token_id: int = 0
 
     def __post_init__(self) -> None:
-        sizes = {
-            name: getattr(self, name)
-            for name in (
-                "vocab_size", "hidden_size", "num_layers", "num_heads", "kv_heads", "head_dim", "ffn_size", "max_positions",
-            )
-        }  # fmt: skip
-        for name, value in sizes.items():
+        for name in SIZES:
+            value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
                 raise ConfigError(f"{name} must be a positive whole number, found {value!r} in config.json")
         if self.num_heads % self.kv_heads:
             raise ConfigError(
-                f"{self.num_heads} attention heads cannot share {self.kv_heads} key-value heads evenly; check config.json"
+                f"{self.num_heads} attention heads cannot share {self.kv_heads} key-value heads evenly; "
+                "check config.json"
             )
         if self.rotary.dim > self.head_dim:
             raise ConfigError(f"rotary dim {self.rotary.dim} exceeds the head size {self.head_dim}; check config.json")
@@ -121,4 +123,6 @@ class GlmConfig:
                 }
             )
         except (TypeError, KeyError, ValueError) as error:
-            raise ConfigError(f"the config in manifest.json does not fit this version of glm-export: {error}") from error
+            raise ConfigError(
+                f"the config in manifest.json does not fit this version of glm-export: {error}"
+            ) from error

@@ -134,7 +134,11 @@ class Decoder(nn.Module):
         self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tied_head:
             self.head.weight = self.embedding.weight
-        cos_MR, sin_MR = rotary_tables(config.rotary, config.max_positions, dtype=torch.get_default_dtype())
+        self.rebuild_tables(torch.get_default_dtype())
+
+    def rebuild_tables(self, dtype: torch.dtype) -> None:
+        """Compute the rotary tables again, e.g. after the model was made on the meta device."""
+        cos_MR, sin_MR = rotary_tables(self.config.rotary, self.config.max_positions, dtype=dtype)
         self.register_buffer("cos", cos_MR, persistent=False)
         self.register_buffer("sin", sin_MR, persistent=False)
 

@@ -67,4 +67,6 @@ def write_runtime_files(checkpoint: Checkpoint, folder: Path, dtype: str) -> Non
         values = read_json(checkpoint.folder, TOKENIZER_CONFIG)
         # auto_map names Python files of the publisher; none is copied, and none may be run.
         values.pop("auto_map", None)
-        (folder / TOKENIZER_CONFIG).write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        (folder / TOKENIZER_CONFIG).write_text(
+            json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        )

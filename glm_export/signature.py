@@ -96,7 +96,9 @@ class Signature:
                 for side in ("inputs", "outputs")
             )
         except (KeyError, TypeError) as error:
-            raise ConfigError(f"the signature in manifest.json does not fit this version of glm-export: {error!r}") from error
+            raise ConfigError(
+                f"the signature in manifest.json does not fit this version of glm-export: {error!r}"
+            ) from error
         return cls(inputs=inputs, outputs=outputs)
 
 

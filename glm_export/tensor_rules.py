@@ -35,7 +35,7 @@ class HeadwiseQkv:
     def __call__(self, sources: Sequence[Tensor]) -> Tensor:
         """Reorder the rows of the one source."""
         (rows,) = sources
-        return rows.unflatten(0, (self.num_heads, 3, -1)).transpose(0, 1).flatten(0, 2)
+        return rows.reshape(self.num_heads, 3, -1, *rows.shape[1:]).transpose(0, 1).flatten(0, 2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

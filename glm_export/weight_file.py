@@ -30,7 +30,7 @@ BLOCK_BYTES = 1 << 24
 LARGE_BYTES, LARGE_ALIGNMENT, SMALL_ALIGNMENT = 1 << 20, 1 << 16, 64
 
 
-class Cancelled(Exception):
+class CancelledError(Exception):
     """The export failed or was interrupted elsewhere; writing stops."""
 
 
@@ -95,7 +95,7 @@ def write_weights(
     Raises:
         CheckpointError: a weight is NaN or infinite, or exceeds what ``dtype`` can hold.
         EnvironmentMissingError: the disk is full.
-        Cancelled: ``cancelled`` was set.
+        CancelledError: ``cancelled`` was set.
     """
     source_of = tensor_sources(checkpoint)
     try:
@@ -105,13 +105,15 @@ def write_weights(
                 file.write(b"\0" * (entry.offset - file.tell()))
                 for block in blocks(tensor, dtype, transposed=entry.transposed):
                     if cancelled.is_set():
-                        raise Cancelled
+                        raise CancelledError
                     _check_finite(block, origin, tensor.dtype)
                     _write(file, block)
                     advance(block.nbytes)
     except OSError as error:
         if error.errno == errno.ENOSPC:
-            raise EnvironmentMissingError(f"the disk of {path.parent} is full; free space or choose another --out") from error
+            raise EnvironmentMissingError(
+                f"the disk of {path.parent} is full; free space or choose another --out"
+            ) from error
         raise
 
 
@@ -146,4 +148,4 @@ def _check_finite(block: Tensor, origin: str, source_dtype: torch.dtype) -> None
 def _write(file: BinaryIO, block: Tensor) -> None:
     # numpy has no bfloat16: bytes go out through an integer view.
     raw = block.view(torch.uint8) if block.dim() else block.reshape(1).view(torch.uint8)
-    file.write(memoryview(raw.numpy()).cast("B"))
+    file.write(raw.numpy().data)

@@ -1,0 +1,1 @@
+"""What knows ONNX node shapes: the patterns a GLM is made of, the canonical program, its dialects."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 import onnx_ir as ir
 
@@ -29,17 +30,21 @@ def check_invariants(model: ir.Model, dialect: Dialect, config: GlmConfig, signa
         raise InvariantError(f"dialect {dialect.name} does not allow the operators {', '.join(foreign)}")
     for operator, expected in dialect.expected_counts(config).items():
         if counts[operator] != expected:
-            raise InvariantError(f"dialect {dialect.name} expects {expected} {operator} nodes, found {counts[operator]}")
+            raise InvariantError(
+                f"dialect {dialect.name} expects {expected} {operator} nodes, found {counts[operator]}"
+            )
     if model.opset_imports.get("") != dialect.opset:
         raise InvariantError(f"dialect {dialect.name} is opset {dialect.opset}, found {model.opset_imports.get('')}")
-    _check_border("input", model.graph.inputs, signature.inputs)
-    _check_border("output", model.graph.outputs, signature.outputs)
-    orphans = [name for name, value in model.graph.initializers.items() if not value.uses() and not value.is_graph_output()]
+    _check_border("input", tuple(model.graph.inputs), signature.inputs)
+    _check_border("output", tuple(model.graph.outputs), signature.outputs)
+    orphans = [
+        name for name, value in model.graph.initializers.items() if not value.uses() and not value.is_graph_output()
+    ]
     if orphans:
         raise InvariantError(f"initializers nobody reads: {', '.join(orphans[:5])}")
 
 
-def _check_border(side: str, values: list[ir.Value] | ir.GraphView, specs: tuple[TensorSpec, ...]) -> None:
+def _check_border(side: str, values: Sequence[ir.Value], specs: tuple[TensorSpec, ...]) -> None:
     found = [(value.name, value.dtype.name.lower() if value.dtype else None, _dims(value)) for value in values]
     expected = [(spec.name, ir.DataType[DTYPE_NAMES[spec.dtype]].name.lower(), spec.dims) for spec in specs]
     for have, want in zip(found, expected, strict=False):

@@ -15,6 +15,8 @@ from glm_export.signature import Signature
 # Constants up to this size are folded and kept in the graph; weights are far larger and never read here.
 FOLD_LIMIT_BYTES = 1024
 NAME_SCOPES = "pkg.torch.onnx.name_scopes"
+# What the decoder itself computes, outside of every module, is the attention mask.
+MASK_SCOPE = "mask"
 
 
 def tidy(model: ir.Model, signature: Signature, *, wrapper: str, transposed: frozenset[str]) -> None:
@@ -31,7 +33,9 @@ def tidy(model: ir.Model, signature: Signature, *, wrapper: str, transposed: fro
     """
     _name_weights(model, wrapper)
     _store_transposed(model, transposed)
-    fold_constants(model, onnx_shape_inference=False, input_size_limit=FOLD_LIMIT_BYTES, output_size_limit=FOLD_LIMIT_BYTES)
+    fold_constants(
+        model, onnx_shape_inference=False, input_size_limit=FOLD_LIMIT_BYTES, output_size_limit=FOLD_LIMIT_BYTES
+    )
     ir.passes.Sequential(
         common_passes.IdentityEliminationPass(),
         common_passes.CommonSubexpressionEliminationPass(),
@@ -73,16 +77,26 @@ def _drop_unread_initializers(model: ir.Model) -> None:
 def _rename_nodes(model: ir.Model, wrapper: str) -> None:
     """``layers.0.attention/RotaryEmbedding_1``: the module that made the node, its operator, a count if repeated."""
     seen: Counter[str] = Counter()
+    module_of: dict[ir.Node, str] = {}
     for node in model.graph:
-        scopes = ast.literal_eval(node.metadata_props.get(NAME_SCOPES, "[]"))
-        # The last scope names the traced operation, the one before it the module that called it.
-        module = scopes[-2].removeprefix(wrapper) if len(scopes) > 1 else ""
-        name = f"{module}/{node.op_type}" if module else node.op_type
+        module_of[node] = _module(node, module_of, wrapper)
+        name = f"{module_of[node]}/{node.op_type}"
         seen[name] += 1
         node.name = name if seen[name] == 1 else f"{name}_{seen[name] - 1}"
         for index, output in enumerate(node.outputs):
             if not output.is_graph_output():
                 output.name = f"{node.name}.{index}" if len(node.outputs) > 1 else node.name
+
+
+def _module(node: ir.Node, module_of: dict[ir.Node, str], wrapper: str) -> str:
+    """The module a node came from; a folded node has no scopes and belongs where its input does."""
+    scopes = ast.literal_eval(node.metadata_props.get(NAME_SCOPES, "[]"))
+    if not scopes:
+        producer = node.inputs[0].producer() if node.inputs and node.inputs[0] else None
+        return module_of.get(producer, MASK_SCOPE) if producer else MASK_SCOPE
+    # The last scope names the traced operation, the one before it the module that called it.
+    module: str = scopes[-2] if len(scopes) > 1 else ""
+    return module.removeprefix(wrapper) if module.startswith(wrapper) else MASK_SCOPE
 
 
 def _set_border(model: ir.Model, signature: Signature) -> None:

@@ -60,7 +60,11 @@ TELL_APART: tuple[tuple[str, str, Callable[[Values], bool]], ...] = (
     ("chatglm3", "_name_or_path is a published ChatGLM3", _published("chatglm3")),
     ("glm4_remote", "_name_or_path is a published GLM-4", _published("glm4_remote")),
     ("glm4_remote", "chatglm with several stop ids or num_hidden_layers", _is_fourth_chatglm),
-    ("glm", "model_type glm with num_key_value_heads", lambda v: v.get("model_type") == "glm" and "num_key_value_heads" in v),
+    (
+        "glm",
+        "model_type glm with num_key_value_heads",
+        lambda v: v.get("model_type") == "glm" and "num_key_value_heads" in v,
+    ),
     ("glm4", "model_type glm4", lambda v: v.get("model_type") == "glm4"),
 )
 """First row that holds names the family. ChatGLM2 or 3 without a published name falls to :func:`identify`."""
@@ -68,9 +72,7 @@ TELL_APART: tuple[tuple[str, str, Callable[[Values], bool]], ...] = (
 
 def names() -> list[str]:
     """Every family that has a file here."""
-    return sorted(
-        module.name for module in iter_modules(__path__) if not module.name.startswith("_")
-    )
+    return sorted(module.name for module in iter_modules(__path__) if not module.name.startswith("_"))
 
 
 def load(name: str) -> ModuleType:
@@ -97,8 +99,8 @@ def identify(values: Values) -> str:
         if values.get("rope_ratio", 1) == 1:
             return "chatglm2"
         raise ConfigError(
-            f"config.json has rope_ratio {values['rope_ratio']} but no published _name_or_path: ChatGLM2 divides positions "
-            "by it, ChatGLM3 multiplies the base; say --family chatglm2 or --family chatglm3"
+            f"config.json has rope_ratio {values['rope_ratio']} but no published _name_or_path: ChatGLM2 divides "
+            "positions by it, ChatGLM3 multiplies the base; say --family chatglm2 or --family chatglm3"
         )
     raise ConfigError(
         f"config.json is of no known GLM (model_type {values.get('model_type')!r}, architectures "

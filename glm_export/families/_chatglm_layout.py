@@ -100,7 +100,11 @@ def _layer(target: str, source: str, config: GlmConfig) -> list[TensorRule]:
         *_norm(f"{target}.attention_norm", f"{source}.input_layernorm", config),
         *_norm(f"{target}.mlp_norm", f"{source}.post_attention_layernorm", config),
         rule(
-            f"{target}.attention.qkv.weight", f"{source}.self_attention.query_key_value.weight", qkv_rows, hidden, layout=layout
+            f"{target}.attention.qkv.weight",
+            f"{source}.self_attention.query_key_value.weight",
+            qkv_rows,
+            hidden,
+            layout=layout,
         ),
         rule(f"{target}.attention.dense.weight", f"{source}.self_attention.dense.weight", hidden, config.q_size),
         rule(f"{target}.mlp.gate_up.weight", f"{source}.mlp.dense_h_to_4h.weight", 2 * config.ffn_size, hidden),

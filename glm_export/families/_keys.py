@@ -11,10 +11,14 @@ INERT_EVERYWHERE = {
     **dict.fromkeys(("architectures", "model_type", "_name_or_path", "auto_map"), "say which class, not which numbers"),
     **dict.fromkeys(("transformers_version", "_from_model_config", "_commit_hash"), "bookkeeping of transformers"),
     **dict.fromkeys(("use_cache", "return_dict", "output_attentions", "output_hidden_states"), "what a call returns"),
-    **dict.fromkeys(("attention_dropout", "hidden_dropout", "initializer_range", "classifier_dropout"), "only for training"),
+    **dict.fromkeys(
+        ("attention_dropout", "hidden_dropout", "initializer_range", "classifier_dropout"), "only for training"
+    ),
     **dict.fromkeys(("id2label", "label2id", "problem_type", "num_labels"), "only for a classification head"),
     **dict.fromkeys(("attn_implementation", "_attn_implementation"), "which kernel computes the same attention"),
-    **dict.fromkeys(("bos_token_id", "max_length", "is_encoder_decoder"), "read by generation loops, not by the decoder"),
+    **dict.fromkeys(
+        ("bos_token_id", "max_length", "is_encoder_decoder"), "read by generation loops, not by the decoder"
+    ),
 }
 """Keys that cannot change what the decoder computes, and why."""
 

@@ -60,7 +60,9 @@ def _rotary(keys: ConfigKeys) -> tuple[float, float]:
         raise ConfigError("config.json has rope_parameters of another rope_type than 'default', which is not supported")
     base, partial = grouped.pop("rope_theta", flat_base), grouped.pop("partial_rotary_factor", flat_partial)
     if grouped:
-        raise ConfigError(f"config.json has unknown rope_parameters that could change numbers: {', '.join(sorted(grouped))}")
+        raise ConfigError(
+            f"config.json has unknown rope_parameters that could change numbers: {', '.join(sorted(grouped))}"
+        )
     return float(base), float(partial)
 
 

@@ -29,4 +29,6 @@ def tensor_rules(config: GlmConfig) -> TensorRules:
     return _native_layout.tensor_rules(config)
 
 
-TINY = _native_layout.tiny("glm", "GlmForCausalLM", tie_word_embeddings=True, partial_rotary_factor=1.0, attention_bias=False)
+TINY = _native_layout.tiny(
+    "glm", "GlmForCausalLM", tie_word_embeddings=True, partial_rotary_factor=1.0, attention_bias=False
+)

@@ -24,7 +24,8 @@ SPECIAL_TOKENS = (
 """In id order, following the ranks. Source: ``tokenizer_config.json``, ``added_tokens_decoder``."""
 STOP_TOKENS = ("<|endoftext|>", "<|user|>", "<|observation|>")
 SPLIT_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 """Where tiktoken splits text before merging. Source: ``tokenization_chatglm.py``."""
 

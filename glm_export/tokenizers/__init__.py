@@ -53,7 +53,9 @@ def load_tokenizer(folder: Path, config: GlmConfig) -> Tokenizer:
         kind = "tokenizer_json"
     path = inside(folder, FILE_OF[kind])
     if not path.is_file():
-        raise CheckpointError(f"{folder} has no {path.name}; family {config.family} reads its tokenizer from it, copy it in")
+        raise CheckpointError(
+            f"{folder} has no {path.name}; family {config.family} reads its tokenizer from it, copy it in"
+        )
     if kind == "sentencepiece":
         from glm_export.tokenizers.sentencepiece import SentencePieceTokenizer
 

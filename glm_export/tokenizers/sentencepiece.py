@@ -57,5 +57,9 @@ class SentencePieceTokenizer:
         check_roles(messages)
         ids = self._prefix
         for message in messages:
-            ids += [self.special[f"<|{message['role']}|>"], *self.encode_plain("\n"), *self.encode_plain(message["content"])]
+            ids += [
+                self.special[f"<|{message['role']}|>"],
+                *self.encode_plain("\n"),
+                *self.encode_plain(message["content"]),
+            ]
         return [*ids, self.special["<|assistant|>"]]

@@ -66,10 +66,15 @@ def grouped_attention(
             q_num_heads=num_heads, kv_num_heads=kv_heads,
         )  # fmt: skip
         return output, key, value
-    q_BNSD = q_BSC.unflatten(-1, (num_heads, -1)).transpose(1, 2)
-    key_BKTD = torch.cat((past_key_BKPD, k_BSC.unflatten(-1, (kv_heads, -1)).transpose(1, 2)), dim=2)
-    value_BKTD = torch.cat((past_value_BKPD, v_BSC.unflatten(-1, (kv_heads, -1)).transpose(1, 2)), dim=2)
+    q_BNSD = _split_heads(q_BSC, num_heads)
+    key_BKTD = torch.cat((past_key_BKPD, _split_heads(k_BSC, kv_heads)), dim=2)
+    value_BKTD = torch.cat((past_value_BKPD, _split_heads(v_BSC, kv_heads)), dim=2)
     output_BNSD = functional.scaled_dot_product_attention(
         q_BNSD, key_BKTD, value_BKTD, attn_mask=mask_B1ST, enable_gqa=True
     )
     return output_BNSD.transpose(1, 2).flatten(-2), key_BKTD, value_BKTD
+
+
+def _split_heads(x_BSC: Tensor, heads: int) -> Tensor:
+    """``[B, S, heads * D] -> [B, heads, S, D]``."""
+    return x_BSC.reshape(*x_BSC.shape[:2], heads, -1).transpose(1, 2)

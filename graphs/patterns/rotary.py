@@ -11,7 +11,9 @@ from torch import Tensor
 from glm_export.config import RotaryConfig
 
 
-def rotary_tables(rotary: RotaryConfig, max_positions: int, *, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+def rotary_tables(
+    rotary: RotaryConfig, max_positions: int, *, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor]:
     """Cosines and sines of every position.
 
     Angles are computed in float32, as the official code does, then rounded to ``dtype``.
@@ -57,7 +59,7 @@ def rotary_embedding(
 
 def _rotate(x_BSC: Tensor, cos_BSR: Tensor, sin_BSR: Tensor, num_heads: int, interleaved: bool) -> Tensor:
     rotated = 2 * cos_BSR.shape[-1]
-    x_BSND = x_BSC.unflatten(-1, (num_heads, -1))
+    x_BSND = x_BSC.reshape(*x_BSC.shape[:2], num_heads, -1)
     turned, straight = x_BSND[..., :rotated], x_BSND[..., rotated:]
     cos, sin = cos_BSR.unsqueeze(2), sin_BSR.unsqueeze(2)
     if interleaved:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import logging
 import shutil
 import threading
+import warnings
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from concurrent.futures import FIRST_EXCEPTION
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -23,8 +23,16 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from glm_export.artifacts import (
-    MANIFEST, MANIFEST_FORMAT, MODEL, WEIGHTS,
-    OnnxProgram, load_program, package_versions, refuse_overwrite, whole_folder, write_json,
+    MANIFEST,
+    MANIFEST_FORMAT,
+    MODEL,
+    WEIGHTS,
+    OnnxProgram,
+    load_program,
+    package_versions,
+    refuse_overwrite,
+    whole_folder,
+    write_json,
 )  # fmt: skip
 from glm_export.checkpoint import Checkpoint
 from glm_export.config import GlmConfig
@@ -37,7 +45,7 @@ from glm_export.modeling import Decoder
 from glm_export.progress import Progress, Silent
 from glm_export.runtime_files import write_runtime_files
 from glm_export.signature import BATCH, DTYPES, LOGITS_KINDS, PAST, SEQUENCE, Signature, decoder_signature
-from glm_export.weight_file import Cancelled, StoredTensor, plan_weights, write_weights
+from glm_export.weight_file import CancelledError, StoredTensor, plan_weights, write_weights
 
 # What importing torch and tracing a decoder takes, whatever its size (measured, benchmarks/export).
 BASE_MEMORY_BYTES = 450 << 20
@@ -77,7 +85,8 @@ def plan_export(checkpoint: Checkpoint, out: Path, dtype: str) -> ExportPlan:
         )
     tables = 2 * config.max_positions * config.rotary.dim * 4
     return ExportPlan(
-        parameters=sum(p.numel() for p in Decoder.parameters(model)) - (model.head.weight.numel() if config.tied_head else 0),
+        parameters=sum(p.numel() for p in Decoder.parameters(model))
+        - (model.head.weight.numel() if config.tied_head else 0),
         source_bytes=checkpoint.source_bytes,
         output_bytes=output,
         free_bytes=free,
@@ -146,10 +155,12 @@ def trace(config: GlmConfig, signature: Signature, *, dtype: str, logits: str, o
         ]
         pairs = list(zip(cache[::2], cache[1::2], strict=True))
         dynamic_pairs = list(zip(dynamic[3::2], dynamic[4::2], strict=True))
-        exported = torch.export.export(
-            model, (ids, mask, positions, pairs), dynamic_shapes=(*dynamic[:3], dynamic_pairs), strict=False
-        )
-        program = torch.onnx.export(exported, dynamo=True, opset_version=opset, optimize=False, verbose=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch's own use of its pytrees
+            exported = torch.export.export(
+                model, (ids, mask, positions, pairs), dynamic_shapes=(*dynamic[:3], dynamic_pairs), strict=False
+            )
+            program = torch.onnx.export(exported, dynamo=True, opset_version=opset, optimize=False, verbose=False)
     if program is None:
         raise InputError("torch.onnx.export returned no program")
     return program.model
@@ -167,7 +178,13 @@ def attach_weights(model: ir.Model, stored: tuple[StoredTensor, ...], folder: Pa
 
 
 def canonical_program(
-    config: GlmConfig, dialect: Dialect, signature: Signature, stored: tuple[StoredTensor, ...], *, dtype: str, logits: str
+    config: GlmConfig,
+    dialect: Dialect,
+    signature: Signature,
+    stored: tuple[StoredTensor, ...],
+    *,
+    dtype: str,
+    logits: str,
 ) -> ir.Model:
     """Trace, tidy and check; weights are left to :func:`attach_weights`.
 
@@ -244,7 +261,7 @@ def _write_model(
 
     def cancellable(count: int) -> None:
         if cancelled.is_set():
-            raise Cancelled
+            raise CancelledError
         hashing(count)
 
     with ThreadPoolExecutor(2) as pool:
@@ -273,5 +290,5 @@ def _write_model(
     return hashes
 
 
-# The exporter warns about torchvision being absent and about pytree internals; neither concerns a GLM.
+# The exporter warns that torchvision is absent, which no GLM needs.
 logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)

@@ -1,0 +1,172 @@
+"""The library in a few calls; the command line is made of the same ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import overload
+
+from glm_export import checkpoint as checkpoints
+from glm_export import exporter
+from glm_export.artifacts import OnnxProgram, is_program, load_program
+from glm_export.check import CheckReport
+from glm_export.check import check as check_program
+from glm_export.checkpoint import Checkpoint
+from glm_export.demo import DEMO, demo_folder
+from glm_export.errors import InputError
+from glm_export.generation import Decode, Stopping, cut_at_stop, generate_ids
+from glm_export.progress import Progress
+from glm_export.sampling import Sampling
+from glm_export.sessions import Session
+from glm_export.tokenizers import stop_ids
+from glm_export.tokenizers.chat import Message
+
+Source = str | Path
+
+
+def open_checkpoint(source: Source | Checkpoint, family: str | None = None) -> Checkpoint:
+    """Open a model folder, or the embedded model with ``"demo"``.
+
+    Raises:
+        GlmExportError: see :func:`glm_export.checkpoint.open_checkpoint`.
+    """
+    if isinstance(source, Checkpoint):
+        return source
+    folder = demo_folder() if str(source) == DEMO and not Path(source).is_dir() else Path(source)
+    if is_program(folder):
+        raise InputError(f"{folder} is an exported folder; a checkpoint is expected here, the folder it was made from")
+    return checkpoints.open_checkpoint(folder, family)
+
+
+def export(
+    source: Source | Checkpoint,
+    out: Source,
+    *,
+    dialect: str = "onnx",
+    dtype: str = "float32",
+    logits: str = "all",
+    force: bool = False,
+    progress: Progress | None = None,
+) -> OnnxProgram:
+    """Export a checkpoint; see :func:`glm_export.exporter.export`.
+
+    Args:
+        source: a model folder, an open checkpoint, or ``"demo"``.
+        out: the folder to write.
+        dialect: a name from ``graphs/dialects``.
+        dtype: ``float32``, ``float16`` or ``bfloat16``.
+        logits: ``all`` or ``last``.
+        force: replace an exported folder.
+        progress: shows the long steps.
+    """
+    return exporter.export(
+        open_checkpoint(source), Path(out), dialect=dialect, dtype=dtype, logits=logits, force=force, progress=progress
+    )
+
+
+def load_session(source: Source | OnnxProgram | Checkpoint, *, family: str | None = None) -> Session:
+    """Run an exported folder in ONNX Runtime, or a checkpoint in PyTorch (float32).
+
+    Raises:
+        GlmExportError: the folder is neither, or cannot run on this machine.
+    """
+    # Runtimes are imported where they are used.
+    from glm_export.sessions.ort import OrtSession
+    from glm_export.sessions.torch import TorchSession
+
+    if isinstance(source, OnnxProgram):
+        return OrtSession(source)
+    if not isinstance(source, Checkpoint) and is_program(Path(source)):
+        return OrtSession(load_program(Path(source)))
+    return TorchSession(open_checkpoint(source, family))
+
+
+@overload
+def generate(
+    session: Session,
+    prompt: str,
+    *,
+    max_new_tokens: int = ...,
+    sampling: Sampling | None = ...,
+    stop_strings: Sequence[str] = ...,
+) -> str: ...
+@overload
+def generate(
+    session: Session,
+    prompt: list[str],
+    *,
+    max_new_tokens: int = ...,
+    sampling: Sampling | None = ...,
+    stop_strings: Sequence[str] = ...,
+) -> list[str]: ...
+def generate(
+    session: Session,
+    prompt: str | list[str],
+    *,
+    max_new_tokens: int = 128,
+    sampling: Sampling | None = None,
+    stop_strings: Sequence[str] = (),
+) -> str | list[str]:
+    """Continue a text, or several together.
+
+    Args:
+        session: from :func:`load_session`.
+        prompt: one text or several.
+        max_new_tokens: at most this many tokens for each.
+        sampling: greedy when absent.
+        stop_strings: end a text, and are cut off.
+
+    Returns:
+        What the model wrote after each prompt.
+    """
+    texts = [prompt] if isinstance(prompt, str) else list(prompt)
+    tokenizer = session.tokenizer
+    rows = generate_ids(
+        session, [tokenizer.encode(text) for text in texts], sampling=sampling, decode=tokenizer.decode,
+        stopping=stopping_for(session, max_new_tokens, stop_strings),
+    )  # fmt: skip
+    results = [cut_at_stop(tokenizer.decode(row.ids), stop_strings) for row in rows]
+    return results[0] if isinstance(prompt, str) else results
+
+
+def chat(
+    session: Session, messages: list[Message], *, max_new_tokens: int = 512, sampling: Sampling | None = None
+) -> str:
+    """The model's reply to a conversation, in the prompt format of its family.
+
+    Raises:
+        InputError: the format cannot express the conversation, or it exceeds the context.
+    """
+    tokenizer = session.tokenizer
+    (row,) = generate_ids(
+        session, [tokenizer.chat(messages)], sampling=sampling, stopping=stopping_for(session, max_new_tokens)
+    )
+    return tokenizer.decode(row.ids).strip()
+
+
+def check(program: Source | OnnxProgram, against: Source | Checkpoint, *, family: str | None = None) -> CheckReport:
+    """Compare an exported folder with the checkpoint it came from; see :func:`glm_export.check.check`."""
+    loaded = program if isinstance(program, OnnxProgram) else load_program(Path(program))
+    return check_program(loaded, open_checkpoint(against, family or loaded.config.family))
+
+
+def stopping_for(session: Session, max_new_tokens: int, stop_strings: Sequence[str] = ()) -> Stopping:
+    """Stop at every id the config and the prompt format name."""
+    return Stopping(
+        max_new_tokens=max_new_tokens,
+        stop_ids=frozenset(stop_ids(session.config, session.tokenizer)),
+        stop_strings=tuple(stop_strings),
+    )
+
+
+__all__ = [
+    "Decode",
+    "Message",
+    "chat",
+    "check",
+    "export",
+    "generate",
+    "load_session",
+    "open_checkpoint",
+    "stopping_for",
+]

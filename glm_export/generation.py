@@ -1,0 +1,155 @@
+"""Tokens to tokens over any session, with its cache; batches of prompts of different lengths, streaming."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from glm_export.errors import InputError
+from glm_export.feeds import prefill_feeds
+from glm_export.sampling import Sampler, Sampling
+from glm_export.sessions import Session
+
+Decode = Callable[[list[int]], str]
+REPLACEMENT = "\ufffd"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stopping:
+    """When a row is finished: length, ids (not part of the result), or strings in the decoded text (cut off)."""
+
+    max_new_tokens: int = 128
+    stop_ids: frozenset[int] = frozenset()
+    stop_strings: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise InputError(f"max_new_tokens must be at least 1, found {self.max_new_tokens}")
+
+
+@dataclass(slots=True, kw_only=True)
+class Generation:
+    """One row's result. ``finish_reason`` is stop, length or context."""
+
+    prompt_ids: list[int]
+    ids: list[int] = field(default_factory=list)
+    finish_reason: str = ""
+
+
+def generate_steps(
+    session: Session,
+    prompts: Sequence[Sequence[int]],
+    *,
+    stopping: Stopping,
+    sampling: Sampling | None = None,
+    decode: Decode | None = None,
+) -> Iterator[list[Generation]]:
+    """Generate, handing out the state of all rows after each step.
+
+    Args:
+        session: its cache is taken over.
+        prompts: token ids, one list a row; padded on the left together.
+        stopping: when rows end. Stop strings need ``decode``.
+        sampling: greedy when absent. Each row draws from its own stream, seeded ``seed + row``.
+        decode: ids to text.
+
+    Raises:
+        InputError: an empty or too long prompt, or stop strings without ``decode``.
+    """
+    if stopping.stop_strings and decode is None:
+        raise InputError("stop strings need a tokenizer to decode with")
+    feeds = prefill_feeds(prompts, session.config)
+    sampling = sampling or Sampling()
+    rows = [Generation(prompt_ids=list(prompt)) for prompt in prompts]
+    samplers = [Sampler(_row_sampling(sampling, index)) for index in range(len(rows))]
+    logits_BSV = session.prefill(feeds)
+    while True:
+        next_ids = []
+        for index, (row, sampler) in enumerate(zip(rows, samplers, strict=True)):
+            if row.finish_reason:
+                next_ids.append(session.config.pad_token_id)
+                continue
+            token = sampler.choose(logits_BSV[index, -1], row.prompt_ids + row.ids)
+            next_ids.append(token)
+            _take(row, token, stopping, session.config.max_positions, decode)
+        yield rows
+        if all(row.finish_reason for row in rows):
+            return
+        feeds = feeds.followed_by(next_ids, session.config.max_positions - 1)
+        logits_BSV = session.decode(feeds)
+
+
+def _row_sampling(sampling: Sampling, index: int) -> Sampling:
+    seed = None if sampling.seed is None else sampling.seed + index
+    return Sampling(
+        temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p,
+        repetition_penalty=sampling.repetition_penalty, seed=seed,
+    )  # fmt: skip
+
+
+def _take(row: Generation, token: int, stopping: Stopping, context: int, decode: Decode | None) -> None:
+    if token in stopping.stop_ids:
+        row.finish_reason = "stop"
+        return
+    row.ids.append(token)
+    if decode is not None and stopping.stop_strings:
+        text = decode(row.ids)
+        if any(stop in text for stop in stopping.stop_strings):
+            row.finish_reason = "stop"
+            return
+    if len(row.ids) >= stopping.max_new_tokens:
+        row.finish_reason = "length"
+    elif len(row.prompt_ids) + len(row.ids) >= context:
+        row.finish_reason = "context"
+
+
+def generate_ids(
+    session: Session,
+    prompts: Sequence[Sequence[int]],
+    *,
+    stopping: Stopping,
+    sampling: Sampling | None = None,
+    decode: Decode | None = None,
+) -> list[Generation]:
+    """As :func:`generate_steps`, but only the finished rows."""
+    (rows,) = deque(generate_steps(session, prompts, stopping=stopping, sampling=sampling, decode=decode), maxlen=1)
+    return rows
+
+
+class TextStream:
+    """Text as it grows: characters still incomplete, and what may become a stop string, are held back."""
+
+    def __init__(self, decode: Decode, stop_strings: Sequence[str] = ()) -> None:
+        self._decode = decode
+        self._stop_strings = tuple(stop_strings)
+        self._sent = 0
+
+    def text(self, ids: list[int], *, finished: bool) -> str:
+        """The part of the text that is new since the last call."""
+        whole = cut_at_stop(self._decode(ids), self._stop_strings)
+        if not finished:
+            whole = whole.rstrip(REPLACEMENT)
+            whole = whole[: len(whole) - _overlap(whole, self._stop_strings)]
+        new = whole[self._sent :]
+        self._sent = max(self._sent, len(whole))
+        return new
+
+
+def cut_at_stop(text: str, stop_strings: Sequence[str]) -> str:
+    """The text before the first stop string."""
+    positions = [position for stop in stop_strings if (position := text.find(stop)) >= 0]
+    return text[: min(positions)] if positions else text
+
+
+def _overlap(text: str, stop_strings: Sequence[str]) -> int:
+    """Length of the longest end of the text that begins a stop string."""
+    return max(
+        (
+            size
+            for stop in stop_strings
+            for size in range(1, min(len(stop), len(text) + 1))
+            if text.endswith(stop[:size])
+        ),
+        default=0,
+    )

@@ -1,0 +1,98 @@
+"""From logits to the next token: greedy, or drawn with temperature, top-k, top-p and repetition penalty.
+
+The order is that of transformers' ``generate``: penalty, temperature, top-k, top-p.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from glm_export.errors import InputError
+
+Scores = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How a token is chosen. ``temperature`` 0 is greedy; ``top_k`` 0 and ``top_p`` 1 keep every token."""
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, good, expected in (
+            ("temperature", self.temperature >= 0, "0 (greedy) or more"),
+            ("top_k", self.top_k >= 0, "0 (off) or more"),
+            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
+            ("repetition_penalty", self.repetition_penalty > 0, "above 0"),
+        ):
+            if not good:
+                raise InputError(f"{name} must be {expected}, found {getattr(self, name)}")
+
+
+def penalize_repetition(scores_V: Scores, seen: Sequence[int], penalty: float) -> Scores:
+    """Divide positive scores of seen tokens by the penalty, multiply negative ones (CTRL, arXiv:1909.05858)."""
+    if penalty == 1.0 or not seen:
+        return scores_V
+    ids = np.unique(np.asarray(seen))
+    scores_V = scores_V.copy()
+    scores_V[ids] = np.where(scores_V[ids] > 0, scores_V[ids] / penalty, scores_V[ids] * penalty)
+    return scores_V
+
+
+def keep_top_k(scores_V: Scores, top_k: int) -> Scores:
+    """Set all but the ``top_k`` highest scores to minus infinity; ties with the last one stay."""
+    if top_k == 0 or top_k >= scores_V.size:
+        return scores_V
+    threshold = np.partition(scores_V, -top_k)[-top_k]
+    return np.where(scores_V < threshold, -np.inf, scores_V).astype(np.float32)
+
+
+def keep_top_p(scores_V: Scores, top_p: float) -> Scores:
+    """Keep the likeliest tokens whose probabilities reach ``top_p`` together (nucleus, arXiv:1904.09751)."""
+    if top_p >= 1.0:
+        return scores_V
+    ascending = np.argsort(scores_V, kind="stable")
+    below = np.cumsum(probabilities(scores_V[ascending]))
+    dropped = ascending[below <= 1.0 - top_p]
+    dropped = dropped[dropped != ascending[-1]]
+    scores_V = scores_V.copy()
+    scores_V[dropped] = -np.inf
+    return scores_V
+
+
+def probabilities(scores_V: Scores) -> NDArray[np.float64]:
+    """Softmax in float64; minus infinity becomes 0."""
+    shifted = np.exp(scores_V.astype(np.float64) - np.max(scores_V))
+    result: NDArray[np.float64] = shifted / shifted.sum()
+    return result
+
+
+class Sampler:
+    """Chooses tokens one after another; the seed fixes the whole sequence."""
+
+    def __init__(self, sampling: Sampling) -> None:
+        self._sampling = sampling
+        self._random = np.random.default_rng(sampling.seed)
+
+    def choose(self, scores_V: Scores, seen: Sequence[int]) -> int:
+        """The next id.
+
+        Args:
+            scores_V: float32 logits ``[V]``.
+            seen: prompt and generated ids, for the repetition penalty.
+        """
+        sampling = self._sampling
+        scores_V = penalize_repetition(scores_V, seen, sampling.repetition_penalty)
+        if sampling.temperature == 0:
+            return int(scores_V.argmax())
+        scores_V = keep_top_k((scores_V / sampling.temperature).astype(np.float32), sampling.top_k)
+        chances_V = probabilities(keep_top_p(scores_V, sampling.top_p))
+        return int(self._random.choice(chances_V.size, p=chances_V))

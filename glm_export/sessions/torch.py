@@ -1,0 +1,90 @@
+"""The reference model in PyTorch as a session."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from glm_export.checkpoint import Checkpoint
+from glm_export.feeds import Feeds
+from glm_export.modeling import Decoder, KeyValue
+from glm_export.sessions import Logits, Session, Tensors
+from glm_export.signature import (
+    ATTENTION_MASK,
+    INPUT_IDS,
+    LOGITS,
+    POSITION_IDS,
+    decoder_signature,
+    past_names,
+    present_names,
+)  # fmt: skip
+
+
+def load_reference(checkpoint: Checkpoint, dtype: str = "float32") -> Decoder:
+    """The reference model with the checkpoint's weights, for inference.
+
+    Weights already in ``dtype`` stay memory-mapped; the others are converted one by one.
+
+    Raises:
+        CheckpointError: tensors are missing, mis-shaped or damaged.
+    """
+    checkpoint.audit()
+    with torch.device("meta"):
+        model = Decoder(checkpoint.config)
+    wanted = getattr(torch, dtype)
+    model.load_state_dict({name: tensor.to(wanted) for name, tensor in checkpoint.parameters()}, assign=True)
+    if checkpoint.config.tied_head:
+        model.head.weight = model.embedding.weight
+    model.rebuild_tables(wanted)
+    return model.eval().requires_grad_(False)
+
+
+class TorchSession(Session):
+    """Eager PyTorch; what every other session is held to."""
+
+    def __init__(self, checkpoint: Checkpoint, dtype: str = "float32", device: str = "cpu") -> None:
+        super().__init__(checkpoint.folder, checkpoint.config)
+        self.signature = decoder_signature(checkpoint.config, dtype=dtype, logits="all")
+        self.model = load_reference(checkpoint, dtype).to(device)
+        self._past: list[KeyValue] | None = None
+
+    def prefill(self, feeds: Feeds) -> Logits:
+        """Start a batch; logits of every token."""
+        self._past = None
+        return self.decode(feeds)
+
+    @torch.inference_mode()
+    def decode(self, feeds: Feeds) -> Logits:
+        """Read on from the cache; logits of every token."""
+        device = self.model.head.weight.device
+        tensors = [torch.from_numpy(array).to(device) for array in feeds.named().values()]
+        output = self.model(*tensors, self._past)
+        self._past = output.past_key_values
+        return _numpy(output.logits).astype(np.float32)
+
+    @torch.inference_mode()
+    def run(self, tensors: Tensors) -> Tensors:
+        """One call with the cache handed in and out."""
+        device = self.model.head.weight.device
+        layers = range(self.config.num_layers)
+        given = {name: torch.from_numpy(array).to(device) for name, array in tensors.items()}
+        dtype = self.model.head.weight.dtype
+        past = [tuple(given[name].to(dtype) for name in past_names(i)) for i in layers]
+        output = self.model(given[INPUT_IDS], given[ATTENTION_MASK], given[POSITION_IDS], past)
+        result = {LOGITS: _numpy(output.logits)}
+        for i in layers:
+            result |= zip(present_names(i), map(_numpy, output.past_key_values[i]), strict=True)
+        return result
+
+    def close(self) -> None:
+        """Free the weights and the cache."""
+        self._past = None
+        del self.model
+
+
+def _numpy(tensor: Tensor) -> np.ndarray:
+    # numpy has no bfloat16; float32 holds every value of it.
+    tensor = tensor.detach().cpu()
+    array: np.ndarray = (tensor.float() if tensor.dtype is torch.bfloat16 else tensor).numpy()
+    return array

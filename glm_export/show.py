@@ -1,0 +1,209 @@
+"""What a person at a terminal sees: plans, progress, tables, streams. Built with rich."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from typing_extensions import Self
+
+from glm_export import api
+from glm_export.artifacts import OnnxProgram
+from glm_export.check import CheckReport
+from glm_export.checkpoint import Checkpoint
+from glm_export.compare import OutputParity
+from glm_export.demo import DEMO, Poem, poems, recall
+from glm_export.errors import ComparisonFailedError
+from glm_export.exporter import ExportPlan
+from glm_export.generation import TextStream, generate_steps
+from glm_export.progress import Advance
+from glm_export.sampling import Sampling
+from glm_export.sessions import Session
+from glm_export.signature import LOGITS
+from glm_export.tokenizers.chat import Message
+
+SHOWN_POEMS = ("夜思", "江雪", "登鹳雀楼")
+
+
+class ProgressBars:
+    """Bars on a terminal, nothing where output is piped."""
+
+    def __init__(self, console: Console) -> None:
+        self._bars = Progress(
+            TextColumn("{task.description}", style="dim"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn(),
+            console=console, transient=True, disable=not console.is_terminal,
+        )  # fmt: skip
+
+    def task(self, name: str, total: int) -> Advance:
+        """Add a bar."""
+        identifier = self._bars.add_task(name, total=total)
+        return lambda count: self._bars.advance(identifier, count)
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bars.stop()
+
+
+def size(count: float) -> str:
+    """Bytes for people, in decimal units as disks are sold."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.2f} GB"
+
+
+def show_plan(console: Console, checkpoint: Checkpoint, plan: ExportPlan, *, dialect: str, dtype: str) -> None:
+    """What will be read, written and needed."""
+    console.print(
+        f"[bold]{escape(checkpoint.config.family)}[/], {plan.parameters / 1e6:,.1f} M parameters, "
+        f"{len(checkpoint.files)} weight files, {size(plan.source_bytes)} → {escape(dialect)} {dtype}"
+    )
+    console.print(
+        f"  disk    {size(plan.output_bytes)} to write, {size(plan.free_bytes)} free\n"
+        f"  memory  about {size(plan.memory_bytes)}; weights are streamed"
+    )
+
+
+def show_written(console: Console, program: OnnxProgram) -> None:
+    """Where the result is, and what to do with it."""
+    total = sum(program.manifest["sizes"].values())
+    console.print(f"[green]wrote[/] {escape(str(program.folder))} ({size(total)})", soft_wrap=True)
+
+
+def show_parity(console: Console, report: CheckReport) -> None:
+    """One row for the logits and one for the whole cache, per case."""
+    parity = report.parity
+    title = f"{parity.candidate} against {parity.reference}, {parity.dtype}; cache: its worst layer"
+    table = Table(title=title, title_justify="left", box=SIMPLE)
+    for name in ("case", "output", "max abs", "max rel", "needed", "top-1", ""):
+        table.add_column(name, justify="left" if name in ("case", "output", "") else "right")
+    for case in dict.fromkeys(output.case for output in parity.outputs):
+        outputs = [output for output in parity.outputs if output.case == case]
+        for label, group in (
+            (LOGITS, [o for o in outputs if o.output == LOGITS]),
+            ("cache", [o for o in outputs if o.output != LOGITS]),
+        ):
+            _parity_row(table, case if label == LOGITS else "", label, group)
+    console.print(table)
+    first = next((o for o in parity.outputs if not o.passed), None)
+    if first is not None:
+        console.print(f"first output beyond tolerance: {first.output} in case {first.case!r}")
+    console.print(
+        f"greedy tokens equal: {report.greedy_equal} of {report.greedy_total}\n"
+        f"tolerances are shares of an output's largest value: needed {parity.needed:.1e}, "
+        f"allowed {parity.outputs[0].tolerance:.0e}"
+    )
+    console.print("[bold green]PASSED[/]" if report.passed else "[bold red]FAILED[/]")
+
+
+def _parity_row(table: Table, case: str, label: str, group: Sequence[OutputParity]) -> None:
+    worst = max(group, key=lambda output: output.needed)
+    passed = all(output.passed for output in group)
+    table.add_row(
+        case, label, f"{worst.max_abs:.1e}", f"{worst.max_rel:.1e}", f"{worst.needed:.1e}",
+        "" if worst.top1 is None else f"{worst.top1:.1%}", "[green]pass[/]" if passed else "[red]FAIL[/]",
+    )  # fmt: skip
+
+
+def show_facts(console: Console, facts: dict[str, Any]) -> None:
+    """A two-column table; lists go one item a line."""
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="dim")
+    table.add_column(overflow="fold")
+    for name, value in facts.items():
+        table.add_row(name.replace("_", " "), escape(_plain(name, value)))
+    console.print(table)
+
+
+def _plain(name: str, value: Any) -> str:
+    if name.endswith("_bytes"):
+        return size(value)
+    if isinstance(value, dict):
+        return "\n".join(f"{key}: {size(item) if name == 'sizes' else item}" for key, item in value.items())
+    return "\n".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def write_stream(
+    session: Session, ids: list[int], max_new_tokens: int, sampling: Sampling, stop_strings: Sequence[str] = ()
+) -> str:
+    """Print text as it is written; returns all of it."""
+    decode = session.tokenizer.decode
+    stream, written = TextStream(decode, stop_strings), ""
+    steps = generate_steps(
+        session,
+        [ids],
+        sampling=sampling,
+        decode=decode,
+        stopping=api.stopping_for(session, max_new_tokens, stop_strings),
+    )
+    for (row,) in steps:
+        new = stream.text(row.ids, finished=bool(row.finish_reason))
+        sys.stdout.write(new if written else new.lstrip("\n"))
+        sys.stdout.flush()
+        written += new
+    sys.stdout.write("\n")
+    return written
+
+
+def converse(
+    session: Session, console: Console, *, max_new_tokens: int, system: str | None, sampling: Sampling
+) -> None:
+    """Read questions line by line, stream the replies; replies go to stdout, prompts to ``console``."""
+    messages: list[Message] = [{"role": "system", "content": system}] if system else []
+    while True:
+        if console.is_terminal:
+            console.print("[bold cyan]›[/] ", end="")
+        question = sys.stdin.readline().strip()
+        if not question:
+            return
+        messages.append({"role": "user", "content": question})
+        reply = write_stream(session, session.tokenizer.chat(messages), max_new_tokens, sampling)
+        messages.append({"role": "assistant", "content": reply.strip()})
+
+
+def run_demo(results: Console, messages: Console, out: Path) -> None:
+    """Export the embedded model, check it, recite, and count exact recall on both sides.
+
+    Raises:
+        ComparisonFailedError: the program differs from PyTorch.
+    """
+    checkpoint = api.open_checkpoint(DEMO)
+    with ProgressBars(messages) as bars:
+        program = api.export(checkpoint, out, force=True, progress=bars)
+    show_written(messages, program)
+    report = api.check(program, checkpoint)
+    show_parity(results, report)
+    corpus = poems()
+    with api.load_session(program) as session:
+        _recite(results, session, [poem for poem in corpus if poem.title in SHOWN_POEMS])
+        onnx_recall = recall(session, corpus)
+    with api.load_session(checkpoint) as session:
+        torch_recall = recall(session, corpus)
+    results.print(f"next lines recited exactly: PyTorch {torch_recall}, ONNX Runtime {onnx_recall}")
+    results.print(f"try: glm-export generate {escape(str(out))} --prompt 白日依山尽，黄河入海流。 --stream")
+    if not report.passed:
+        raise ComparisonFailedError("the exported demo differs from PyTorch; see the table above")
+
+
+def _recite(console: Console, session: Session, chosen: Sequence[Poem]) -> None:
+    for poem in chosen:
+        text = api.generate(session, poem.lines[0]).strip()
+        verdict = "[green]exact[/]" if text == "\n".join(poem.lines[1:]) else "[yellow]differs from the text[/]"
+        console.print(f"\n[bold]{escape(poem.title)}[/] {escape(poem.author)}  {verdict}")
+        console.print(f"  [dim]{escape(poem.lines[0])}[/]")
+        console.print("\n".join(f"  {escape(line)}" for line in text.split("\n")))
+    console.print()
