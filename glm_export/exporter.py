@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import logging
 import shutil
+import sys
 import threading
+import time
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
@@ -16,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 import torch
@@ -235,49 +238,73 @@ def export(
     plan = plan_export(checkpoint, out, dtype)
     signature = decoder_signature(checkpoint.config, dtype=dtype, logits=logits)
     with whole_folder(out) as folder:
-        hashes = _write_model(checkpoint, folder, plan, record, signature, dtype, logits, progress or Silent())
+        written = _write_model(checkpoint, folder, plan, record, signature, dtype, logits, progress or Silent())
         write_runtime_files(checkpoint, folder, dtype)
         sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
         manifest = {
-            "format": MANIFEST_FORMAT, "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "checkpoint": checkpoint.folder.absolute().name, "source_sha256": hashes,
-            "config": checkpoint.config.to_json(), "dialect": dialect, "opset": record.opset, "dtype": dtype,
-            "logits": logits, "parameters": plan.parameters, "signature": signature.to_json(),
-            "packages": package_versions(), "sizes": sizes,
-        }  # fmt: skip
+            "format": MANIFEST_FORMAT,
+            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "checkpoint": checkpoint.folder.absolute().name,
+            "source_sha256": written.hashes,
+            "seconds": written.seconds,
+            "config": checkpoint.config.to_json(),
+            "dialect": dialect,
+            "opset": record.opset,
+            "dtype": dtype,
+            "logits": logits,
+            "parameters": plan.parameters,
+            "signature": signature.to_json(),
+            "packages": package_versions(),
+            "sizes": sizes,
+        }
         write_json(folder / MANIFEST, manifest)
     return load_program(out)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Written:
+    """What was found out while writing: hashes of the source files, seconds each part took."""
+
+    hashes: dict[str, str]
+    seconds: dict[str, float]
 
 
 def _write_model(
     checkpoint: Checkpoint, folder: Path, plan: ExportPlan, dialect: Dialect, signature: Signature,
     dtype: str, logits: str, progress: Progress,
-) -> dict[str, str]:  # fmt: skip
-    """Trace, stream weights and hash sources side by side; return the hashes of the source files."""
+) -> _Written:  # fmt: skip
+    """Trace, stream weights and hash sources side by side, then write the graph."""
     cancelled = threading.Event()
+    seconds: dict[str, float] = {}
     writing = progress.task("weights", sum(entry.length for entry in plan.stored))
     hashing = progress.task("source hashes", plan.source_bytes)
     tracing = progress.task("graph", TRACE_STEPS)
 
-    def cancellable(count: int) -> None:
+    def write() -> None:
+        with _timed(seconds, "weights"):
+            stored, wanted = list(plan.stored), getattr(torch, dtype)
+            write_weights(folder / WEIGHTS, stored, checkpoint, wanted, cancelled=cancelled, advance=writing)
+
+    def advance_hashing(count: int) -> None:
         if cancelled.is_set():
             raise CancelledError
         hashing(count)
 
-    with ThreadPoolExecutor(2) as pool:
-        jobs: list[Future[object]] = [
-            pool.submit(
-                write_weights, folder / WEIGHTS, list(plan.stored), checkpoint, getattr(torch, dtype),
-                cancelled=cancelled, advance=writing,
-            ),
-            pool.submit(checkpoint.hashes, cancellable),
-        ]  # fmt: skip
+    def hash_sources() -> dict[str, str]:
+        with _timed(seconds, "source hashes"):
+            return checkpoint.hashes(advance_hashing)
+
+    with _sharing_cores(), ThreadPoolExecutor(2) as pool:
+        weights, hashes = pool.submit(write), pool.submit(hash_sources)
         try:
-            tracing(1)
-            model = canonical_program(checkpoint.config, dialect, signature, plan.stored, dtype=dtype, logits=logits)
-            tracing(1)
-            done, _ = wait(jobs, return_when=FIRST_EXCEPTION)
-            for job in done:
+            with _timed(seconds, "graph"):
+                tracing(1)
+                model = canonical_program(
+                    checkpoint.config, dialect, signature, plan.stored, dtype=dtype, logits=logits
+                )
+                tracing(1)
+            jobs: tuple[Future[Any], ...] = (weights, hashes)
+            for job in wait(jobs, return_when=FIRST_EXCEPTION).done:
                 job.result()
         except BaseException:
             cancelled.set()
@@ -285,9 +312,31 @@ def _write_model(
     attach_weights(model, plan.stored, folder, dtype)
     ir.save(model, folder / MODEL)
     tracing(1)
-    hashes = jobs[1].result()
-    assert isinstance(hashes, dict)
-    return hashes
+    return _Written(hashes=hashes.result(), seconds=seconds)
+
+
+@contextmanager
+def _sharing_cores() -> Iterator[None]:
+    """Let three threads run side by side.
+
+    Tracing is pure Python and gives way only every 5 ms by default; and copies gain nothing from PyTorch's own
+    threads, which would spin on the cores the others need.
+    """
+    interval, threads = sys.getswitchinterval(), torch.get_num_threads()
+    sys.setswitchinterval(2e-4)
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(interval)
+        torch.set_num_threads(threads)
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    started = time.perf_counter()
+    yield
+    seconds[name] = round(time.perf_counter() - started, 2)
 
 
 # The exporter warns that torchvision is absent, which no GLM needs.

@@ -1,0 +1,108 @@
+"""Write a checkpoint of random weights in a publisher's layout and real size, shard by shard.
+
+    python benchmarks/make_checkpoint.py chatglm2-6b /tmp/chatglm2-6b
+
+Weights are normal with a standard deviation of 0.02, seeded; memory stays at one tensor.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import struct
+from pathlib import Path
+
+import torch
+
+from glm_export import families
+
+CHATGLM2 = {
+    "_name_or_path": "THUDM/chatglm2-6b", "model_type": "chatglm", "architectures": ["ChatGLMModel"],
+    "add_bias_linear": False, "add_qkv_bias": True, "apply_query_key_layer_scaling": True,
+    "apply_residual_connection_post_layernorm": False, "attention_softmax_in_fp32": True,
+    "fp32_residual_connection": False, "layernorm_epsilon": 1e-5, "multi_query_attention": True,
+    "multi_query_group_num": 2, "original_rope": True, "post_layer_norm": True, "rmsnorm": True,
+    "use_cache": True, "torch_dtype": "float16", "tie_word_embeddings": False, "eos_token_id": 2, "pad_token_id": 0,
+}  # fmt: skip
+SHAPES = {
+    "chatglm2-6b": CHATGLM2
+    | {
+        "hidden_size": 4096, "kv_channels": 128, "num_attention_heads": 32, "num_layers": 28, "ffn_hidden_size": 13696,
+        "padded_vocab_size": 65024, "seq_length": 32768,
+    },
+    # The 1.4 B shape most figures of this project are taken on.
+    "medium": CHATGLM2
+    | {
+        "hidden_size": 2048, "kv_channels": 128, "num_attention_heads": 16, "num_layers": 24, "ffn_hidden_size": 6144,
+        "padded_vocab_size": 59264, "seq_length": 8192,
+    },
+}  # fmt: skip
+SHARD_BYTES = 1_900_000_000
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("shape", choices=sorted(SHAPES))
+    options.add_argument("out", type=Path)
+    arguments = options.parse_args()
+    values = SHAPES[arguments.shape]
+    config = families.read_config(values)
+    rules = families.load(config.family).tensor_rules(config).rules
+    tensors = [(name, shape) for rule in rules for name, shape in zip(rule.sources, rule.shapes, strict=True)]
+    arguments.out.mkdir(parents=True)
+    (arguments.out / "config.json").write_text(json.dumps(values, indent=2))
+    shards = split(tensors)
+    weight_map: dict[str, str] = {}
+    generator = torch.Generator().manual_seed(0)
+    for index, shard in enumerate(shards):
+        name = f"model-{index + 1:05d}-of-{len(shards):05d}.safetensors"
+        write_shard(arguments.out / name, shard, generator)
+        weight_map |= dict.fromkeys((tensor for tensor, _ in shard), name)
+        print(f"wrote {name}", flush=True)
+    index_json = {"metadata": {"total_size": sum(size(shape) for _, shape in tensors)}, "weight_map": weight_map}
+    (arguments.out / "model.safetensors.index.json").write_text(json.dumps(index_json, indent=2))
+
+
+def size(shape: tuple[int, ...]) -> int:
+    return 2 * torch.Size(shape).numel()
+
+
+def split(tensors: list[tuple[str, tuple[int, ...]]]) -> list[list[tuple[str, tuple[int, ...]]]]:
+    shards: list[list[tuple[str, tuple[int, ...]]]] = [[]]
+    filled = 0
+    for name, shape in tensors:
+        if filled + size(shape) > SHARD_BYTES and shards[-1]:
+            shards.append([])
+            filled = 0
+        shards[-1].append((name, shape))
+        filled += size(shape)
+    return shards
+
+
+def write_shard(path: Path, tensors: list[tuple[str, tuple[int, ...]]], generator: torch.Generator) -> None:
+    """The safetensors format written as a stream: the library would hold the whole shard in memory."""
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, shape in tensors:
+        header[name] = {"dtype": "F16", "shape": list(shape), "data_offsets": [offset, offset + size(shape)]}
+        offset += size(shape)
+    encoded = json.dumps(header).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(encoded)))
+        file.write(encoded)
+        for name, shape in tensors:
+            if name.endswith("layernorm.weight"):
+                file.write(torch.ones(shape, dtype=torch.float16).numpy().data)
+                continue
+            # One block of fresh random numbers a tensor, repeated: fast, and no two tensors are alike.
+            block = torch.randn(min(torch.Size(shape).numel(), 1 << 22), generator=generator).mul_(0.02).half()
+            left = torch.Size(shape).numel()
+            while left:
+                part = block[: min(left, block.numel())]
+                file.write(part.numpy().data)
+                left -= part.numel()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""Writing a file far larger than memory: past the page cache, in large aligned blocks.
+
+Through the page cache, 12.5 GB of weights evict the checkpoint they are read from, and the kernel spends more time on
+reclaiming pages than on writing: 24 s of CPU against 8 s (ChatGLM2-6B, 24 GB machine; ``benchmarks/export``).
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+from pathlib import Path
+from types import TracebackType
+
+from typing_extensions import Self
+
+# Direct writes need blocks aligned to the disk's sectors; 4 KiB covers every disk in use.
+SECTOR_BYTES = 4096
+BLOCK_BYTES = 1 << 24
+CANNOT = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP)
+
+
+class DirectFile:
+    """A new file written front to back. Use it in a ``with`` block: leaving it sets the final size.
+
+    Where the file system refuses direct writes (tmpfs, some network disks), they go through the page cache.
+    """
+
+    def __init__(self, path: Path, size: int) -> None:
+        """Create the file and reserve its space, so that a full disk shows at once.
+
+        Args:
+            path: replaced if it exists.
+            size: bytes that will be written.
+
+        Raises:
+            OSError: the disk is full, or the folder is not writable.
+        """
+        self._written = 0
+        self._filled = 0
+        # An anonymous mapping is aligned to pages, as direct writes demand of memory too.
+        self._block = mmap.mmap(-1, BLOCK_BYTES)
+        self._file = _open(path)
+        _reserve(self._file, size)
+
+    @property
+    def position(self) -> int:
+        """Bytes taken so far."""
+        return self._written + self._filled
+
+    def pad_to(self, offset: int) -> None:
+        """Zeros up to ``offset``."""
+        self.write(memoryview(bytes(offset - self.position)))
+
+    def write(self, data: memoryview) -> None:
+        """Append bytes."""
+        while data:
+            count = min(len(data), BLOCK_BYTES - self._filled)
+            self._block[self._filled : self._filled + count] = data[:count]
+            self._filled += count
+            data = data[count:]
+            if self._filled == BLOCK_BYTES:
+                self._flush(BLOCK_BYTES)
+
+    def _flush(self, count: int) -> None:
+        with memoryview(self._block) as block:
+            done = 0
+            while done < count:
+                done += os.write(self._file, block[done:count])
+        self._written += count
+        self._filled = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if error is None:
+                end = self.position
+                self._flush(-(-self._filled // SECTOR_BYTES) * SECTOR_BYTES)
+                os.ftruncate(self._file, end)
+        finally:
+            os.close(self._file)
+            self._block.close()
+
+
+def _open(path: Path) -> int:
+    flags = os.O_CREAT | os.O_WRONLY | os.O_TRUNC
+    try:
+        return os.open(path, flags | getattr(os, "O_DIRECT", 0), 0o644)
+    except OSError as error:
+        if error.errno not in CANNOT:
+            raise
+        return os.open(path, flags, 0o644)
+
+
+def _reserve(file: int, size: int) -> None:
+    try:
+        os.posix_fallocate(file, 0, size)
+    except OSError as error:
+        # Some file systems cannot reserve; there the writes themselves will tell.
+        if error.errno not in CANNOT:
+            raise
