@@ -58,7 +58,7 @@ class TorchSession(Session):
     def decode(self, feeds: Feeds) -> Logits:
         """Read on from the cache; logits of every token."""
         device = self.model.head.weight.device
-        tensors = [torch.from_numpy(array).to(device) for array in feeds.named().values()]
+        tensors = [torch.tensor(array, device=device) for array in feeds.named().values()]
         output = self.model(*tensors, self._past)
         self._past = output.past_key_values
         return _numpy(output.logits).astype(np.float32)
@@ -68,7 +68,7 @@ class TorchSession(Session):
         """One call with the cache handed in and out."""
         device = self.model.head.weight.device
         layers = range(self.config.num_layers)
-        given = {name: torch.from_numpy(array).to(device) for name, array in tensors.items()}
+        given = {name: torch.tensor(array, device=device) for name, array in tensors.items()}
         dtype = self.model.head.weight.dtype
         past = [tuple(given[name].to(dtype) for name in past_names(i)) for i in layers]
         output = self.model(given[INPUT_IDS], given[ATTENTION_MASK], given[POSITION_IDS], past)

@@ -12,23 +12,26 @@ from torch.nn import functional
 
 
 def causal_mask(attention_mask_BT: Tensor, query_len: int) -> Tensor:
-    """Which key each query may see: itself, and earlier keys that are not padding.
+    """Which key each query may see: itself and earlier ones, where they are not padding.
 
-    A padding query sees itself, so that its row stays finite and cannot poison real rows with NaN;
-    what such a row computes is not meant to be read.
+    A padding query sees everything, as in the official code: its row stays finite and cannot poison real rows with
+    NaN, and a loss that starts at the last pad has the official value.
 
     Args:
         attention_mask_BT: integer ``[B, T]``, 1 = real token, over past and new tokens.
         query_len: S, the number of new tokens.
 
     Returns:
-        bool ``[B, 1, S, T]``, True = attend.
+        bool ``[B, 1, S, T]``, True = attend; every row has a True.
+
+    Source: ChatGLM2 ``modeling_chatglm.py`` ``get_masks``.
     """
     total = attention_mask_BT.shape[1]
     key_T = torch.arange(total, device=attention_mask_BT.device)
     query_S1 = key_T[total - query_len :].unsqueeze(-1)
-    real_B11T = (attention_mask_BT != 0).unsqueeze(1).unsqueeze(1)
-    return (key_T < query_S1) & real_B11T | (key_T == query_S1)
+    real_B1T = (attention_mask_BT != 0).unsqueeze(1)
+    padding_B1S1 = ~real_B1T[:, :, total - query_len :].unsqueeze(-1)
+    return (key_T <= query_S1) & real_B1T.unsqueeze(1) | padding_B1S1
 
 
 def grouped_attention(

@@ -1,0 +1,63 @@
+"""Fixtures that are dear to make: one export for each golden checkpoint, one of the embedded model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from glm_export import api
+from glm_export.artifacts import OnnxProgram
+from glm_export.checkpoint import Checkpoint, open_checkpoint
+from tests.golden_data import CAUSAL, Golden
+
+
+@pytest.fixture(params=CAUSAL)
+def golden(request: pytest.FixtureRequest) -> Golden:
+    """Every causal family's golden data in turn."""
+    return Golden(request.param)
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], OnnxProgram]:
+    """The float32 program of a golden checkpoint, made once."""
+    made: dict[str, OnnxProgram] = {}
+    root = tmp_path_factory.mktemp("exported")
+
+    def export(name: str) -> OnnxProgram:
+        if name not in made:
+            made[name] = api.export(Golden(name).folder, root / name)
+        return made[name]
+
+    return export
+
+
+@pytest.fixture(scope="session")
+def demo_checkpoint() -> Checkpoint:
+    """The embedded model."""
+    return api.open_checkpoint("demo")
+
+
+@pytest.fixture(scope="session")
+def demo_program(tmp_path_factory: pytest.TempPathFactory) -> OnnxProgram:
+    """The embedded model, exported once."""
+    return api.export("demo", tmp_path_factory.mktemp("demo") / "onnx")
+
+
+@pytest.fixture
+def chatglm2_copy(tmp_path: Path) -> Path:
+    """A golden ChatGLM2 checkpoint that a test may damage."""
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    source = Golden("chatglm2").folder
+    for path in source.iterdir():
+        if "golden" not in path.name:
+            (folder / path.name).write_bytes(path.read_bytes())
+    return folder
+
+
+@pytest.fixture
+def opened() -> Callable[[Path], Checkpoint]:
+    """Open a folder."""
+    return open_checkpoint
