@@ -17,6 +17,8 @@ from glm_export.errors import CheckpointError, InputError
 from glm_export.tokenizers.chat import Message, check_roles, role_lines_prompt
 
 PREFIX_TEXT = "[gMASK]<sop>"
+# A template computes with whatever it is given, so it can fail in any of Python's ways.
+BROKEN = (TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 STOP_TOKENS = ("<|endoftext|>", "<|user|>", "<|observation|>")
 
 
@@ -93,5 +95,6 @@ def render_template(template: str, messages: list[Message]) -> str:
     environment.globals["strftime_now"] = lambda pattern: datetime.now().astimezone().strftime(pattern)
     try:
         return environment.from_string(template).render(messages=messages, add_generation_prompt=True)
-    except TemplateError as error:
-        raise InputError(f"the checkpoint's chat template cannot render this conversation: {error}") from error
+    except BROKEN as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"the checkpoint's chat template cannot render this conversation: {reason}") from error
