@@ -199,3 +199,7 @@ def demo(out: Path) -> None:
 def main() -> None:
     """Entry point of the console script."""
     cli(prog_name="glm-export")
+
+
+if __name__ == "__main__":
+    main()

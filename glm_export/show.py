@@ -130,6 +130,10 @@ def show_facts(console: Console, facts: dict[str, Any]) -> None:
 
 
 def _plain(name: str, value: Any) -> str:
+    if name in ("inputs", "outputs"):
+        layers = max((int(item.split(".")[1]) for item in value if "." in item), default=0)
+        kept = [item.replace("'", "") for item in value if "." not in item or ".0." in item]
+        return "\n".join([*kept, *([f"… and so on, {layers + 1} layers"] if layers else [])])
     if name.endswith("_bytes"):
         return size(value)
     if isinstance(value, dict):

@@ -63,7 +63,10 @@ PUBLISHED: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
         "glm4_remote", {"kv_heads": 4, "max_positions": 1048576, "rotary": HALF | {"base": 1e8}},
     ),
     "glm-4-9b-chat-hf": (
-        native("glm", "GlmForCausalLM", **NATIVE_9B, max_position_embeddings=131072, rms_norm_eps=1.5625e-07, rope_theta=5e6),
+        native(
+            "glm", "GlmForCausalLM", **NATIVE_9B, max_position_embeddings=131072, rms_norm_eps=1.5625e-07,
+            rope_theta=5e6,
+        ),
         "glm", {"qkv_bias": True, "tied_head": False, "sandwich_norms": False, "rotary": HALF | {"base": 5e6}},
     ),
     "glm-edge-1.5b-chat": (

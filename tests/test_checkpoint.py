@@ -24,7 +24,9 @@ LAYOUTS = [("model.safetensors", 1), ("model.safetensors", 3), ("pytorch_model.b
 
 @pytest.mark.parametrize(("layout", "shards"), LAYOUTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_every_layout_reads_the_same(tmp_path: Path, opened: Open, layout: str, shards: int, dtype: torch.dtype) -> None:
+def test_every_layout_reads_the_same(
+    tmp_path: Path, opened: Open, layout: str, shards: int, dtype: torch.dtype
+) -> None:
     values = tiny_values("glm4")
     tensors = random_tensors(values, dtype=dtype)
     checkpoint = opened(write_checkpoint(tmp_path / "c", values, tensors, layout=layout, shards=shards))
@@ -67,9 +69,13 @@ def test_audit_lists_everything_at_once(tmp_path: Path, opened: Open) -> None:
     del tensors["transformer.encoder.layers.1.mlp.dense_4h_to_h.weight"]
     with pytest.raises(CheckpointError) as error:
         opened(write_checkpoint(tmp_path / "c", values, tensors)).audit()
-    for part in ("4 problems", "missing transformer.encoder.final_layernorm.weight [64]", "unexpected transformer.extra",
-                 "missing transformer.encoder.layers.1.mlp.dense_4h_to_h.weight",
-                 "transformer.output_layer.weight should be [320, 64], found [3, 3]"):  # fmt: skip
+    for part in (
+        "4 problems",
+        "missing transformer.encoder.final_layernorm.weight [64]",
+        "missing transformer.encoder.layers.1.mlp.dense_4h_to_h.weight",
+        "transformer.output_layer.weight should be [320, 64], found [3, 3]",
+        "unexpected transformer.extra",
+    ):
         assert part in str(error.value)
 
 

@@ -30,7 +30,9 @@ def session(
 ) -> Iterator[Session]:
     """The golden checkpoint in each runtime."""
     made: Session
-    made = TorchSession(open_checkpoint(golden.folder)) if request.param == "torch" else OrtSession(exported(golden.name))
+    made = (
+        TorchSession(open_checkpoint(golden.folder)) if request.param == "torch" else OrtSession(exported(golden.name))
+    )
     with made:
         yield made
 
@@ -45,7 +47,8 @@ def feeds(ids: np.ndarray, mask: np.ndarray | None = None, positions: np.ndarray
 
 
 def test_prefill(session: Session, golden: Golden) -> None:
-    logits = session.prefill(feeds(*(golden[f"prefill.{name}"] for name in ("input_ids", "attention_mask", "position_ids"))))
+    ids, mask, positions = (golden[f"prefill.{name}"] for name in ("input_ids", "attention_mask", "position_ids"))
+    logits = session.prefill(feeds(ids, mask, positions))
     assert difference(logits, golden["prefill.logits"]) <= BOUND
     assert np.abs(golden["prefill.logits"]).max() > 5  # the bound is meant for logits of this scale
 
@@ -128,7 +131,7 @@ def test_loss(golden: Golden, case: str) -> None:
     assert abs(float(output.loss) - float(golden[f"{case}.loss"])) <= 1e-5
 
 
-# -- an independent judge -------------------------------------------------------------------------------------------
+# -- an independent judge ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["chatglm2", "glm4_hf"])
@@ -142,12 +145,12 @@ def test_onnx_reference_evaluator(name: str, exported: Callable[[str], OnnxProgr
         for layer in range(program.config.num_layers)
         for key in past_names(layer)
     }
-    (logits,) = evaluator.run([LOGITS], {**given.named(), **empty})
+    logits = np.asarray(evaluator.run([LOGITS], {**given.named(), **empty})[0])
     split = golden["chunk.logits_first"].shape[1]
     assert difference(logits[:, :split], golden["chunk.logits_first"]) <= BOUND
 
 
-# -- controls: each planted defect must be seen ------------------------------------------------------------------------
+# -- controls: each planted defect must be seen -----------------------------------------------------
 
 
 def _program_error(program: OnnxProgram, golden: Golden, model: onnx.ModelProto) -> float:

@@ -12,7 +12,9 @@ from safetensors.torch import save_file
 from glm_export import families
 
 
-def random_tensors(values: dict[str, Any], seed: int = 0, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
+def random_tensors(
+    values: dict[str, Any], seed: int = 0, dtype: torch.dtype = torch.float32
+) -> dict[str, torch.Tensor]:
     """Random weights under the official names."""
     config = families.read_config(values)
     generator = torch.Generator().manual_seed(seed)
@@ -42,7 +44,7 @@ def write_checkpoint(
         save(tensors, folder / layout)
         return folder
     names = sorted(tensors)
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for index in range(shards):
         part = {name: tensors[name] for name in names[index::shards]}
         file = f"{stem}-{index + 1:05d}-of-{shards:05d}.{ending}"

@@ -8,7 +8,20 @@ from glm_export.config import GlmConfig, Norm
 from glm_export.graphs.dialect import Dialect
 
 # What makes the attention mask out of attention_mask: a handful of nodes, once per program.
-MASK_OPS = {"Shape", "Squeeze", "Range", "Sub", "Reshape", "Slice", "Unsqueeze", "Equal", "Not", "LessOrEqual", "And", "Or"}
+MASK_OPS = {
+    "Shape",
+    "Squeeze",
+    "Range",
+    "Sub",
+    "Reshape",
+    "Slice",
+    "Unsqueeze",
+    "Equal",
+    "Not",
+    "LessOrEqual",
+    "And",
+    "Or",
+}
 LAYER_OPS = {"MatMul", "Add", "Split", "RotaryEmbedding", "Attention", "Sigmoid", "Mul"}
 NORM_OP = {Norm.RMS: "RMSNormalization", Norm.LAYER: "LayerNormalization"}
 
