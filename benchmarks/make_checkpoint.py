@@ -37,6 +37,21 @@ SHAPES = {
         "padded_vocab_size": 59264, "seq_length": 8192,
     },
 }  # fmt: skip
+NATIVE = {
+    "model_type": "glm", "architectures": ["GlmForCausalLM"], "attention_bias": True, "hidden_act": "silu",
+    "head_dim": 128, "num_key_value_heads": 2, "partial_rotary_factor": 0.5, "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0, "tie_word_embeddings": False, "torch_dtype": "float16", "eos_token_id": 2, "pad_token_id": 0,
+}  # fmt: skip
+# The same sizes in the layout of transformers' own class: the form that other tools read.
+SHAPES |= {
+    f"{name}-native": NATIVE
+    | {
+        "hidden_size": values["hidden_size"], "num_attention_heads": values["num_attention_heads"],
+        "num_hidden_layers": values["num_layers"], "intermediate_size": values["ffn_hidden_size"],
+        "vocab_size": values["padded_vocab_size"], "max_position_embeddings": values["seq_length"],
+    }
+    for name, values in SHAPES.items()
+}  # fmt: skip
 SHARD_BYTES = 1_900_000_000
 
 

@@ -9,13 +9,13 @@ from typing import overload
 from glm_export import checkpoint as checkpoints
 from glm_export import exporter
 from glm_export.artifacts import OnnxProgram, is_program, load_program
-from glm_export.check import CheckReport
-from glm_export.check import check as check_program
 from glm_export.checkpoint import Checkpoint
 from glm_export.demo import DEMO, demo_folder
 from glm_export.errors import InputError
 from glm_export.generation import Decode, Stopping, cut_at_stop, generate_ids
 from glm_export.progress import Progress
+from glm_export.proof import CheckReport
+from glm_export.proof import check as check_program
 from glm_export.sampling import Sampling
 from glm_export.sessions import Session
 from glm_export.tokenizers import stop_ids
@@ -145,7 +145,7 @@ def chat(
 
 
 def check(program: Source | OnnxProgram, against: Source | Checkpoint, *, family: str | None = None) -> CheckReport:
-    """Compare an exported folder with the checkpoint it came from; see :func:`glm_export.check.check`."""
+    """Compare an exported folder with the checkpoint it came from; see :func:`glm_export.proof.check`."""
     loaded = program if isinstance(program, OnnxProgram) else load_program(Path(program))
     return check_program(loaded, open_checkpoint(against, family or loaded.config.family))
 

@@ -17,7 +17,6 @@ from typing_extensions import Self
 
 from glm_export import api
 from glm_export.artifacts import OnnxProgram
-from glm_export.check import CheckReport
 from glm_export.checkpoint import Checkpoint
 from glm_export.compare import OutputParity
 from glm_export.demo import DEMO, Poem, poems, recall
@@ -25,6 +24,7 @@ from glm_export.errors import ComparisonFailedError
 from glm_export.exporter import ExportPlan
 from glm_export.generation import TextStream, generate_steps
 from glm_export.progress import Advance
+from glm_export.proof import CheckReport
 from glm_export.sampling import Sampling
 from glm_export.sessions import Session
 from glm_export.signature import LOGITS
@@ -104,8 +104,8 @@ def show_parity(console: Console, report: CheckReport) -> None:
         console.print(f"first output beyond tolerance: {first.output} in case {first.case!r}")
     console.print(
         f"greedy tokens equal: {report.greedy_equal} of {report.greedy_total}\n"
-        f"tolerances are shares of an output's largest value: needed {parity.needed:.1e}, "
-        f"allowed {parity.outputs[0].tolerance:.0e}"
+        f"smallest tolerance that passes: {parity.needed:.1e} of an output's largest value "
+        f"({parity.outputs[0].tolerance:.0e} allowed)"
     )
     console.print("[bold green]PASSED[/]" if report.passed else "[bold red]FAILED[/]")
 
