@@ -130,15 +130,24 @@ class Checkpoint:
         path = self.weight_of[name]
         if path not in self.opened:
             self.opened[path] = _open_safetensors(path) if path.suffix == ".safetensors" else _open_torch(path)
-        if name not in self.opened[path]:
-            raise CheckpointError(
-                f"the index puts {name} into {path.name}, which does not hold it; download both again"
-            )
-        return self.opened[path][name]
+        for stored in (name, self.rules.prefix + name):
+            if stored in self.opened[path]:
+                return self.opened[path][stored]
+        raise CheckpointError(f"the index puts {name} into {path.name}, which does not hold it; download both again")
+
+    def parts(self, rule: TensorRule) -> Iterator[Tensor]:
+        """One reference parameter, in slices of its leading axis where the rule stacks them.
+
+        A part is a view of the mapped file unless its layout must copy.
+        """
+        step = rule.each or len(rule.sources)
+        for start in range(0, len(rule.sources), step):
+            yield rule.layout([self.tensor(source) for source in rule.sources[start : start + step]])
 
     def parameter(self, rule: TensorRule) -> Tensor:
-        """One reference parameter; a view of the mapped file unless its layout must copy."""
-        return rule.layout([self.tensor(source) for source in rule.sources])
+        """One reference parameter whole."""
+        parts = list(self.parts(rule))
+        return torch.stack(parts) if rule.each else parts[0]
 
     def parameters(self) -> Iterator[tuple[str, Tensor]]:
         """Every reference parameter, in the order of the rules."""
@@ -233,4 +242,5 @@ def open_checkpoint(folder: Path, family: str | None = None) -> Checkpoint:
         raise ConfigError(f"{folder / 'config.json'} names neither model_type nor architectures; it is no model config")
     config = families.read_config(values, family)
     rules = families.load(config.family).tensor_rules(config)
-    return Checkpoint(folder=folder, config=config, rules=rules, weight_of=_weight_table(folder))
+    weight_of = {name.removeprefix(rules.prefix): path for name, path in _weight_table(folder).items()}
+    return Checkpoint(folder=folder, config=config, rules=rules, weight_of=weight_of)

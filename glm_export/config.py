@@ -20,18 +20,30 @@ class Norm(str, Enum):
     LAYER = "layer"
 
 
+class Activation(str, Enum):
+    """What stands between the two projections of an MLP."""
+
+    SWIGLU = "swiglu"
+    GELU = "gelu"
+    GELU_TANH = "gelu_tanh"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RotaryConfig:
-    """How the leading ``dim`` values of each head are rotated by position.
+    """How the leading ``axes * dim`` values of each head are rotated by position.
 
     ``angle = position / position_scale * base ** (-2 i / dim)`` for pair ``i < dim / 2``
-    (RoFormer, arXiv:2104.09864). GLM pairs neighbours ``(x0, x1)``: ``interleaved``.
+    (RoFormer, arXiv:2104.09864). Most GLMs pair neighbours ``(x0, x1)``: ``interleaved``; GLM-4.5 and ChatGLM-6B pair
+    two halves. With two ``axes`` (ChatGLM-6B) each half of the head follows a position of its own.
+    ``float16_frequencies``: the frequencies are rounded to float16 in every dtype, as ChatGLM-6B's code does.
     """
 
     dim: int
     base: float = 10000.0
     position_scale: float = 1.0
     interleaved: bool = True
+    axes: int = 1
+    float16_frequencies: bool = False
 
     def __post_init__(self) -> None:
         if self.dim <= 0 or self.dim % 2:
@@ -43,12 +55,39 @@ class RotaryConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertsConfig:
+    """A mixture of experts in place of the MLP, from layer ``first_layer`` on.
+
+    Each token goes to ``per_token`` of ``routed`` experts of width ``ffn_size``, weighted by its sigmoid scores times
+    ``scale`` (made to sum to 1 before, where ``normalize``); ``shared`` experts see every token.
+    """
+
+    routed: int
+    per_token: int
+    shared: int
+    ffn_size: int
+    first_layer: int
+    normalize: bool = True
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.per_token <= self.routed or self.ffn_size <= 0 or min(self.shared, self.first_layer) < 0:
+            raise ConfigError(
+                f"{self.per_token} of {self.routed} experts of width {self.ffn_size} cannot be chosen; check config.json"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GlmConfig:
     """Sizes and switches of one decoder, checked when made.
 
     Sizes are counts: ``hidden_size`` and ``ffn_size`` in channels, ``max_positions`` in tokens.
     ``ffn_size`` is the width after the gate (SwiGLU reads twice as much). ``headwise_qkv`` describes the weight
-    file alone: rows of the packed projection are stored head by head.
+    file alone: rows of the packed projection are stored head by head. ``rotary`` is None where positions are learned
+    (GLM): two tables, of places in the text and of places within a filled blank. With ``prefix_mask`` the tokens
+    before ``<sop>`` see each other. ``residual_alpha`` scales the residual (ChatGLM-6B). ``label_shift`` is how far
+    labels stand ahead of logits. ``sop_token_id`` and ``mask_token_ids`` (first choice first) are set where
+    config.json names them.
     """
 
     family: str
@@ -60,7 +99,7 @@ class GlmConfig:
     head_dim: int
     ffn_size: int
     max_positions: int
-    rotary: RotaryConfig
+    rotary: RotaryConfig | None
     norm: Norm = Norm.RMS
     norm_eps: float = 1e-5
     headwise_qkv: bool = False
@@ -69,10 +108,18 @@ class GlmConfig:
     final_norm: bool = True
     sandwich_norms: bool = False
     residual_from_norm: bool = False
+    residual_alpha: float = 1.0
     tied_head: bool = False
+    activation: Activation = Activation.SWIGLU
+    prefix_mask: bool = False
+    qk_norm: bool = False
+    experts: ExpertsConfig | None = None
+    label_shift: int = 1
     stored_dtype: str = "float16"
     eos_token_ids: tuple[int, ...] = ()
     pad_token_id: int = 0
+    sop_token_id: int | None = None
+    mask_token_ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for name in SIZES:
@@ -84,13 +131,22 @@ class GlmConfig:
                 f"{self.num_heads} attention heads cannot share {self.kv_heads} key-value heads evenly; "
                 "check config.json"
             )
-        if self.rotary.dim > self.head_dim:
-            raise ConfigError(f"rotary dim {self.rotary.dim} exceeds the head size {self.head_dim}; check config.json")
+        if self.rotary and self.rotary.axes * self.rotary.dim > self.head_dim:
+            raise ConfigError(
+                f"rotary dim {self.rotary.axes} x {self.rotary.dim} exceeds the head size {self.head_dim}; "
+                "check config.json"
+            )
         if self.norm_eps <= 0:
             raise ConfigError(f"the norm's epsilon must be positive, found {self.norm_eps}")
-        outside = [i for i in (*self.eos_token_ids, self.pad_token_id) if not 0 <= i < self.vocab_size]
+        named = (*self.eos_token_ids, self.pad_token_id, *self.mask_token_ids, self.sop_token_id or 0)
+        outside = [i for i in named if not 0 <= i < self.vocab_size]
         if outside:
             raise ConfigError(f"token ids {outside} lie outside the vocabulary of {self.vocab_size}; check config.json")
+
+    @property
+    def position_axes(self) -> int:
+        """Positions a token has: one, or two (in the text, and within the part that is written)."""
+        return self.rotary.axes if self.rotary else 2
 
     @property
     def q_size(self) -> int:
@@ -104,7 +160,8 @@ class GlmConfig:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for ``manifest.json``."""
-        return asdict(self) | {"norm": self.norm.value, "eos_token_ids": list(self.eos_token_ids)}
+        lists = {name: list(getattr(self, name)) for name in ("eos_token_ids", "mask_token_ids")}
+        return asdict(self) | {"norm": self.norm.value, "activation": self.activation.value} | lists
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> GlmConfig:
@@ -117,9 +174,12 @@ class GlmConfig:
             return cls(
                 **values
                 | {
-                    "rotary": RotaryConfig(**values["rotary"]),
+                    "rotary": RotaryConfig(**values["rotary"]) if values["rotary"] else None,
+                    "experts": ExpertsConfig(**values["experts"]) if values["experts"] else None,
                     "norm": Norm(values["norm"]),
+                    "activation": Activation(values["activation"]),
                     "eos_token_ids": tuple(values["eos_token_ids"]),
+                    "mask_token_ids": tuple(values["mask_token_ids"]),
                 }
             )
         except (TypeError, KeyError, ValueError) as error:

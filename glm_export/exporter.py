@@ -75,9 +75,9 @@ def plan_export(checkpoint: Checkpoint, out: Path, dtype: str) -> ExportPlan:
         EnvironmentMissingError: the disk cannot hold the output.
     """
     config = checkpoint.config
-    with torch.device("meta"):
+    with torch.device("meta"), _building_in(getattr(torch, dtype)):
         model = Decoder(untied(config))
-    stored = plan_weights(model, dtype)
+    stored = plan_weights(model)
     output = stored[-1].offset + stored[-1].length + config.num_layers * GRAPH_BYTES_PER_LAYER
     home = next(parent for parent in (out, *out.absolute().parents) if parent.exists())
     free = shutil.disk_usage(home).free
@@ -86,7 +86,7 @@ def plan_export(checkpoint: Checkpoint, out: Path, dtype: str) -> ExportPlan:
             f"the export needs {output / 1e9:.2f} GB, and the disk of {home} has {free / 1e9:.2f} GB free; "
             "free space or choose another --out"
         )
-    tables = 2 * config.max_positions * config.rotary.dim * 4
+    tables = 2 * config.max_positions * config.rotary.dim * 4 if config.rotary else 0
     return ExportPlan(
         parameters=sum(p.numel() for p in Decoder.parameters(model))
         - (model.head.weight.numel() if config.tied_head else 0),
@@ -169,12 +169,12 @@ def trace(config: GlmConfig, signature: Signature, *, dtype: str, logits: str, o
     return program.model
 
 
-def attach_weights(model: ir.Model, stored: tuple[StoredTensor, ...], folder: Path, dtype: str) -> None:
+def attach_weights(model: ir.Model, stored: tuple[StoredTensor, ...], folder: Path) -> None:
     """Point every weight of the graph at its place in ``model.onnx.data``."""
     for entry in stored:
         value = model.graph.initializers[entry.name]
         value.const_value = ir.ExternalTensor(
-            WEIGHTS, entry.offset, entry.length, ir.DataType[DTYPE_NAMES[dtype]],
+            WEIGHTS, entry.offset, entry.length, ir.DataType[DTYPE_NAMES[entry.dtype]],
             shape=ir.Shape(entry.shape), name=entry.name, base_dir=folder,
         )  # fmt: skip
         value.shape = ir.Shape(entry.shape)
@@ -282,8 +282,7 @@ def _write_model(
 
     def write() -> None:
         with _timed(seconds, "weights"):
-            stored, wanted = list(plan.stored), getattr(torch, dtype)
-            write_weights(folder / WEIGHTS, stored, checkpoint, wanted, cancelled=cancelled, advance=writing)
+            write_weights(folder / WEIGHTS, list(plan.stored), checkpoint, cancelled=cancelled, advance=writing)
 
     def advance_hashing(count: int) -> None:
         if cancelled.is_set():
@@ -309,7 +308,7 @@ def _write_model(
         except BaseException:
             cancelled.set()
             raise
-    attach_weights(model, plan.stored, folder, dtype)
+    attach_weights(model, plan.stored, folder)
     ir.save(model, folder / MODEL)
     tracing(1)
     return _Written(hashes=hashes.result(), seconds=seconds)

@@ -1,9 +1,13 @@
-"""From prompts of different lengths to what a causal decoder is fed, and on to the next step."""
+"""From prompts of different lengths to what a decoder is fed, and on to the next step.
+
+All families are padded on the left; positions are given for every token, so padding never changes an answer.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,14 +17,36 @@ from glm_export.errors import InputError
 from glm_export.signature import ATTENTION_MASK, INPUT_IDS, POSITION_IDS
 
 Ids = NDArray[np.int64]
+Mask = NDArray[Any]
+"""Integer ``[B, T]`` for causal families, bool ``[B, 1, S, T]`` for prefix families."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """Token ids, and for prefix families where the text ends and which place is written for.
+
+    ``context_length``: tokens before ``<sop>``, which see each other. ``mask_position``: index of the mask token whose
+    place in the text every written token takes.
+    """
+
+    ids: tuple[int, ...]
+    context_length: int = 0
+    mask_position: int = 0
+
+    def room(self, config: GlmConfig) -> int:
+        """How many tokens can be written until the position table ends."""
+        if config.prefix_mask:
+            # <sop> is the first of the written part, at 1.
+            return config.max_positions - 1 - (len(self.ids) - self.context_length)
+        return config.max_positions - len(self.ids)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Feeds:
-    """One call: ``input_ids`` and ``position_ids`` ``[B, S]``, ``attention_mask`` ``[B, P + S]``, all int64."""
+    """One call of a causal family: ``input_ids`` and ``position_ids`` ``[B, S]``, ``attention_mask`` ``[B, P + S]``."""
 
     input_ids: Ids
-    attention_mask: Ids
+    attention_mask: Mask
     position_ids: Ids
 
     @property
@@ -28,7 +54,7 @@ class Feeds:
         """Rows."""
         return int(self.input_ids.shape[0])
 
-    def named(self) -> dict[str, Ids]:
+    def named(self) -> dict[str, NDArray[Any]]:
         """The three arrays under the program's input names."""
         return {INPUT_IDS: self.input_ids, ATTENTION_MASK: self.attention_mask, POSITION_IDS: self.position_ids}
 
@@ -58,23 +84,88 @@ class Feeds:
         ]
 
 
-def prefill_feeds(prompts: Sequence[Sequence[int]], config: GlmConfig) -> Feeds:
-    """Pad prompts on the left to one length; positions count each row's own tokens from 0.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrefixFeeds(Feeds):
+    """One call of a prefix family: ``position_ids`` ``[B, 2, S]``, ``attention_mask`` bool ``[B, 1, S, P + S]``.
+
+    ``real`` ``[B, P + S]`` says which tokens are not padding; ``context_end`` how many columns must be read at once,
+    because their tokens see each other.
+    """
+
+    real: NDArray[np.bool_]
+    context_end: int
+
+    def followed_by(self, next_ids: Sequence[int], last_position: int) -> PrefixFeeds:
+        """The next decode step: it sees every real token; the place in the text stays, the place within counts on."""
+        column = np.asarray(next_ids, dtype=np.int64)[:, None]
+        real = np.concatenate([self.real, np.ones_like(column, dtype=bool)], axis=1)
+        step = np.array([[0], [1]])
+        return PrefixFeeds(
+            input_ids=column,
+            attention_mask=real[:, None, None, :],
+            position_ids=np.minimum(self.position_ids[:, :, -1:] + step, last_position),
+            real=real,
+            context_end=self.context_end,
+        )
+
+    def chunks(self, size: int) -> list[Feeds]:
+        """The same prefill in pieces of at most ``size`` tokens, the context whole in the first."""
+        width = self.input_ids.shape[1]
+        first = min(width, max(size, self.context_end))
+        edges = [0, *range(first, width, size), width]
+        return [
+            PrefixFeeds(
+                input_ids=self.input_ids[:, start:end],
+                attention_mask=self.attention_mask[:, :, start:end, :end],
+                position_ids=self.position_ids[:, :, start:end],
+                real=self.real[:, :end],
+                context_end=self.context_end,
+            )
+            for start, end in zip(edges, edges[1:], strict=False)
+        ]
+
+
+def prefill_feeds(prompts: Sequence[Prompt], config: GlmConfig) -> Feeds:
+    """Pad prompts on the left to one length.
 
     Raises:
-        InputError: no prompt, an empty one, an id beyond the vocabulary, or one longer than the context.
+        InputError: no prompt, an empty one, an id beyond the vocabulary, or one longer than the position table.
     """
-    if not prompts or not all(prompts):
+    if not prompts or not all(prompt.ids for prompt in prompts):
         raise InputError("a prompt needs at least one token, found an empty one")
-    width = max(map(len, prompts))
-    if width > config.max_positions:
-        raise InputError(f"the prompt has {width} tokens, the model's context {config.max_positions}; shorten it")
-    strange = sorted({i for row in prompts for i in row if not 0 <= i < config.vocab_size})
+    for prompt in prompts:
+        if prompt.room(config) < 0 or prompt.context_length > config.max_positions:
+            raise InputError(
+                f"the prompt has {len(prompt.ids)} tokens, the model's context {config.max_positions}; shorten it"
+            )
+    strange = sorted({i for prompt in prompts for i in prompt.ids if not 0 <= i < config.vocab_size})
     if strange:
         raise InputError(f"token ids {strange[:5]} lie outside the vocabulary of {config.vocab_size}; wrong tokenizer?")
+    width = max(len(prompt.ids) for prompt in prompts)
     ids = np.full((len(prompts), width), config.pad_token_id, dtype=np.int64)
-    mask = np.zeros_like(ids)
-    for index, row in enumerate(prompts):
-        ids[index, width - len(row) :] = row
-        mask[index, width - len(row) :] = 1
+    real = np.zeros((len(prompts), width), dtype=bool)
+    for index, prompt in enumerate(prompts):
+        ids[index, width - len(prompt.ids) :] = prompt.ids
+        real[index, width - len(prompt.ids) :] = True
+    if config.prefix_mask:
+        return _prefix_feeds(prompts, ids, real)
+    mask = real.astype(np.int64)
     return Feeds(input_ids=ids, attention_mask=mask, position_ids=np.maximum(mask.cumsum(axis=1) - 1, 0))
+
+
+def _prefix_feeds(prompts: Sequence[Prompt], ids: Ids, real: NDArray[np.bool_]) -> PrefixFeeds:
+    """Tokens of the context see each other; those from ``<sop>`` on also what was written before them."""
+    batch, width = ids.shape
+    causal = np.tri(width, dtype=bool)
+    mask = np.zeros((batch, 1, width, width), dtype=bool)
+    positions = np.zeros((batch, 2, width), dtype=np.int64)
+    context_end = 0
+    for index, prompt in enumerate(prompts):
+        start = width - len(prompt.ids)
+        sop = start + prompt.context_length
+        mask[index, 0] = (causal | (np.arange(width) < sop)) & real[index] & real[index][:, None]
+        positions[index, 0, start:sop] = np.arange(prompt.context_length)
+        positions[index, 0, sop:] = prompt.mask_position
+        positions[index, 1, sop:] = np.arange(1, width - sop + 1)
+        context_end = max(context_end, sop)
+    return PrefixFeeds(input_ids=ids, attention_mask=mask, position_ids=positions, real=real, context_end=context_end)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from glm_export.errors import InputError
-from glm_export.feeds import prefill_feeds
+from glm_export.feeds import Prompt, prefill_feeds
 from glm_export.sampling import Sampler, Sampling
 from glm_export.sessions import Session
 
@@ -32,14 +32,14 @@ class Stopping:
 class Generation:
     """One row's result. ``finish_reason`` is stop, length or context."""
 
-    prompt_ids: list[int]
+    prompt: Prompt
     ids: list[int] = field(default_factory=list)
     finish_reason: str = ""
 
 
 def generate_steps(
     session: Session,
-    prompts: Sequence[Sequence[int]],
+    prompts: Sequence[Sequence[int] | Prompt],
     *,
     stopping: Stopping,
     sampling: Sampling | None = None,
@@ -49,7 +49,7 @@ def generate_steps(
 
     Args:
         session: its cache is taken over.
-        prompts: token ids, one list a row; padded on the left together.
+        prompts: token ids, or prompts, one a row; padded on the left together.
         stopping: when rows end. Stop strings need ``decode``.
         sampling: greedy when absent. Each row draws from its own stream, seeded ``seed + row``.
         decode: ids to text.
@@ -59,9 +59,10 @@ def generate_steps(
     """
     if stopping.stop_strings and decode is None:
         raise InputError("stop strings need a tokenizer to decode with")
-    feeds = prefill_feeds(prompts, session.config)
+    built = [prompt if isinstance(prompt, Prompt) else session.prompt(prompt) for prompt in prompts]
+    feeds = prefill_feeds(built, session.config)
     sampling = sampling or Sampling()
-    rows = [Generation(prompt_ids=list(prompt)) for prompt in prompts]
+    rows = [Generation(prompt=prompt) for prompt in built]
     samplers = [Sampler(_row_sampling(sampling, index)) for index in range(len(rows))]
     logits_BSV = session.prefill(feeds)
     while True:
@@ -70,9 +71,9 @@ def generate_steps(
             if row.finish_reason:
                 next_ids.append(session.config.pad_token_id)
                 continue
-            token = sampler.choose(logits_BSV[index, -1], row.prompt_ids + row.ids)
+            token = sampler.choose(logits_BSV[index, -1], [*row.prompt.ids, *row.ids])
             next_ids.append(token)
-            _take(row, token, stopping, session.config.max_positions, decode)
+            _take(row, token, stopping, row.prompt.room(session.config), decode)
         yield rows
         if all(row.finish_reason for row in rows):
             return
@@ -88,7 +89,7 @@ def _row_sampling(sampling: Sampling, index: int) -> Sampling:
     )  # fmt: skip
 
 
-def _take(row: Generation, token: int, stopping: Stopping, context: int, decode: Decode | None) -> None:
+def _take(row: Generation, token: int, stopping: Stopping, room: int, decode: Decode | None) -> None:
     if token in stopping.stop_ids:
         row.finish_reason = "stop"
         return
@@ -100,13 +101,13 @@ def _take(row: Generation, token: int, stopping: Stopping, context: int, decode:
             return
     if len(row.ids) >= stopping.max_new_tokens:
         row.finish_reason = "length"
-    elif len(row.prompt_ids) + len(row.ids) >= context:
+    elif len(row.ids) >= room:
         row.finish_reason = "context"
 
 
 def generate_ids(
     session: Session,
-    prompts: Sequence[Sequence[int]],
+    prompts: Sequence[Sequence[int] | Prompt],
     *,
     stopping: Stopping,
     sampling: Sampling | None = None,

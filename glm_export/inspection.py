@@ -11,7 +11,7 @@ import onnx
 from glm_export import api
 from glm_export.artifacts import MODEL, is_program, load_program
 from glm_export.checkpoint import Checkpoint
-from glm_export.config import GlmConfig
+from glm_export.config import ExpertsConfig, GlmConfig
 from glm_export.errors import GlmExportError
 from glm_export.tokenizers import load_tokenizer, stop_ids
 
@@ -70,8 +70,6 @@ def program_facts(folder: Path) -> dict[str, Any]:
 
 def config_facts(config: GlmConfig) -> dict[str, Any]:
     """The sizes people ask for first."""
-    rotary = config.rotary
-    scaled = f", positions / {rotary.position_scale:g}" if rotary.position_scale != 1 else ""
     return {
         "family": config.family,
         "layers": config.num_layers,
@@ -80,9 +78,26 @@ def config_facts(config: GlmConfig) -> dict[str, Any]:
         "ffn_size": config.ffn_size,
         "vocab_size": config.vocab_size,
         "context": config.max_positions,
-        "rotary": f"{rotary.dim} of {config.head_dim} channels, base {rotary.base:g}{scaled}",
+        "rotary": _rotary_fact(config),
+        **({"experts": _experts_fact(config.experts)} if config.experts else {}),
         "tied_head": config.tied_head,
     }
+
+
+def _rotary_fact(config: GlmConfig) -> str:
+    rotary = config.rotary
+    if rotary is None:
+        return "none: learned positions in the text and in the blank"
+    scaled = f", positions / {rotary.position_scale:g}" if rotary.position_scale != 1 else ""
+    axes = f" for each of {rotary.axes} positions" if rotary.axes > 1 else ""
+    return f"{rotary.dim} of {config.head_dim} channels{axes}, base {rotary.base:g}{scaled}"
+
+
+def _experts_fact(experts: ExpertsConfig) -> str:
+    return (
+        f"{experts.per_token} of {experts.routed} and {experts.shared} shared, width {experts.ffn_size}, "
+        f"from layer {experts.first_layer}"
+    )
 
 
 def tokenizer_facts(folder: Path, config: GlmConfig) -> dict[str, Any]:

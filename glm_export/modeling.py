@@ -1,13 +1,13 @@
-"""The reference decoder, read top to bottom: ChatGLM2, ChatGLM3, GLM-4, GLM-Edge, GLM-4-0414.
+"""The reference decoder, read top to bottom: GLM, ChatGLM-6B, ChatGLM2, ChatGLM3, GLM-4, GLM-Edge, GLM-4.5.
 
 One model; the families differ only in their :class:`GlmConfig`. Two patterns carry it, rotary embedding and
 grouped attention (``graphs/patterns``): each runs as differentiable PyTorch, and traces to one ONNX node.
 
 Shapes: B batch, S new tokens, P past tokens, T = P + S, N query heads, K key-value heads, D head size,
-H hidden size, F ffn size, V vocabulary. ``C`` is heads times head size.
+H hidden size, F ffn size, E experts, V vocabulary. ``C`` is heads times head size, ``X`` tokens of all rows together.
 
-Sources: ``modeling_chatglm.py`` of THUDM/chatglm2-6b, chatglm3-6b and glm-4-9b-chat; ``modeling_glm.py`` and
-``modeling_glm4.py`` of transformers.
+Sources: ``modeling_glm.py`` of THUDM/glm-10b; ``modeling_chatglm.py`` of THUDM/chatglm-6b, chatglm2-6b, chatglm3-6b and
+glm-4-9b-chat; ``modeling_glm.py``, ``modeling_glm4.py`` and ``modeling_glm4_moe.py`` of transformers.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from glm_export.config import GlmConfig, Norm
-from glm_export.graphs.patterns.attention import causal_mask, grouped_attention
-from glm_export.graphs.patterns.rotary import rotary_embedding, rotary_tables
+from glm_export.config import Activation, ExpertsConfig, GlmConfig, Norm
+from glm_export.graphs.patterns.attention import causal_mask, grouped_attention, prefix_mask
+from glm_export.graphs.patterns.experts import mix_experts, route
+from glm_export.graphs.patterns.rotary import Rotation, rotary_embedding, rotary_tables, rotation
 
 KeyValue = tuple[Tensor, Tensor]
 """Keys and values of one layer, ``[B, K, T, D]`` each, keys after rotation."""
@@ -57,29 +58,41 @@ class Attention(nn.Module):
             config.hidden_size, config.q_size + 2 * config.kv_size, bias=config.qkv_bias or config.linear_bias
         )
         self.dense = nn.Linear(config.q_size, config.hidden_size, bias=config.linear_bias)
+        if config.qk_norm:
+            self.q_norm = nn.RMSNorm(config.head_dim, eps=config.norm_eps)
+            self.k_norm = nn.RMSNorm(config.head_dim, eps=config.norm_eps)
 
     def forward(
-        self, x_BSH: Tensor, position_ids_BS: Tensor, mask_B1ST: Tensor, tables: KeyValue, past: KeyValue
+        self, x_BSH: Tensor, turn: Rotation | None, mask_B1ST: Tensor, past: KeyValue
     ) -> tuple[Tensor, KeyValue]:
         """Return ``[B, S, H]`` and the layer's keys and values ``[B, K, T, D]``."""
         config = self.config
         q_BSC, k_BSC, v_BSC = self.qkv(x_BSH).split((config.q_size, config.kv_size, config.kv_size), dim=-1)
-        interleaved = config.rotary.interleaved
-        q_BSC = rotary_embedding(q_BSC, *tables, position_ids_BS, num_heads=config.num_heads, interleaved=interleaved)
-        k_BSC = rotary_embedding(k_BSC, *tables, position_ids_BS, num_heads=config.kv_heads, interleaved=interleaved)
+        if config.qk_norm:
+            q_BSC, k_BSC = _each_head(self.q_norm, q_BSC, config), _each_head(self.k_norm, k_BSC, config)
+        if turn is not None and config.rotary is not None:
+            interleaved = config.rotary.interleaved
+            q_BSC = rotary_embedding(q_BSC, turn, num_heads=config.num_heads, interleaved=interleaved)
+            k_BSC = rotary_embedding(k_BSC, turn, num_heads=config.kv_heads, interleaved=interleaved)
         output_BSC, key, value = grouped_attention(
             q_BSC, k_BSC, v_BSC, mask_B1ST, *past, num_heads=config.num_heads, kv_heads=config.kv_heads
         )
         return self.dense(output_BSC), (key, value)
 
 
+def _each_head(head_norm: nn.Module, x_BSC: Tensor, config: GlmConfig) -> Tensor:
+    """Norm over the channels of each head."""
+    normed: Tensor = head_norm(x_BSC.reshape(*x_BSC.shape[:2], -1, config.head_dim))
+    return normed.flatten(-2)
+
+
 class GatedMlp(nn.Module):
     """SwiGLU (arXiv:2002.05202): ``down(silu(gate) * up)``, gate and up packed in one projection ``[2 F, H]``."""
 
-    def __init__(self, config: GlmConfig) -> None:
+    def __init__(self, config: GlmConfig, ffn_size: int) -> None:
         super().__init__()
-        self.gate_up = nn.Linear(config.hidden_size, 2 * config.ffn_size, bias=config.linear_bias)
-        self.down = nn.Linear(config.ffn_size, config.hidden_size, bias=config.linear_bias)
+        self.gate_up = nn.Linear(config.hidden_size, 2 * ffn_size, bias=config.linear_bias)
+        self.down = nn.Linear(ffn_size, config.hidden_size, bias=config.linear_bias)
 
     def forward(self, x_BSH: Tensor) -> Tensor:
         """Return ``[B, S, H]``."""
@@ -88,34 +101,90 @@ class GatedMlp(nn.Module):
         return down
 
 
+class PlainMlp(nn.Module):
+    """``down(gelu(up(x)))``: GLM with the exact GELU, ChatGLM-6B with its tanh approximation."""
+
+    def __init__(self, config: GlmConfig) -> None:
+        super().__init__()
+        self.approximate = "tanh" if config.activation is Activation.GELU_TANH else "none"
+        self.up = nn.Linear(config.hidden_size, config.ffn_size, bias=config.linear_bias)
+        self.down = nn.Linear(config.ffn_size, config.hidden_size, bias=config.linear_bias)
+
+    def forward(self, x_BSH: Tensor) -> Tensor:
+        """Return ``[B, S, H]``."""
+        down: Tensor = self.down(functional.gelu(self.up(x_BSH), approximate=self.approximate))
+        return down
+
+
+class Experts(nn.Module):
+    """A mixture of experts beside experts that see every token. Routing is computed in float32.
+
+    Source: ``Glm4MoeMoE`` of transformers.
+    """
+
+    def __init__(self, config: GlmConfig, experts: ExpertsConfig) -> None:
+        super().__init__()
+        self.experts = experts
+        self.router = nn.Linear(config.hidden_size, experts.routed, bias=False, dtype=torch.float32)
+        self.choice_bias = nn.Parameter(torch.zeros(experts.routed, dtype=torch.float32))
+        self.gate_up = nn.Parameter(torch.empty(experts.routed, 2 * experts.ffn_size, config.hidden_size))
+        self.down = nn.Parameter(torch.empty(experts.routed, config.hidden_size, experts.ffn_size))
+        self.shared = GatedMlp(config, experts.ffn_size * experts.shared) if experts.shared else None
+
+    def forward(self, x_BSH: Tensor) -> Tensor:
+        """Return ``[B, S, H]``."""
+        x_XH = x_BSH.reshape(-1, x_BSH.shape[-1])
+        scores_XE = self.router(x_BSH.float()).sigmoid().reshape(-1, self.experts.routed)
+        weights_XK, experts_XK = route(
+            scores_XE,
+            self.choice_bias,
+            per_token=self.experts.per_token,
+            normalize=self.experts.normalize,
+            scale=self.experts.scale,
+        )
+        mixed_BSH = mix_experts(x_XH, weights_XK, experts_XK, self.gate_up, self.down).reshape(x_BSH.shape)
+        return mixed_BSH if self.shared is None else mixed_BSH + self.shared(x_BSH)
+
+
+def mlp(config: GlmConfig, index: int) -> nn.Module:
+    """What stands in layer ``index`` after attention."""
+    if config.experts is not None and index >= config.experts.first_layer:
+        return Experts(config, config.experts)
+    return GatedMlp(config, config.ffn_size) if config.activation is Activation.SWIGLU else PlainMlp(config)
+
+
 class Layer(nn.Module):
     """Norm, attention, residual; norm, MLP, residual.
 
     Native GLM-4 (0414, Z1) norms the two outputs as well (``sandwich_norms``). ``residual_from_norm`` takes the
-    residual from the norm's output (ChatGLM2's ``apply_residual_connection_post_layernorm``).
+    residual from the norm's output, times ``residual_alpha`` (ChatGLM-6B; ChatGLM2's
+    ``apply_residual_connection_post_layernorm``).
     """
 
-    def __init__(self, config: GlmConfig) -> None:
+    def __init__(self, config: GlmConfig, index: int) -> None:
         super().__init__()
         self.residual_from_norm = config.residual_from_norm
+        self.residual_alpha = config.residual_alpha
         self.attention_norm = norm(config)
         self.attention = Attention(config)
         self.attention_output_norm = norm(config) if config.sandwich_norms else nn.Identity()
         self.mlp_norm = norm(config)
-        self.mlp = GatedMlp(config)
+        self.mlp = mlp(config, index)
         self.mlp_output_norm = norm(config) if config.sandwich_norms else nn.Identity()
 
     def forward(
-        self, x_BSH: Tensor, position_ids_BS: Tensor, mask_B1ST: Tensor, tables: KeyValue, past: KeyValue
+        self, x_BSH: Tensor, turn: Rotation | None, mask_B1ST: Tensor, past: KeyValue
     ) -> tuple[Tensor, KeyValue]:
         """Return the layer's output ``[B, S, H]`` and its cache."""
         normed_BSH = self.attention_norm(x_BSH)
-        attended_BSH, present = self.attention(normed_BSH, position_ids_BS, mask_B1ST, tables, past)
-        residual_BSH = normed_BSH if self.residual_from_norm else x_BSH
-        x_BSH = residual_BSH + self.attention_output_norm(attended_BSH)
+        attended_BSH, present = self.attention(normed_BSH, turn, mask_B1ST, past)
+        x_BSH = self._residual(x_BSH, normed_BSH) + self.attention_output_norm(attended_BSH)
         normed_BSH = self.mlp_norm(x_BSH)
+        return self._residual(x_BSH, normed_BSH) + self.mlp_output_norm(self.mlp(normed_BSH)), present
+
+    def _residual(self, x_BSH: Tensor, normed_BSH: Tensor) -> Tensor:
         residual_BSH = normed_BSH if self.residual_from_norm else x_BSH
-        return residual_BSH + self.mlp_output_norm(self.mlp(normed_BSH)), present
+        return residual_BSH if self.residual_alpha == 1 else residual_BSH * self.residual_alpha
 
 
 class Decoder(nn.Module):
@@ -129,7 +198,10 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
+        if config.rotary is None:
+            self.position_embedding = nn.Embedding(config.max_positions, config.hidden_size)
+            self.block_embedding = nn.Embedding(config.max_positions, config.hidden_size)
+        self.layers = nn.ModuleList(Layer(config, index) for index in range(config.num_layers))
         self.final_norm = norm(config) if config.final_norm else nn.Identity()
         self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tied_head:
@@ -138,6 +210,8 @@ class Decoder(nn.Module):
 
     def rebuild_tables(self, dtype: torch.dtype) -> None:
         """Compute the rotary tables again, e.g. after the model was made on the meta device."""
+        if self.config.rotary is None:
+            return
         cos_MR, sin_MR = rotary_tables(self.config.rotary, self.config.max_positions, dtype=dtype)
         self.register_buffer("cos", cos_MR, persistent=False)
         self.register_buffer("sin", sin_MR, persistent=False)
@@ -151,8 +225,8 @@ class Decoder(nn.Module):
     def forward(
         self,
         input_ids_BS: Tensor,
-        attention_mask_BT: Tensor | None = None,
-        position_ids_BS: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
         past_key_values: Sequence[KeyValue] | None = None,
         labels_BS: Tensor | None = None,
         *,
@@ -162,36 +236,55 @@ class Decoder(nn.Module):
 
         Args:
             input_ids_BS: int64 ``[B, S]``.
-            attention_mask_BT: integer ``[B, P + S]``, 1 = real token; default all ones.
-            position_ids_BS: int64 ``[B, S]``; default counts on from the past.
+            attention_mask: integer ``[B, P + S]``, 1 = real token; default all ones. With ``prefix_mask``: bool
+                ``[B, 1, S, P + S]``, True = attend; default causal.
+            position_ids: int64 ``[B, S]``; default counts on from the past. With two axes: ``[B, 2, S]``; default
+                the same and zeros.
             past_key_values: one pair ``[B, K, P, D]`` per layer; default no past.
-            labels_BS: int64 ``[B, S]``, -100 = not counted; the loss is the mean shifted cross entropy in float32.
+            labels_BS: int64 ``[B, S]``, -100 = not counted; the loss is the mean cross entropy in float32 against
+                the label ``label_shift`` tokens on.
             last_logits_only: compute logits ``[B, 1, V]`` of the last token.
         """
         batch, query_len = input_ids_BS.shape
         past = self.empty_cache(batch) if past_key_values is None else past_key_values
         past_len = past[0][0].shape[2]
-        if attention_mask_BT is None:
-            attention_mask_BT = input_ids_BS.new_ones(batch, past_len + query_len)
-        if position_ids_BS is None:
-            counted = torch.arange(past_len, past_len + query_len, device=input_ids_BS.device)
-            position_ids_BS = counted.expand(batch, query_len)
-        mask_B1ST = causal_mask(attention_mask_BT, query_len)
+        if position_ids is None:
+            position_ids = self._counted_positions(input_ids_BS, past_len)
+        if attention_mask is None or not self.config.prefix_mask:
+            real_BT = input_ids_BS.new_ones(batch, past_len + query_len) if attention_mask is None else attention_mask
+            mask_B1ST = causal_mask(real_BT, query_len)
+        else:
+            mask_B1ST = prefix_mask(attention_mask)
         hidden_BSH = self.embedding(input_ids_BS)
+        turn = None
+        if self.config.rotary is None:
+            places, blocks = self.position_embedding(position_ids[:, 0]), self.block_embedding(position_ids[:, 1])
+            hidden_BSH = hidden_BSH + places + blocks
+        else:
+            turn = rotation(self.cos, self.sin, position_ids)
         present: list[KeyValue] = []
         for layer, layer_past in zip(self.layers, past, strict=True):
-            hidden_BSH, layer_present = layer(hidden_BSH, position_ids_BS, mask_B1ST, (self.cos, self.sin), layer_past)
+            hidden_BSH, layer_present = layer(hidden_BSH, turn, mask_B1ST, layer_past)
             present.append(layer_present)
         hidden_BSH = self.final_norm(hidden_BSH)
         if last_logits_only:
             hidden_BSH = hidden_BSH[:, -1:]
         logits_BSV = self.head(hidden_BSH)
-        loss = None if labels_BS is None else shifted_cross_entropy(logits_BSV, labels_BS)
+        loss = None if labels_BS is None else label_loss(logits_BSV, labels_BS, shift=self.config.label_shift)
         return DecoderOutput(logits=logits_BSV, past_key_values=present, loss=loss)
 
+    def _counted_positions(self, input_ids_BS: Tensor, past_len: int) -> Tensor:
+        batch, query_len = input_ids_BS.shape
+        counted = torch.arange(past_len, past_len + query_len, device=input_ids_BS.device).expand(batch, query_len)
+        if self.config.position_axes == 1:
+            return counted
+        return torch.stack((counted, torch.zeros_like(counted)), dim=1)
 
-def shifted_cross_entropy(logits_BSV: Tensor, labels_BS: Tensor) -> Tensor:
-    """Mean cross entropy of each token given those before it, float32, labels of -100 left out."""
-    return functional.cross_entropy(
-        logits_BSV[:, :-1].flatten(0, 1).float(), labels_BS[:, 1:].flatten(), ignore_index=-100
-    )
+
+def label_loss(logits_BSV: Tensor, labels_BS: Tensor, *, shift: int) -> Tensor:
+    """Mean cross entropy in float32; labels of -100 are left out.
+
+    ``shift`` 1: each token is predicted from those before it. 0: labels are aligned with logits already (GLM).
+    """
+    predicted = logits_BSV[:, : logits_BSV.shape[1] - shift].flatten(0, 1).float()
+    return functional.cross_entropy(predicted, labels_BS[:, shift:].flatten(), ignore_index=-100)

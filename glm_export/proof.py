@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from polygraphy.backend.base import BaseRunner
@@ -18,7 +18,7 @@ from glm_export.checkpoint import Checkpoint, file_sha256
 from glm_export.compare import ParityReport, compare_runs
 from glm_export.config import GlmConfig
 from glm_export.errors import InputError
-from glm_export.feeds import Feeds, prefill_feeds
+from glm_export.feeds import Feeds, Prompt, prefill_feeds
 from glm_export.generation import Stopping, generate_ids
 from glm_export.sessions import Session, Tensors
 from glm_export.sessions.ort import OrtSession
@@ -69,27 +69,36 @@ def parity_cases(reference: Session, config: GlmConfig, signature: Signature, se
     random = np.random.default_rng(seed)
     room = config.max_positions
 
-    def prompt(length: int) -> list[int]:
-        return [int(i) for i in random.integers(0, config.vocab_size, min(length, room - 8))]
+    def token() -> int:
+        return int(random.integers(0, config.vocab_size))
+
+    def prompt(length: int) -> Prompt:
+        return random_prompt(random, min(length, room - 8), config)
 
     single = prefill_feeds([prompt(33)], config)
     head, tail = single.chunks(max(1, single.input_ids.shape[1] * 2 // 3))[:2]
-    batch = prefill_feeds([prompt(17), prompt(9), prompt(1)], config)
+    batch = prefill_feeds([prompt(17), prompt(9), prompt(2)], config)
     distant = prefill_feeds([prompt(16)], config)
-    distant = Feeds(
-        input_ids=distant.input_ids, attention_mask=distant.attention_mask,
-        position_ids=distant.position_ids + room - distant.input_ids.shape[1],
-    )  # fmt: skip
+    distant = replace(distant, position_ids=distant.position_ids + room - 1 - distant.position_ids.max())
     last = room - 1
     pairs: list[tuple[str, Feeds | None, Feeds]] = [
         ("prefill", None, single),
         ("chunk on a past", head, tail),
-        ("decode", single, single.followed_by(prompt(1), last)),
+        ("decode", single, single.followed_by([token()], last)),
         ("left-padded batch", None, batch),
-        ("batch decode", batch, batch.followed_by([prompt(1)[0] for _ in range(3)], last)),
+        ("batch decode", batch, batch.followed_by([token() for _ in range(3)], last)),
         ("end of context", None, distant),
     ]
     return [Case(name=name, tensors=_tensors(reference, signature, past, feeds)) for name, past, feeds in pairs]
+
+
+def random_prompt(random: np.random.Generator, length: int, config: GlmConfig) -> Prompt:
+    """Random ids; for a prefix family two thirds are context, and the written part stands for a place within it."""
+    ids = tuple(int(i) for i in random.integers(0, config.vocab_size, length))
+    if not config.prefix_mask:
+        return Prompt(ids=ids)
+    context = max(1, length * 2 // 3)
+    return Prompt(ids=ids, context_length=context, mask_position=int(random.integers(0, context)))
 
 
 def _tensors(reference: Session, signature: Signature, past: Feeds | None, feeds: Feeds) -> Tensors:
@@ -159,7 +168,7 @@ def greedy_agreement(reference: Session, candidate: Session, seed: int = 1) -> t
     """Greedy tokens both sides write alike, of how many: three prompts, one after another and as a padded batch."""
     config = reference.config
     random = np.random.default_rng(seed)
-    prompts = [[int(i) for i in random.integers(0, config.vocab_size, length)] for length in (12, 5, 1)]
+    prompts = [random_prompt(random, length, config) for length in (12, 5, 2)]
     stopping = Stopping(max_new_tokens=min(GREEDY_TOKENS, config.max_positions - 16))
     batch = generate_ids(reference, prompts, stopping=stopping)
     answers = generate_ids(candidate, prompts, stopping=stopping)

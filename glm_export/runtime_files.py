@@ -13,6 +13,7 @@ from glm_export.config import GlmConfig
 
 TOKENIZER_FILES = (
     "tokenizer.model", "tokenizer.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
+    "ice_text.model", "cog-pretrain.model", "vocab.json", "merges.txt", "vocab.txt",
 )  # fmt: skip
 TOKENIZER_CONFIG = "tokenizer_config.json"
 GENERATION_CONFIG = "generation_config.json"
@@ -23,8 +24,13 @@ def loader_config(config: GlmConfig, dtype: str) -> dict[str, Any]:
 
     Optimum's ``ORTModelForCausalLM`` takes the cache's shape from ``num_key_value_heads`` only for model types it
     knows, and ``glm`` is one; ``chatglm`` and ``glm4`` are not. The decoder itself is described in ``manifest.json``.
+    Prefix families cannot run there (Optimum has no such mask), so nothing about rotary embedding is claimed for them.
     """
-    return {
+    rotary = config.rotary
+    turned = {} if rotary is None or config.prefix_mask else {
+        "partial_rotary_factor": rotary.dim / config.head_dim, "rope_theta": rotary.base,
+    }  # fmt: skip
+    return turned | {
         "architectures": ["GlmForCausalLM"],
         "model_type": "glm",
         "attention_bias": config.qkv_bias,
@@ -35,9 +41,7 @@ def loader_config(config: GlmConfig, dtype: str) -> dict[str, Any]:
         "num_attention_heads": config.num_heads,
         "num_hidden_layers": config.num_layers,
         "num_key_value_heads": config.kv_heads,
-        "partial_rotary_factor": config.rotary.dim / config.head_dim,
         "rms_norm_eps": config.norm_eps,
-        "rope_theta": config.rotary.base,
         "tie_word_embeddings": config.tied_head,
         "torch_dtype": dtype,
         "use_cache": True,

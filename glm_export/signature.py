@@ -103,7 +103,7 @@ class Signature:
 
 
 def decoder_signature(config: GlmConfig, *, dtype: str, logits: str) -> Signature:
-    """What a causal decoder takes and returns.
+    """What a decoder takes and returns.
 
     Args:
         config: the sizes.
@@ -115,13 +115,18 @@ def decoder_signature(config: GlmConfig, *, dtype: str, logits: str) -> Signatur
         dims = (BATCH, config.kv_heads, length, config.head_dim)
         return [TensorSpec(name=name, dtype=dtype, dims=dims) for name in names]
 
+    # Prefix families are told which token sees which; causal ones only which tokens are real.
+    mask = TensorSpec(name=ATTENTION_MASK, dtype="int64", dims=(BATCH, TOTAL))
+    if config.prefix_mask:
+        mask = TensorSpec(name=ATTENTION_MASK, dtype="bool", dims=(BATCH, 1, SEQUENCE, TOTAL))
+    axes = () if config.position_axes == 1 else (config.position_axes,)
     layers = range(config.num_layers)
     rows = SEQUENCE if logits == "all" else 1
     return Signature(
         inputs=(
             TensorSpec(name=INPUT_IDS, dtype="int64", dims=(BATCH, SEQUENCE)),
-            TensorSpec(name=ATTENTION_MASK, dtype="int64", dims=(BATCH, TOTAL)),
-            TensorSpec(name=POSITION_IDS, dtype="int64", dims=(BATCH, SEQUENCE)),
+            mask,
+            TensorSpec(name=POSITION_IDS, dtype="int64", dims=(BATCH, *axes, SEQUENCE)),
             *(spec for i in layers for spec in cache(past_names(i), PAST)),
         ),
         outputs=(

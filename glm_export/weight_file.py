@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import errno
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,11 +21,11 @@ from glm_export.direct_file import DirectFile
 from glm_export.errors import CheckpointError, EnvironmentMissingError
 from glm_export.graphs.patterns.rotary import rotary_tables
 from glm_export.progress import Advance
-from glm_export.signature import DTYPE_BYTES
 
 # A few megabytes: fits the cache while it is transposed, large enough that threads seldom meet.
 BLOCK_ELEMENTS = 1 << 22
 FEWEST_COLUMNS = 64
+SHOWN_SOURCES = 3
 # Runtimes map large external tensors only from aligned offsets; 64 KiB serves every platform.
 LARGE_BYTES, LARGE_ALIGNMENT, SMALL_ALIGNMENT = 1 << 20, 1 << 16, 64
 
@@ -38,32 +39,38 @@ class StoredTensor:
     """Where one tensor lies in the file; ``shape`` is as stored."""
 
     name: str
+    dtype: str
     shape: tuple[int, ...]
     transposed: bool
     offset: int
     length: int
 
 
-def plan_weights(model: nn.Module, dtype: str) -> list[StoredTensor]:
-    """Lay out every parameter and rotary table of a (meta) reference model.
+def plan_weights(model: nn.Module) -> list[StoredTensor]:
+    """Lay out every parameter and rotary table of a reference model made on the meta device.
 
     Args:
-        model: a reference model without aliased parameters.
-        dtype: what the file stores.
+        model: without aliased parameters; each tensor is stored in the dtype it has there.
 
     Returns:
-        Tensors in file order; the weights of linear layers are ``[in, out]``, ready for ``MatMul``.
+        Tensors in file order. Weights of products (of linear layers, and stacked ones of experts) are stored with
+        their last two axes exchanged, ``[in, out]``, ready for ``MatMul``.
     """
     linear = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     stored: list[StoredTensor] = []
     end = 0
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        length = tensor.numel() * DTYPE_BYTES[dtype]
-        alignment = LARGE_ALIGNMENT if length >= LARGE_BYTES else SMALL_ALIGNMENT
+        transposed = name in linear or tensor.dim() == 3
+        shape = (*tensor.shape[:-2], tensor.shape[-1], tensor.shape[-2]) if transposed else tuple(tensor.shape)
+        alignment = LARGE_ALIGNMENT if tensor.nbytes >= LARGE_BYTES else SMALL_ALIGNMENT
         offset = -(-end // alignment) * alignment
-        shape = tuple(reversed(tensor.shape)) if name in linear else tuple(tensor.shape)
-        stored.append(StoredTensor(name=name, shape=shape, transposed=name in linear, offset=offset, length=length))
-        end = offset + length
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        stored.append(
+            StoredTensor(
+                name=name, dtype=dtype, shape=shape, transposed=transposed, offset=offset, length=tensor.nbytes
+            )
+        )
+        end = offset + tensor.nbytes
     return stored
 
 
@@ -108,7 +115,6 @@ def write_weights(
     path: Path,
     stored: list[StoredTensor],
     checkpoint: Checkpoint,
-    dtype: torch.dtype,
     *,
     cancelled: threading.Event,
     advance: Advance,
@@ -116,7 +122,7 @@ def write_weights(
     """Write the file; memory stays at a few blocks, whatever the model's size.
 
     Raises:
-        CheckpointError: a weight is NaN or infinite, or exceeds what ``dtype`` can hold.
+        CheckpointError: a weight is NaN or infinite, or exceeds what its dtype in the file can hold.
         EnvironmentMissingError: the disk is full.
         CancelledError: ``cancelled`` was set.
     """
@@ -124,15 +130,16 @@ def write_weights(
     try:
         with DirectFile(path, stored[-1].offset + stored[-1].length) as file:
             for entry in stored:
-                tensor, origin = source_of[entry.name]()
                 file.pad_to(entry.offset)
-                for block in blocks(tensor, dtype, transposed=entry.transposed):
-                    if cancelled.is_set():
-                        raise CancelledError
-                    _check_finite(block, origin, tensor.dtype)
-                    # numpy has no bfloat16: bytes go out through an integer view.
-                    file.write(memoryview(block.reshape(-1).view(torch.uint8).numpy().data))
-                    advance(block.nbytes)
+                parts, origin = source_of[entry.name]
+                for tensor in parts():
+                    for block in blocks(tensor, getattr(torch, entry.dtype), transposed=entry.transposed):
+                        if cancelled.is_set():
+                            raise CancelledError
+                        _check_finite(block, origin, tensor.dtype)
+                        # numpy has no bfloat16: bytes go out through an integer view.
+                        file.write(memoryview(block.reshape(-1).view(torch.uint8).numpy().data))
+                        advance(block.nbytes)
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise EnvironmentMissingError(
@@ -141,20 +148,19 @@ def write_weights(
         raise
 
 
-def tensor_sources(checkpoint: Checkpoint) -> dict[str, Callable[[], tuple[Tensor, str]]]:
-    """For every stored name, how to get the tensor and what to call it in a message."""
-    config = checkpoint.config
-    sources: dict[str, Callable[[], tuple[Tensor, str]]] = {
-        rule.target: lambda rule=rule: (checkpoint.parameter(rule), " + ".join(rule.sources))  # type: ignore[misc]
+def tensor_sources(checkpoint: Checkpoint) -> dict[str, tuple[Callable[[], Iterable[Tensor]], str]]:
+    """For every stored name, how to get its parts and what to call it in a message."""
+    sources: dict[str, tuple[Callable[[], Iterable[Tensor]], str]] = {
+        rule.target: (partial(checkpoint.parts, rule), " + ".join(rule.sources[:SHOWN_SOURCES]))
         for rule in checkpoint.rules.rules
     }
     for index, name in enumerate(("cos", "sin")):
-        sources[name] = lambda index=index: (_table(config, index), "the rotary table")  # type: ignore[misc]
+        sources[name] = (partial(_table, checkpoint.config, index), "the rotary table")
     return sources
 
 
-def _table(config: GlmConfig, index: int) -> Tensor:
-    return rotary_tables(config.rotary, config.max_positions)[index]
+def _table(config: GlmConfig, index: int) -> list[Tensor]:
+    return [rotary_tables(config.rotary, config.max_positions)[index]] if config.rotary else []
 
 
 def _check_finite(block: Tensor, origin: str, source_dtype: torch.dtype) -> None:

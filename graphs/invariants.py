@@ -54,7 +54,7 @@ def _check_border(side: str, values: Sequence[ir.Value], specs: tuple[TensorSpec
         raise InvariantError(f"expected {len(expected)} {side}s, found {len(found)}")
 
 
-DTYPE_NAMES = {"int64": "INT64", "float32": "FLOAT", "float16": "FLOAT16", "bfloat16": "BFLOAT16"}
+DTYPE_NAMES = {"bool": "BOOL", "int64": "INT64", "float32": "FLOAT", "float16": "FLOAT16", "bfloat16": "BFLOAT16"}
 """Our dtype names in ONNX's words."""
 
 

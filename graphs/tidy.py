@@ -52,20 +52,22 @@ def _name_weights(model: ir.Model, wrapper: str) -> None:
     for name, value in list(model.graph.initializers.items()):
         if name.startswith(wrapper):
             value.name = name.removeprefix(wrapper)
+            value.const_value = None  # traced without values: nothing may try to fold them
 
 
 def _store_transposed(model: ir.Model, transposed: frozenset[str]) -> None:
-    """``MatMul(x, Transpose(W[out, in]))`` becomes ``MatMul(x, W[in, out])``: the writer transposes while streaming."""
+    """``MatMul(x, Transpose(W[…, out, in]))`` becomes ``MatMul(x, W[…, in, out])``: the writer transposes."""
     for name in transposed:
         weight = model.graph.initializers[name]
         for node, _ in list(weight.uses()):
-            if node.op_type != "Transpose" or list(node.attributes["perm"].as_ints()) != [1, 0]:
+            rank = len(weight.shape or ())
+            exchanged = [*range(rank - 2), rank - 1, rank - 2]
+            if node.op_type != "Transpose" or list(node.attributes["perm"].as_ints()) != exchanged:
                 raise InvariantError(f"{name} is stored transposed, but {node.op_type} reads it as traced")
             node.outputs[0].replace_all_uses_with(weight)
             model.graph.remove(node, safe=True)
-        rows, columns = weight.shape  # type: ignore[misc]
-        weight.shape = ir.Shape((columns, rows))
-        weight.const_value = None
+        *stack, rows, columns = weight.shape  # type: ignore[misc]
+        weight.shape = ir.Shape((*stack, columns, rows))
 
 
 def _drop_unread_initializers(model: ir.Model) -> None:

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 GOLDEN = Path(__file__).parent / "golden"
-CAUSAL = ("chatglm2", "chatglm2_32k", "chatglm3", "glm4_remote", "glm_hf", "glm4_hf")
+CAUSAL = ("chatglm2", "chatglm2_32k", "chatglm3", "glm4_remote", "glm_hf", "glm4_hf", "glm4_moe")
+PREFIX = ("glm", "chatglm")
 WITH_TOKENIZER = ("chatglm2", "chatglm2_32k", "chatglm3", "glm4_remote")
 BOUND = 1e-4
 """Largest allowed difference on logits of scale 10. Float32 noise of the official code is 0.6-1.4e-5; the mildest

@@ -9,17 +9,18 @@ import pytest
 from glm_export import families
 from glm_export.config import GlmConfig, Norm, RotaryConfig
 from glm_export.errors import ConfigError
-from tests.golden_data import CAUSAL, Golden
+from tests.golden_data import Golden
 from tests.published_configs import PUBLISHED
 from tests.tiny import tiny_values
 
 FAMILY_OF_GOLDEN = {
     "chatglm2": "chatglm2", "chatglm2_32k": "chatglm2", "chatglm3": "chatglm3",
-    "glm4_remote": "glm4_remote", "glm_hf": "glm", "glm4_hf": "glm4",
+    "glm4_remote": "glm4_remote", "glm_hf": "glm", "glm4_hf": "glm4", "glm4_moe": "glm4_moe",
+    "glm": "glm_infilling", "chatglm": "chatglm",
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", CAUSAL)
+@pytest.mark.parametrize("name", FAMILY_OF_GOLDEN)
 def test_golden_checkpoints_are_told_apart(name: str) -> None:
     import json
 

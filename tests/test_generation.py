@@ -38,7 +38,7 @@ def test_batch_of_different_lengths_equals_each_alone(session: Session) -> None:
 
 def test_chunked_prefill_and_steps_equal_one_prefill(session: Session) -> None:
     ids = session.tokenizer.encode("".join(FIRST_LINES))
-    feeds = prefill_feeds([ids, ids[:9]], session.config)
+    feeds = prefill_feeds([session.prompt(ids), session.prompt(ids[:9])], session.config)
     whole = session.prefill(feeds)
     for size in (1, 7):
         first, *others = feeds.chunks(size)
@@ -120,7 +120,7 @@ def test_bad_prompts(session: Session, prompts: list[list[int]], message: str) -
 
 def test_decode_needs_a_prefill(demo_program: OnnxProgram) -> None:
     with api.load_session(demo_program) as session, pytest.raises(InputError, match="before prefill"):
-        session.decode(prefill_feeds([[1]], session.config))
+        session.decode(prefill_feeds([session.prompt([1])], session.config))
 
 
 def test_stop_strings_need_a_decoder(session: Session) -> None:

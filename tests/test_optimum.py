@@ -23,7 +23,8 @@ def optimum_greedy(program: OnnxProgram, prompt: list[int], count: int) -> list[
     return ids
 
 
-@pytest.mark.parametrize("name", CAUSAL)
+# Optimum takes the head size for hidden_size / heads, which GLM-4.5's is not.
+@pytest.mark.parametrize("name", [name for name in CAUSAL if name != "glm4_moe"])
 def test_golden_greedy_ids(name: str, exported: Callable[[str], OnnxProgram]) -> None:
     for case in Golden(name).facts["greedy"]:
         assert optimum_greedy(exported(name), case["prompt_ids"], len(case["new_ids"])) == case["new_ids"]

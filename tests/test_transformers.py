@@ -7,10 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import Glm4Config, Glm4ForCausalLM, GlmConfig, GlmForCausalLM, PreTrainedModel
+from transformers import (
+    Glm4Config,
+    Glm4ForCausalLM,
+    Glm4MoeConfig,
+    Glm4MoeForCausalLM,
+    GlmConfig,
+    GlmForCausalLM,
+    PreTrainedModel,
+)
 
 from glm_export import api
-from glm_export.feeds import prefill_feeds
+from glm_export.feeds import Prompt, prefill_feeds
 from glm_export.generation import Stopping, generate_ids
 from glm_export.sampling import Sampling
 from tests.golden_data import difference
@@ -37,6 +45,13 @@ CASES = {
         {"hidden_size": 96, "num_attention_heads": 6, "num_key_value_heads": 3, "head_dim": 16, "intermediate_size": 40,
          "num_hidden_layers": 1, "partial_rotary_factor": 0.5, "attention_bias": False, "rope_theta": 5e6},
     ),
+    "glm4_moe: norms of q and k, two dense layers, three experts of seven, two shared": (
+        Glm4MoeConfig, Glm4MoeForCausalLM,
+        {"hidden_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "intermediate_size": 72,
+         "moe_intermediate_size": 20, "num_hidden_layers": 4, "first_k_dense_replace": 2, "n_routed_experts": 7,
+         "num_experts_per_tok": 3, "n_shared_experts": 2, "routed_scaling_factor": 2.5, "norm_topk_prob": True,
+         "use_qk_norm": True, "attention_bias": True, "partial_rotary_factor": 0.5, "n_group": 1, "topk_group": 1},
+    ),
 }  # fmt: skip
 
 
@@ -58,7 +73,7 @@ def pair(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[PreTrainedMode
 def test_logits_loss_and_greedy_ids(pair: tuple[PreTrainedModel, Path], runtime: str, tmp_path: Path) -> None:
     model, folder = pair
     prompts = [[5, 9, 2, 77, 129, 3], [8, 4], [111]]
-    feeds = prefill_feeds(prompts, api.open_checkpoint(folder).config)
+    feeds = prefill_feeds([Prompt(ids=tuple(p)) for p in prompts], api.open_checkpoint(folder).config)
     ids, mask, positions = map(torch.from_numpy, feeds.named().values())
     with torch.no_grad():
         expected = model(input_ids=ids, attention_mask=mask, position_ids=positions).logits.numpy()

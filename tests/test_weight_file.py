@@ -46,7 +46,7 @@ def test_layout_is_aligned_and_does_not_overlap() -> None:
         ffn_size=300, max_positions=100, rotary=RotaryConfig(dim=32),
     )  # fmt: skip
     with torch.device("meta"):
-        stored = plan_weights(Decoder(config), "float16")
+        stored = plan_weights(Decoder(config).half())
     end = 0
     for entry in stored:
         assert entry.offset >= end

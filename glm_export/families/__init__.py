@@ -53,9 +53,20 @@ def _is_fourth_chatglm(values: Values) -> bool:
     return _is_chatglm_block(values) and (several_stops or "num_hidden_layers" in values)
 
 
+def _is_chatglm_6b(values: Values) -> bool:
+    return values.get("model_type") == "chatglm" and ("position_encoding_2d" in values or "inner_hidden_size" in values)
+
+
+def _is_infilling(values: Values) -> bool:
+    return values.get("model_type") == "glm" and "block_position_encoding" in values
+
+
 TELL_APART: tuple[tuple[str, str, Callable[[Values], bool]], ...] = (
     ("glm", "architectures has GlmForCausalLM", _architecture("GlmForCausalLM")),
     ("glm4", "architectures has Glm4ForCausalLM", _architecture("Glm4ForCausalLM")),
+    ("glm4_moe", "architectures has Glm4MoeForCausalLM", _architecture("Glm4MoeForCausalLM")),
+    ("glm_infilling", "model_type glm with block_position_encoding", _is_infilling),
+    ("chatglm", "model_type chatglm with position_encoding_2d or inner_hidden_size", _is_chatglm_6b),
     ("chatglm2", "_name_or_path is a published ChatGLM2", _published("chatglm2")),
     ("chatglm3", "_name_or_path is a published ChatGLM3", _published("chatglm3")),
     ("glm4_remote", "_name_or_path is a published GLM-4", _published("glm4_remote")),
@@ -66,6 +77,7 @@ TELL_APART: tuple[tuple[str, str, Callable[[Values], bool]], ...] = (
         lambda v: v.get("model_type") == "glm" and "num_key_value_heads" in v,
     ),
     ("glm4", "model_type glm4", lambda v: v.get("model_type") == "glm4"),
+    ("glm4_moe", "model_type glm4_moe", lambda v: v.get("model_type") == "glm4_moe"),
 )
 """First row that holds names the family. ChatGLM2 or 3 without a published name falls to :func:`identify`."""
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from glm_export.config import GlmConfig, Norm, RotaryConfig
 from glm_export.families._keys import ConfigKeys
-from glm_export.tensor_rules import HeadwiseQkv, TensorRule, TensorRules, as_stored, rule
+from glm_export.tensor_rules import HeadwiseQkv, TensorRule, TensorRules, as_stored, norm_rules, rule
 
 INERT = {
     "apply_query_key_layer_scaling": "scales scores down and up again by the same number",
@@ -82,23 +82,18 @@ def tensor_rules(config: GlmConfig) -> TensorRules:
         rule("head.weight", "transformer.output_layer.weight", vocab, hidden),
     ]
     if config.final_norm:
-        rules += _norm("final_norm", "transformer.encoder.final_layernorm", config)
+        rules += norm_rules("final_norm", "transformer.encoder.final_layernorm", config)
     for i in range(config.num_layers):
         rules += _layer(f"layers.{i}", f"transformer.encoder.layers.{i}", config)
-    return TensorRules(rules=tuple(rules), ignored={"rotary_pos_emb.inv_freq": "follows from config.json"})
-
-
-def _norm(target: str, source: str, config: GlmConfig) -> list[TensorRule]:
-    parts = ("weight",) if config.norm is Norm.RMS else ("weight", "bias")
-    return [rule(f"{target}.{part}", f"{source}.{part}", config.hidden_size) for part in parts]
+    return TensorRules(rules=tuple(rules), ignored={"*rotary_pos_emb.inv_freq": "follows from config.json"})
 
 
 def _layer(target: str, source: str, config: GlmConfig) -> list[TensorRule]:
     hidden, qkv_rows = config.hidden_size, config.q_size + 2 * config.kv_size
     layout = HeadwiseQkv(config.num_heads) if config.headwise_qkv else as_stored
     rules = [
-        *_norm(f"{target}.attention_norm", f"{source}.input_layernorm", config),
-        *_norm(f"{target}.mlp_norm", f"{source}.post_attention_layernorm", config),
+        *norm_rules(f"{target}.attention_norm", f"{source}.input_layernorm", config),
+        *norm_rules(f"{target}.mlp_norm", f"{source}.post_attention_layernorm", config),
         rule(
             f"{target}.attention.qkv.weight",
             f"{source}.self_attention.query_key_value.weight",

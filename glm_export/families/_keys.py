@@ -28,7 +28,7 @@ class ConfigKeys:
 
     def __init__(self, values: Mapping[str, Any], *, family: str) -> None:
         self._values = values
-        self._family = family
+        self.family = family
         self._seen: set[str] = set()
 
     def required(self, key: str) -> Any:
@@ -39,7 +39,7 @@ class ConfigKeys:
         """
         self._seen.add(key)
         if self._values.get(key) is None:
-            raise ConfigError(f"config.json of family {self._family} needs the key {key!r}, which is missing")
+            raise ConfigError(f"config.json of family {self.family} needs the key {key!r}, which is missing")
         return self._values[key]
 
     def optional(self, key: str, default: Any) -> Any:
@@ -69,7 +69,7 @@ class ConfigKeys:
         unknown = sorted(set(self._values) - self._seen - set(inert) - set(INERT_EVERYWHERE))
         if unknown:
             raise ConfigError(
-                f"config.json has keys that family {self._family} does not know and that could change numbers: "
+                f"config.json has keys that family {self.family} does not know and that could change numbers: "
                 f"{', '.join(unknown)}; remove them if they are inert, or report them"
             )
 

@@ -5,10 +5,9 @@ Source: ``configuration_glm.py``, ``modeling_glm.py``, ``configuration_glm4.py``
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-from glm_export.config import GlmConfig, RotaryConfig
+from glm_export.config import ExpertsConfig, GlmConfig, RotaryConfig
 from glm_export.errors import ConfigError
 from glm_export.families._keys import ConfigKeys
 from glm_export.tensor_rules import TensorRule, TensorRules, rule, stack_rows
@@ -16,20 +15,26 @@ from glm_export.tensor_rules import TensorRule, TensorRules, rule, stack_rows
 SPLIT_NAMES = ("q_proj", "k_proj", "v_proj")
 
 
-def read(values: Mapping[str, Any], *, family: str, sandwich_norms: bool) -> GlmConfig:
+def read(
+    keys: ConfigKeys,
+    *,
+    sandwich_norms: bool,
+    interleaved: bool = True,
+    experts: ExpertsConfig | None = None,
+    qk_norm: bool = False,
+) -> GlmConfig:
     """The common keys; defaults are those of the configuration classes.
 
     Raises:
         ConfigError: an unknown key, a value this project does not compute, or inconsistent sizes.
     """
-    keys = ConfigKeys(values, family=family)
     keys.fixed("hidden_act", "silu", "swish", why="the gate is SwiGLU")
     keys.fixed("quantization_config", why="a quantized checkpoint cannot be exported; use the bfloat16 release")
     hidden, heads = keys.required("hidden_size"), keys.required("num_attention_heads")
     head_dim = keys.optional("head_dim", hidden // heads)
     base, partial = _rotary(keys)
     config = GlmConfig(
-        family=family,
+        family=keys.family,
         vocab_size=keys.required("vocab_size"),
         hidden_size=hidden,
         num_layers=keys.required("num_hidden_layers"),
@@ -38,11 +43,13 @@ def read(values: Mapping[str, Any], *, family: str, sandwich_norms: bool) -> Glm
         head_dim=head_dim,
         ffn_size=keys.required("intermediate_size"),
         max_positions=keys.required("max_position_embeddings"),
-        rotary=RotaryConfig(dim=int(head_dim * partial), base=base),
+        rotary=RotaryConfig(dim=int(head_dim * partial), base=base, interleaved=interleaved),
         norm_eps=keys.required("rms_norm_eps"),
         qkv_bias=keys.optional("attention_bias", False),
         sandwich_norms=sandwich_norms,
         tied_head=keys.optional("tie_word_embeddings", False),
+        qk_norm=qk_norm,
+        experts=experts,
         stored_dtype=keys.stored_dtype(),
         eos_token_ids=keys.token_ids("eos_token_id"),
         pad_token_id=keys.optional("pad_token_id", 0),
@@ -67,28 +74,49 @@ def _rotary(keys: ConfigKeys) -> tuple[float, float]:
 
 
 def tensor_rules(config: GlmConfig) -> TensorRules:
-    """Official names and shapes of every tensor; q, k, v are stacked into one projection."""
-    hidden, vocab = config.hidden_size, config.vocab_size
-    head = "model.embed_tokens.weight" if config.tied_head else "lm_head.weight"
-    rules = [
-        rule("embedding.weight", "model.embed_tokens.weight", vocab, hidden),
-        rule("head.weight", head, vocab, hidden),
-        rule("final_norm.weight", "model.norm.weight", hidden),
-    ]
+    """Official names and shapes of every tensor of a model without experts."""
+    rules = border_rules(config)
     for i in range(config.num_layers):
-        rules += _layer(f"layers.{i}", f"model.layers.{i}", config)
-    ignored = {"rotary_emb.inv_freq": "follows from config.json"}
+        target, source = f"layers.{i}", f"model.layers.{i}"
+        rules += [
+            *attention_rules(target, source, config),
+            rule(
+                f"{target}.mlp.gate_up.weight",
+                f"{source}.mlp.gate_up_proj.weight",
+                2 * config.ffn_size,
+                config.hidden_size,
+            ),
+            rule(f"{target}.mlp.down.weight", f"{source}.mlp.down_proj.weight", config.hidden_size, config.ffn_size),
+        ]
+    ignored = {"*rotary_emb.inv_freq": "follows from config.json"}
     if config.tied_head:
         ignored["lm_head.weight"] = "tied to the embedding"
     return TensorRules(rules=tuple(rules), ignored=ignored)
 
 
-def _layer(target: str, source: str, config: GlmConfig) -> list[TensorRule]:
+def border_rules(config: GlmConfig) -> list[TensorRule]:
+    """Embedding, head, final norm."""
+    hidden, vocab = config.hidden_size, config.vocab_size
+    head = "model.embed_tokens.weight" if config.tied_head else "lm_head.weight"
+    return [
+        rule("embedding.weight", "model.embed_tokens.weight", vocab, hidden),
+        rule("head.weight", head, vocab, hidden),
+        rule("final_norm.weight", "model.norm.weight", hidden),
+    ]
+
+
+def attention_rules(target: str, source: str, config: GlmConfig) -> list[TensorRule]:
+    """A layer's norms and attention; q, k, v are stacked into one projection."""
     hidden = config.hidden_size
     norms = {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
     if config.sandwich_norms:
         norms |= {"attention_output_norm": "post_self_attn_layernorm", "mlp_output_norm": "post_mlp_layernorm"}
     rules = [rule(f"{target}.{ours}.weight", f"{source}.{theirs}.weight", hidden) for ours, theirs in norms.items()]
+    if config.qk_norm:
+        rules += [
+            rule(f"{target}.attention.{name}.weight", f"{source}.self_attn.{name}.weight", config.head_dim)
+            for name in ("q_norm", "k_norm")
+        ]
     rows = (config.q_size, config.kv_size, config.kv_size)
     for part, tail in (("weight", (hidden,)), ("bias", ())) if config.qkv_bias else (("weight", (hidden,)),):
         rules.append(
@@ -99,12 +127,8 @@ def _layer(target: str, source: str, config: GlmConfig) -> list[TensorRule]:
                 layout=stack_rows,
             )
         )
-    return [
-        *rules,
-        rule(f"{target}.attention.dense.weight", f"{source}.self_attn.o_proj.weight", hidden, config.q_size),
-        rule(f"{target}.mlp.gate_up.weight", f"{source}.mlp.gate_up_proj.weight", 2 * config.ffn_size, hidden),
-        rule(f"{target}.mlp.down.weight", f"{source}.mlp.down_proj.weight", hidden, config.ffn_size),
-    ]
+    dense = rule(f"{target}.attention.dense.weight", f"{source}.self_attn.o_proj.weight", hidden, config.q_size)
+    return [*rules, dense]
 
 
 def tiny(model_type: str, architecture: str, **changes: Any) -> dict[str, Any]:

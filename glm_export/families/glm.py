@@ -13,6 +13,7 @@ from typing import Any
 
 from glm_export.config import GlmConfig
 from glm_export.families import _native_layout
+from glm_export.families._keys import ConfigKeys
 from glm_export.tensor_rules import TensorRules
 
 TOKENIZER = "tokenizer_json"
@@ -21,7 +22,7 @@ CHAT = "role_lines"
 
 def config(values: Mapping[str, Any]) -> GlmConfig:
     """Read ``config.json``; see :func:`glm_export.families._native_layout.read`."""
-    return _native_layout.read(values, family="glm", sandwich_norms=False)
+    return _native_layout.read(ConfigKeys(values, family="glm"), sandwich_norms=False)
 
 
 def tensor_rules(config: GlmConfig) -> TensorRules:

@@ -7,6 +7,7 @@ cache handed in and out, for proof.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -16,11 +17,34 @@ from numpy.typing import NDArray
 from typing_extensions import Self
 
 from glm_export.config import GlmConfig
-from glm_export.feeds import Feeds
+from glm_export.errors import InputError
+from glm_export.feeds import Feeds, Prompt
 from glm_export.tokenizers import Tokenizer, load_tokenizer
+from glm_export.tokenizers.infilling import InfillingTokenizer
 
 Logits = NDArray[np.float32]
 Tensors = dict[str, NDArray[np.generic]]
+
+
+def prefix_prompt(ids: Sequence[int], sop_id: int, masks: Sequence[set[int]]) -> Prompt:
+    """Find ``<sop>`` and the mask token written for.
+
+    Args:
+        ids: the context, ``<sop>``, and what was written already.
+        sop_id: the token that ends the context.
+        masks: sets of mask tokens, the first that occurs counts.
+
+    Raises:
+        InputError: either is missing.
+    """
+    if sop_id not in ids:
+        raise InputError(f"the prompt has no start-of-piece token ({sop_id}); a prefix family writes after it")
+    context_length = list(ids).index(sop_id)
+    for kinds in masks:
+        places = [place for place, token in enumerate(ids[:context_length]) if token in kinds]
+        if places:
+            return Prompt(ids=tuple(ids), context_length=context_length, mask_position=places[0])
+    raise InputError("the prompt has no mask token to write for; put [MASK] or [gMASK] into the text")
 
 
 class Session(ABC):
@@ -34,6 +58,22 @@ class Session(ABC):
     def tokenizer(self) -> Tokenizer:
         """The tokenizer beside the model."""
         return load_tokenizer(self.folder, self.config)
+
+    def prompt(self, ids: Sequence[int]) -> Prompt:
+        """Token ids as a prompt; for prefix families this finds ``<sop>`` and the mask token.
+
+        ChatGLM-6B writes for [gMASK] where there is one, else for [MASK]; GLM for the first mask of any kind.
+
+        Raises:
+            InputError: a prefix family's prompt without ``<sop>`` or without a mask token.
+        """
+        if not self.config.prefix_mask:
+            return Prompt(ids=tuple(ids))
+        if self.config.sop_token_id is not None:
+            return prefix_prompt(ids, self.config.sop_token_id, [{i} for i in self.config.mask_token_ids])
+        if not isinstance(self.tokenizer, InfillingTokenizer):
+            raise InputError(f"family {self.config.family} needs its tokenizer to find <sop> and masks in a prompt")
+        return prefix_prompt(ids, self.tokenizer.sop_id, [set(self.tokenizer.mask_ids.values())])
 
     @abstractmethod
     def prefill(self, feeds: Feeds) -> Logits:

@@ -30,10 +30,17 @@ def load_reference(checkpoint: Checkpoint, dtype: str = "float32") -> Decoder:
         CheckpointError: tensors are missing, mis-shaped or damaged.
     """
     checkpoint.audit()
-    with torch.device("meta"):
-        model = Decoder(checkpoint.config)
     wanted = getattr(torch, dtype)
-    model.load_state_dict({name: tensor.to(wanted) for name, tensor in checkpoint.parameters()}, assign=True)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(wanted)
+    try:
+        with torch.device("meta"):
+            model = Decoder(checkpoint.config)
+    finally:
+        torch.set_default_dtype(before)
+    # Some parameters keep a dtype of their own: routing is float32 in every model.
+    dtypes = {name: parameter.dtype for name, parameter in model.state_dict().items()}
+    model.load_state_dict({name: t.to(dtypes[name]) for name, t in checkpoint.parameters()}, assign=True)
     if checkpoint.config.tied_head:
         model.head.weight = model.embedding.weight
     model.rebuild_tables(wanted)

@@ -1,7 +1,8 @@
 """Text to ids and back, one reader per kind of file, all with the same few methods.
 
-Only data files are read: ``tokenizer.model``, ``tokenizer.json``, ``tokenizer_config.json``, ``chat_template.jinja``.
-The publisher's Python is never run.
+Only data files are read: ``tokenizer.model``, ``tokenizer.json``, ``tokenizer_config.json``, ``chat_template.jinja``;
+for the two oldest families ``ice_text.model``, ``cog-pretrain.model``, ``vocab.json`` and ``merges.txt``,
+``vocab.txt``, ``added_tokens.json``, ``special_tokens_map.json``. The publisher's Python is never run.
 """
 
 from __future__ import annotations
@@ -15,7 +16,12 @@ from glm_export.config import GlmConfig
 from glm_export.errors import CheckpointError
 from glm_export.tokenizers.chat import Message
 
-FILE_OF = {"sentencepiece": "tokenizer.model", "tiktoken": "tokenizer.model", "tokenizer_json": "tokenizer.json"}
+FILE_OF = {
+    "sentencepiece": "tokenizer.model", "tiktoken": "tokenizer.model", "tokenizer_json": "tokenizer.json",
+    "ice_text": "ice_text.model",
+}  # fmt: skip
+# Only of these families does the publisher also release tokenizer.json.
+JSON_INSTEAD = ("sentencepiece", "tiktoken")
 
 
 class Tokenizer(Protocol):
@@ -26,7 +32,7 @@ class Tokenizer(Protocol):
         """Ids that end a reply, beside those in the config."""
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a prompt, with the prefix the family was trained with (``[gMASK] sop``)."""
+        """Ids of a prompt, with what the family was trained to see around it (``[gMASK] sop``)."""
 
     def encode_plain(self, text: str) -> list[int]:
         """Ids of the text alone."""
@@ -49,7 +55,15 @@ def load_tokenizer(folder: Path, config: GlmConfig) -> Tokenizer:
         CheckpointError: its file is missing or damaged.
     """
     kind = families.load(config.family).TOKENIZER
-    if not inside(folder, FILE_OF[kind]).is_file() and inside(folder, FILE_OF["tokenizer_json"]).is_file():
+    if kind == "infilling":
+        from glm_export.tokenizers.infilling import load_infilling_tokenizer
+
+        return load_infilling_tokenizer(folder)
+    if (
+        kind in JSON_INSTEAD
+        and not inside(folder, FILE_OF[kind]).is_file()
+        and inside(folder, FILE_OF["tokenizer_json"]).is_file()
+    ):
         kind = "tokenizer_json"
     path = inside(folder, FILE_OF[kind])
     if not path.is_file():
@@ -60,6 +74,10 @@ def load_tokenizer(folder: Path, config: GlmConfig) -> Tokenizer:
         from glm_export.tokenizers.sentencepiece import SentencePieceTokenizer
 
         return SentencePieceTokenizer(path, config.family)
+    if kind == "ice_text":
+        from glm_export.tokenizers.ice_text import IceTextTokenizer
+
+        return IceTextTokenizer(path)
     if kind == "tiktoken":
         from glm_export.tokenizers.tiktoken import TiktokenTokenizer
 

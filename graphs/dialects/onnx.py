@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from glm_export.config import GlmConfig, Norm
+from glm_export.config import Activation, GlmConfig, Norm
 from glm_export.graphs.dialect import Dialect
 
 # What makes the attention mask out of attention_mask: a handful of nodes, once per program.
@@ -22,20 +22,35 @@ MASK_OPS = {
     "And",
     "Or",
 }
-LAYER_OPS = {"MatMul", "Add", "Split", "RotaryEmbedding", "Attention", "Sigmoid", "Mul"}
+LAYER_OPS = {"MatMul", "Add", "Split", "RotaryEmbedding", "Attention", "Sigmoid", "Mul", "Gelu"}
+# Two positions a token: their angles stand side by side, once per program.
+POSITION_OPS = {"Gather", "Concat"}
+# Routing to experts, and every expert's answer weighted.
+EXPERT_OPS = {
+    "TopK", "GatherElements", "ScatterElements", "ReduceSum", "Div", "Cast", "Expand", "Transpose", "ConstantOfShape",
+}  # fmt: skip
 NORM_OP = {Norm.RMS: "RMSNormalization", Norm.LAYER: "LayerNormalization"}
 
 
 def expected_counts(config: GlmConfig) -> Counter[str]:
-    """Per layer: 2 rotary embeddings, 1 attention, 4 matrix products, 2 norms (4 with sandwich norms)."""
-    norms = config.num_layers * (4 if config.sandwich_norms else 2) + config.final_norm
+    """Per layer: 2 rotary embeddings, 1 attention, 4 matrix products, 2 norms; fewer or more where a family differs.
+
+    Learned positions have no rotary embedding; sandwich norms are two norms more, and norms of q and k as well; a
+    layer of experts has the router's product, and two of the shared experts.
+    """
+    layers = config.num_layers
+    of_experts = max(0, layers - config.experts.first_layer) if config.experts else 0
+    shared = of_experts if config.experts and config.experts.shared else 0
+    gates = layers + shared if config.activation is Activation.SWIGLU else 0
+    norms = 2 + 2 * config.sandwich_norms + 2 * config.qk_norm
     return Counter(
         {
-            "RotaryEmbedding": 2 * config.num_layers,
-            "Attention": config.num_layers,
-            "MatMul": 4 * config.num_layers + 1,
-            "Split": 2 * config.num_layers,
-            NORM_OP[config.norm]: norms,
+            "RotaryEmbedding": 2 * layers if config.rotary else 0,
+            "Attention": layers,
+            "MatMul": 4 * layers + of_experts + 2 * shared + 1,
+            "Split": layers + gates,
+            "TopK": of_experts,
+            NORM_OP[config.norm]: layers * norms + config.final_norm,
         }
     )
 
@@ -43,7 +58,7 @@ def expected_counts(config: GlmConfig) -> Counter[str]:
 DIALECT = Dialect(
     name="onnx",
     opset=23,
-    allowed_ops=frozenset(MASK_OPS | LAYER_OPS | set(NORM_OP.values()) | {"Gather"}),
+    allowed_ops=frozenset(MASK_OPS | LAYER_OPS | POSITION_OPS | EXPERT_OPS | set(NORM_OP.values())),
     expected_counts=expected_counts,
     runs_on="ONNX Runtime (CPU, CUDA), Optimum, any runtime with opset 23",
 )

@@ -34,6 +34,22 @@ def causal_mask(attention_mask_BT: Tensor, query_len: int) -> Tensor:
     return (key_T <= query_S1) & real_B1T.unsqueeze(1) | padding_B1S1
 
 
+def prefix_mask(attention_mask_B1ST: Tensor) -> Tensor:
+    """A mask given whole, as prefix families need it; every query sees itself as well.
+
+    A token that matters sees itself in any case; a padding query that saw nothing would be NaN, and poison the rest.
+
+    Args:
+        attention_mask_B1ST: bool ``[B, 1, S, T]``, True = attend.
+
+    Returns:
+        The same shape.
+    """
+    query_len, total = attention_mask_B1ST.shape[2:]
+    key_T = torch.arange(total, device=attention_mask_B1ST.device)
+    return attention_mask_B1ST | (key_T == key_T[total - query_len :].unsqueeze(-1))
+
+
 def grouped_attention(
     q_BSC: Tensor,
     k_BSC: Tensor,

@@ -5,8 +5,11 @@ Shapes: B batch, S tokens, N heads, D head size, R rotated channels (R <= D), M 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from glm_export.config import RotaryConfig
 
@@ -26,21 +29,61 @@ def rotary_tables(
     """
     exponent = torch.arange(0, rotary.dim, 2, dtype=torch.float32) / rotary.dim
     inverse_frequency = 1.0 / (rotary.base**exponent)
+    if rotary.float16_frequencies:
+        inverse_frequency = inverse_frequency.half().float()
     positions = torch.arange(max_positions, dtype=torch.float32) / rotary.position_scale
     angle_MR = torch.outer(positions, inverse_frequency)
     return angle_MR.cos().to(dtype), angle_MR.sin().to(dtype)
 
 
-def rotary_embedding(
-    x_BSC: Tensor, cos_MR: Tensor, sin_MR: Tensor, position_ids_BS: Tensor, *, num_heads: int, interleaved: bool
-) -> Tensor:
-    """Rotate the leading ``R = 2 * cos.shape[-1]`` channels of each head by position.
+@dataclass(frozen=True, slots=True)
+class Rotation:
+    """Where to find each token's angles.
+
+    ``cos`` and ``sin`` are tables ``[M, R / 2]`` read at ``position_ids`` ``[B, S]``; or, with ``position_ids`` None,
+    the angles themselves, ``[B, S, R / 2]``.
+    """
+
+    cos: Tensor
+    sin: Tensor
+    position_ids: Tensor | None
+
+    @property
+    def rotated(self) -> int:
+        """R: channels of each head that turn."""
+        return 2 * self.cos.shape[-1]
+
+    def angles(self) -> tuple[Tensor, Tensor]:
+        """Cosines and sines ``[B, S, R / 2]``."""
+        if self.position_ids is None:
+            return self.cos, self.sin
+        return self.cos[self.position_ids], self.sin[self.position_ids]
+
+
+def rotation(cos_MR: Tensor, sin_MR: Tensor, position_ids: Tensor) -> Rotation:
+    """The rotation of tokens with one position (``[B, S]``) or two (``[B, 2, S]``).
+
+    With two, the angles of both stand side by side: pair ``i`` of a head turns by the first position for
+    ``i < R / 4`` and by the second above. ChatGLM-6B's weights are laid out for that
+    (:class:`glm_export.tensor_rules.HeadwiseQkv`), and its 2D rotary embedding is then one operator for q and one
+    for k, as in every other family.
+    """
+    if position_ids.dim() == 2:
+        return Rotation(cos_MR, sin_MR, position_ids)
+    first_BS, second_BS = position_ids[:, 0], position_ids[:, 1]
+    cos_BSR, sin_BSR = (
+        torch.cat((functional.embedding(first_BS, table), functional.embedding(second_BS, table)), dim=-1)
+        for table in (cos_MR, sin_MR)
+    )
+    return Rotation(cos_BSR, sin_BSR, None)
+
+
+def rotary_embedding(x_BSC: Tensor, turn: Rotation, *, num_heads: int, interleaved: bool) -> Tensor:
+    """Rotate the leading R channels of each head by position.
 
     Args:
         x_BSC: queries or keys ``[B, S, num_heads * D]``.
-        cos_MR: cosines ``[M, R / 2]``, the dtype of ``x``.
-        sin_MR: sines ``[M, R / 2]``.
-        position_ids_BS: int64 ``[B, S]``, each below M.
+        turn: angles, the dtype of ``x``; positions below M.
         num_heads: heads packed in the last axis.
         interleaved: pairs are neighbours (GLM) instead of two halves (NeoX).
 
@@ -51,17 +94,18 @@ def rotary_embedding(
     """
     if torch.compiler.is_exporting():
         return torch.onnx.ops.rotary_embedding(
-            x_BSC, cos_MR, sin_MR, position_ids_BS,
-            interleaved=interleaved, num_heads=num_heads, rotary_embedding_dim=2 * cos_MR.shape[-1],
-        )  # fmt: skip
-    return _rotate(x_BSC, cos_MR[position_ids_BS], sin_MR[position_ids_BS], num_heads, interleaved)
-
-
-def _rotate(x_BSC: Tensor, cos_BSR: Tensor, sin_BSR: Tensor, num_heads: int, interleaved: bool) -> Tensor:
-    rotated = 2 * cos_BSR.shape[-1]
-    x_BSND = x_BSC.reshape(*x_BSC.shape[:2], num_heads, -1)
-    turned, straight = x_BSND[..., :rotated], x_BSND[..., rotated:]
+            x_BSC,
+            turn.cos,
+            turn.sin,
+            turn.position_ids,
+            interleaved=interleaved,
+            num_heads=num_heads,
+            rotary_embedding_dim=turn.rotated,
+        )
+    cos_BSR, sin_BSR = turn.angles()
     cos, sin = cos_BSR.unsqueeze(2), sin_BSR.unsqueeze(2)
+    x_BSND = x_BSC.reshape(*x_BSC.shape[:2], num_heads, -1)
+    turned, straight = x_BSND[..., : turn.rotated], x_BSND[..., turn.rotated :]
     if interleaved:
         first, second = turned[..., 0::2], turned[..., 1::2]
     else:

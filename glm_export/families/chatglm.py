@@ -1,0 +1,109 @@
+"""ChatGLM-6B (v1.1): rotary embedding in two dimensions, a prefix that sees itself, a scaled residual.
+
+What surprises: the residual is the norm's output times sqrt(2 * 28) whatever the number of layers; rotary frequencies
+are rounded to float16 in every dtype; the head is tied to the embedding although files hold both.
+
+Source: THUDM/chatglm-6b, ``configuration_chatglm.py``, ``modeling_chatglm.py``, ``tokenization_chatglm.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from glm_export.config import Activation, GlmConfig, Norm, RotaryConfig
+from glm_export.families._keys import ConfigKeys
+from glm_export.families._prefix_layout import body_rules
+from glm_export.tensor_rules import HeadwiseQkv, TensorRules, rule
+
+TOKENIZER = "ice_text"
+CHAT = "counted_rounds"
+# GLMBlock's default of 28 layers: the official model never passes its own number on.
+RESIDUAL_ALPHA = (2 * 28) ** 0.5
+
+INERT = {
+    "prefix_projection": "read only with pre_seq_len, which must be absent",
+    "use_cache": "what a call returns",
+}
+
+
+def config(values: Mapping[str, Any]) -> GlmConfig:
+    """Read ``config.json``.
+
+    Raises:
+        ConfigError: an unknown key, a value this project does not compute, or inconsistent sizes.
+    """
+    keys = ConfigKeys(values, family="chatglm")
+    keys.fixed("position_encoding_2d", True, why="no released ChatGLM-6B counts in one dimension")
+    keys.fixed("quantization_bit", 0, why="a quantized checkpoint cannot be exported; use the float16 release")
+    keys.fixed("pre_seq_len", why="P-tuning prefixes are not supported; merge or drop them")
+    keys.fixed("tie_word_embeddings", True, why="the official class ties its head")
+    hidden, heads = keys.required("hidden_size"), keys.required("num_attention_heads")
+    gmask, mask = keys.required("gmask_token_id"), keys.required("mask_token_id")
+    result = GlmConfig(
+        family="chatglm",
+        vocab_size=keys.required("vocab_size"),
+        hidden_size=hidden,
+        num_layers=keys.required("num_layers"),
+        num_heads=heads,
+        kv_heads=heads,
+        head_dim=hidden // heads,
+        ffn_size=keys.optional("inner_hidden_size", 4 * hidden),
+        max_positions=keys.optional("max_sequence_length", 2048),
+        rotary=RotaryConfig(dim=hidden // heads // 2, interleaved=False, axes=2, float16_frequencies=True),
+        norm=Norm.LAYER,
+        norm_eps=keys.required("layernorm_epsilon"),
+        headwise_qkv=True,
+        qkv_bias=True,
+        linear_bias=True,
+        residual_from_norm=True,
+        residual_alpha=RESIDUAL_ALPHA,
+        tied_head=True,
+        activation=Activation.GELU_TANH,
+        prefix_mask=True,
+        stored_dtype=keys.stored_dtype(),
+        eos_token_ids=keys.token_ids("eos_token_id"),
+        pad_token_id=keys.optional("pad_token_id", 3),
+        sop_token_id=keys.required("bos_token_id"),
+        mask_token_ids=(gmask, mask),
+    )
+    keys.finish(INERT)
+    return result
+
+
+def tensor_rules(config: GlmConfig) -> TensorRules:
+    """Official tensor names."""
+    embedding = "transformer.word_embeddings.weight"
+    return TensorRules(
+        rules=(
+            rule("embedding.weight", embedding, config.vocab_size, config.hidden_size),
+            rule("head.weight", embedding, config.vocab_size, config.hidden_size),
+            *body_rules(config, qkv_layout=HeadwiseQkv(config.num_heads, axes=2)),
+        ),
+        ignored={
+            "*rotary_emb.inv_freq": "overridden when loaded: follows from config.json",
+            "lm_head.weight": "tied to the embedding; the files' copy is equal",
+        },
+    )
+
+
+TINY: dict[str, Any] = {
+    "_name_or_path": "THUDM/chatglm-6b",
+    "architectures": ["ChatGLMModel"],
+    "model_type": "chatglm",
+    "bos_token_id": 304,
+    "eos_token_id": 305,
+    "mask_token_id": 300,
+    "gmask_token_id": 301,
+    "pad_token_id": 3,
+    "hidden_size": 64,
+    "inner_hidden_size": 256,
+    "layernorm_epsilon": 1e-5,
+    "max_sequence_length": 256,
+    "num_attention_heads": 4,
+    "num_layers": 2,
+    "position_encoding_2d": True,
+    "torch_dtype": "float32",
+    "use_cache": True,
+    "vocab_size": 320,
+}

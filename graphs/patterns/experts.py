@@ -1,0 +1,66 @@
+"""A mixture of experts: each token's few experts among many, said in two forms.
+
+Shapes: X tokens, E experts, K experts a token, H hidden size, F width of an expert.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def route(
+    scores_XE: Tensor, choice_bias_E: Tensor, *, per_token: int, normalize: bool, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Choose experts and weigh them.
+
+    Args:
+        scores_XE: float32 sigmoid scores ``[X, E]``.
+        choice_bias_E: float32 ``[E]``, added for the choice alone.
+        per_token: K.
+        normalize: make each token's weights sum to 1.
+        scale: multiplies the weights.
+
+    Returns:
+        Weights ``[X, K]`` float32 and expert numbers ``[X, K]`` int64.
+
+    Source: ``modeling_glm4_moe.py`` of transformers, ``Glm4MoeTopkRouter`` (one group of experts).
+    """
+    experts_XK = torch.topk(scores_XE + choice_bias_E, per_token, dim=-1).indices
+    weights_XK = scores_XE.gather(1, experts_XK)
+    if normalize:
+        weights_XK = weights_XK / (weights_XK.sum(dim=-1, keepdim=True) + 1e-20)
+    return weights_XK * scale, experts_XK
+
+
+def mix_experts(x_XH: Tensor, weights_XK: Tensor, experts_XK: Tensor, gate_up_EFH: Tensor, down_EHF: Tensor) -> Tensor:
+    """Weighted sum of the chosen experts' SwiGLU.
+
+    Args:
+        x_XH: ``[X, H]``.
+        weights_XK: ``[X, K]``.
+        experts_XK: int64 ``[X, K]``.
+        gate_up_EFH: ``[E, 2 F, H]``, rows of the gate first.
+        down_EHF: ``[E, H, F]``.
+
+    Returns:
+        ``[X, H]``.
+
+    While exporting every expert sees every token (two batched ``MatMul``) and the weights of those not chosen are 0:
+    standard operators have no grouped product. In PyTorch each expert sees its own tokens only.
+    """
+    if torch.compiler.is_exporting():
+        # [X, E, 1] by scattering the weights, then summed over E.
+        weights_XE = torch.zeros(x_XH.shape[0], gate_up_EFH.shape[0], dtype=x_XH.dtype)
+        weights_XE = weights_XE.scatter(1, experts_XK, weights_XK.to(x_XH.dtype))
+        gate_EXF, up_EXF = torch.matmul(x_XH, gate_up_EFH.transpose(1, 2)).chunk(2, dim=-1)
+        each_EXH = torch.matmul(functional.silu(gate_EXF) * up_EXF, down_EHF.transpose(1, 2))
+        return (each_EXH * weights_XE.t().unsqueeze(-1)).sum(dim=0)
+    mixed_XH = torch.zeros_like(x_XH)
+    for expert in experts_XK.unique().tolist():
+        rows, slots = (experts_XK == expert).nonzero(as_tuple=True)
+        gate, up = functional.linear(x_XH[rows], gate_up_EFH[expert]).chunk(2, dim=-1)
+        answer = functional.linear(functional.silu(gate) * up, down_EHF[expert])
+        mixed_XH = mixed_XH.index_add(0, rows, answer * weights_XK[rows, slots, None].to(answer.dtype))
+    return mixed_XH
