@@ -146,13 +146,54 @@ def generate(
     chosen = Sampling(**sampling)
     with api.load_session(model) as session:
         if stream:
-            write_stream(session, session.tokenizer.encode(prompts[0]), max_new_tokens, chosen, stop_strings)
+            write_stream(session, session.encode(prompts[0]), max_new_tokens, chosen, stop_strings)
             return
         answers = api.generate(
             session, list(prompts), max_new_tokens=max_new_tokens, sampling=chosen, stop_strings=stop_strings
         )
     for answer in answers:
         click.echo(answer.strip("\n"))
+
+
+@cli.command()
+@click.argument("model")
+@click.option("--text", required=True, help="With one or more [MASK], [sMASK] or [gMASK].")
+@click.option("--max-new-tokens", type=int, default=128, show_default=True, help="For each blank.")
+@sampling_options
+@click.option("--json", "as_json", is_flag=True, help="Print text and fills as JSON.")
+def infill(model: str, text: str, max_new_tokens: int, as_json: bool, **sampling: Any) -> None:
+    """Fill the blanks of a text with MODEL, a GLM or ChatGLM-6B."""
+    from glm_export import api
+    from glm_export.sampling import Sampling
+
+    chosen = Sampling(**sampling)
+    with api.load_session(model) as session:
+        result = api.infill(session, text, max_new_tokens=max_new_tokens, sampling=chosen)
+    if as_json:
+        click.echo(json.dumps({"text": result.text, "fills": result.fills}, indent=2, ensure_ascii=False))
+    else:
+        click.echo(result.text)
+
+
+@cli.command()
+@click.argument("model")
+@click.option("--text", required=True, help="What to judge.")
+@click.option("--pattern", required=True, help='With {} for the text and one [MASK], as in "{}. It\'s really [MASK]."')
+@click.option("--labels", required=True, help="Words for the blank, separated by commas.")
+@click.option("--sum", "whole", is_flag=True, help="Rank by the whole label instead of a token of it.")
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+def score(model: str, text: str, pattern: str, labels: str, whole: bool, as_json: bool) -> None:
+    """Say which label fits the blank best, with MODEL, a GLM or ChatGLM-6B."""
+    from glm_export import api
+    from glm_export.show import score_facts, show_scores
+
+    words = [word.strip() for word in labels.split(",")]
+    with api.load_session(model) as session:
+        scores = api.score(session, text, pattern=pattern, labels=words, normalize=not whole)
+    if as_json:
+        click.echo(json.dumps(score_facts(scores), indent=2, ensure_ascii=False))
+    else:
+        show_scores(Console(highlight=False), scores)
 
 
 @cli.command()

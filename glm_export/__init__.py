@@ -14,14 +14,16 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from glm_export.api import chat, check, export, generate, load_session, open_checkpoint
+    from glm_export.api import chat, check, export, generate, infill, load_session, open_checkpoint, score
     from glm_export.artifacts import OnnxProgram, load_program
     from glm_export.errors import GlmExportError
     from glm_export.sampling import Sampling
 
 __all__ = [
     "GlmExportError", "OnnxProgram", "Sampling", "__version__",
-    "chat", "check", "export", "generate", "load_program", "load_session", "open_checkpoint",
+    "chat", "check", "export", "generate",
+    "infill", "load_program", "load_session", "open_checkpoint",
+    "score",
 ]  # fmt: skip
 
 _HOME = {

@@ -13,6 +13,7 @@ from glm_export.checkpoint import Checkpoint
 from glm_export.demo import DEMO, demo_folder
 from glm_export.errors import InputError
 from glm_export.generation import Decode, Stopping, cut_at_stop, generate_ids
+from glm_export.infilling import infill, score
 from glm_export.progress import Progress
 from glm_export.proof import CheckReport
 from glm_export.proof import check as check_program
@@ -122,7 +123,7 @@ def generate(
     texts = [prompt] if isinstance(prompt, str) else list(prompt)
     tokenizer = session.tokenizer
     rows = generate_ids(
-        session, [tokenizer.encode(text) for text in texts], sampling=sampling, decode=tokenizer.decode,
+        session, [session.encode(text) for text in texts], sampling=sampling, decode=tokenizer.decode,
         stopping=stopping_for(session, max_new_tokens, stop_strings),
     )  # fmt: skip
     results = [cut_at_stop(tokenizer.decode(row.ids), stop_strings) for row in rows]
@@ -166,7 +167,9 @@ __all__ = [
     "check",
     "export",
     "generate",
+    "infill",
     "load_session",
     "open_checkpoint",
+    "score",
     "stopping_for",
 ]

@@ -73,7 +73,8 @@ class ExpertsConfig:
     def __post_init__(self) -> None:
         if not 0 < self.per_token <= self.routed or self.ffn_size <= 0 or min(self.shared, self.first_layer) < 0:
             raise ConfigError(
-                f"{self.per_token} of {self.routed} experts of width {self.ffn_size} cannot be chosen; check config.json"
+                f"{self.per_token} of {self.routed} experts of width {self.ffn_size} cannot be chosen; "
+                "check config.json"
             )
 
 

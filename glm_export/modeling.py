@@ -194,6 +194,9 @@ class Decoder(nn.Module):
     onto them. Rotary tables are buffers outside the state dict: they follow from the config.
     """
 
+    cos: Tensor
+    sin: Tensor
+
     def __init__(self, config: GlmConfig) -> None:
         super().__init__()
         self.config = config

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -23,6 +24,7 @@ from glm_export.demo import DEMO, Poem, poems, recall
 from glm_export.errors import ComparisonFailedError
 from glm_export.exporter import ExportPlan
 from glm_export.generation import TextStream, generate_steps
+from glm_export.infilling import LabelScore
 from glm_export.progress import Advance
 from glm_export.proof import CheckReport
 from glm_export.sampling import Sampling
@@ -117,6 +119,22 @@ def _parity_row(table: Table, case: str, label: str, group: Sequence[OutputParit
         case, label, f"{worst.max_abs:.1e}", f"{worst.max_rel:.1e}", f"{worst.needed:.1e}",
         "" if worst.top1 is None else f"{worst.top1:.1%}", "[green]pass[/]" if passed else "[red]FAIL[/]",
     )  # fmt: skip
+
+
+def score_facts(scores: Sequence[LabelScore]) -> list[dict[str, Any]]:
+    """Plain values, the likeliest label first."""
+    return [asdict(score) | {"mean_log_probability": score.mean} for score in scores]
+
+
+def show_scores(console: Console, scores: Sequence[LabelScore]) -> None:
+    """One row a label, the likeliest first."""
+    table = Table(box=SIMPLE)
+    table.add_column("label")
+    for name in ("tokens", "log-probability", "a token"):
+        table.add_column(name, justify="right")
+    for score in scores:
+        table.add_row(escape(score.label), str(score.tokens), f"{score.log_probability:.3f}", f"{score.mean:.3f}")
+    console.print(table)
 
 
 def show_facts(console: Console, facts: dict[str, Any]) -> None:

@@ -312,7 +312,7 @@ def test_interrupt_leaves_nothing_and_can_be_repeated(tmp_path: Path, monkeypatc
 @pytest.mark.parametrize("option", [{"dtype": "int8"}, {"logits": "some"}, {"dialect": "french"}])
 def test_unknown_options_list_the_known(option: dict[str, str], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="known"):
-        api.export(Golden("chatglm2").folder, tmp_path / "out", **option)  # type: ignore[arg-type]
+        api.export(Golden("chatglm2").folder, tmp_path / "out", **option)
 
 
 def test_damaged_program_is_seen_when_loaded(tmp_path: Path) -> None:

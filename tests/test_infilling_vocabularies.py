@@ -17,8 +17,8 @@ from tokenizers.pre_tokenizers import BertPreTokenizer, ByteLevel
 from transformers import BertTokenizer, GPT2Tokenizer, PreTrainedTokenizer
 
 from glm_export.errors import CheckpointError
-from glm_export.tokenizers.ice_text import Mark, MarkSplitter, clean_up
 from glm_export.tokenizers.infilling import InfillingTokenizer, load_infilling_tokenizer
+from glm_export.tokenizers.marks import Mark, MarkSplitter, clean_up
 
 CORPUS = [
     "The capital of France is Paris. It lies on the Seine; the river is 777 km long!",

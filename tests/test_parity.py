@@ -180,9 +180,10 @@ def test_control_other_rotary_pairs_fail(name: str, exported: Callable[[str], On
     model = _graph(exported(name))
     for node in model.graph.node:
         if node.op_type == "RotaryEmbedding":
-            for attribute in node.attribute:
-                if attribute.name == "interleaved":
-                    attribute.i = 1 - attribute.i
+            kept = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+            flipped = kept | {"interleaved": 1 - kept.get("interleaved", 0)}
+            del node.attribute[:]
+            node.attribute.extend(onnx.helper.make_attribute(name, value) for name, value in flipped.items())
     assert _program_error(exported(name), Golden(name), model) > 100 * BOUND
 
 

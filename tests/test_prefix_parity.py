@@ -100,11 +100,9 @@ def test_chunk_on_top_of_a_context(golden: Golden, load: Callable[[Golden], Sess
 @pytest.mark.parametrize("case", ["sep_scalar", "sep_batch"])
 def test_context_length_given_as_a_number(case: str, load: Callable[[Golden], Session]) -> None:
     """GLM's ``sep``: columns before it are seen by all, the rest is causal."""
-    ids, sep = (
-        GLM[f"{case}.input_ids"],
-        np.broadcast_to(GLM[f"{case}.attention_mask"], GLM[f"{case}.input_ids"].shape[:1]),
-    )
-    length = ids.shape[1]
+    ids = GLM[f"{case}.input_ids"]
+    batch, length = ids.shape
+    sep = np.broadcast_to(GLM[f"{case}.attention_mask"], (batch,))
     mask = np.tri(length, dtype=bool)[None, None] | (np.arange(length) < sep[:, None, None, None])
     with load(GLM) as session:
         logits = session.prefill(feeds(ids, mask, GLM[f"{case}.position_ids"]))
@@ -188,7 +186,7 @@ def test_greedy_ids(golden: Golden, load: Callable[[Golden], Session]) -> None:
 
 def _prefill_error(golden: Golden, case: str, **changes: object) -> float:
     checkpoint = open_checkpoint(golden.folder)
-    checkpoint.config = replace(checkpoint.config, **changes)  # type: ignore[arg-type]
+    checkpoint.config = replace(checkpoint.config, **changes)
     given = case_feeds(golden, case)
     output = load_reference(checkpoint)(*(torch.from_numpy(array) for array in given.named().values()))
     return difference(output.logits.numpy(), golden[f"{case}.logits"], real_tokens(golden, case))

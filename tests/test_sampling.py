@@ -68,4 +68,4 @@ def test_probabilities_of_minus_infinity_are_zero() -> None:
 )
 def test_impossible_options_are_named(bad: dict[str, float]) -> None:
     with pytest.raises(InputError, match=next(iter(bad))):
-        Sampling(**bad)  # type: ignore[arg-type]
+        Sampling(**bad)

@@ -33,7 +33,7 @@ def load(name: str) -> Tokenizer:
 
 def conversation(case: dict[str, object]) -> list[Message]:
     messages: list[Message] = []
-    for question, answer in case["history"]:  # type: ignore[attr-defined]
+    for question, answer in case["history"]:
         messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
     return [*messages, {"role": "user", "content": str(case["query"])}]
 
@@ -63,7 +63,7 @@ def test_every_golden_chat(name: str) -> None:
 @pytest.mark.parametrize("name", WITH_TOKENIZER)
 def test_special_ids_and_stop_ids(name: str) -> None:
     tokenizer, golden = load(name), Golden(name).tokenizer
-    special: dict[str, int] = tokenizer.special  # type: ignore[attr-defined]
+    special: dict[str, int] = tokenizer.special
     assert special == {token: golden["special"][token] for token in special}
     config = open_checkpoint(Golden(name).folder).config
     expected = {"chatglm3": {golden["eos_token_id"], special.get("<|user|>"), special.get("<|observation|>")}}
@@ -136,7 +136,7 @@ def test_tokenizer_json_equals_transformers(native_folder: Path) -> None:
         assert ours.encode_plain(text) == theirs(text, add_special_tokens=False).input_ids
         ids = ours.encode(text)
         assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    assert ours.chat(CHAT) == theirs.apply_chat_template(CHAT, add_generation_prompt=True)  # type: ignore[arg-type]
+    assert ours.chat(CHAT) == theirs.apply_chat_template(CHAT, add_generation_prompt=True)
 
 
 def test_template_may_lie_in_a_file_of_its_own(native_folder: Path) -> None:

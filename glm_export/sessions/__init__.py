@@ -59,6 +59,11 @@ class Session(ABC):
         """The tokenizer beside the model."""
         return load_tokenizer(self.folder, self.config)
 
+    def encode(self, text: str) -> list[int]:
+        """Ids from which the model writes on, with whatever its family puts around a text."""
+        tokenizer = self.tokenizer
+        return tokenizer.generation_ids(text) if isinstance(tokenizer, InfillingTokenizer) else tokenizer.encode(text)
+
     def prompt(self, ids: Sequence[int]) -> Prompt:
         """Token ids as a prompt; for prefix families this finds ``<sop>`` and the mask token.
 

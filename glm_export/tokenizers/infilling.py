@@ -21,7 +21,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers
 from glm_export.checkpoint import inside, read_json
 from glm_export.errors import CheckpointError, InputError
 from glm_export.tokenizers.chat import Message
-from glm_export.tokenizers.ice_text import (
+from glm_export.tokenizers.marks import (
     Mark,
     MarkSplitter,
     clean_up,
@@ -310,6 +310,16 @@ class InfillingTokenizer:
         """``[CLS]``, the text, ``<|endoftext|>`` (``[SEP]`` in BERT's vocabulary)."""
         return [self.cls_id, *self.encode_plain(text), self.eos_id]
 
+    def generation_ids(self, text: str) -> list[int]:
+        """Ids from which the model writes on: a text without a blank gets one at its end, then the start of a piece.
+
+        The blank is [gMASK] where the vocabulary has it (document-level generation), else [MASK].
+        """
+        ids = self.encode(text)
+        if not set(ids) & set(self.mask_ids.values()):
+            ids.insert(-1, self.mask_ids.get("[gMASK]", self.mask_ids["[MASK]"]))
+        return [*ids, self.sop_id]
+
     def encode_plain(self, text: str) -> list[int]:
         """Ids of the text, special tokens in it recognised."""
         ids: list[int] = []
@@ -333,15 +343,15 @@ class InfillingTokenizer:
         text = " ".join(parts + [self._pieces.decode(run)] * bool(run))
         return clean_up(text) if self._clean_up else text
 
-    def chat(self, messages: list[Message]) -> NoReturn:
+    def chat(self, messages: list[Message]) -> NoReturn:  # noqa: ARG002 - the protocol's argument
         """Refuse.
 
         Raises:
             InputError: always.
         """
         raise InputError(
-            f"the 2022 GLM was trained on no conversations ({len(messages)} messages given); "
-            f"put {', '.join(self.mask_ids)} where text is wanted and infill it"
+            f"GLM (2022) was trained on no conversations; put {' or '.join(self.mask_ids)} where text is wanted "
+            "and infill it"
         )
 
 

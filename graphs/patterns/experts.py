@@ -58,7 +58,7 @@ def mix_experts(x_XH: Tensor, weights_XK: Tensor, experts_XK: Tensor, gate_up_EF
         each_EXH = torch.matmul(functional.silu(gate_EXF) * up_EXF, down_EHF.transpose(1, 2))
         return (each_EXH * weights_XE.t().unsqueeze(-1)).sum(dim=0)
     mixed_XH = torch.zeros_like(x_XH)
-    for expert in experts_XK.unique().tolist():
+    for expert in sorted(set(experts_XK.flatten().tolist())):
         rows, slots = (experts_XK == expert).nonzero(as_tuple=True)
         gate, up = functional.linear(x_XH[rows], gate_up_EFH[expert]).chunk(2, dim=-1)
         answer = functional.linear(functional.silu(gate) * up, down_EHF[expert])
