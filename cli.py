@@ -53,7 +53,8 @@ def _escape(text: str) -> str:
 def cli(debug: bool) -> None:
     """From a GLM-family checkpoint to a deployed model.
 
-    CHECKPOINT is a model folder in the publisher's layout, or `demo`, the embedded model that recites Tang poems.
+    CHECKPOINT is a model folder in the publisher's layout, or an embedded model: `demo` (a ChatGLM2 that recites
+    Tang poems), `demo-glm` (a GLM that fills their blanked lines).
 
     Exit codes: 0 done, 1 comparison failed, 2 usage or input, 3 environment.
     """
@@ -87,13 +88,20 @@ def export(checkpoint: str, out: Path, dialect: str, dtype: str, logits: str, fa
 @cli.command()
 @click.argument("program", type=FOLDER)
 @click.option("--against", required=True, help="The checkpoint it was exported from, or `demo`.")
+@click.option(
+    "--reference-dtype",
+    type=click.Choice(DTYPES),
+    default="float32",
+    show_default=True,
+    help="Of PyTorch; the checkpoint's own needs no copy of its weights.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
-def check(program: Path, against: str, as_json: bool) -> None:
+def check(program: Path, against: str, reference_dtype: str, as_json: bool) -> None:
     """Prove the exported PROGRAM equal to PyTorch; exit 1 where it is not."""
     from glm_export import api
     from glm_export.show import show_parity
 
-    report = api.check(program, against)
+    report = api.check(program, against, reference_dtype=reference_dtype)
     if as_json:
         click.echo(json.dumps(report.to_json(), indent=2))
     else:
@@ -231,8 +239,8 @@ def inspect(folder: str, family: str | None, as_json: bool) -> None:
 @cli.command()
 @click.option("--out", type=FOLDER, default=Path("glm-export-demo"), show_default=True, help="Folder to write.")
 def demo(out: Path) -> None:
-    """Export the embedded model, prove it, and let it recite."""
-    from glm_export.show import run_demo
+    """Export the embedded models, prove them, and let them recite and fill blanks."""
+    from glm_export.showcase import run_demo
 
     run_demo(Console(highlight=False), MESSAGES, out)
 

@@ -45,6 +45,7 @@ def write_tokenizer(texts: list[str], folder: Path) -> int:
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(texts), model_writer=model, model_type="bpe", vocab_size=len(characters) + 5,
         character_coverage=1.0, normalization_rule_name="identity", user_defined_symbols=["<n>"],
+        add_dummy_prefix=False,
         unk_id=0, bos_id=1, eos_id=2, pad_id=-1, minloglevel=2,
     )  # fmt: skip
     (folder / "cog-pretrain.model").write_bytes(model.getvalue())

@@ -10,7 +10,7 @@ from glm_export import checkpoint as checkpoints
 from glm_export import exporter
 from glm_export.artifacts import OnnxProgram, is_program, load_program
 from glm_export.checkpoint import Checkpoint
-from glm_export.demo import DEMO, demo_folder
+from glm_export.demo import FOLDERS
 from glm_export.errors import InputError
 from glm_export.generation import Decode, Stopping, cut_at_stop, generate_ids
 from glm_export.infilling import infill, score
@@ -26,14 +26,16 @@ Source = str | Path
 
 
 def open_checkpoint(source: Source | Checkpoint, family: str | None = None) -> Checkpoint:
-    """Open a model folder, or the embedded model with ``"demo"``.
+    """Open a model folder, or an embedded model with ``"demo"`` or ``"demo-glm"``.
 
     Raises:
         GlmExportError: see :func:`glm_export.checkpoint.open_checkpoint`.
     """
     if isinstance(source, Checkpoint):
         return source
-    folder = demo_folder() if str(source) == DEMO and not Path(source).is_dir() else Path(source)
+    folder = Path(source)
+    if not folder.is_dir():
+        folder = FOLDERS.get(str(source), folder)
     if is_program(folder):
         raise InputError(f"{folder} is an exported folder; a checkpoint is expected here, the folder it was made from")
     return checkpoints.open_checkpoint(folder, family)
@@ -145,10 +147,16 @@ def chat(
     return tokenizer.decode(row.ids).strip()
 
 
-def check(program: Source | OnnxProgram, against: Source | Checkpoint, *, family: str | None = None) -> CheckReport:
+def check(
+    program: Source | OnnxProgram,
+    against: Source | Checkpoint,
+    *,
+    family: str | None = None,
+    reference_dtype: str = "float32",
+) -> CheckReport:
     """Compare an exported folder with the checkpoint it came from; see :func:`glm_export.proof.check`."""
     loaded = program if isinstance(program, OnnxProgram) else load_program(Path(program))
-    return check_program(loaded, open_checkpoint(against, family or loaded.config.family))
+    return check_program(loaded, open_checkpoint(against, family or loaded.config.family), reference_dtype)
 
 
 def stopping_for(session: Session, max_new_tokens: int, stop_strings: Sequence[str] = ()) -> Stopping:

@@ -1,4 +1,7 @@
-"""The embedded model: a small ChatGLM2 that knows 313 Tang poems by heart (``examples/train_poems.py``)."""
+"""The embedded models: a ChatGLM2 that knows 313 Tang poems by heart, and a GLM that fills their blanked lines.
+
+Made by ``examples/train_poems.py`` and ``examples/train_infilling.py``.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from glm_export.generation import Stopping, generate_ids
+from glm_export.infilling import blank_context, blank_tokenizer
 from glm_export.sessions import Session
 
-DEMO = "demo"
 EMBEDDED = Path(__file__).parent / "embedded"
+DEMO, DEMO_GLM = "demo", "demo-glm"
+FOLDERS = {DEMO: EMBEDDED / "chatglm2", DEMO_GLM: EMBEDDED / "glm"}
+"""What stands for an embedded checkpoint, where a checkpoint is asked for."""
 BATCH = 64
+# The GLM learnt the poems of at most this many lines.
+MOST_LINES = 8
+BLANK = "[sMASK]"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,18 +35,13 @@ class Poem:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recall:
-    """How many next lines a session recites exactly, given each poem's first line."""
+    """How many lines a session writes exactly."""
 
     exact: int
     total: int
 
     def __str__(self) -> str:
         return f"{self.exact} of {self.total}"
-
-
-def demo_folder() -> Path:
-    """The embedded checkpoint, in ChatGLM2's published layout."""
-    return EMBEDDED / "chatglm2"
 
 
 def poems() -> list[Poem]:
@@ -63,4 +67,31 @@ def recall(session: Session, known: Sequence[Poem]) -> Recall:
         rows = generate_ids(session, [tokenizer.encode(poem.lines[0]) for poem in group], stopping=stopping)
         for poem, row in zip(group, rows, strict=True):
             exact += tokenizer.decode(row.ids).strip().split("\n")[0] == poem.lines[1]
+    return Recall(exact=exact, total=len(asked))
+
+
+def blanked(poem: Poem) -> tuple[str, str]:
+    """The poem with its middle line blanked, and that line."""
+    middle = len(poem.lines) // 2
+    text = "".join(BLANK if index == middle else line for index, line in enumerate(poem.lines))
+    return text, poem.lines[middle]
+
+
+def fill_recall(session: Session, known: Sequence[Poem]) -> Recall:
+    """Blank each poem's middle line, fill it greedily, and compare exactly.
+
+    Args:
+        session: of the embedded GLM.
+        known: poems; those too long for it are passed over.
+    """
+    asked = [blanked(poem) for poem in known if len(poem.lines) <= MOST_LINES]
+    tokenizer = blank_tokenizer(session)
+    stop_ids = frozenset(tokenizer.stop_ids)
+    exact = 0
+    for start in range(0, len(asked), BATCH):
+        group = asked[start : start + BATCH]
+        longest = max(len(tokenizer.encode_plain(line)) for _, line in group)
+        prompts = [[*blank_context(tokenizer, text), tokenizer.sop_id] for text, _ in group]
+        rows = generate_ids(session, prompts, stopping=Stopping(max_new_tokens=longest + 1, stop_ids=stop_ids))
+        exact += sum(tokenizer.decode(row.ids).strip() == line for row, (_, line) in zip(rows, group, strict=True))
     return Recall(exact=exact, total=len(asked))

@@ -15,7 +15,7 @@ from polygraphy.logger import G_LOGGER
 
 from glm_export.artifacts import OnnxProgram
 from glm_export.checkpoint import Checkpoint, file_sha256
-from glm_export.compare import ParityReport, compare_runs
+from glm_export.compare import TOLERANCES, ParityReport, compare_runs
 from glm_export.config import GlmConfig
 from glm_export.errors import InputError
 from glm_export.feeds import Feeds, Prompt, prefill_feeds
@@ -147,8 +147,13 @@ def run_both(reference: TorchSession, program: OnnxProgram, candidate: OrtSessio
         return Comparator.run(runners, data_loader=[case.tensors for case in cases])
 
 
-def check(program: OnnxProgram, checkpoint: Checkpoint) -> CheckReport:
-    """Run the PyTorch reference (float32) and the ONNX program side by side.
+def check(program: OnnxProgram, checkpoint: Checkpoint, reference_dtype: str = "float32") -> CheckReport:
+    """Run the PyTorch reference and the ONNX program side by side.
+
+    Args:
+        program: an exported folder.
+        checkpoint: what it was exported from.
+        reference_dtype: of the reference; with float16 or bfloat16 the bound is that dtype's.
 
     Raises:
         InputError: the program was exported from another checkpoint.
@@ -156,10 +161,11 @@ def check(program: OnnxProgram, checkpoint: Checkpoint) -> CheckReport:
         EnvironmentMissingError: no runtime here can load the program.
     """
     refuse_other_checkpoint(program, checkpoint)
-    with TorchSession(checkpoint) as reference, OrtSession(program) as candidate:
+    looser = max(program.dtype, reference_dtype, key=TOLERANCES.__getitem__)
+    with TorchSession(checkpoint, reference_dtype) as reference, OrtSession(program) as candidate:
         cases = parity_cases(reference, program.config, candidate.program.signature)
         results = run_both(reference, program, candidate, cases)
-        parity = compare_runs(results, [case.name for case in cases], program.dtype)
+        parity = compare_runs(results, [case.name for case in cases], looser)
         equal, total = greedy_agreement(reference, candidate)
     return CheckReport(parity=parity, greedy_equal=equal, greedy_total=total)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -20,8 +19,6 @@ from glm_export import api
 from glm_export.artifacts import OnnxProgram
 from glm_export.checkpoint import Checkpoint
 from glm_export.compare import OutputParity
-from glm_export.demo import DEMO, Poem, poems, recall
-from glm_export.errors import ComparisonFailedError
 from glm_export.exporter import ExportPlan
 from glm_export.generation import TextStream, generate_steps
 from glm_export.infilling import LabelScore
@@ -195,37 +192,3 @@ def converse(
         messages.append({"role": "user", "content": question})
         reply = write_stream(session, session.tokenizer.chat(messages), max_new_tokens, sampling)
         messages.append({"role": "assistant", "content": reply.strip()})
-
-
-def run_demo(results: Console, messages: Console, out: Path) -> None:
-    """Export the embedded model, check it, recite, and count exact recall on both sides.
-
-    Raises:
-        ComparisonFailedError: the program differs from PyTorch.
-    """
-    checkpoint = api.open_checkpoint(DEMO)
-    with ProgressBars(messages) as bars:
-        program = api.export(checkpoint, out, force=True, progress=bars)
-    show_written(messages, program)
-    report = api.check(program, checkpoint)
-    show_parity(results, report)
-    corpus = poems()
-    with api.load_session(program) as session:
-        _recite(results, session, [poem for poem in corpus if poem.title in SHOWN_POEMS])
-        onnx_recall = recall(session, corpus)
-    with api.load_session(checkpoint) as session:
-        torch_recall = recall(session, corpus)
-    results.print(f"next lines recited exactly: PyTorch {torch_recall}, ONNX Runtime {onnx_recall}")
-    results.print(f"try: glm-export generate {escape(str(out))} --prompt 白日依山尽，黄河入海流。 --stream")
-    if not report.passed:
-        raise ComparisonFailedError("the exported demo differs from PyTorch; see the table above")
-
-
-def _recite(console: Console, session: Session, chosen: Sequence[Poem]) -> None:
-    for poem in chosen:
-        text = api.generate(session, poem.lines[0]).strip()
-        verdict = "[green]exact[/]" if text == "\n".join(poem.lines[1:]) else "[yellow]differs from the text[/]"
-        console.print(f"\n[bold]{escape(poem.title)}[/] {escape(poem.author)}  {verdict}")
-        console.print(f"  [dim]{escape(poem.lines[0])}[/]")
-        console.print("\n".join(f"  {escape(line)}" for line in text.split("\n")))
-    console.print()

@@ -20,7 +20,7 @@ from tests.golden_data import Golden
 from tests.planted import plant
 from tests.tiny import random_tensors, tiny_values, write_checkpoint
 
-VERBS = ("export", "check", "generate", "chat", "inspect", "demo")
+VERBS = ("export", "check", "generate", "chat", "infill", "score", "inspect", "demo")
 
 
 def run(*arguments: object, stdin: str | None = None) -> Result:
@@ -77,9 +77,32 @@ def test_generate_from_a_checkpoint_and_several_prompts() -> None:
     assert result.stdout == again.stdout
 
 
+def test_infill_and_score(exported: Callable[[str], OnnxProgram]) -> None:
+    folder = exported("glm").folder
+    result = run("infill", folder, "--text", "hello [MASK] world", "--max-new-tokens", "5")
+    assert result.exit_code == 0
+    assert "world" in result.stdout
+    facts = json.loads(run("infill", folder, "--text", "hello [MASK] world", "--max-new-tokens", "5", "--json").stdout)
+    assert facts["text"] == result.stdout.strip()
+    assert len(facts["fills"]) == 1
+    choice = ("score", folder, "--text", "hello", "--pattern", "{} [MASK]", "--labels", "in, on the 12")
+    assert "log-probability" in run(*choice).stdout
+    scores = json.loads(run(*choice, "--json").stdout)
+    assert {score["label"] for score in scores} == {"in", "on the 12"}
+    assert scores[0]["mean_log_probability"] >= scores[1]["mean_log_probability"]
+    whole = json.loads(run(*choice, "--sum", "--json").stdout)
+    assert whole[0]["log_probability"] >= whole[1]["log_probability"]
+
+
 def test_chat_reads_lines_and_keeps_the_conversation() -> None:
     result = run("chat", "demo", stdin="千山鸟飞绝，万径人踪灭。\n\n")
     assert (result.exit_code, result.stdout) == (0, "孤舟蓑笠翁，独钓寒江雪。\n")
+
+
+def test_chat_with_a_model_that_has_no_chat() -> None:
+    result = run("chat", Golden("glm").folder, stdin="hello\n")
+    assert result.exit_code == 2
+    assert "no conversations" in result.stderr
 
 
 def test_inspect_a_checkpoint() -> None:
@@ -163,6 +186,10 @@ def test_nan_weights(tmp_path: Path) -> None:
         (2, ("generate", "demo", "--prompt", "x", "--top-p", "2"), "top_p"),
         (2, ("generate", "demo", "--prompt", "x" * 600), "context"),
         (2, ("generate", "demo", "--prompt", "x", "--max-new-tokens", "0"), "max_new_tokens"),
+        (2, ("infill", "demo", "--text", "[MASK]"), "no blanks"),
+        (2, ("infill", Golden("glm").folder, "--text", "no blank"), "has no blank"),
+        (2, ("infill", Golden("glm").folder, "--text", "[MASK] [gMASK]"), "2 kinds"),
+        (2, ("score", Golden("glm").folder, "--text", "x", "--pattern", "{} [MASK]", "--labels", "a,"), "nothing"),
     ],
 )
 def test_bad_arguments(code: int, arguments: tuple[str, ...], message: str) -> None:

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from glm_export import api
 from glm_export.artifacts import OnnxProgram
 from glm_export.cli import cli
-from glm_export.demo import demo_folder, poems, recall
+from glm_export.demo import DEMO, DEMO_GLM, FOLDERS, fill_recall, poems, recall
 
 
 @pytest.mark.parametrize("runtime", ["torch", "onnxruntime"])
@@ -28,19 +28,42 @@ def test_recall_can_fail(demo_program: OnnxProgram) -> None:
         assert recall(session, known).exact == 0
 
 
-def test_checkpoint_is_small_and_official() -> None:
-    folder = demo_folder()
-    assert sum(path.stat().st_size for path in folder.iterdir()) < 10_000_000
-    checkpoint = api.open_checkpoint("demo")
-    checkpoint.audit()
-    assert checkpoint.config.family == "chatglm2"
-    assert "transformer.encoder.layers.0.self_attention.query_key_value.weight" in checkpoint.weight_of
+def test_checkpoints_are_small_and_official() -> None:
+    for name, family, tensor in (
+        (DEMO, "chatglm2", "transformer.encoder.layers.0.self_attention.query_key_value.weight"),
+        (DEMO_GLM, "glm_infilling", "transformer.block_position_embeddings.weight"),
+    ):
+        assert sum(path.stat().st_size for path in FOLDERS[name].iterdir()) < 10_000_000
+        checkpoint = api.open_checkpoint(name)
+        checkpoint.audit()
+        assert checkpoint.config.family == family
+        assert tensor in checkpoint.weight_of
+
+
+def test_blanked_lines_are_filled_alike_in_both_runtimes(tmp_path: Path) -> None:
+    with api.load_session(DEMO_GLM) as reference, api.load_session(api.export(DEMO_GLM, tmp_path / "glm")) as session:
+        there, here = fill_recall(reference, poems()), fill_recall(session, poems())
+        assert there == here
+        assert there.total == 276
+        assert there.exact >= 250  # 264 when it was trained
+        filled = api.infill(session, "春眠不觉晓，处处闻啼鸟。[sMASK]")
+        assert filled.text == "春眠不觉晓，处处闻啼鸟。夜来风雨声，花落知多少。"
+        scores = api.score(session, "疑是地上霜。", pattern="床前明月[MASK]，{}", labels=["山", "光", "人"])
+        assert scores[0].label == "光"
 
 
 def test_the_demo_command(tmp_path: Path) -> None:
     result = CliRunner().invoke(cli, ["demo", "--out", str(tmp_path / "demo")], catch_exceptions=False)
     assert result.exit_code == 0
-    for part in ("PASSED", "孤舟蓑笠翁，独钓寒江雪。", "exact", "PyTorch 313 of 313, ONNX Runtime 313 of 313"):
+    assert result.stdout.count("PASSED") == 2
+    for part in (
+        "孤舟蓑笠翁，独钓寒江雪。",
+        "夜来风雨声，花落知多少。",
+        "exact",
+        "which word fits?",
+        "recited exactly: PyTorch 313 of 313, ONNX Runtime 313 of 313",
+        "blanked lines filled exactly",
+    ):
         assert part in result.stdout
     # A second run replaces the first.
     assert CliRunner().invoke(cli, ["demo", "--out", str(tmp_path / "demo")]).exit_code == 0

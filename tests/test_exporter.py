@@ -153,8 +153,13 @@ def _first(model: ir.Model, op_type: str) -> ir.Node:
 
 def _plant_foreign_op(model: ir.Model) -> None:
     norm = _first(model, "RMSNormalization")
-    extra = ir.node("Gelu", [norm.outputs[0]], name="extra")
+    extra = ir.node("Tanh", [norm.outputs[0]], name="extra")
     model.graph.insert_after(norm, extra)
+
+
+def _plant_an_op_of_other_families(model: ir.Model) -> None:
+    norm = _first(model, "RMSNormalization")
+    model.graph.insert_after(norm, ir.node("Gelu", [norm.outputs[0]], name="extra"))
 
 
 def _miss_an_attention(model: ir.Model) -> None:
@@ -177,7 +182,8 @@ def _lower_the_opset(model: ir.Model) -> None:
 @pytest.mark.parametrize(
     ("defect", "message"),
     [
-        (_plant_foreign_op, "does not allow the operators Gelu"),
+        (_plant_foreign_op, "does not allow the operators Tanh"),
+        (_plant_an_op_of_other_families, "expects 0 Gelu nodes, found 1"),
         (_miss_an_attention, "Attention"),
         (_rename_an_input, "tokens"),
         (_leave_an_orphan, "orphan"),

@@ -56,6 +56,24 @@ def test_planted_defects_fail(name: str, defect: str, exported: Callable[[str], 
     assert failed == PLANTED[defect]
 
 
+def test_reference_in_the_checkpoints_own_dtype(exported: Callable[[str], OnnxProgram]) -> None:
+    report = api.check(exported("chatglm2"), Golden("chatglm2").folder, reference_dtype="float16")
+    assert report.passed
+    assert report.parity.dtype == "float16"
+    assert report.parity.needed > 1e-5  # float16's rounding shows, and is not held to float32's bound
+
+
+def test_reference_larger_than_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from glm_export.errors import EnvironmentMissingError
+    from glm_export.sessions import torch as torch_sessions
+
+    monkeypatch.setattr(torch_sessions, "available_memory", lambda: 1000)
+    with pytest.raises(EnvironmentMissingError, match="--reference-dtype float16"):
+        api.load_session(Golden("chatglm2").folder)
+    checkpoint = open_checkpoint(Golden("chatglm2").folder)
+    torch_sessions.TorchSession(checkpoint, "float16").close()  # read in place
+
+
 def test_another_checkpoint_is_refused(exported: Callable[[str], OnnxProgram]) -> None:
     with pytest.raises(InputError, match="another checkpoint"):
         api.check(exported("chatglm2"), Golden("chatglm3").folder)

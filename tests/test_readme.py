@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from glm_export import families
+from glm_export import api, families
 from glm_export.cli import cli
+from tests.golden_data import Golden
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 
@@ -33,10 +34,11 @@ def test_python_examples_run(tmp_path: Path) -> None:
 
 
 def test_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On the embedded model in place of ChatGLM2-6B."""
+    """On the embedded model in place of ChatGLM2-6B, and on the golden GLM."""
     monkeypatch.chdir(tmp_path)
+    api.export(Golden("glm").folder, "glm-onnx")
     lines = [line[2:] for block in blocks("console") for line in block.splitlines() if line.startswith("$ glm-export")]
-    assert len(lines) == 5
+    assert len(lines) == 7
     for line in lines:
         arguments = shlex.split(line.replace("THUDM/chatglm2-6b", "demo"))[1:]
         result = CliRunner().invoke(cli, arguments, input="", catch_exceptions=False)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from glm_export.checkpoint import Checkpoint
+from glm_export.errors import EnvironmentMissingError
 from glm_export.feeds import Feeds
 from glm_export.modeling import Decoder, KeyValue
 from glm_export.sessions import Logits, Session, Tensors
 from glm_export.signature import (
     ATTENTION_MASK,
+    DTYPE_BYTES,
     INPUT_IDS,
     LOGITS,
     POSITION_IDS,
@@ -31,6 +35,7 @@ def load_reference(checkpoint: Checkpoint, dtype: str = "float32") -> Decoder:
     """
     checkpoint.audit()
     wanted = getattr(torch, dtype)
+    refuse_more_than_memory(checkpoint, dtype)
     before = torch.get_default_dtype()
     torch.set_default_dtype(wanted)
     try:
@@ -45,6 +50,32 @@ def load_reference(checkpoint: Checkpoint, dtype: str = "float32") -> Decoder:
         model.head.weight = model.embedding.weight
     model.rebuild_tables(wanted)
     return model.eval().requires_grad_(False)
+
+
+def refuse_more_than_memory(checkpoint: Checkpoint, dtype: str) -> None:
+    """Weights in another dtype than the file's are copies; see whether they fit before the kernel kills the process.
+
+    Raises:
+        EnvironmentMissingError: they do not; the message names the dtype that needs no copies.
+    """
+    stored = checkpoint.config.stored_dtype
+    needed = 0 if stored == dtype else checkpoint.source_bytes * DTYPE_BYTES[dtype] // DTYPE_BYTES.get(stored, 2)
+    available = available_memory()
+    if available is not None and needed > available:
+        raise EnvironmentMissingError(
+            f"the PyTorch model in {dtype} needs {needed / 1e9:.1f} GB, and {available / 1e9:.1f} GB of memory are "
+            f"available; {stored} reads the weights in place (check --reference-dtype {stored})"
+        )
+
+
+def available_memory() -> int | None:
+    """Bytes the kernel can give without swapping; None where it does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    kilobytes = {line.split(":")[0]: int(line.split()[1]) for line in lines}
+    return kilobytes["MemAvailable"] * 1024 if "MemAvailable" in kilobytes else None
 
 
 class TorchSession(Session):

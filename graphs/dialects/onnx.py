@@ -43,12 +43,16 @@ def expected_counts(config: GlmConfig) -> Counter[str]:
     shared = of_experts if config.experts and config.experts.shared else 0
     gates = layers + shared if config.activation is Activation.SWIGLU else 0
     norms = 2 + 2 * config.sandwich_norms + 2 * config.qk_norm
+    # Operators of what a config does not have are allowed elsewhere, but not here.
+    absent = {} if config.experts else dict.fromkeys(EXPERT_OPS, 0)
     return Counter(
-        {
+        absent
+        | {
             "RotaryEmbedding": 2 * layers if config.rotary else 0,
             "Attention": layers,
             "MatMul": 4 * layers + of_experts + 2 * shared + 1,
             "Split": layers + gates,
+            "Gelu": layers if config.activation is not Activation.SWIGLU else 0,
             "TopK": of_experts,
             NORM_OP[config.norm]: layers * norms + config.final_norm,
         }
