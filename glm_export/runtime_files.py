@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from glm_export.artifacts import write_json
 from glm_export.checkpoint import Checkpoint, inside, read_json
 from glm_export.config import GlmConfig
+from glm_export.tokenizers import has_tokenizer, load_tokenizer, stop_ids
 
 TOKENIZER_FILES = (
     "tokenizer.model", "tokenizer.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
@@ -19,7 +21,7 @@ TOKENIZER_CONFIG = "tokenizer_config.json"
 GENERATION_CONFIG = "generation_config.json"
 
 
-def loader_config(config: GlmConfig, dtype: str) -> dict[str, Any]:
+def loader_config(config: GlmConfig, dtype: str, stops: Sequence[int]) -> dict[str, Any]:
     """``config.json`` in the keys of transformers' native GLM, whatever the checkpoint's family.
 
     Optimum's ``ORTModelForCausalLM`` takes the cache's shape from ``num_key_value_heads`` only for model types it
@@ -46,9 +48,20 @@ def loader_config(config: GlmConfig, dtype: str) -> dict[str, Any]:
         "torch_dtype": dtype,
         "use_cache": True,
         "vocab_size": config.vocab_size,
-        "eos_token_id": list(config.eos_token_ids),
+        "eos_token_id": list(stops),
         "pad_token_id": config.pad_token_id,
     }
+
+
+def every_stop_id(checkpoint: Checkpoint) -> tuple[int, ...]:
+    """The ids config.json names, and those of the prompt format where the folder has a tokenizer.
+
+    Raises:
+        CheckpointError: the tokenizer's file is damaged.
+    """
+    if not has_tokenizer(checkpoint.folder, checkpoint.config):
+        return checkpoint.config.eos_token_ids
+    return stop_ids(checkpoint.config, load_tokenizer(checkpoint.folder, checkpoint.config))
 
 
 def write_runtime_files(checkpoint: Checkpoint, folder: Path, dtype: str) -> None:
@@ -58,12 +71,15 @@ def write_runtime_files(checkpoint: Checkpoint, folder: Path, dtype: str) -> Non
         CheckpointError: a file is damaged or links out of the checkpoint's folder.
     """
     config = checkpoint.config
-    write_json(folder / "config.json", loader_config(config, dtype))
+    stops = every_stop_id(checkpoint)
+    write_json(folder / "config.json", loader_config(config, dtype, stops))
     generation: dict[str, Any] = {}
     if inside(checkpoint.folder, GENERATION_CONFIG).is_file():
         generation = read_json(checkpoint.folder, GENERATION_CONFIG)
-    stops = {"eos_token_id": list(config.eos_token_ids), "pad_token_id": config.pad_token_id}
-    write_json(folder / GENERATION_CONFIG, stops | generation)
+    named = generation.get("eos_token_id", [])
+    stops = tuple(sorted({*stops, *([named] if isinstance(named, int) else named)}))
+    ids = {"eos_token_id": list(stops), "pad_token_id": generation.get("pad_token_id", config.pad_token_id)}
+    write_json(folder / GENERATION_CONFIG, generation | ids)
     for name in TOKENIZER_FILES:
         if inside(checkpoint.folder, name).is_file():
             shutil.copyfile(checkpoint.folder / name, folder / name)

@@ -103,7 +103,7 @@ def show_parity(console: Console, report: CheckReport) -> None:
         console.print(f"first output beyond tolerance: {first.output} in case {first.case!r}")
     console.print(
         f"greedy tokens equal: {report.greedy_equal} of {report.greedy_total}\n"
-        f"smallest tolerance that passes: {parity.needed:.1e} of an output's largest value "
+        f"smallest passing tolerance: {parity.needed:.1e} of an output's largest value "
         f"({parity.outputs[0].tolerance:.0e} allowed)"
     )
     console.print("[bold green]PASSED[/]" if report.passed else "[bold red]FAILED[/]")

@@ -32,6 +32,9 @@ def widen(source: Path, target: Path, weights: str) -> None:
                 shape=ir.Shape(tensor.shape.numpy()),
                 name=tensor.name,
             )
+    for node in model.graph:
+        if node.op_type == "Cast" and node.attributes["to"].as_int() == ir.DataType.BFLOAT16:
+            node.attributes["to"] = ir.AttrInt64("to", ir.DataType.FLOAT)
     ir.save(model, target, external_data=weights)
 
 

@@ -77,6 +77,15 @@ def test_folder_and_manifest(exported: Callable[[str], OnnxProgram]) -> None:
     assert load_program(program.folder).signature == program.signature
 
 
+@pytest.mark.parametrize(
+    ("name", "stops"), [("chatglm3", [2, 358, 360]), ("glm", [230, 237]), ("glm_hf", [301, 308, 310])]
+)
+def test_every_stop_id_is_written(name: str, stops: list[int], exported: Callable[[str], OnnxProgram]) -> None:
+    """ChatGLM3's replies end at the next role, which config.json does not say."""
+    for file in ("config.json", "generation_config.json"):
+        assert json.loads((exported(name).folder / file).read_text())["eos_token_id"] == stops
+
+
 def test_signature_is_the_graphs(exported: Callable[[str], OnnxProgram]) -> None:
     program = exported("chatglm3")
     graph = onnx.load(str(program.model_path), load_external_data=False).graph

@@ -16,6 +16,7 @@ from glm_export.config import GlmConfig
 from glm_export.errors import CheckpointError
 from glm_export.tokenizers.chat import Message
 
+INFILLING_FILES = ("cog-pretrain.model", "vocab.json", "vocab.txt")
 FILE_OF = {
     "sentencepiece": "tokenizer.model", "tiktoken": "tokenizer.model", "tokenizer_json": "tokenizer.json",
     "ice_text": "ice_text.model",
@@ -46,6 +47,15 @@ class Tokenizer(Protocol):
         Raises:
             InputError: the family's prompt cannot express the conversation.
         """
+
+
+def has_tokenizer(folder: Path, config: GlmConfig) -> bool:
+    """Whether the folder holds a file the family's tokenizer is read from."""
+    kind = families.load(config.family).TOKENIZER
+    names = INFILLING_FILES if kind == "infilling" else (FILE_OF[kind],)
+    if kind in JSON_INSTEAD:
+        names = (*names, FILE_OF["tokenizer_json"])
+    return any(inside(folder, name).is_file() for name in names)
 
 
 def load_tokenizer(folder: Path, config: GlmConfig) -> Tokenizer:
