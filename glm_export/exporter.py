@@ -43,6 +43,7 @@ from glm_export.errors import EnvironmentMissingError, InputError
 from glm_export.graphs import dialects
 from glm_export.graphs.dialect import Dialect
 from glm_export.graphs.invariants import DTYPE_NAMES, check_invariants
+from glm_export.graphs.lower import lower
 from glm_export.graphs.tidy import tidy
 from glm_export.modeling import Decoder
 from glm_export.progress import Progress, Silent
@@ -119,6 +120,7 @@ class _Flat(nn.Module):
 
 
 WRAPPER = "decoder."
+CANONICAL = "onnx"
 
 
 @contextmanager
@@ -180,7 +182,7 @@ def attach_weights(model: ir.Model, stored: tuple[StoredTensor, ...], folder: Pa
         value.shape = ir.Shape(entry.shape)
 
 
-def canonical_program(
+def program_graph(
     config: GlmConfig,
     dialect: Dialect,
     signature: Signature,
@@ -189,14 +191,18 @@ def canonical_program(
     dtype: str,
     logits: str,
 ) -> ir.Model:
-    """Trace, tidy and check; weights are left to :func:`attach_weights`.
+    """Trace, tidy, lower and check; weights are left to :func:`attach_weights`.
 
     Raises:
-        InvariantError: the graph is not what the dialect promises.
+        InvariantError: the graph is not what the canonical dialect, or the one asked for, promises.
     """
-    model = trace(config, signature, dtype=dtype, logits=logits, opset=dialect.opset)
+    canonical = dialects.load(CANONICAL)
+    model = trace(config, signature, dtype=dtype, logits=logits, opset=canonical.opset)
     tidy(model, signature, wrapper=WRAPPER, transposed=frozenset(entry.name for entry in stored if entry.transposed))
-    check_invariants(model, dialect, config, signature)
+    check_invariants(model, canonical, config, signature)
+    if dialect is not canonical:
+        lower(model, dialect, config)
+        check_invariants(model, dialect, config, signature)
     return model
 
 
@@ -298,9 +304,7 @@ def _write_model(
         try:
             with _timed(seconds, "graph"):
                 tracing(1)
-                model = canonical_program(
-                    checkpoint.config, dialect, signature, plan.stored, dtype=dtype, logits=logits
-                )
+                model = program_graph(checkpoint.config, dialect, signature, plan.stored, dtype=dtype, logits=logits)
                 tracing(1)
             jobs: tuple[Future[Any], ...] = (weights, hashes)
             for job in wait(jobs, return_when=FIRST_EXCEPTION).done:

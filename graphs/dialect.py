@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from glm_export.config import GlmConfig
+from glm_export.graphs.rule import Rule
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -14,7 +15,8 @@ class Dialect:
     """What a program of this dialect may and must contain.
 
     ``expected_counts`` gives, for a config, how often each operator that carries the model appears; the graph is
-    refused when it differs. ``runs_on`` is for people.
+    refused when it differs. ``rules`` lower the canonical program, in order; ``expected_rewrites`` gives how often
+    each must fire. ``runs_on`` is for people.
     """
 
     name: str
@@ -22,3 +24,6 @@ class Dialect:
     allowed_ops: frozenset[str]
     expected_counts: Callable[[GlmConfig], Counter[str]]
     runs_on: str
+    ir_version: int = 10
+    rules: tuple[Rule, ...] = ()
+    expected_rewrites: Callable[[GlmConfig], Counter[str]] = lambda _: Counter()

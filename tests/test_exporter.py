@@ -19,7 +19,7 @@ from glm_export import api, exporter
 from glm_export.artifacts import MANIFEST, OnnxProgram, is_program, load_program
 from glm_export.checkpoint import file_sha256, open_checkpoint
 from glm_export.errors import CheckpointError, EnvironmentMissingError, InputError
-from glm_export.exporter import canonical_program, plan_export
+from glm_export.exporter import plan_export, program_graph
 from glm_export.graphs import dialects
 from glm_export.graphs.invariants import InvariantError, check_invariants
 from glm_export.signature import decoder_signature
@@ -152,7 +152,7 @@ def graph_and_checks() -> tuple[ir.Model, Callable[[ir.Model], None]]:
     signature = decoder_signature(checkpoint.config, dtype="float32", logits="all")
     dialect = dialects.load("onnx")
     plan = plan_export(checkpoint, Path.cwd(), "float32")
-    model = canonical_program(checkpoint.config, dialect, signature, plan.stored, dtype="float32", logits="all")
+    model = program_graph(checkpoint.config, dialect, signature, plan.stored, dtype="float32", logits="all")
     return model, lambda changed: check_invariants(changed, dialect, checkpoint.config, signature)
 
 
@@ -313,7 +313,7 @@ def test_interrupt_leaves_nothing_and_can_be_repeated(tmp_path: Path, monkeypatc
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(exporter, "canonical_program", interrupted)
+        patch.setattr(exporter, "program_graph", interrupted)
         with pytest.raises(KeyboardInterrupt):
             api.export(source, tmp_path / "out", force=True)
     assert threading.active_count() == before

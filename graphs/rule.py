@@ -1,0 +1,100 @@
+"""A graph rule: which node it takes, why it does not match, and what it puts there instead."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.convenience import replace_nodes_and_values
+from onnx_ir.tape import Tape
+
+Attributes = dict[str, int | float | str | list[int]]
+
+
+class Rule(Protocol):
+    """One rewrite. Its class docstring shows the two graphs: matched, and replacement."""
+
+    name: str
+
+    def matches(self, node: ir.Node) -> str | None:
+        """None where the rule applies; otherwise why it does not."""
+
+    def rewrite(self, node: ir.Node, emit: Emitter) -> list[ir.Value]:
+        """Emit the replacement; returns one value for each output of the node."""
+
+
+@dataclass(slots=True)
+class Emitter:
+    """Makes the nodes of one replacement, named after the node they replace.
+
+    ``shared`` lives as long as the lowering: what several replacements need is made once, before the first.
+    """
+
+    scope: str
+    shared: dict[tuple[object, ...], ir.Value]
+    constants: dict[tuple[object, ...], ir.Value]
+    tape: Tape = field(default_factory=Tape)
+
+    def op(self, op_type: str, *inputs: ir.Value | None, **attributes: int | float | str | list[int]) -> ir.Value:
+        """A node with one output."""
+        return self.many(op_type, *inputs, outputs=1, **attributes)[0]
+
+    def many(
+        self, op_type: str, *inputs: ir.Value | None, outputs: int, **attributes: int | float | str | list[int]
+    ) -> Sequence[ir.Value]:
+        """A node with several outputs."""
+        made = self.tape.op_multi_out(op_type, list(inputs), attributes, num_outputs=outputs)
+        node = made[0].producer()
+        assert node is not None
+        node.name = f"{self.scope}/{op_type}_{len(self.tape.nodes)}"
+        for index, value in enumerate(made):
+            value.name = node.name if outputs == 1 else f"{node.name}.{index}"
+        return made
+
+    def ints(self, *values: int) -> ir.Value:
+        """An int64 list, one initializer for each content."""
+        return self._constant(("ints", values), np.array(values, np.int64))
+
+    def scalar(self, value: float, dtype: ir.DataType) -> ir.Value:
+        """A scalar of a floating dtype."""
+        return self._constant(("scalar", value, dtype), np.array(value, dtype.numpy()))
+
+    def _constant(self, key: tuple[object, ...], array: np.ndarray) -> ir.Value:
+        if key not in self.constants:
+            name = f"constant_{len(self.constants)}"
+            self.constants[key] = ir.Value(name=name, const_value=ir.tensor(array, name=name))
+        return self.constants[key]
+
+
+def apply_rule(model: ir.Model, rule: Rule, constants: dict[tuple[object, ...], ir.Value]) -> tuple[int, list[str]]:
+    """Rewrite every node a rule matches, in place.
+
+    Args:
+        model: the program.
+        rule: the rewrite.
+        constants: those made so far, by content; grows.
+
+    Returns:
+        How often it fired, and for nodes of its operator that it passed over, why.
+    """
+    shared: dict[tuple[object, ...], ir.Value] = {}
+    fired, reasons = 0, []
+    for node in list(model.graph):
+        reason = rule.matches(node)
+        if reason is not None:
+            if reason:
+                reasons.append(f"{node.name}: {reason}")
+            continue
+        emit = Emitter(scope=node.name or rule.name, shared=shared, constants=constants)
+        replacements = rule.rewrite(node, emit)
+        replace_nodes_and_values(
+            model.graph, node, [node], emit.tape.nodes, node.outputs[: len(replacements)], replacements
+        )
+        fired += 1
+    for value in constants.values():
+        if value.name not in model.graph.initializers and value.uses():
+            model.graph.register_initializer(value)
+    return fired, reasons
