@@ -45,10 +45,10 @@ from glm_export.graphs.dialect import Dialect
 from glm_export.graphs.invariants import DTYPE_NAMES, check_invariants
 from glm_export.graphs.lower import lower
 from glm_export.graphs.tidy import tidy
-from glm_export.modeling import Decoder
+from glm_export.modeling import Decoder, building_in
 from glm_export.progress import Progress, Silent
 from glm_export.runtime_files import write_runtime_files
-from glm_export.signature import BATCH, DTYPES, LOGITS_KINDS, PAST, SEQUENCE, Signature, decoder_signature
+from glm_export.signature import BATCH, DTYPES, LOGITS_KINDS, PAST, SEQUENCE, TOTAL, Signature, decoder_signature
 from glm_export.weight_file import CancelledError, StoredTensor, plan_weights, write_weights
 
 # What importing torch and tracing a decoder takes, whatever its size (measured, benchmarks/export).
@@ -76,7 +76,7 @@ def plan_export(checkpoint: Checkpoint, out: Path, dtype: str) -> ExportPlan:
         EnvironmentMissingError: the disk cannot hold the output.
     """
     config = checkpoint.config
-    with torch.device("meta"), _building_in(getattr(torch, dtype)):
+    with torch.device("meta"), building_in(getattr(torch, dtype)):
         model = Decoder(untied(config))
     stored = plan_weights(model)
     output = stored[-1].offset + stored[-1].length + config.num_layers * GRAPH_BYTES_PER_LAYER
@@ -123,17 +123,6 @@ WRAPPER = "decoder."
 CANONICAL = "onnx"
 
 
-@contextmanager
-def _building_in(dtype: torch.dtype) -> Iterator[None]:
-    """Modules made inside have this dtype; ``module.half()`` fails under fake tensors."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
-
-
 def trace(config: GlmConfig, signature: Signature, *, dtype: str, logits: str, opset: int) -> ir.Model:
     """Trace the reference decoder without weights.
 
@@ -148,8 +137,8 @@ def trace(config: GlmConfig, signature: Signature, *, dtype: str, logits: str, o
         The exporter's graph; initializers have shapes but no values.
     """
     # Distinct sizes, none of them 0 or 1, so that no dim is specialised or taken for another.
-    sizes = {BATCH: 2, SEQUENCE: 3, PAST: 5, "total_sequence_length": 8}
-    with FakeTensorMode(allow_non_fake_inputs=True), _building_in(getattr(torch, dtype)):
+    sizes = {BATCH: 2, SEQUENCE: 3, PAST: 5, TOTAL: 8}
+    with FakeTensorMode(allow_non_fake_inputs=True), building_in(getattr(torch, dtype)):
         model = _Flat(Decoder(untied(config)).eval(), last_logits_only=logits == "last")
         ids, mask, positions, *cache = (
             torch.zeros(spec.shape(**sizes), dtype=getattr(torch, spec.dtype)) for spec in signature.inputs

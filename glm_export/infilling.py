@@ -99,7 +99,12 @@ def infill(session: Session, text: str, *, max_new_tokens: int = 128, sampling: 
         written = [token for token in row.ids if token not in blanks]
         fills.append(tokenizer.decode(written).strip())
         ids = [*ids[:place], *written, *ids[place + 1 :]]
-    return Infilled(text=tokenizer.decode(ids).strip(), fills=tuple(fills))
+    # The text as it was given, not as its tokens spell it: those lose characters the vocabulary has not.
+    whole = text
+    for kind in tokenizer.mask_ids:
+        for fill in fills if kind in whole else ():
+            whole = whole.replace(kind, fill, 1)
+    return Infilled(text=whole, fills=tuple(fills))
 
 
 def score(

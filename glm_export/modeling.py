@@ -12,7 +12,8 @@ glm-4-9b-chat; ``modeling_glm.py``, ``modeling_glm4.py`` and ``modeling_glm4_moe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -185,6 +186,17 @@ class Layer(nn.Module):
     def _residual(self, x_BSH: Tensor, normed_BSH: Tensor) -> Tensor:
         residual_BSH = normed_BSH if self.residual_from_norm else x_BSH
         return residual_BSH if self.residual_alpha == 1 else residual_BSH * self.residual_alpha
+
+
+@contextmanager
+def building_in(dtype: torch.dtype) -> Iterator[None]:
+    """Modules made inside have this dtype; ``module.half()`` fails under fake tensors, and converts all alike."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 class Decoder(nn.Module):

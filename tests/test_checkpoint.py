@@ -87,10 +87,11 @@ def test_golden_data_beside_the_weights_is_not_opened(opened: Open) -> None:
     }  # fmt: skip
 
 
-def test_parameters_are_memory_mapped(tmp_path: Path, opened: Open) -> None:
+@pytest.mark.parametrize("layout", ["model.safetensors", "pytorch_model.bin"])
+def test_parameters_are_memory_mapped(layout: str, tmp_path: Path, opened: Open) -> None:
     """Opening and viewing 256 MB of weights takes next to no anonymous memory."""
     values = tiny_values("chatglm2", hidden_size=1024, padded_vocab_size=65536)
-    folder = write_checkpoint(tmp_path / "c", values)
+    folder = write_checkpoint(tmp_path / "c", values, layout=layout)
 
     def anonymous_kb() -> int:
         status = Path("/proc/self/status").read_text()

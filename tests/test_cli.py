@@ -81,7 +81,8 @@ def test_infill_and_score(exported: Callable[[str], OnnxProgram]) -> None:
     folder = exported("glm").folder
     result = run("infill", folder, "--text", "hello [MASK] world", "--max-new-tokens", "5")
     assert result.exit_code == 0
-    assert "world" in result.stdout
+    assert result.stdout.startswith("hello ")
+    assert result.stdout.endswith(" world\n")
     facts = json.loads(run("infill", folder, "--text", "hello [MASK] world", "--max-new-tokens", "5", "--json").stdout)
     assert facts["text"] == result.stdout.strip()
     assert len(facts["fills"]) == 1

@@ -11,7 +11,7 @@ from torch import Tensor
 from glm_export.checkpoint import Checkpoint
 from glm_export.errors import EnvironmentMissingError
 from glm_export.feeds import Feeds
-from glm_export.modeling import Decoder, KeyValue
+from glm_export.modeling import Decoder, KeyValue, building_in
 from glm_export.sessions import Logits, Session, Tensors
 from glm_export.signature import (
     ATTENTION_MASK,
@@ -36,13 +36,8 @@ def load_reference(checkpoint: Checkpoint, dtype: str = "float32") -> Decoder:
     checkpoint.audit()
     wanted = getattr(torch, dtype)
     refuse_more_than_memory(checkpoint, dtype)
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(wanted)
-    try:
-        with torch.device("meta"):
-            model = Decoder(checkpoint.config)
-    finally:
-        torch.set_default_dtype(before)
+    with torch.device("meta"), building_in(wanted):
+        model = Decoder(checkpoint.config)
     # Some parameters keep a dtype of their own: routing is float32 in every model.
     dtypes = {name: parameter.dtype for name, parameter in model.state_dict().items()}
     model.load_state_dict({name: t.to(dtypes[name]) for name, t in checkpoint.parameters()}, assign=True)
