@@ -124,7 +124,7 @@ def main() -> None:
     """Train and write the checkpoint."""
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--out", type=Path, required=True)
-    options.add_argument("--epochs", type=int, default=300)
+    options.add_argument("--epochs", type=int, default=360)
     options.add_argument("--seed", type=int, default=7)
     arguments = options.parse_args()
     torch.manual_seed(arguments.seed)

@@ -45,7 +45,7 @@ def test_blanked_lines_are_filled_alike_in_both_runtimes(tmp_path: Path) -> None
         there, here = fill_recall(reference, poems()), fill_recall(session, poems())
         assert there == here
         assert there.total == 276
-        assert there.exact >= 250  # 264 when it was trained
+        assert there.exact >= 260  # 268 when it was trained
         filled = api.infill(session, "春眠不觉晓，处处闻啼鸟。[sMASK]")
         assert filled.text == "春眠不觉晓，处处闻啼鸟。夜来风雨声，花落知多少。"
         scores = api.score(session, "疑是地上霜。", pattern="床前明月[MASK]，{}", labels=["山", "光", "人"])
