@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from glm_export.config import GlmConfig
-from glm_export.graphs.rule import Rule
+
+if TYPE_CHECKING:  # the command line lists dialects without loading onnx
+    from glm_export.graphs.rule import Rule
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
