@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import time
 from pathlib import Path
 from types import TracebackType
 
@@ -38,6 +39,8 @@ class DirectFile:
         """
         self._written = 0
         self._filled = 0
+        self.seconds = 0.0
+        """Time spent waiting for the disk."""
         # An anonymous mapping is aligned to pages, as direct writes demand of memory too.
         self._block = mmap.mmap(-1, BLOCK_BYTES)
         self._file = _open(path)
@@ -63,10 +66,12 @@ class DirectFile:
                 self._flush(BLOCK_BYTES)
 
     def _flush(self, count: int) -> None:
+        started = time.perf_counter()
         with memoryview(self._block) as block:
             done = 0
             while done < count:
                 done += os.write(self._file, block[done:count])
+        self.seconds += time.perf_counter() - started
         self._written += count
         self._filled = 0
 

@@ -277,7 +277,10 @@ def _write_model(
 
     def write() -> None:
         with _timed(seconds, "weights"):
-            write_weights(folder / WEIGHTS, list(plan.stored), checkpoint, cancelled=cancelled, advance=writing)
+            waited = write_weights(
+                folder / WEIGHTS, list(plan.stored), checkpoint, cancelled=cancelled, advance=writing
+            )
+        seconds["weights, waiting for the disk"] = round(waited, 2)
 
     def advance_hashing(count: int) -> None:
         if cancelled.is_set():
