@@ -12,10 +12,11 @@ import torch
 from glm_export import api
 from glm_export.artifacts import OnnxProgram
 from glm_export.checkpoint import open_checkpoint
-from glm_export.feeds import PrefixFeeds
+from glm_export.feeds import PrefixFeeds, prefill_feeds
 from glm_export.generation import Stopping, generate_ids
+from glm_export.modeling import label_loss
 from glm_export.sessions import Session
-from glm_export.sessions.torch import load_reference
+from glm_export.sessions.torch import TorchSession, load_reference
 from tests.golden_data import BOUND, Golden, difference
 
 GLM, CHATGLM = Golden("glm"), Golden("chatglm")
@@ -148,19 +149,30 @@ def test_ids_alone_are_plain_causal() -> None:
 @pytest.mark.parametrize(
     ("golden", "case"), [(GLM, "loss"), (CHATGLM, "loss_padded")], ids=lambda value: getattr(value, "name", value)
 )
-def test_loss(golden: Golden, case: str) -> None:
-    given = case_feeds(golden, case)
-    tensors = (torch.from_numpy(array) for array in given.named().values())
-    output = load_reference(open_checkpoint(golden.folder))(
-        *tensors, labels_BS=torch.from_numpy(golden[f"{case}.labels"])
-    )
-    assert abs(float(output.loss) - float(golden[f"{case}.loss"])) <= 2e-5
+def test_loss(golden: Golden, case: str, load: Callable[[Golden], Session]) -> None:
+    """The official loss, from the logits of either runtime; in PyTorch also as the model itself returns it."""
+    given, labels = case_feeds(golden, case), torch.from_numpy(golden[f"{case}.labels"])
+    official = float(golden[f"{case}.loss"])
+    with load(golden) as session:
+        logits = torch.from_numpy(session.prefill(given))
+        assert abs(float(label_loss(logits, labels, shift=session.config.label_shift)) - official) <= 2e-5
+        if isinstance(session, TorchSession):
+            tensors = (torch.tensor(array) for array in given.named().values())
+            assert abs(float(session.model(*tensors, labels_BS=labels).loss) - official) <= 2e-5
+
+
+def test_loss_of_chatglm_6b_from_ids_alone(load: Callable[[Golden], Session]) -> None:
+    """The official model makes masks and positions from the ids; so do prompts."""
+    ids, labels = CHATGLM["loss.input_ids"], torch.from_numpy(CHATGLM["loss.labels"])
+    with load(CHATGLM) as session:
+        given = prefill_feeds([session.prompt(row.tolist()) for row in ids], session.config)
+        logits = session.prefill(given)
+    assert difference(logits, CHATGLM["loss.logits"]) <= BOUND
+    assert abs(float(label_loss(torch.from_numpy(logits), labels, shift=1)) - float(CHATGLM["loss.loss"])) <= 2e-5
 
 
 def test_ids_become_the_official_prompt(load: Callable[[Golden], Session]) -> None:
     """From ids alone: masks and positions that ChatGLM-6B's model makes itself."""
-    from glm_export.feeds import prefill_feeds
-
     with load(CHATGLM) as session:
         for case in ("prefill", "prefill_mask"):
             prompt = session.prompt(CHATGLM[f"{case}.input_ids"][0].tolist())
