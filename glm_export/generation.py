@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from glm_export.errors import InputError
 from glm_export.feeds import Prompt, prefill_feeds
@@ -83,10 +83,7 @@ def generate_steps(
 
 def _row_sampling(sampling: Sampling, index: int) -> Sampling:
     seed = None if sampling.seed is None else sampling.seed + index
-    return Sampling(
-        temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p,
-        repetition_penalty=sampling.repetition_penalty, seed=seed,
-    )  # fmt: skip
+    return replace(sampling, seed=seed)
 
 
 def _take(row: Generation, token: int, stopping: Stopping, room: int, decode: Decode | None) -> None:

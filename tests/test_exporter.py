@@ -15,7 +15,7 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from glm_export import api, exporter
+from glm_export import api, exporter, families
 from glm_export.artifacts import MANIFEST, OnnxProgram, is_program, load_program
 from glm_export.checkpoint import file_sha256, open_checkpoint
 from glm_export.errors import CheckpointError, EnvironmentMissingError, InputError
@@ -26,7 +26,7 @@ from glm_export.signature import decoder_signature
 from tests.golden_data import CAUSAL, Golden
 from tests.tiny import random_tensors, tiny_values, write_checkpoint
 
-FAMILIES = ("chatglm", "chatglm2", "chatglm3", "glm4_remote", "glm", "glm4", "glm4_moe", "glm_infilling")
+FAMILIES = families.names()
 
 
 @pytest.mark.parametrize("name", CAUSAL)

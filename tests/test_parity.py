@@ -197,7 +197,7 @@ def test_control_wrong_group_order_fails(name: str, exported: Callable[[str], On
     golden = Golden(name)
     logits = model(torch.from_numpy(golden["prefill.input_ids"])).logits.numpy()
     assert difference(logits, golden["prefill.logits"]) > 100 * BOUND
-    # The graph itself with one head's share of the attention's heads swapped.
+    # And the graph itself, with keys and values exchanged.
     graph = _graph(program)
     for node in graph.graph.node:
         if node.op_type == "Attention":
