@@ -48,13 +48,25 @@ from glm_export.graphs.tidy import tidy
 from glm_export.modeling import Decoder, building_in
 from glm_export.progress import Progress, Silent
 from glm_export.runtime_files import write_runtime_files
-from glm_export.signature import BATCH, DTYPES, LOGITS_KINDS, PAST, SEQUENCE, TOTAL, Signature, decoder_signature
+from glm_export.signature import (
+    BATCH,
+    DTYPES,
+    LOGITS_KINDS,
+    PAST,
+    SEQUENCE,
+    TOTAL,
+    Cache,
+    Signature,
+    decoder_signature,
+)  # fmt: skip
 from glm_export.weight_file import CancelledError, StoredTensor, plan_weights, write_weights
 
 # What importing torch and tracing a decoder takes, whatever its size (measured, benchmarks/export).
 BASE_MEMORY_BYTES = 450 << 20
 GRAPH_BYTES_PER_LAYER = 64 << 10
 TRACE_STEPS = 3
+# What a static cache holds unless told otherwise: a 128k context would reserve gigabytes nobody asked for.
+MAX_LENGTH = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,27 +183,59 @@ def attach_weights(model: ir.Model, stored: tuple[StoredTensor, ...], folder: Pa
         value.shape = ir.Shape(entry.shape)
 
 
-def program_graph(
-    config: GlmConfig,
-    dialect: Dialect,
-    signature: Signature,
-    stored: tuple[StoredTensor, ...],
-    *,
-    dtype: str,
-    logits: str,
-) -> ir.Model:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """What is asked for, settled against a checkpoint's config: see :func:`settle`."""
+
+    dialect: Dialect
+    dtype: str
+    logits: str
+    signature: Signature
+
+
+def settle(config: GlmConfig, *, dialect: str, dtype: str, logits: str | None, max_length: int | None) -> Target:
+    """Fill in what was left open, and refuse what does not go together.
+
+    Args:
+        config: the checkpoint's.
+        dialect: a name from ``graphs/dialects``.
+        dtype: one of ``DTYPES``.
+        logits: one of ``LOGITS_KINDS``; None takes the dialect's own.
+        max_length: tokens a static cache holds; None takes the context, at most :data:`MAX_LENGTH`.
+
+    Raises:
+        InputError: an option is unknown, or does not fit the others.
+    """
+    record = dialects.load(dialect)
+    logits = logits or record.logits(config)
+    for option, value, known in (("dtype", dtype, DTYPES), ("logits", logits, LOGITS_KINDS)):
+        if value not in known:
+            raise InputError(f"{option} {value!r} is unknown; known: {', '.join(known)}")
+    cache = record.cache(config)
+    if max_length is not None and cache is not Cache.STATIC:
+        raise InputError(f"dialect {dialect} has no cache of fixed size; leave --max-length out")
+    length = max_length or min(MAX_LENGTH, config.max_positions)
+    if not 0 < length <= config.max_positions:
+        raise InputError(f"--max-length must be 1 to {config.max_positions}, the model's context; found {length}")
+    signature = decoder_signature(config, dtype=dtype, logits=logits, cache=cache, max_length=length)
+    return Target(dialect=record, dtype=dtype, logits=logits, signature=signature)
+
+
+def program_graph(config: GlmConfig, target: Target, stored: tuple[StoredTensor, ...]) -> ir.Model:
     """Trace, tidy, lower and check; weights are left to :func:`attach_weights`.
 
     Raises:
         InvariantError: the graph is not what the canonical dialect, or the one asked for, promises.
     """
     canonical = dialects.load(CANONICAL)
+    dtype, logits = target.dtype, target.logits
+    signature = decoder_signature(config, dtype=dtype, logits=logits)
     model = trace(config, signature, dtype=dtype, logits=logits, opset=canonical.opset)
     tidy(model, signature, wrapper=WRAPPER, transposed=frozenset(entry.name for entry in stored if entry.transposed))
     check_invariants(model, canonical, config, signature)
-    if dialect is not canonical:
-        lower(model, dialect, config)
-        check_invariants(model, dialect, config, signature)
+    if target.dialect is not canonical:
+        lower(model, target.dialect, config, target.signature)
+        check_invariants(model, target.dialect, config, target.signature)
     return model
 
 
@@ -201,7 +245,8 @@ def export(
     *,
     dialect: str = "onnx",
     dtype: str = "float32",
-    logits: str = "all",
+    logits: str | None = None,
+    max_length: int | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> OnnxProgram:
@@ -212,7 +257,8 @@ def export(
         out: the folder to write.
         dialect: a name from ``graphs/dialects``.
         dtype: ``float32``, ``float16`` or ``bfloat16``, of weights, cache and logits.
-        logits: ``all``: of every token, ``last``: of the last one.
+        logits: ``all``: of every token, ``last``: of the last one; None: as the dialect has it.
+        max_length: tokens a static cache holds, where the dialect has one.
         force: replace an exported folder.
         progress: shows the long steps.
 
@@ -224,17 +270,13 @@ def export(
         CheckpointError: tensors are missing, mis-shaped, damaged, or not finite.
         EnvironmentMissingError: the disk cannot hold the output.
     """
-    for option, value, known in (("dtype", dtype, DTYPES), ("logits", logits, LOGITS_KINDS)):
-        if value not in known:
-            raise InputError(f"{option} {value!r} is unknown; known: {', '.join(known)}")
-    record = dialects.load(dialect)
+    target = settle(checkpoint.config, dialect=dialect, dtype=dtype, logits=logits, max_length=max_length)
     refuse_overwrite(out, force=force)
     checkpoint.audit()
     plan = plan_export(checkpoint, out, dtype)
-    signature = decoder_signature(checkpoint.config, dtype=dtype, logits=logits)
     with whole_folder(out) as folder:
-        written = _write_model(checkpoint, folder, plan, record, signature, dtype, logits, progress or Silent())
-        write_runtime_files(checkpoint, folder, dtype)
+        written = _write_model(checkpoint, folder, plan, target, progress or Silent())
+        write_runtime_files(checkpoint, folder, dtype, target.signature)
         sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
         manifest = {
             "format": MANIFEST_FORMAT,
@@ -244,11 +286,11 @@ def export(
             "seconds": written.seconds,
             "config": checkpoint.config.to_json(),
             "dialect": dialect,
-            "opset": record.opset,
+            "opset": target.dialect.opset,
             "dtype": dtype,
-            "logits": logits,
+            "logits": target.logits,
             "parameters": plan.parameters,
-            "signature": signature.to_json(),
+            "signature": target.signature.to_json(),
             "packages": package_versions(),
             "sizes": sizes,
         }
@@ -265,9 +307,8 @@ class _Written:
 
 
 def _write_model(
-    checkpoint: Checkpoint, folder: Path, plan: ExportPlan, dialect: Dialect, signature: Signature,
-    dtype: str, logits: str, progress: Progress,
-) -> _Written:  # fmt: skip
+    checkpoint: Checkpoint, folder: Path, plan: ExportPlan, target: Target, progress: Progress
+) -> _Written:
     """Trace, stream weights and hash sources side by side, then write the graph."""
     cancelled = threading.Event()
     seconds: dict[str, float] = {}
@@ -296,7 +337,7 @@ def _write_model(
         try:
             with _timed(seconds, "graph"):
                 tracing(1)
-                model = program_graph(checkpoint.config, dialect, signature, plan.stored, dtype=dtype, logits=logits)
+                model = program_graph(checkpoint.config, target, plan.stored)
                 tracing(1)
             jobs: tuple[Future[Any], ...] = (weights, hashes)
             for job in wait(jobs, return_when=FIRST_EXCEPTION).done:

@@ -1,6 +1,7 @@
 """From prompts of different lengths to what a decoder is fed, and on to the next step.
 
-All families are padded on the left; positions are given for every token, so padding never changes an answer.
+With a growing cache rows are padded on the left together, and positions are given for every token; with a cache that
+each row fills on its own they are padded on the right. Either way padding never changes an answer.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from glm_export.config import GlmConfig
 from glm_export.errors import InputError
-from glm_export.signature import ATTENTION_MASK, INPUT_IDS, POSITION_IDS
+from glm_export.signature import ATTENTION_MASK, INPUT_IDS, LAST_TOKEN_IDS, POSITION_IDS
 
 Ids = NDArray[np.int64]
 Mask = NDArray[Any]
@@ -55,9 +56,26 @@ class Feeds:
         """Rows."""
         return int(self.input_ids.shape[0])
 
+    @property
+    def columns(self) -> int:
+        """Columns of the cache in use after this call."""
+        return int(self.attention_mask.shape[-1])
+
     def named(self) -> dict[str, NDArray[Any]]:
-        """The three arrays under the program's input names."""
+        """The arrays under the names programs give their inputs."""
         return {INPUT_IDS: self.input_ids, ATTENTION_MASK: self.attention_mask, POSITION_IDS: self.position_ids}
+
+    @property
+    def last_token_ids(self) -> Ids:
+        """Where in this call each row's last real token stands, ``[B]``."""
+        return np.full(self.batch, self.input_ids.shape[1] - 1, dtype=np.int64)
+
+    def last_logits(self, logits: NDArray[Any]) -> NDArray[Any]:
+        """The logits that follow each row, ``[B, V]``, of ``[B, S, V]`` or ``[B, 1, V]``."""
+        if logits.shape[1] == 1:
+            return logits[:, 0]
+        rows: NDArray[Any] = logits[np.arange(self.batch), self.last_token_ids]
+        return rows
 
     def followed_by(self, next_ids: Sequence[int], last_position: int) -> Feeds:
         """The next decode step: one new token a row, positions counting on up to ``last_position``.
@@ -83,6 +101,64 @@ class Feeds:
             )
             for start in range(0, width, size)
         ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowFeeds(Feeds):
+    """One call of a causal family whose rows have lengths of their own: padding stands on the right.
+
+    ``lengths`` ``[B]`` counts each row's real tokens, those of this call included. A token's position is its column in
+    the cache; ``attention_mask`` is ``[B, longest row]``.
+    """
+
+    lengths: Ids
+
+    def named(self) -> dict[str, NDArray[Any]]:
+        """As :meth:`Feeds.named`, and which row of logits is wanted."""
+        # Not super(): slots make the class anew, and the one super() knows is gone.
+        return Feeds.named(self) | {LAST_TOKEN_IDS: self.last_token_ids}
+
+    @property
+    def columns(self) -> int:
+        """Padding takes columns as well: those of the longest row, written and then written over."""
+        return int(self.position_ids.max()) + 1
+
+    @property
+    def last_token_ids(self) -> Ids:
+        """Where in this call each row's last real token stands, ``[B]``; 0 for a row that had none left."""
+        width = self.input_ids.shape[1]
+        last: Ids = np.clip(self.lengths - self.position_ids[:, 0], 1, width) - 1
+        return last
+
+    def followed_by(self, next_ids: Sequence[int], last_position: int) -> RowFeeds:
+        """The next decode step: each row's token goes behind its last one."""
+        column = np.asarray(next_ids, dtype=np.int64)[:, None]
+        positions = np.minimum(self.lengths, last_position)[:, None]
+        return RowFeeds(
+            input_ids=column,
+            attention_mask=_row_mask(positions[:, 0] + 1),
+            position_ids=positions,
+            lengths=positions[:, 0] + 1,
+        )
+
+    def chunks(self, size: int) -> list[Feeds]:
+        """The same prefill in pieces of at most ``size`` tokens."""
+        width = self.input_ids.shape[1]
+        edges = [*range(0, width, size), width]
+        return [
+            RowFeeds(
+                input_ids=self.input_ids[:, start:end],
+                attention_mask=_row_mask(np.minimum(self.lengths, end)),
+                position_ids=self.position_ids[:, start:end],
+                lengths=np.minimum(self.lengths, end),
+            )
+            for start, end in pairwise(edges)
+        ]
+
+
+def _row_mask(lengths: Ids) -> Ids:
+    """Integer ``[B, longest]``, 1 up to each row's length."""
+    return (np.arange(lengths.max()) < lengths[:, None]).astype(np.int64)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,8 +202,10 @@ class PrefixFeeds(Feeds):
         ]
 
 
-def prefill_feeds(prompts: Sequence[Prompt], config: GlmConfig) -> Feeds:
-    """Pad prompts on the left to one length.
+def prefill_feeds(prompts: Sequence[Prompt], config: GlmConfig, *, own_lengths: bool = False) -> Feeds:
+    """Pad prompts to one length: on the left, or with ``own_lengths`` on the right.
+
+    Prefix families stand on the left always: their mask says what is padding.
 
     Raises:
         InputError: no prompt, an empty one, an id beyond the vocabulary, or one longer than the position table.
@@ -143,6 +221,8 @@ def prefill_feeds(prompts: Sequence[Prompt], config: GlmConfig) -> Feeds:
     if strange:
         raise InputError(f"token ids {strange[:5]} lie outside the vocabulary of {config.vocab_size}; wrong tokenizer?")
     width = max(len(prompt.ids) for prompt in prompts)
+    if own_lengths and not config.prefix_mask:
+        return _row_feeds(prompts, width, config.pad_token_id)
     ids = np.full((len(prompts), width), config.pad_token_id, dtype=np.int64)
     real = np.zeros((len(prompts), width), dtype=bool)
     for index, prompt in enumerate(prompts):
@@ -152,6 +232,15 @@ def prefill_feeds(prompts: Sequence[Prompt], config: GlmConfig) -> Feeds:
         return _prefix_feeds(prompts, ids, real)
     mask = real.astype(np.int64)
     return Feeds(input_ids=ids, attention_mask=mask, position_ids=np.maximum(mask.cumsum(axis=1) - 1, 0))
+
+
+def _row_feeds(prompts: Sequence[Prompt], width: int, pad_token_id: int) -> RowFeeds:
+    lengths = np.array([len(prompt.ids) for prompt in prompts], dtype=np.int64)
+    ids = np.full((len(prompts), width), pad_token_id, dtype=np.int64)
+    for row, prompt in zip(ids, prompts, strict=True):
+        row[: len(prompt.ids)] = prompt.ids
+    positions = np.broadcast_to(np.arange(width, dtype=np.int64), ids.shape)
+    return RowFeeds(input_ids=ids, attention_mask=_row_mask(lengths), position_ids=positions, lengths=lengths)
 
 
 def _prefix_feeds(prompts: Sequence[Prompt], ids: Ids, real: NDArray[np.bool_]) -> PrefixFeeds:

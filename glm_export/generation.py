@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from glm_export.errors import InputError
-from glm_export.feeds import Prompt, prefill_feeds
+from glm_export.feeds import Prompt
 from glm_export.sampling import Sampler, Sampling
 from glm_export.sessions import Session
 
@@ -60,25 +60,25 @@ def generate_steps(
     if stopping.stop_strings and decode is None:
         raise InputError("stop strings need a tokenizer to decode with")
     built = [prompt if isinstance(prompt, Prompt) else session.prompt(prompt) for prompt in prompts]
-    feeds = prefill_feeds(built, session.config)
+    feeds = session.feeds(built)
     sampling = sampling or Sampling()
     rows = [Generation(prompt=prompt) for prompt in built]
     samplers = [Sampler(_row_sampling(sampling, index)) for index in range(len(rows))]
-    logits_BSV = session.prefill(feeds)
+    logits_BV = feeds.last_logits(session.prefill(feeds))
     while True:
         next_ids = []
         for index, (row, sampler) in enumerate(zip(rows, samplers, strict=True)):
             if row.finish_reason:
                 next_ids.append(session.config.pad_token_id)
                 continue
-            token = sampler.choose(logits_BSV[index, -1], [*row.prompt.ids, *row.ids])
+            token = sampler.choose(logits_BV[index], [*row.prompt.ids, *row.ids])
             next_ids.append(token)
-            _take(row, token, stopping, row.prompt.room(session.config), decode)
+            _take(row, token, stopping, session.room(row.prompt), decode)
         yield rows
         if all(row.finish_reason for row in rows):
             return
         feeds = feeds.followed_by(next_ids, session.config.max_positions - 1)
-        logits_BSV = session.decode(feeds)
+        logits_BV = feeds.last_logits(session.decode(feeds))
 
 
 def _row_sampling(sampling: Sampling, index: int) -> Sampling:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from glm_export.errors import InputError
-from glm_export.feeds import prefill_feeds
 from glm_export.generation import Stopping, generate_ids
 from glm_export.sampling import Sampling
 from glm_export.sessions import Session
@@ -153,11 +152,11 @@ def continuation_log_probabilities(
     Works with programs that compute the last row of logits alone.
     """
     prompt = session.prompt(prompt_ids)
-    feeds = prefill_feeds([prompt] * len(continuations), session.config)
-    logits_BSV = session.prefill(feeds)
+    feeds = session.feeds([prompt] * len(continuations))
+    logits_BV = feeds.last_logits(session.prefill(feeds))
     totals = np.zeros(len(continuations))
     for step in range(max(map(len, continuations))):
-        last_BV = logits_BSV[:, -1].astype(np.float64)
+        last_BV = logits_BV.astype(np.float64)
         peak_B1 = last_BV.max(axis=-1, keepdims=True)
         log_BV = last_BV - peak_B1 - np.log(np.exp(last_BV - peak_B1).sum(axis=-1, keepdims=True))
         for row, ids in enumerate(continuations):
@@ -165,5 +164,5 @@ def continuation_log_probabilities(
         if step + 1 < max(map(len, continuations)):
             next_ids = [ids[min(step, len(ids) - 1)] for ids in continuations]
             feeds = feeds.followed_by(next_ids, session.config.max_positions - 1)
-            logits_BSV = session.decode(feeds)
+            logits_BV = feeds.last_logits(session.decode(feeds))
     return [float(total) for total in totals]

@@ -20,37 +20,63 @@ from glm_export.config import GlmConfig
 from glm_export.errors import InputError
 from glm_export.feeds import Feeds, Prompt, prefill_feeds
 from glm_export.generation import Stopping, generate_ids
+from glm_export.layout import without_padding
 from glm_export.sessions import Session, Tensors
 from glm_export.sessions.ort import OrtSession
 from glm_export.sessions.torch import TorchSession
-from glm_export.signature import BATCH, LOGITS, PAST, Signature, past_names, present_names
+from glm_export.signature import (
+    BATCH,
+    LOGITS,
+    PAST,
+    Cache,
+    Signature,
+    decoder_signature,
+    past_names,
+    present_names,
+)  # fmt: skip
 
 GREEDY_TOKENS = 32
+RANDOM_PAST_BYTES = 256 << 20
 
 
-class ReferenceRunner(BaseRunner):  # type: ignore[misc]  # polygraphy has no types
-    """The PyTorch reference as a Polygraphy runner."""
+class SessionRunner(BaseRunner):  # type: ignore[misc]  # polygraphy has no types
+    """A session as a Polygraphy runner, fed in the canonical program's layout."""
 
-    def __init__(self, session: TorchSession, signature: Signature, *, last_logits_only: bool) -> None:
-        super().__init__(name="pytorch", prefix="pytorch")
+    def __init__(self, name: str, session: Session, signature: Signature) -> None:
+        super().__init__(name=name, prefix=name)
         self._session = session
         self._signature = signature
-        self._last = last_logits_only
 
     def get_input_metadata_impl(self) -> TensorMetadata:
-        """Names, dtypes and shapes of the program's signature."""
+        """Names, dtypes and shapes of the canonical signature."""
         metadata = TensorMetadata()
         for spec in self._signature.inputs:
             metadata.add(spec.name, np.dtype(spec.dtype), [None if isinstance(dim, str) else dim for dim in spec.dims])
         return metadata
 
     def infer_impl(self, feed_dict: Tensors) -> OrderedDict[str, np.ndarray]:
-        """One call of the reference; only the last row of logits where the program has no other."""
-        outputs = self._session.run(dict(feed_dict))
-        if self._last:
-            outputs[LOGITS] = outputs[LOGITS][:, -1:]
+        """One call of the session."""
+        outputs = self._outputs(dict(feed_dict))
         self.inference_time = 0.0
         return OrderedDict(outputs)
+
+    def _outputs(self, tensors: Tensors) -> Tensors:
+        return self._session.run(tensors)
+
+
+class ReferenceRunner(SessionRunner):
+    """The PyTorch reference, saying as much as the program does: its logits, and padding only where it has any."""
+
+    def __init__(self, session: TorchSession, program: OnnxProgram, signature: Signature) -> None:
+        super().__init__("pytorch", session, signature)
+        self._program = program
+
+    def _outputs(self, tensors: Tensors) -> Tensors:
+        outputs = self._session.run(tensors)
+        if self._program.signature.last_logits_only:
+            outputs[LOGITS] = outputs[LOGITS][:, -1:]
+        own_lengths = self._program.signature.cache is not Cache.GROWING and not self._program.config.prefix_mask
+        return without_padding(outputs, tensors) if own_lengths else outputs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,13 +87,22 @@ class Case:
     tensors: Tensors
 
 
-def parity_cases(reference: Session, config: GlmConfig, signature: Signature, seed: int = 0) -> list[Case]:
-    """Prefill, chunked prefill, cached decode, a left-padded batch and its decode, and the end of the context.
+def parity_cases(
+    reference: Session, config: GlmConfig, signature: Signature, cache: Cache = Cache.GROWING, room: int = 0
+) -> list[Case]:
+    """Prefill, chunked prefill, cached decode, a padded batch and its decode, and the end of the context.
 
     Token ids are random; pasts come from the reference, so each case stands alone.
+
+    Args:
+        reference: computes the pasts.
+        config: the sizes.
+        signature: the canonical one; cases are in its layout.
+        cache: the program's. Where a token's position is its column, far positions need a long past: random keys.
+        room: tokens the program can hold; 0: the context.
     """
-    random = np.random.default_rng(seed)
-    room = config.max_positions
+    random = np.random.default_rng(0)
+    room = min(room or config.max_positions, config.max_positions)
 
     def token() -> int:
         return int(random.integers(0, config.vocab_size))
@@ -78,18 +113,43 @@ def parity_cases(reference: Session, config: GlmConfig, signature: Signature, se
     single = prefill_feeds([prompt(33)], config)
     head, tail = single.chunks(max(1, single.input_ids.shape[1] * 2 // 3))[:2]
     batch = prefill_feeds([prompt(17), prompt(9), prompt(2)], config)
-    distant = prefill_feeds([prompt(16)], config)
-    distant = replace(distant, position_ids=distant.position_ids + room - 1 - distant.position_ids.max())
     last = room - 1
     pairs: list[tuple[str, Feeds | None, Feeds]] = [
         ("prefill", None, single),
         ("chunk on a past", head, tail),
         ("decode", single, single.followed_by([token()], last)),
-        ("left-padded batch", None, batch),
+        ("padded batch", None, batch),
         ("batch decode", batch, batch.followed_by([token() for _ in range(3)], last)),
-        ("end of context", None, distant),
     ]
-    return [Case(name=name, tensors=_tensors(reference, signature, past, feeds)) for name, past, feeds in pairs]
+    cases = [Case(name=name, tensors=_tensors(reference, signature, past, feeds)) for name, past, feeds in pairs]
+    distant = prefill_feeds([prompt(16)], config)
+    if cache is Cache.GROWING or config.prefix_mask:
+        far = replace(
+            distant, position_ids=distant.position_ids + config.max_positions - 1 - distant.position_ids.max()
+        )
+        return [*cases, Case(name="end of context", tensors=_tensors(reference, signature, None, far))]
+    return [*cases, _behind_random_past(random, config, signature, distant, room)]
+
+
+def _behind_random_past(
+    random: np.random.Generator, config: GlmConfig, signature: Signature, feeds: Feeds, room: int
+) -> Case:
+    """A prompt at the end of what the program can hold, or of what fits :data:`RANDOM_PAST_BYTES`."""
+    column_bytes = 4 * config.num_layers * 2 * config.kv_size
+    columns = min(room - feeds.input_ids.shape[1], RANDOM_PAST_BYTES // column_bytes)
+    spec = signature.input(past_names(0)[0])
+    shape = spec.shape(**{BATCH: 1, PAST: columns})
+    names = [name for layer in range(config.num_layers) for name in past_names(layer)]
+    past = {name: random.standard_normal(shape, np.float32).astype(np.dtype(spec.dtype)) for name in names}
+    placed = replace(
+        feeds,
+        attention_mask=np.ones((1, columns + feeds.input_ids.shape[1]), np.int64),
+        position_ids=feeds.position_ids + columns,
+    )
+    end = columns + feeds.input_ids.shape[1]
+    return Case(
+        name="end of context" if end == config.max_positions else f"at {end} tokens", tensors=placed.named() | past
+    )
 
 
 def random_prompt(random: np.random.Generator, length: int, config: GlmConfig) -> Prompt:
@@ -139,12 +199,21 @@ class CheckReport:
 
 def run_both(reference: TorchSession, program: OnnxProgram, candidate: OrtSession, cases: Sequence[Case]) -> RunResults:
     """Record both runs; Polygraphy calls each runner once a case."""
+    signature = canonical_signature(candidate.program)
+    own = SessionRunner("onnxruntime", candidate, signature)
+    # Where the program's layout is the canonical one, Polygraphy runs it without our session between.
+    growing = candidate.program.signature.cache is Cache.GROWING
     runners = [
-        ReferenceRunner(reference, candidate.program.signature, last_logits_only=program.logits == "last"),
-        OnnxrtRunner(lambda: candidate.runtime, name="onnxruntime"),
+        ReferenceRunner(reference, program, signature),
+        OnnxrtRunner(lambda: candidate.runtime, name="onnxruntime") if growing else own,
     ]
     with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
         return Comparator.run(runners, data_loader=[case.tensors for case in cases])
+
+
+def canonical_signature(program: OnnxProgram) -> Signature:
+    """The inputs and outputs the program would have in the canonical dialect."""
+    return decoder_signature(program.config, dtype=program.dtype, logits=program.logits)
 
 
 def check(program: OnnxProgram, checkpoint: Checkpoint, reference_dtype: str = "float32") -> CheckReport:
@@ -163,7 +232,10 @@ def check(program: OnnxProgram, checkpoint: Checkpoint, reference_dtype: str = "
     refuse_other_checkpoint(program, checkpoint)
     looser = max(program.dtype, reference_dtype, key=TOLERANCES.__getitem__)
     with TorchSession(checkpoint, reference_dtype) as reference, OrtSession(program) as candidate:
-        cases = parity_cases(reference, program.config, candidate.program.signature)
+        signature = candidate.program.signature
+        room = signature.static_length if signature.cache is Cache.STATIC else 0
+        canonical = canonical_signature(candidate.program)
+        cases = parity_cases(reference, program.config, canonical, signature.cache, room)
         results = run_both(reference, program, candidate, cases)
         parity = compare_runs(results, [case.name for case in cases], looser)
         equal, total = greedy_agreement(reference, candidate)

@@ -11,6 +11,7 @@ from typing import Any
 from glm_export.artifacts import write_json
 from glm_export.checkpoint import Checkpoint, inside, read_json
 from glm_export.config import GlmConfig
+from glm_export.signature import Signature
 from glm_export.tokenizers import has_tokenizer, load_tokenizer, stop_ids
 
 TOKENIZER_FILES = (
@@ -64,7 +65,9 @@ def every_stop_id(checkpoint: Checkpoint) -> tuple[int, ...]:
     return stop_ids(checkpoint.config, load_tokenizer(checkpoint.folder, checkpoint.config))
 
 
-def write_runtime_files(checkpoint: Checkpoint, folder: Path, dtype: str) -> None:
+def write_runtime_files(
+    checkpoint: Checkpoint, folder: Path, dtype: str, signature: Signature, *, shared_buffer: bool = False
+) -> None:
     """Write what loaders read; tokenizer files are copied by their known names, nothing else is.
 
     Raises:

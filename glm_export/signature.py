@@ -6,6 +6,7 @@ The names are those of the ecosystem (Optimum, onnxruntime-genai).
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from enum import Enum
 from typing import Any
 
 from glm_export.config import GlmConfig
@@ -20,12 +21,29 @@ TOTAL = "total_sequence_length"
 INPUT_IDS = "input_ids"
 ATTENTION_MASK = "attention_mask"
 POSITION_IDS = "position_ids"
+WRITE_INDICES = "write_indices"
+LAST_TOKEN_IDS = "last_token_ids"
 LOGITS = "logits"
 
 DTYPES = ("float32", "float16", "bfloat16")
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+CACHE_LENGTH_AXIS = 2
 LOGITS_KINDS = ("all", "last")
 """Logits of every token ``[B, S, V]``, or of the last one ``[B, 1, V]``."""
+
+
+class Cache(Enum):
+    """How a program keeps keys and values from one call to the next.
+
+    ``GROWING``: present is past and new tokens, one after another; rows are padded on the left together.
+    ``SHARED``: one buffer is past and present at once; each row has a length of its own, is padded on the right, and
+    position and column of a token are the same. The program counts positions itself, from ``attention_mask``.
+    ``STATIC``: as SHARED, with a buffer of fixed size, and the program is told where each token stands.
+    """
+
+    GROWING = "growing"
+    SHARED = "shared"
+    STATIC = "static"
 
 
 def past_names(layer: int) -> tuple[str, str]:
@@ -76,6 +94,31 @@ class Signature:
                 return spec
         raise ConfigError(f"the program has no input {name!r}; it has {', '.join(s.name for s in self.inputs)}")
 
+    @property
+    def cache(self) -> Cache:
+        """How the program keeps keys and values; its inputs say it."""
+        if isinstance(self.input(past_names(0)[0]).dims[CACHE_LENGTH_AXIS], int):
+            return Cache.STATIC
+        names = {spec.name for spec in self.inputs}
+        return Cache.GROWING if POSITION_IDS in names else Cache.SHARED
+
+    @property
+    def static_length(self) -> int:
+        """Columns of a static cache.
+
+        Raises:
+            ConfigError: the cache is of another kind.
+        """
+        length = self.input(past_names(0)[0]).dims[CACHE_LENGTH_AXIS]
+        if not isinstance(length, int):
+            raise ConfigError(f"the program's cache has no fixed size; its dims are {length!r}")
+        return length
+
+    @property
+    def last_logits_only(self) -> bool:
+        """Whether logits are ``[B, 1, V]``."""
+        return any(spec.name == LOGITS and spec.dims[1] == 1 for spec in self.outputs)
+
     def to_json(self) -> dict[str, Any]:
         """Plain values for ``manifest.json``."""
         return {
@@ -102,35 +145,55 @@ class Signature:
         return cls(inputs=inputs, outputs=outputs)
 
 
-def decoder_signature(config: GlmConfig, *, dtype: str, logits: str) -> Signature:
+def decoder_signature(
+    config: GlmConfig, *, dtype: str, logits: str, cache: Cache = Cache.GROWING, max_length: int = 0
+) -> Signature:
     """What a decoder takes and returns.
 
     Args:
         config: the sizes.
         dtype: of cache and logits, one of :data:`DTYPES`.
         logits: one of :data:`LOGITS_KINDS`.
+        cache: how keys and values are kept.
+        max_length: columns of a static cache.
     """
+    layers = range(config.num_layers)
+    static = cache is Cache.STATIC
+    past, present = (max_length, max_length) if static else (PAST, TOTAL)
 
-    def cache(names: tuple[str, str], length: str) -> list[TensorSpec]:
+    def pairs(names: tuple[str, str], length: int | str) -> list[TensorSpec]:
         dims = (BATCH, config.kv_heads, length, config.head_dim)
         return [TensorSpec(name=name, dtype=dtype, dims=dims) for name in names]
 
-    # Prefix families are told which token sees which; causal ones only which tokens are real.
-    mask = TensorSpec(name=ATTENTION_MASK, dtype="int64", dims=(BATCH, TOTAL))
-    if config.prefix_mask:
-        mask = TensorSpec(name=ATTENTION_MASK, dtype="bool", dims=(BATCH, 1, SEQUENCE, TOTAL))
-    axes = () if config.position_axes == 1 else (config.position_axes,)
-    layers = range(config.num_layers)
     rows = SEQUENCE if logits == "all" else 1
     return Signature(
         inputs=(
             TensorSpec(name=INPUT_IDS, dtype="int64", dims=(BATCH, SEQUENCE)),
-            mask,
-            TensorSpec(name=POSITION_IDS, dtype="int64", dims=(BATCH, *axes, SEQUENCE)),
-            *(spec for i in layers for spec in cache(past_names(i), PAST)),
+            *_masks_and_positions(config, cache, present),
+            *((TensorSpec(name=LAST_TOKEN_IDS, dtype="int64", dims=(BATCH,)),) if static and rows == 1 else ()),
+            *(spec for i in layers for spec in pairs(past_names(i), past)),
         ),
         outputs=(
             TensorSpec(name=LOGITS, dtype=dtype, dims=(BATCH, rows, config.vocab_size)),
-            *(spec for i in layers for spec in cache(present_names(i), TOTAL)),
+            *(spec for i in layers for spec in pairs(present_names(i), present)),
         ),
     )
+
+
+def _masks_and_positions(config: GlmConfig, cache: Cache, total: int | str) -> list[TensorSpec]:
+    """What tells a program who sees whom, and where each token stands.
+
+    Prefix families are told which token sees which; causal ones only which tokens are real, and with a static cache
+    not even that: a token sees the columns up to its position.
+    """
+    mask = TensorSpec(name=ATTENTION_MASK, dtype="int64", dims=(BATCH, total))
+    if config.prefix_mask:
+        mask = TensorSpec(name=ATTENTION_MASK, dtype="bool", dims=(BATCH, 1, SEQUENCE, total))
+    axes = () if config.position_axes == 1 else (config.position_axes,)
+    positions = TensorSpec(name=POSITION_IDS, dtype="int64", dims=(BATCH, *axes, SEQUENCE))
+    if cache is Cache.SHARED:
+        return [mask]
+    if cache is Cache.STATIC:
+        write = TensorSpec(name=WRITE_INDICES, dtype="int64", dims=(BATCH,))
+        return [mask, positions, write] if config.prefix_mask else [positions]
+    return [mask, positions]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from glm_export.config import GlmConfig
+from glm_export.signature import Cache, Signature
 
 if TYPE_CHECKING:  # the command line lists dialects without loading onnx
     from glm_export.graphs.rule import Rule
@@ -29,4 +30,6 @@ class Dialect:
     runs_on: str
     ir_version: int = 10
     rules: tuple[Rule, ...] = ()
-    expected_rewrites: Callable[[GlmConfig], Counter[str]] = lambda _: Counter()
+    expected_rewrites: Callable[[GlmConfig, Signature], Counter[str]] = lambda *_: Counter()
+    cache: Callable[[GlmConfig], Cache] = lambda _: Cache.GROWING
+    logits: Callable[[GlmConfig], str] = lambda _: "all"

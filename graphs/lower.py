@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
 from glm_export.config import GlmConfig
 from glm_export.graphs.dialect import Dialect
-from glm_export.graphs.invariants import InvariantError
-from glm_export.graphs.rule import apply_rule
+from glm_export.graphs.invariants import DTYPE_NAMES, InvariantError
+from glm_export.graphs.rule import MICROSOFT, Rule, apply_rule
+from glm_export.signature import Signature
 
 SHOWN_REASONS = 3
+CountedRule = tuple[Rule, int]
+"""A rule and how often it must fire."""
 
 
-def lower(model: ir.Model, dialect: Dialect, config: GlmConfig) -> dict[str, int]:
+def lower(
+    model: ir.Model, dialect: Dialect, config: GlmConfig, signature: Signature, extra: Sequence[CountedRule] = ()
+) -> dict[str, int]:
     """Rewrite a canonical program in place; weights are never read.
 
     Args:
         model: canonical, checked.
         dialect: the target.
         config: the sizes, which fix how often each rule must fire.
+        signature: the target's inputs and outputs.
+        extra: rules after the dialect's own, as a recipe brings them.
 
     Returns:
         How often each rule fired.
@@ -29,19 +38,51 @@ def lower(model: ir.Model, dialect: Dialect, config: GlmConfig) -> dict[str, int
     """
     fired: dict[str, int] = {}
     constants: dict[tuple[object, ...], ir.Value] = {}
-    expected = dialect.expected_rewrites(config)
-    for rule in dialect.rules:
-        fired[rule.name], reasons = apply_rule(model, rule, constants)
-        if fired[rule.name] != expected[rule.name]:
+    expected = dialect.expected_rewrites(config, signature)
+    inputs = _declare_inputs(model, signature)
+    for rule, count in (*((rule, expected[rule.name]) for rule in dialect.rules), *extra):
+        fired[rule.name], reasons = apply_rule(model, rule, constants, inputs)
+        if fired[rule.name] != count:
             why = f"; {'; '.join(reasons[:SHOWN_REASONS])}" if reasons else ""
             raise InvariantError(
-                f"dialect {dialect.name}: rule {rule.name} should fire {expected[rule.name]} times, "
-                f"fired {fired[rule.name]}{why}"
+                f"dialect {dialect.name}: rule {rule.name} should fire {count} times, fired {fired[rule.name]}{why}"
             )
-    model.graph.opset_imports[""] = dialect.opset
     model.opset_imports[""] = dialect.opset
+    if any(node.domain == MICROSOFT for node in model.graph):
+        model.opset_imports[MICROSOFT] = 1
     model.ir_version = dialect.ir_version
     ir.passes.Sequential(common_passes.CommonSubexpressionEliminationPass(), common_passes.RemoveUnusedNodesPass())(
         model
     )
+    _keep_inputs(model, signature, inputs)
     return fired
+
+
+def _declare_inputs(model: ir.Model, signature: Signature) -> dict[str, ir.Value]:
+    """Give inputs and outputs the shapes of the target; those the canonical program lacks are made.
+
+    Inputs that the target does not have stay until the rules have done away with their readers.
+    """
+    present = {value.name: value for value in (*model.graph.inputs, *model.graph.outputs)}
+    for spec in (*signature.inputs, *signature.outputs):
+        value = present.get(spec.name)
+        if value is None:
+            value = present[spec.name] = ir.Value(name=spec.name)
+            model.graph.inputs.append(value)
+        value.shape = ir.Shape(spec.dims)
+        value.type = ir.TensorType(ir.DataType[DTYPE_NAMES[spec.dtype]])
+    return {spec.name: present[spec.name] for spec in signature.inputs}
+
+
+def _keep_inputs(model: ir.Model, signature: Signature, inputs: dict[str, ir.Value]) -> None:
+    """Bring the inputs into the signature's order, and drop the others.
+
+    Raises:
+        InvariantError: one that goes is still read.
+    """
+    for value in model.graph.inputs:
+        if value.name not in inputs and value.uses():
+            reader = next(iter(value.uses())).node
+            raise InvariantError(f"{value.name} is no input of the target, but {reader.name} still reads it")
+    model.graph.inputs.clear()
+    model.graph.inputs.extend(inputs[spec.name] for spec in signature.inputs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -11,7 +11,8 @@ import onnx_ir as ir
 from onnx_ir.convenience import replace_nodes_and_values
 from onnx_ir.tape import Tape
 
-Attributes = dict[str, int | float | str | list[int]]
+MICROSOFT = "com.microsoft"
+"""The domain of ONNX Runtime's own operators."""
 
 
 class Rule(Protocol):
@@ -31,22 +32,33 @@ class Emitter:
     """Makes the nodes of one replacement, named after the node they replace.
 
     ``shared`` lives as long as the lowering: what several replacements need is made once, before the first.
+    ``inputs`` are the graph inputs of the dialect's signature, by name. ``replaced`` pairs values of other nodes with
+    what takes their place.
     """
 
     scope: str
     shared: dict[tuple[object, ...], ir.Value]
     constants: dict[tuple[object, ...], ir.Value]
+    inputs: Mapping[str, ir.Value]
+    replaced: list[tuple[ir.Value, ir.Value]] = field(default_factory=list)
     tape: Tape = field(default_factory=Tape)
 
-    def op(self, op_type: str, *inputs: ir.Value | None, **attributes: int | float | str | list[int]) -> ir.Value:
+    def op(
+        self, op_type: str, *inputs: ir.Value | None, domain: str = "", **attributes: int | float | str | list[int]
+    ) -> ir.Value:
         """A node with one output."""
-        return self.many(op_type, *inputs, outputs=1, **attributes)[0]
+        return self.many(op_type, *inputs, outputs=1, domain=domain, **attributes)[0]
 
     def many(
-        self, op_type: str, *inputs: ir.Value | None, outputs: int, **attributes: int | float | str | list[int]
+        self,
+        op_type: str,
+        *inputs: ir.Value | None,
+        outputs: int,
+        domain: str = "",
+        **attributes: int | float | str | list[int],
     ) -> Sequence[ir.Value]:
         """A node with several outputs."""
-        made = self.tape.op_multi_out(op_type, list(inputs), attributes, num_outputs=outputs)
+        made = self.tape.op_multi_out(op_type, list(inputs), attributes, num_outputs=outputs, domain=domain)
         node = made[0].producer()
         assert node is not None
         node.name = f"{self.scope}/{op_type}_{len(self.tape.nodes)}"
@@ -69,13 +81,16 @@ class Emitter:
         return self.constants[key]
 
 
-def apply_rule(model: ir.Model, rule: Rule, constants: dict[tuple[object, ...], ir.Value]) -> tuple[int, list[str]]:
+def apply_rule(
+    model: ir.Model, rule: Rule, constants: dict[tuple[object, ...], ir.Value], inputs: Mapping[str, ir.Value]
+) -> tuple[int, list[str]]:
     """Rewrite every node a rule matches, in place.
 
     Args:
         model: the program.
         rule: the rewrite.
         constants: those made so far, by content; grows.
+        inputs: the graph inputs of the dialect's signature, by name.
 
     Returns:
         How often it fired, and for nodes of its operator that it passed over, why.
@@ -88,11 +103,13 @@ def apply_rule(model: ir.Model, rule: Rule, constants: dict[tuple[object, ...], 
             if reason:
                 reasons.append(f"{node.name}: {reason}")
             continue
-        emit = Emitter(scope=node.name or rule.name, shared=shared, constants=constants)
+        emit = Emitter(scope=node.name or rule.name, shared=shared, constants=constants, inputs=inputs)
         replacements = rule.rewrite(node, emit)
         replace_nodes_and_values(
             model.graph, node, [node], emit.tape.nodes, node.outputs[: len(replacements)], replacements
         )
+        for before, after in emit.replaced:
+            before.replace_all_uses_with(after)
         fired += 1
     for value in constants.values():
         if value.name not in model.graph.initializers and value.uses():

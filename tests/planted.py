@@ -11,11 +11,11 @@ from onnx import numpy_helper
 
 from glm_export.artifacts import OnnxProgram, load_program
 
-EVERY = {"prefill", "chunk on a past", "decode", "left-padded batch", "batch decode", "end of context"}
+EVERY = {"prefill", "chunk on a past", "decode", "padded batch", "batch decode", "end of context"}
 PLANTED = {
     "half-split rotary": EVERY,
     "keys and values exchanged": EVERY,
-    "padding is seen": {"left-padded batch", "batch decode"},
+    "padding is seen": {"padded batch", "batch decode"},
     "rotary base ignored": EVERY,
     "float16 rounding of the tables": EVERY,
 }

@@ -54,7 +54,7 @@ def test_export_check_inspect_generate(tmp_path: Path) -> None:
     result = run("check", out, "--against", "demo")
     assert result.exit_code == 0
     assert "PASSED" in result.stdout
-    assert "left-padded batch" in result.stdout
+    assert "padded batch" in result.stdout
     report = json.loads(run("check", out, "--against", "demo", "--json").stdout)
     assert report["passed"] is True
     assert report["greedy_tokens_equal"] == report["greedy_tokens"]

@@ -19,10 +19,9 @@ from glm_export import api, exporter, families
 from glm_export.artifacts import MANIFEST, OnnxProgram, is_program, load_program
 from glm_export.checkpoint import file_sha256, open_checkpoint
 from glm_export.errors import CheckpointError, EnvironmentMissingError, InputError
-from glm_export.exporter import plan_export, program_graph
+from glm_export.exporter import plan_export, program_graph, settle
 from glm_export.graphs import dialects
 from glm_export.graphs.invariants import InvariantError, check_invariants
-from glm_export.signature import decoder_signature
 from tests.golden_data import CAUSAL, Golden
 from tests.tiny import random_tensors, tiny_values, write_checkpoint
 
@@ -149,11 +148,10 @@ def test_export_reads_every_layout_alike(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def graph_and_checks() -> tuple[ir.Model, Callable[[ir.Model], None]]:
     checkpoint = open_checkpoint(Golden("chatglm2").folder)
-    signature = decoder_signature(checkpoint.config, dtype="float32", logits="all")
-    dialect = dialects.load("onnx")
     plan = plan_export(checkpoint, Path.cwd(), "float32")
-    model = program_graph(checkpoint.config, dialect, signature, plan.stored, dtype="float32", logits="all")
-    return model, lambda changed: check_invariants(changed, dialect, checkpoint.config, signature)
+    target = settle(checkpoint.config, dialect="onnx", dtype="float32", logits=None, max_length=None)
+    model = program_graph(checkpoint.config, target, plan.stored)
+    return model, lambda changed: check_invariants(changed, target.dialect, checkpoint.config, target.signature)
 
 
 def _first(model: ir.Model, op_type: str) -> ir.Node:

@@ -27,7 +27,7 @@ def test_every_golden_program_passes(name: str, exported: Callable[[str], OnnxPr
     assert 0 < report.parity.needed < 3e-6
     cases = {output.case for output in report.parity.outputs}
     assert cases == {
-        "prefill", "chunk on a past", "decode", "left-padded batch", "batch decode", "end of context",
+        "prefill", "chunk on a past", "decode", "padded batch", "batch decode", "end of context",
     }  # fmt: skip
     outputs = {output.output for output in report.parity.outputs}
     layers = range(exported(name).config.num_layers)

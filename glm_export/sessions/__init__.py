@@ -18,7 +18,7 @@ from typing_extensions import Self
 
 from glm_export.config import GlmConfig
 from glm_export.errors import InputError
-from glm_export.feeds import Feeds, Prompt
+from glm_export.feeds import Feeds, Prompt, prefill_feeds
 from glm_export.tokenizers import Tokenizer, load_tokenizer
 from glm_export.tokenizers.infilling import InfillingTokenizer
 
@@ -79,6 +79,18 @@ class Session(ABC):
         if not isinstance(self.tokenizer, InfillingTokenizer):
             raise InputError(f"family {self.config.family} needs its tokenizer to find <sop> and masks in a prompt")
         return prefix_prompt(ids, self.tokenizer.sop_id, [set(self.tokenizer.mask_ids.values())])
+
+    def feeds(self, prompts: Sequence[Prompt]) -> Feeds:
+        """Prompts as this session wants them padded.
+
+        Raises:
+            InputError: no prompt, an empty one, an id beyond the vocabulary, or one longer than the context.
+        """
+        return prefill_feeds(prompts, self.config)
+
+    def room(self, prompt: Prompt) -> int:
+        """How many tokens can be written after a prompt."""
+        return prompt.room(self.config)
 
     @abstractmethod
     def prefill(self, feeds: Feeds) -> Logits:

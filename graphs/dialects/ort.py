@@ -1,0 +1,93 @@
+"""ONNX Runtime's fused operators: attention with rotation and a shared cache, norms with their residual (opset 23).
+
+Families with a prefix mask keep the standard ``Attention``, the runtime's only one that takes a mask and a cache at
+once; see ``docs/adr/0006``.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from glm_export.config import GlmConfig, Norm
+from glm_export.graphs.dialect import Dialect
+from glm_export.graphs.dialects import onnx as canonical
+from glm_export.graphs.lowerings.fused import (
+    AddAndNorm,
+    AttentionToGroupQuery,
+    LastTokenOfEachRow,
+    PositionsFromLengths,
+    fuses_rotation,
+)
+from glm_export.signature import Cache, Signature
+
+GROUP_QUERY = "com.microsoft.GroupQueryAttention"
+SKIP_NORM = {
+    Norm.RMS: "com.microsoft.SkipSimplifiedLayerNormalization",
+    Norm.LAYER: "com.microsoft.SkipLayerNormalization",
+}
+LENGTH_OPS = {"ReduceSum", "Sub", "Cast", "Shape", "Squeeze", "Min", "Unsqueeze", "GatherND", "Max", "Range", "Add"}
+
+
+def cache(config: GlmConfig) -> Cache:
+    """One shared buffer where the operator can mask by itself, which is causally."""
+    return Cache.GROWING if config.prefix_mask else Cache.SHARED
+
+
+def apart(config: GlmConfig) -> int:
+    """Rotations that stand before the attention instead of within it."""
+    if config.rotary is None or config.prefix_mask or fuses_rotation(config.rotary.dim // 2):
+        return 0
+    return 2 * config.num_layers
+
+
+def skip_norms(config: GlmConfig) -> int:
+    """Norms that read a sum: all but the first, those of q and k, and those inside the sandwich.
+
+    Learned positions are added to the embedding, so there the first reads a sum too.
+    """
+    return 2 * config.num_layers - 1 + config.final_norm + (config.rotary is None)
+
+
+def expected_rewrites(config: GlmConfig, signature: Signature) -> Counter[str]:
+    """One attention a layer; every norm of a sum; the last token where only its logits are wanted."""
+    shared = cache(config) is Cache.SHARED
+    return Counter(
+        {
+            "positions": apart(config),
+            "attention": config.num_layers if shared else 0,
+            "skip_norm": skip_norms(config),
+            "last_token": int(shared and signature.last_logits_only),
+        }
+    )
+
+
+def expected_counts(config: GlmConfig) -> Counter[str]:
+    """The canonical products; rotations and splits of q, k and v are gone where attention holds them."""
+    counts = canonical.expected_counts(config)
+    layers = config.num_layers
+    shared = cache(config) is Cache.SHARED
+    norm = canonical.NORM_OP[config.norm]
+    norms = {SKIP_NORM[config.norm]: skip_norms(config), norm: counts[norm] - skip_norms(config)}
+    attention = {
+        "Attention": 0,
+        "RotaryEmbedding": apart(config),
+        GROUP_QUERY: layers,
+        # What stands between the projection and the attention is done to q and k apart.
+        "Split": counts["Split"] - (0 if config.qk_norm or apart(config) else layers),
+    }
+    # What counts lengths are operators that experts are made of as well.
+    kept = {name: count for name, count in counts.items() if not shared or count or name not in LENGTH_OPS}
+    return Counter(kept | norms | (attention if shared else {}))
+
+
+DIALECT = Dialect(
+    name="ort",
+    opset=23,
+    allowed_ops=frozenset(canonical.DIALECT.allowed_ops | LENGTH_OPS | {GROUP_QUERY, *SKIP_NORM.values()}),
+    expected_counts=expected_counts,
+    rules=(PositionsFromLengths(), AttentionToGroupQuery(), AddAndNorm(), LastTokenOfEachRow()),
+    expected_rewrites=expected_rewrites,
+    cache=cache,
+    logits=lambda config: "all" if config.prefix_mask else "last",
+    runs_on="ONNX Runtime (CPU, CUDA), onnxruntime-genai",
+)
