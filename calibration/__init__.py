@@ -1,1 +1,1 @@
-"""Numbers seen while running: activation ranges, and the Q/DQ programs made from them. Not built yet."""
+"""What knows runtime numbers: recipes, and how weights are quantized by them."""

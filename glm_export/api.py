@@ -47,7 +47,9 @@ def export(
     *,
     dialect: str = "onnx",
     dtype: str = "float32",
-    logits: str = "all",
+    logits: str | None = None,
+    recipe: str | None = None,
+    max_length: int | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> OnnxProgram:
@@ -58,13 +60,16 @@ def export(
         out: the folder to write.
         dialect: a name from ``graphs/dialects``.
         dtype: ``float32``, ``float16`` or ``bfloat16``.
-        logits: ``all`` or ``last``.
+        logits: ``all`` or ``last``; None: as the dialect has it.
+        recipe: a name from ``calibration/recipes``, to quantize.
+        max_length: tokens a static cache holds, where the dialect has one.
         force: replace an exported folder.
         progress: shows the long steps.
     """
     return exporter.export(
-        open_checkpoint(source), Path(out), dialect=dialect, dtype=dtype, logits=logits, force=force, progress=progress
-    )
+        open_checkpoint(source), Path(out), dialect=dialect, dtype=dtype, logits=logits, recipe=recipe,
+        max_length=max_length, force=force, progress=progress,
+    )  # fmt: skip
 
 
 def load_session(source: Source | OnnxProgram | Checkpoint, *, family: str | None = None) -> Session:

@@ -34,6 +34,7 @@ class OnnxProgram:
     dtype: str
     logits: str
     manifest: dict[str, Any]
+    recipe: str | None = None
 
     @property
     def model_path(self) -> Path:
@@ -79,6 +80,7 @@ def load_program(folder: Path) -> OnnxProgram:
         dtype=manifest["dtype"],
         logits=manifest["logits"],
         manifest=manifest,
+        recipe=manifest.get("recipe"),
     )
 
 

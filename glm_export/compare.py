@@ -84,13 +84,14 @@ class ParityReport:
         }  # fmt: skip
 
 
-def compare_runs(results: RunResults, cases: Sequence[str], dtype: str) -> ParityReport:
+def compare_runs(results: RunResults, cases: Sequence[str], dtype: str, tolerance: float = 0.0) -> ParityReport:
     """Compare the second runner's outputs with the first one's.
 
     Args:
         results: two runners, one iteration for each case.
         cases: names of the iterations.
         dtype: picks the tolerance.
+        tolerance: where the program allows itself more than its dtype does.
 
     Raises:
         EmptyComparisonError: fewer than two runs, no iteration, or outputs that do not match up.
@@ -102,7 +103,7 @@ def compare_runs(results: RunResults, cases: Sequence[str], dtype: str) -> Parit
         raise EmptyComparisonError(
             f"expected {len(cases)} cases in both runs, found {len(expected)} and {len(found)}; nothing was compared"
         )
-    tolerance = TOLERANCES[dtype]
+    tolerance = max(tolerance, TOLERANCES[dtype])
     outputs = [
         output
         for case, one, other in zip(cases, expected, found, strict=True)

@@ -37,15 +37,19 @@ from glm_export.artifacts import (
     whole_folder,
     write_json,
 )  # fmt: skip
+from glm_export.calibration import recipes
+from glm_export.calibration.recipe import Recipe
 from glm_export.checkpoint import Checkpoint
 from glm_export.config import GlmConfig
 from glm_export.errors import EnvironmentMissingError, InputError
 from glm_export.graphs import dialects
 from glm_export.graphs.dialect import Dialect
-from glm_export.graphs.invariants import DTYPE_NAMES, check_invariants
+from glm_export.graphs.invariants import check_invariants
 from glm_export.graphs.lower import lower
+from glm_export.graphs.lowerings.quantized import MatMulToForm, quantized_dialect
+from glm_export.graphs.rule import ONNX_DTYPES
 from glm_export.graphs.tidy import tidy
-from glm_export.modeling import Decoder, building_in
+from glm_export.modeling import Decoder, building_in, linear_weights
 from glm_export.progress import Progress, Silent
 from glm_export.runtime_files import write_runtime_files
 from glm_export.signature import (
@@ -81,8 +85,8 @@ class ExportPlan:
     stored: tuple[StoredTensor, ...]
 
 
-def plan_export(checkpoint: Checkpoint, out: Path, dtype: str) -> ExportPlan:
-    """Work out sizes and memory.
+def plan_export(checkpoint: Checkpoint, out: Path, dtype: str, recipe: Recipe | None = None) -> ExportPlan:
+    """Work out sizes and memory; ``recipe`` says which weights are quantized.
 
     Raises:
         EnvironmentMissingError: the disk cannot hold the output.
@@ -90,7 +94,7 @@ def plan_export(checkpoint: Checkpoint, out: Path, dtype: str) -> ExportPlan:
     config = checkpoint.config
     with torch.device("meta"), building_in(getattr(torch, dtype)):
         model = Decoder(untied(config))
-    stored = plan_weights(model)
+    stored = plan_weights(model, recipe.forms(linear_weights(model)) if recipe else None)
     output = stored[-1].offset + stored[-1].length + config.num_layers * GRAPH_BYTES_PER_LAYER
     home = next(parent for parent in (out, *out.absolute().parents) if parent.exists())
     free = shutil.disk_usage(home).free
@@ -177,7 +181,7 @@ def attach_weights(model: ir.Model, stored: tuple[StoredTensor, ...], folder: Pa
     for entry in stored:
         value = model.graph.initializers[entry.name]
         value.const_value = ir.ExternalTensor(
-            WEIGHTS, entry.offset, entry.length, ir.DataType[DTYPE_NAMES[entry.dtype]],
+            WEIGHTS, entry.offset, entry.length, ir.DataType[ONNX_DTYPES[entry.dtype]],
             shape=ir.Shape(entry.shape), name=entry.name, base_dir=folder,
         )  # fmt: skip
         value.shape = ir.Shape(entry.shape)
@@ -191,9 +195,18 @@ class Target:
     dtype: str
     logits: str
     signature: Signature
+    recipe: Recipe | None = None
 
 
-def settle(config: GlmConfig, *, dialect: str, dtype: str, logits: str | None, max_length: int | None) -> Target:
+def settle(
+    config: GlmConfig,
+    *,
+    dialect: str = "onnx",
+    dtype: str = "float32",
+    logits: str | None = None,
+    recipe: str | None = None,
+    max_length: int | None = None,
+) -> Target:
     """Fill in what was left open, and refuse what does not go together.
 
     Args:
@@ -201,6 +214,7 @@ def settle(config: GlmConfig, *, dialect: str, dtype: str, logits: str | None, m
         dialect: a name from ``graphs/dialects``.
         dtype: one of ``DTYPES``.
         logits: one of ``LOGITS_KINDS``; None takes the dialect's own.
+        recipe: a name from ``calibration/recipes``; None leaves weights as they are.
         max_length: tokens a static cache holds; None takes the context, at most :data:`MAX_LENGTH`.
 
     Raises:
@@ -217,8 +231,11 @@ def settle(config: GlmConfig, *, dialect: str, dtype: str, logits: str | None, m
     length = max_length or min(MAX_LENGTH, config.max_positions)
     if not 0 < length <= config.max_positions:
         raise InputError(f"--max-length must be 1 to {config.max_positions}, the model's context; found {length}")
+    chosen = recipes.load(recipe) if recipe is not None else None
+    if chosen is not None:
+        chosen.refuse_unfit(dialect, dtype)
     signature = decoder_signature(config, dtype=dtype, logits=logits, cache=cache, max_length=length)
-    return Target(dialect=record, dtype=dtype, logits=logits, signature=signature)
+    return Target(dialect=record, dtype=dtype, logits=logits, signature=signature, recipe=chosen)
 
 
 def program_graph(config: GlmConfig, target: Target, stored: tuple[StoredTensor, ...]) -> ir.Model:
@@ -231,11 +248,14 @@ def program_graph(config: GlmConfig, target: Target, stored: tuple[StoredTensor,
     dtype, logits = target.dtype, target.logits
     signature = decoder_signature(config, dtype=dtype, logits=logits)
     model = trace(config, signature, dtype=dtype, logits=logits, opset=canonical.opset)
-    tidy(model, signature, wrapper=WRAPPER, transposed=frozenset(entry.name for entry in stored if entry.transposed))
+    forms = {entry.source: entry.form for entry in stored if entry.form is not None}
+    transposed = frozenset(entry.source for entry in stored if entry.transposed) | forms.keys()
+    tidy(model, signature, wrapper=WRAPPER, transposed=transposed)
     check_invariants(model, canonical, config, signature)
-    if target.dialect is not canonical:
-        lower(model, target.dialect, config, target.signature)
-        check_invariants(model, target.dialect, config, target.signature)
+    if target.dialect is not canonical or forms:
+        quantize = MatMulToForm(forms=forms, dtype=dtype)
+        lower(model, target.dialect, config, target.signature, [(quantize, len(forms))] if forms else [])
+        check_invariants(model, quantized_dialect(target.dialect, forms), config, target.signature)
     return model
 
 
@@ -246,6 +266,7 @@ def export(
     dialect: str = "onnx",
     dtype: str = "float32",
     logits: str | None = None,
+    recipe: str | None = None,
     max_length: int | None = None,
     force: bool = False,
     progress: Progress | None = None,
@@ -258,6 +279,7 @@ def export(
         dialect: a name from ``graphs/dialects``.
         dtype: ``float32``, ``float16`` or ``bfloat16``, of weights, cache and logits.
         logits: ``all``: of every token, ``last``: of the last one; None: as the dialect has it.
+        recipe: a name from ``calibration/recipes``: which weights are quantized, and how.
         max_length: tokens a static cache holds, where the dialect has one.
         force: replace an exported folder.
         progress: shows the long steps.
@@ -270,10 +292,12 @@ def export(
         CheckpointError: tensors are missing, mis-shaped, damaged, or not finite.
         EnvironmentMissingError: the disk cannot hold the output.
     """
-    target = settle(checkpoint.config, dialect=dialect, dtype=dtype, logits=logits, max_length=max_length)
+    target = settle(
+        checkpoint.config, dialect=dialect, dtype=dtype, logits=logits, recipe=recipe, max_length=max_length
+    )
     refuse_overwrite(out, force=force)
     checkpoint.audit()
-    plan = plan_export(checkpoint, out, dtype)
+    plan = plan_export(checkpoint, out, dtype, target.recipe)
     with whole_folder(out) as folder:
         written = _write_model(checkpoint, folder, plan, target, progress or Silent())
         write_runtime_files(checkpoint, folder, dtype, target.signature)
@@ -289,6 +313,7 @@ def export(
             "opset": target.dialect.opset,
             "dtype": dtype,
             "logits": target.logits,
+            "recipe": recipe,
             "parameters": plan.parameters,
             "signature": target.signature.to_json(),
             "packages": package_versions(),

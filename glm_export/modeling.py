@@ -25,6 +25,7 @@ from glm_export.graphs.patterns.attention import causal_mask, grouped_attention,
 from glm_export.graphs.patterns.experts import mix_experts, route
 from glm_export.graphs.patterns.rotary import Rotation, rotary_embedding, rotary_tables, rotation
 
+ROUTER = ".router"
 KeyValue = tuple[Tensor, Tensor]
 """Keys and values of one layer, ``[B, K, T, D]`` each, keys after rotation."""
 
@@ -294,6 +295,15 @@ class Decoder(nn.Module):
         if self.config.position_axes == 1:
             return counted
         return torch.stack((counted, torch.zeros_like(counted)), dim=1)
+
+
+def linear_weights(model: nn.Module) -> list[str]:
+    """Names of the linear layers' weights; routers, which are float32 in every model, are left out."""
+    return [
+        f"{name}.weight"
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and not name.endswith(ROUTER)
+    ]
 
 
 def label_loss(logits_BSV: Tensor, labels_BS: Tensor, *, shift: int) -> Tensor:

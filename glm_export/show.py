@@ -19,7 +19,7 @@ from glm_export import api
 from glm_export.artifacts import OnnxProgram
 from glm_export.checkpoint import Checkpoint
 from glm_export.compare import OutputParity
-from glm_export.exporter import ExportPlan
+from glm_export.exporter import ExportPlan, Target
 from glm_export.generation import TextStream, generate_steps
 from glm_export.infilling import LabelScore
 from glm_export.progress import Advance
@@ -65,11 +65,12 @@ def size(count: float) -> str:
     return f"{count:.2f} GB"
 
 
-def show_plan(console: Console, checkpoint: Checkpoint, plan: ExportPlan, *, dialect: str, dtype: str) -> None:
+def show_plan(console: Console, checkpoint: Checkpoint, plan: ExportPlan, target: Target) -> None:
     """What will be read, written and needed."""
     console.print(
         f"[bold]{escape(checkpoint.config.family)}[/], {plan.parameters / 1e6:,.1f} M parameters, "
-        f"{len(checkpoint.files)} weight files, {size(plan.source_bytes)} → {escape(dialect)} {dtype}"
+        f"{len(checkpoint.files)} weight files, {size(plan.source_bytes)} → {target.dialect.name} {target.dtype}"
+        f"{', ' + target.recipe.name if target.recipe else ''}"
     )
     console.print(
         f"  disk    {size(plan.output_bytes)} to write, {size(plan.free_bytes)} free\n"

@@ -1,4 +1,4 @@
-"""``model.onnx.data``: weights streamed from the checkpoint, transposed and converted on the way, in small blocks.
+"""``model.onnx.data``: weights streamed from the checkpoint, transposed, converted and quantized on the way.
 
 The layout is fixed before anything is traced or read, so that writing and tracing run side by side.
 """
@@ -7,20 +7,25 @@ from __future__ import annotations
 
 import errno
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from glm_export.calibration.recipe import BlockWeights, ChannelWeights, WeightForm
+from glm_export.calibration.weights import channel_scales, quantize_channels, quantize_rows
 from glm_export.checkpoint import Checkpoint
 from glm_export.config import GlmConfig
 from glm_export.direct_file import DirectFile
 from glm_export.errors import CheckpointError, EnvironmentMissingError
+from glm_export.graphs.lowerings.quantized import stored_parts
 from glm_export.graphs.patterns.rotary import rotary_tables
 from glm_export.progress import Advance
+from glm_export.signature import TensorSpec
 
 # A few megabytes: fits the cache while it is transposed, large enough that threads seldom meet.
 BLOCK_ELEMENTS = 1 << 22
@@ -36,7 +41,10 @@ class CancelledError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredTensor:
-    """Where one tensor lies in the file; ``shape`` is as stored."""
+    """Where one tensor lies in the file; ``shape`` is as stored.
+
+    ``source`` is the parameter it comes from, which with a ``form`` becomes several tensors, one after another.
+    """
 
     name: str
     dtype: str
@@ -44,13 +52,16 @@ class StoredTensor:
     transposed: bool
     offset: int
     length: int
+    source: str
+    form: WeightForm | None = None
 
 
-def plan_weights(model: nn.Module) -> list[StoredTensor]:
+def plan_weights(model: nn.Module, forms: Mapping[str, WeightForm] | None = None) -> list[StoredTensor]:
     """Lay out every parameter and rotary table of a reference model made on the meta device.
 
     Args:
         model: without aliased parameters; each tensor is stored in the dtype it has there.
+        forms: the weights that are quantized.
 
     Returns:
         Tensors in file order. Weights of products (of linear layers, and stacked ones of experts) are stored with
@@ -60,17 +71,24 @@ def plan_weights(model: nn.Module) -> list[StoredTensor]:
     stored: list[StoredTensor] = []
     end = 0
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        transposed = name in linear or tensor.dim() == 3
-        shape = (*tensor.shape[:-2], tensor.shape[-1], tensor.shape[-2]) if transposed else tuple(tensor.shape)
-        alignment = LARGE_ALIGNMENT if tensor.nbytes >= LARGE_BYTES else SMALL_ALIGNMENT
-        offset = -(-end // alignment) * alignment
+        form = (forms or {}).get(name)
+        transposed = form is None and (name in linear or tensor.dim() == 3)
         dtype = str(tensor.dtype).removeprefix("torch.")
-        stored.append(
-            StoredTensor(
-                name=name, dtype=dtype, shape=shape, transposed=transposed, offset=offset, length=tensor.nbytes
-            )
-        )
-        end = offset + tensor.nbytes
+        shape = (*tensor.shape[:-2], tensor.shape[-1], tensor.shape[-2]) if transposed else tuple(tensor.shape)
+        specs = [TensorSpec(name=name, dtype=dtype, dims=shape)]
+        if form is not None:
+            specs = stored_parts(name, shape[0], shape[1], form, dtype)
+        for spec in specs:
+            length = torch.Size(spec.shape()).numel() * getattr(torch, spec.dtype).itemsize
+            alignment = LARGE_ALIGNMENT if length >= LARGE_BYTES else SMALL_ALIGNMENT
+            offset = -(-end // alignment) * alignment
+            end = offset + length
+            stored.append(
+                StoredTensor(
+                    name=spec.name, dtype=spec.dtype, shape=spec.shape(), transposed=transposed, offset=offset,
+                    length=length, source=name, form=form,
+                )
+            )  # fmt: skip
     return stored
 
 
@@ -132,17 +150,15 @@ def write_weights(
     source_of = tensor_sources(checkpoint)
     try:
         with DirectFile(path, stored[-1].offset + stored[-1].length) as file:
-            for entry in stored:
-                file.pad_to(entry.offset)
-                parts, origin = source_of[entry.name]
-                for tensor in parts():
-                    for block in blocks(tensor, getattr(torch, entry.dtype), transposed=entry.transposed):
-                        if cancelled.is_set():
-                            raise CancelledError
-                        _check_finite(block, origin, tensor.dtype)
-                        # numpy has no bfloat16: bytes go out through an integer view.
-                        file.write(memoryview(block.reshape(-1).view(torch.uint8).numpy().data))
-                        advance(block.nbytes)
+            for source, group in groupby(stored, key=lambda entry: entry.source):
+                parts, origin = source_of[source]
+                for entry, block in stored_blocks(list(group), parts, origin):
+                    if cancelled.is_set():
+                        raise CancelledError
+                    file.pad_to(max(entry.offset, file.position))
+                    # numpy has no bfloat16: bytes go out through an integer view.
+                    file.write(memoryview(block.reshape(-1).view(torch.uint8).numpy().data))
+                    advance(block.nbytes)
         return file.seconds
     except OSError as error:
         if error.errno == errno.ENOSPC:
@@ -150,6 +166,56 @@ def write_weights(
                 f"the disk of {path.parent} is full; free space or choose another --out"
             ) from error
         raise
+
+
+def stored_blocks(
+    entries: list[StoredTensor], parts: Callable[[], Iterable[Tensor]], origin: str
+) -> Iterator[tuple[StoredTensor, Tensor]]:
+    """The bytes of one parameter in file order: as it is, or in the form its recipe gives it.
+
+    Raises:
+        CheckpointError: a value is NaN or infinite, or exceeds what its dtype in the file can hold.
+    """
+    form = entries[0].form
+    if form is None:
+        for tensor in parts():
+            for block in blocks(tensor, getattr(torch, entries[0].dtype), transposed=entries[0].transposed):
+                _check_finite(block, origin, tensor.dtype)
+                yield entries[0], block
+        return
+    (weight_NK,) = parts()
+    quantized = _channel_tensors if isinstance(form, ChannelWeights) else partial(_block_tensors, form=form)
+    for index, block in quantized(weight_NK):
+        if entries[index].dtype == "float32" or block.is_floating_point():
+            block = block.to(getattr(torch, entries[index].dtype))
+            _check_finite(block, origin, weight_NK.dtype)
+        yield entries[index], block
+
+
+def _block_tensors(weight_NK: Tensor, form: BlockWeights) -> Iterator[tuple[int, Tensor]]:
+    """Integers as they are made; scales and zero points, small beside them, when all rows are through."""
+    step = max(1, BLOCK_ELEMENTS // weight_NK.shape[1])
+    scales, zero_points = [], []
+    for start in range(0, weight_NK.shape[0], step):
+        rows = quantize_rows(weight_NK[start : start + step], form)
+        scales.append(rows.scales)
+        if rows.zero_points is not None:
+            zero_points.append(rows.zero_points)
+        yield 0, rows.packed.contiguous()
+    yield 1, torch.cat(scales)
+    if zero_points:
+        yield 2, torch.cat(zero_points)
+
+
+def _channel_tensors(weight_NK: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Twice over the weight: for its scales, then for its integers, which lie the other way round."""
+    step = max(1, BLOCK_ELEMENTS // weight_NK.shape[1])
+    scales_N = torch.cat(
+        [channel_scales(weight_NK[start : start + step]) for start in range(0, weight_NK.shape[0], step)]
+    )
+    for block in blocks(weight_NK, torch.float32, transposed=True):
+        yield 0, quantize_channels(block, scales_N)
+    yield 1, scales_N
 
 
 def tensor_sources(checkpoint: Checkpoint) -> dict[str, tuple[Callable[[], Iterable[Tensor]], str]]:

@@ -10,6 +10,7 @@ import onnx_ir as ir
 from glm_export.config import GlmConfig
 from glm_export.errors import GlmExportError
 from glm_export.graphs.dialect import Dialect
+from glm_export.graphs.rule import ONNX_DTYPES
 from glm_export.signature import Signature, TensorSpec
 
 
@@ -46,16 +47,12 @@ def check_invariants(model: ir.Model, dialect: Dialect, config: GlmConfig, signa
 
 def _check_border(side: str, values: Sequence[ir.Value], specs: tuple[TensorSpec, ...]) -> None:
     found = [(value.name, value.dtype.name.lower() if value.dtype else None, _dims(value)) for value in values]
-    expected = [(spec.name, ir.DataType[DTYPE_NAMES[spec.dtype]].name.lower(), spec.dims) for spec in specs]
+    expected = [(spec.name, ir.DataType[ONNX_DTYPES[spec.dtype]].name.lower(), spec.dims) for spec in specs]
     for have, want in zip(found, expected, strict=False):
         if have != want:
             raise InvariantError(f"{side} should be {want}, found {have}")
     if len(found) != len(expected):
         raise InvariantError(f"expected {len(expected)} {side}s, found {len(found)}")
-
-
-DTYPE_NAMES = {"bool": "BOOL", "int64": "INT64", "float32": "FLOAT", "float16": "FLOAT16", "bfloat16": "BFLOAT16"}
-"""Our dtype names in ONNX's words."""
 
 
 def _dims(value: ir.Value) -> tuple[int | str, ...] | None:

@@ -9,8 +9,8 @@ import onnx_ir.passes.common as common_passes
 
 from glm_export.config import GlmConfig
 from glm_export.graphs.dialect import Dialect
-from glm_export.graphs.invariants import DTYPE_NAMES, InvariantError
-from glm_export.graphs.rule import MICROSOFT, Rule, apply_rule
+from glm_export.graphs.invariants import InvariantError
+from glm_export.graphs.rule import MICROSOFT, ONNX_DTYPES, Rule, apply_rule
 from glm_export.signature import Signature
 
 SHOWN_REASONS = 3
@@ -70,7 +70,7 @@ def _declare_inputs(model: ir.Model, signature: Signature) -> dict[str, ir.Value
             value = present[spec.name] = ir.Value(name=spec.name)
             model.graph.inputs.append(value)
         value.shape = ir.Shape(spec.dims)
-        value.type = ir.TensorType(ir.DataType[DTYPE_NAMES[spec.dtype]])
+        value.type = ir.TensorType(ir.DataType[ONNX_DTYPES[spec.dtype]])
     return {spec.name: present[spec.name] for spec in signature.inputs}
 
 

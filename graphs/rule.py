@@ -11,6 +11,13 @@ import onnx_ir as ir
 from onnx_ir.convenience import replace_nodes_and_values
 from onnx_ir.tape import Tape
 
+from glm_export.signature import TensorSpec
+
+ONNX_DTYPES = {
+    "bool": "BOOL", "int8": "INT8", "uint8": "UINT8", "int64": "INT64", "float32": "FLOAT", "float16": "FLOAT16",
+    "bfloat16": "BFLOAT16",
+}  # fmt: skip
+"""Our dtype names in ONNX's words."""
 MICROSOFT = "com.microsoft"
 """The domain of ONNX Runtime's own operators."""
 
@@ -18,7 +25,9 @@ MICROSOFT = "com.microsoft"
 class Rule(Protocol):
     """One rewrite. Its class docstring shows the two graphs: matched, and replacement."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """Under which its rewrites are counted."""
 
     def matches(self, node: ir.Node) -> str | None:
         """None where the rule applies; otherwise why it does not."""
@@ -32,8 +41,8 @@ class Emitter:
     """Makes the nodes of one replacement, named after the node they replace.
 
     ``shared`` lives as long as the lowering: what several replacements need is made once, before the first.
-    ``inputs`` are the graph inputs of the dialect's signature, by name. ``replaced`` pairs values of other nodes with
-    what takes their place.
+    ``weights`` are new initializers whose values the file will hold. ``inputs`` are the graph inputs of the dialect's
+    signature, by name. ``replaced`` pairs values of other nodes with what takes their place.
     """
 
     scope: str
@@ -41,6 +50,7 @@ class Emitter:
     constants: dict[tuple[object, ...], ir.Value]
     inputs: Mapping[str, ir.Value]
     replaced: list[tuple[ir.Value, ir.Value]] = field(default_factory=list)
+    weights: list[ir.Value] = field(default_factory=list)
     tape: Tape = field(default_factory=Tape)
 
     def op(
@@ -65,6 +75,14 @@ class Emitter:
         for index, value in enumerate(made):
             value.name = node.name if outputs == 1 else f"{node.name}.{index}"
         return made
+
+    def weight(self, spec: TensorSpec) -> ir.Value:
+        """A new initializer, its value to be attached when the graph is whole."""
+        value = ir.Value(
+            name=spec.name, shape=ir.Shape(spec.dims), type=ir.TensorType(ir.DataType[ONNX_DTYPES[spec.dtype]])
+        )
+        self.weights.append(value)
+        return value
 
     def ints(self, *values: int) -> ir.Value:
         """An int64 list, one initializer for each content."""
@@ -108,6 +126,9 @@ def apply_rule(
         replace_nodes_and_values(
             model.graph, node, [node], emit.tape.nodes, node.outputs[: len(replacements)], replacements
         )
+        for weight in emit.weights:
+            assert weight.name is not None
+            model.graph.initializers[weight.name] = weight
         for before, after in emit.replaced:
             before.replace_all_uses_with(after)
         fired += 1

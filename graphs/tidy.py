@@ -9,7 +9,8 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 from onnxscript.optimizer import fold_constants
 
-from glm_export.graphs.invariants import DTYPE_NAMES, InvariantError
+from glm_export.graphs.invariants import InvariantError
+from glm_export.graphs.rule import ONNX_DTYPES
 from glm_export.signature import Signature
 
 # Constants up to this size are folded and kept in the graph; weights are far larger and never read here.
@@ -113,7 +114,7 @@ def _set_border(model: ir.Model, signature: Signature) -> None:
                     symbols[str(dim.value)] = name
             value.name = spec.name
             value.shape = ir.Shape(spec.dims)
-            value.type = ir.TensorType(ir.DataType[DTYPE_NAMES[spec.dtype]])
+            value.type = ir.TensorType(ir.DataType[ONNX_DTYPES[spec.dtype]])
     for node in model.graph:
         for output in node.outputs:
             if output.shape is not None and not output.is_graph_output():

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from glm_export.calibration.recipe import HEAD, Recipe
+from glm_export.calibration.weights import rounded
 from glm_export.checkpoint import Checkpoint
 from glm_export.errors import EnvironmentMissingError
 from glm_export.feeds import Feeds
-from glm_export.modeling import Decoder, KeyValue, building_in
+from glm_export.modeling import Decoder, KeyValue, building_in, linear_weights
 from glm_export.sessions import Logits, Session, Tensors
 from glm_export.signature import (
     ATTENTION_MASK,
@@ -25,10 +27,11 @@ from glm_export.signature import (
 )  # fmt: skip
 
 
-def load_reference(checkpoint: Checkpoint, dtype: str = "float32") -> Decoder:
+def load_reference(checkpoint: Checkpoint, dtype: str = "float32", recipe: Recipe | None = None) -> Decoder:
     """The reference model with the checkpoint's weights, for inference.
 
-    Weights already in ``dtype`` stay memory-mapped; the others are converted one by one.
+    Weights already in ``dtype`` stay memory-mapped; the others are converted one by one. With a recipe, those it
+    quantizes are rounded to its integers and back: what the quantized program computes with.
 
     Raises:
         CheckpointError: tensors are missing, mis-shaped or damaged.
@@ -40,9 +43,16 @@ def load_reference(checkpoint: Checkpoint, dtype: str = "float32") -> Decoder:
         model = Decoder(checkpoint.config)
     # Some parameters keep a dtype of their own: routing is float32 in every model.
     dtypes = {name: parameter.dtype for name, parameter in model.state_dict().items()}
-    model.load_state_dict({name: t.to(dtypes[name]) for name, t in checkpoint.parameters()}, assign=True)
+    forms = recipe.forms(linear_weights(model)) if recipe else {}
+
+    def kept(name: str, weight: Tensor) -> Tensor:
+        return (rounded(weight, forms[name]) if name in forms else weight).to(dtypes[name])
+
+    model.load_state_dict({name: kept(name, weight) for name, weight in checkpoint.parameters()}, assign=True)
     if checkpoint.config.tied_head:
-        model.head.weight = model.embedding.weight
+        # In a program the head is stored apart, and may be quantized where the embedding is not.
+        head = model.embedding.weight
+        model.head.weight = nn.Parameter(kept(HEAD, head.data)) if HEAD in forms else head
     model.rebuild_tables(wanted)
     return model.eval().requires_grad_(False)
 
@@ -76,10 +86,12 @@ def available_memory() -> int | None:
 class TorchSession(Session):
     """Eager PyTorch; what every other session is held to."""
 
-    def __init__(self, checkpoint: Checkpoint, dtype: str = "float32", device: str = "cpu") -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, dtype: str = "float32", device: str = "cpu", recipe: Recipe | None = None
+    ) -> None:
         super().__init__(checkpoint.folder, checkpoint.config)
         self.signature = decoder_signature(checkpoint.config, dtype=dtype, logits="all")
-        self.model = load_reference(checkpoint, dtype).to(device)
+        self.model = load_reference(checkpoint, dtype, recipe).to(device)
         self._past: list[KeyValue] | None = None
 
     def prefill(self, feeds: Feeds) -> Logits:

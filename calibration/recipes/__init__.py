@@ -1,0 +1,26 @@
+"""One file per recipe, each with one ``RECIPE`` value; found by its name, with dashes."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pkgutil import iter_modules
+
+from glm_export.calibration.recipe import Recipe
+from glm_export.errors import InputError
+
+
+def names() -> list[str]:
+    """Every recipe that has a file here."""
+    return sorted(module.name.replace("_", "-") for module in iter_modules(__path__))
+
+
+def load(name: str) -> Recipe:
+    """The recipe of that name.
+
+    Raises:
+        InputError: no such recipe; the message lists those there are.
+    """
+    if name not in names():
+        raise InputError(f"recipe {name!r} is unknown; known recipes: {', '.join(names())}")
+    recipe: Recipe = import_module(f"{__name__}.{name.replace('-', '_')}").RECIPE
+    return recipe

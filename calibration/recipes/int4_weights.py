@@ -1,0 +1,16 @@
+"""Weights in 4 bits, blocks of 32 as in llama.cpp's Q4_0; the head, which decides the token, in 8."""
+
+from __future__ import annotations
+
+from glm_export.calibration.recipe import BlockWeights, Recipe
+
+RECIPE = Recipe(
+    name="int4-weights",
+    summary="4-bit weights in blocks of 32, head in 8 bits; the smallest, and the fastest to decode",
+    layers=BlockWeights(bits=4, block=32),
+    head=BlockWeights(bits=8, block=128),
+    dialects=frozenset({"ort"}),
+    dtypes=frozenset({"float32", "float16"}),
+    # As int8-weights: the bits of the weights do not matter here.
+    bound=0.08,
+)
