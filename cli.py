@@ -11,6 +11,7 @@ import rich_click as click
 from rich.console import Console
 
 from glm_export import __version__, families
+from glm_export.calibration import recipes
 from glm_export.errors import EnvironmentMissingError, GlmExportError
 from glm_export.graphs import dialects
 from glm_export.signature import DTYPES, LOGITS_KINDS
@@ -65,24 +66,40 @@ def cli(debug: bool) -> None:
 @click.option("--out", type=FOLDER, required=True, help="Folder to write.")
 @click.option("--dialect", type=click.Choice(dialects.names()), default="onnx", show_default=True, help="Target.")
 @click.option("--dtype", type=click.Choice(DTYPES), default="float32", show_default=True, help="Of weights and cache.")
-@click.option(
-    "--logits", type=click.Choice(LOGITS_KINDS), default="all", show_default=True, help="Of all tokens or the last one."
-)
+@click.option("--recipe", type=click.Choice(recipes.names()), help="Quantize; `glm-export recipes` lists them.")
+@click.option("--logits", type=click.Choice(LOGITS_KINDS), help="Of all tokens or the last; default: the dialect's.")
+@click.option("--max-length", type=click.IntRange(1), help="Tokens a static cache holds (dialect tensorrt).")
 @click.option("--family", type=click.Choice(families.names()), help="Where config.json leaves it open.")
 @click.option("--force", is_flag=True, help="Replace an exported folder.")
-def export(checkpoint: str, out: Path, dialect: str, dtype: str, logits: str, family: str | None, force: bool) -> None:
+def export(checkpoint: str, out: Path, family: str | None, force: bool, **options: Any) -> None:
     """Write an ONNX program for CHECKPOINT."""
     from glm_export import api
     from glm_export.artifacts import refuse_overwrite
-    from glm_export.exporter import plan_export
+    from glm_export.exporter import plan_export, settle
     from glm_export.show import ProgressBars, show_plan, show_written
 
     refuse_overwrite(out, force=force)
     opened = api.open_checkpoint(checkpoint, family)
-    show_plan(MESSAGES, opened, plan_export(opened, out, dtype), dialect=dialect, dtype=dtype)
+    target = settle(opened.config, **options)
+    show_plan(MESSAGES, opened, plan_export(opened, out, target.dtype, target.recipe), target)
     with ProgressBars(MESSAGES) as bars:
-        program = api.export(opened, out, dialect=dialect, dtype=dtype, logits=logits, force=force, progress=bars)
+        program = api.export(opened, out, **options, force=force, progress=bars)
     show_written(MESSAGES, program)
+
+
+@cli.command("recipes")
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+def list_recipes(as_json: bool) -> None:
+    """What `export --recipe` knows: how weights are stored and multiplied, and where that runs."""
+    from dataclasses import asdict
+
+    from glm_export.show import show_recipes
+
+    known = [recipes.load(name) for name in recipes.names()]
+    if as_json:
+        click.echo(json.dumps([asdict(recipe) for recipe in known], indent=2, default=sorted))
+    else:
+        show_recipes(Console(highlight=False), known)
 
 
 @cli.command()
@@ -234,6 +251,28 @@ def inspect(folder: str, family: str | None, as_json: bool) -> None:
         click.echo(json.dumps(facts, indent=2, ensure_ascii=False))
     else:
         show_facts(Console(highlight=False), facts)
+
+
+@cli.command()
+@click.argument("model")
+@click.option("--prompt-tokens", type=int, default=512, show_default=True, help="To read at once, for prefill.")
+@click.option("--context", type=int, default=128, show_default=True, help="Tokens before decoding starts.")
+@click.option("--new-tokens", type=int, default=64, show_default=True, help="To decode.")
+@click.option("--batch", type=int, default=1, show_default=True, help="Rows at once.")
+@click.option("--rounds", type=int, default=3, show_default=True, help="Of which the median counts.")
+@click.option("--threads", type=int, help="Of one operator; without it, what a session takes by itself.")
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+def bench(model: str, as_json: bool, **options: Any) -> None:
+    """Measure speed and memory of MODEL, an exported folder (ONNX Runtime) or a checkpoint (PyTorch)."""
+    from glm_export.bench import BenchOptions
+    from glm_export.bench import bench as run_bench
+    from glm_export.show_bench import show_bench
+
+    report = run_bench(model, BenchOptions(**options))
+    if as_json:
+        click.echo(json.dumps(report.to_json(), indent=2))
+    else:
+        show_bench(Console(highlight=False), report)
 
 
 @cli.command()

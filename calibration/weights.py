@@ -60,12 +60,12 @@ def dequantize_rows(rows: QuantizedRows, form: BlockWeights, columns: int) -> Te
 
 
 def rounded(weight_NK: Tensor, form: WeightForm) -> Tensor:
-    """The weight a form keeps: rounded to integers and back, ``[N, K]`` in the dtype given."""
+    """The weight a form keeps: rounded to integers and back, float32 ``[N, K]``."""
     if isinstance(form, ChannelWeights):
         scales_N = channel_scales(weight_NK)
         columns_KN = quantize_channels(weight_NK.float().t(), scales_N).float() * scales_N
-        return columns_KN.t().to(weight_NK.dtype)
-    return dequantize_rows(quantize_rows(weight_NK, form), form, weight_NK.shape[1]).to(weight_NK.dtype)
+        return columns_KN.t()
+    return dequantize_rows(quantize_rows(weight_NK, form), form, weight_NK.shape[1])
 
 
 def channel_scales(rows_NK: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from typing_extensions import Self
 
 from glm_export import api
 from glm_export.artifacts import OnnxProgram
+from glm_export.calibration.recipe import Recipe
 from glm_export.checkpoint import Checkpoint
 from glm_export.compare import OutputParity
 from glm_export.exporter import ExportPlan, Target
@@ -76,6 +77,16 @@ def show_plan(console: Console, checkpoint: Checkpoint, plan: ExportPlan, target
         f"  disk    {size(plan.output_bytes)} to write, {size(plan.free_bytes)} free\n"
         f"  memory  about {size(plan.memory_bytes)}; weights are streamed"
     )
+
+
+def show_recipes(console: Console, known: Sequence[Recipe]) -> None:
+    """One row a recipe."""
+    table = Table(box=SIMPLE)
+    for name in ("recipe", "weights", "dialect", "dtype"):
+        table.add_column(name)
+    for recipe in known:
+        table.add_row(recipe.name, recipe.summary, ", ".join(sorted(recipe.dialects)), ", ".join(sorted(recipe.dtypes)))
+    console.print(table)
 
 
 def show_written(console: Console, program: OnnxProgram) -> None:
