@@ -26,8 +26,11 @@ $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --editable .
 	touch $@
 
+# onnxruntime-genai without its dependency onnxruntime, whose files would overwrite those of onnxruntime-gpu; it runs on
+# either. It has no wheel for Python 3.10, where its tests are skipped.
 $(VENV)/.installed-for-tests: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	-$(BIN)/python -m pip install --quiet --no-deps onnxruntime-genai==0.18.0
 	touch $@ $(VENV)/.installed
 
 clean:

@@ -75,8 +75,9 @@ def export(checkpoint: str, out: Path, family: str | None, force: bool, **option
     """Write an ONNX program for CHECKPOINT."""
     from glm_export import api
     from glm_export.artifacts import refuse_overwrite
-    from glm_export.exporter import plan_export, settle
+    from glm_export.exporter import plan_export
     from glm_export.show import ProgressBars, show_plan, show_written
+    from glm_export.target import settle
 
     refuse_overwrite(out, force=force)
     opened = api.open_checkpoint(checkpoint, family)

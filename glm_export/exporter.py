@@ -37,13 +37,11 @@ from glm_export.artifacts import (
     whole_folder,
     write_json,
 )  # fmt: skip
-from glm_export.calibration import recipes
 from glm_export.calibration.recipe import Recipe
 from glm_export.checkpoint import Checkpoint
 from glm_export.config import GlmConfig
 from glm_export.errors import EnvironmentMissingError, InputError
 from glm_export.graphs import dialects
-from glm_export.graphs.dialect import Dialect
 from glm_export.graphs.invariants import check_invariants
 from glm_export.graphs.lower import lower
 from glm_export.graphs.lowerings.quantized import MatMulToForm, quantized_dialect
@@ -54,23 +52,19 @@ from glm_export.progress import Progress, Silent
 from glm_export.runtime_files import write_runtime_files
 from glm_export.signature import (
     BATCH,
-    DTYPES,
-    LOGITS_KINDS,
     PAST,
     SEQUENCE,
     TOTAL,
-    Cache,
     Signature,
     decoder_signature,
 )  # fmt: skip
+from glm_export.target import Target, settle
 from glm_export.weight_file import CancelledError, StoredTensor, plan_weights, write_weights
 
 # What importing torch and tracing a decoder takes, whatever its size (measured, benchmarks/export).
 BASE_MEMORY_BYTES = 450 << 20
 GRAPH_BYTES_PER_LAYER = 64 << 10
 TRACE_STEPS = 3
-# What a static cache holds unless told otherwise: a 128k context would reserve gigabytes nobody asked for.
-MAX_LENGTH = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,57 +181,6 @@ def attach_weights(model: ir.Model, stored: tuple[StoredTensor, ...], folder: Pa
         value.shape = ir.Shape(entry.shape)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
-    """What is asked for, settled against a checkpoint's config: see :func:`settle`."""
-
-    dialect: Dialect
-    dtype: str
-    logits: str
-    signature: Signature
-    recipe: Recipe | None = None
-
-
-def settle(
-    config: GlmConfig,
-    *,
-    dialect: str = "onnx",
-    dtype: str = "float32",
-    logits: str | None = None,
-    recipe: str | None = None,
-    max_length: int | None = None,
-) -> Target:
-    """Fill in what was left open, and refuse what does not go together.
-
-    Args:
-        config: the checkpoint's.
-        dialect: a name from ``graphs/dialects``.
-        dtype: one of ``DTYPES``.
-        logits: one of ``LOGITS_KINDS``; None takes the dialect's own.
-        recipe: a name from ``calibration/recipes``; None leaves weights as they are.
-        max_length: tokens a static cache holds; None takes the context, at most :data:`MAX_LENGTH`.
-
-    Raises:
-        InputError: an option is unknown, or does not fit the others.
-    """
-    record = dialects.load(dialect)
-    logits = logits or record.logits(config)
-    for option, value, known in (("dtype", dtype, DTYPES), ("logits", logits, LOGITS_KINDS)):
-        if value not in known:
-            raise InputError(f"{option} {value!r} is unknown; known: {', '.join(known)}")
-    cache = record.cache(config)
-    if max_length is not None and cache is not Cache.STATIC:
-        raise InputError(f"dialect {dialect} has no cache of fixed size; leave --max-length out")
-    length = max_length or min(MAX_LENGTH, config.max_positions)
-    if not 0 < length <= config.max_positions:
-        raise InputError(f"--max-length must be 1 to {config.max_positions}, the model's context; found {length}")
-    chosen = recipes.load(recipe) if recipe is not None else None
-    if chosen is not None:
-        chosen.refuse_unfit(dialect, dtype)
-    signature = decoder_signature(config, dtype=dtype, logits=logits, cache=cache, max_length=length)
-    return Target(dialect=record, dtype=dtype, logits=logits, signature=signature, recipe=chosen)
-
-
 def program_graph(config: GlmConfig, target: Target, stored: tuple[StoredTensor, ...]) -> ir.Model:
     """Trace, tidy, lower and check; weights are left to :func:`attach_weights`.
 
@@ -299,28 +242,33 @@ def export(
     checkpoint.audit()
     plan = plan_export(checkpoint, out, dtype, target.recipe)
     with whole_folder(out) as folder:
-        written = _write_model(checkpoint, folder, plan, target, progress or Silent())
+        # First: converting a tokenizer takes memory that tracing takes again.
         write_runtime_files(checkpoint, folder, dtype, target.signature)
-        sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
-        manifest = {
-            "format": MANIFEST_FORMAT,
-            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "checkpoint": checkpoint.folder.absolute().name,
-            "source_sha256": written.hashes,
-            "seconds": written.seconds,
-            "config": checkpoint.config.to_json(),
-            "dialect": dialect,
-            "opset": target.dialect.opset,
-            "dtype": dtype,
-            "logits": target.logits,
-            "recipe": recipe,
-            "parameters": plan.parameters,
-            "signature": target.signature.to_json(),
-            "packages": package_versions(),
-            "sizes": sizes,
-        }
-        write_json(folder / MANIFEST, manifest)
+        written = _write_model(checkpoint, folder, plan, target, progress or Silent())
+        write_json(folder / MANIFEST, _manifest(checkpoint, folder, plan, target, written))
     return load_program(out)
+
+
+def _manifest(
+    checkpoint: Checkpoint, folder: Path, plan: ExportPlan, target: Target, written: _Written
+) -> dict[str, Any]:
+    return {
+        "format": MANIFEST_FORMAT,
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "checkpoint": checkpoint.folder.absolute().name,
+        "source_sha256": written.hashes,
+        "seconds": written.seconds,
+        "config": checkpoint.config.to_json(),
+        "dialect": target.dialect.name,
+        "opset": target.dialect.opset,
+        "dtype": target.dtype,
+        "logits": target.logits,
+        "recipe": target.recipe.name if target.recipe else None,
+        "parameters": plan.parameters,
+        "signature": target.signature.to_json(),
+        "packages": package_versions(),
+        "sizes": {path.name: path.stat().st_size for path in sorted(folder.iterdir())},
+    }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,24 +1,34 @@
-"""The small files beside the program that loaders read: ``config.json``, ``generation_config.json``, tokenizer."""
+"""The small files beside the program that loaders read: configs (transformers, Optimum, genai) and tokenizer."""
 
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from glm_export.artifacts import write_json
+from glm_export import families
+from glm_export.artifacts import MODEL, write_json
 from glm_export.checkpoint import Checkpoint, inside, read_json
 from glm_export.config import GlmConfig
-from glm_export.signature import Signature
-from glm_export.tokenizers import has_tokenizer, load_tokenizer, stop_ids
+from glm_export.errors import CheckpointError
+from glm_export.genai_config import GENAI_CONFIG, genai_config
+from glm_export.signature import Cache, Signature
+from glm_export.tokenizers import JSON_INSTEAD, has_tokenizer, load_tokenizer, stop_ids
+
+if TYPE_CHECKING:
+    from glm_export.tokenizers.conversion import Conversion
+
+logger = logging.getLogger(__name__)
 
 TOKENIZER_FILES = (
     "tokenizer.model", "tokenizer.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
     "ice_text.model", "cog-pretrain.model", "vocab.json", "merges.txt", "vocab.txt",
 )  # fmt: skip
 TOKENIZER_CONFIG = "tokenizer_config.json"
+TOKENIZER_JSON = "tokenizer.json"
 GENERATION_CONFIG = "generation_config.json"
 
 
@@ -65,10 +75,14 @@ def every_stop_id(checkpoint: Checkpoint) -> tuple[int, ...]:
     return stop_ids(checkpoint.config, load_tokenizer(checkpoint.folder, checkpoint.config))
 
 
-def write_runtime_files(
-    checkpoint: Checkpoint, folder: Path, dtype: str, signature: Signature, *, shared_buffer: bool = False
-) -> None:
+def write_runtime_files(checkpoint: Checkpoint, folder: Path, dtype: str, signature: Signature) -> None:
     """Write what loaders read; tokenizer files are copied by their known names, nothing else is.
+
+    Args:
+        checkpoint: whose files are read.
+        folder: the program's.
+        dtype: of the program.
+        signature: of the program.
 
     Raises:
         CheckpointError: a file is damaged or links out of the checkpoint's folder.
@@ -83,13 +97,41 @@ def write_runtime_files(
     stops = tuple(sorted({*stops, *([named] if isinstance(named, int) else named)}))
     ids = {"eos_token_id": list(stops), "pad_token_id": generation.get("pad_token_id", config.pad_token_id)}
     write_json(folder / GENERATION_CONFIG, generation | ids)
+    # genai has no mask for prefix families, and does not feed what a static cache asks for.
+    if not config.prefix_mask and signature.cache is not Cache.STATIC:
+        values = genai_config(config, signature, filename=MODEL, stops=stops)
+        write_json(folder / GENAI_CONFIG, values)
+    _write_tokenizer(checkpoint, folder)
+
+
+def _write_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
+    conversion = _conversion(checkpoint)
     for name in TOKENIZER_FILES:
-        if inside(checkpoint.folder, name).is_file():
+        if inside(checkpoint.folder, name).is_file() and not (conversion and name in conversion.superseded):
             shutil.copyfile(checkpoint.folder / name, folder / name)
+    values: dict[str, Any] | None = None
     if inside(checkpoint.folder, TOKENIZER_CONFIG).is_file():
         values = read_json(checkpoint.folder, TOKENIZER_CONFIG)
         # auto_map names Python files of the publisher; none is copied, and none may be run.
         values.pop("auto_map", None)
-        (folder / TOKENIZER_CONFIG).write_text(
-            json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
+    if conversion:
+        conversion.tokenizer.save(str(folder / TOKENIZER_JSON), pretty=False)
+        values = conversion.loader_config(values or {})
+    if values is not None:
+        text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+        (folder / TOKENIZER_CONFIG).write_text(text, encoding="utf-8")
+
+
+def _conversion(checkpoint: Checkpoint) -> Conversion | None:
+    """``tokenizer.json`` where the publisher has none; None where there is nothing to convert, or not exactly."""
+    folder, config = checkpoint.folder, checkpoint.config
+    kind = families.load(config.family).TOKENIZER
+    if kind not in JSON_INSTEAD or inside(folder, TOKENIZER_JSON).is_file() or not has_tokenizer(folder, config):
+        return None
+    from glm_export.tokenizers.conversion import convert
+
+    try:
+        return convert(folder, config)
+    except CheckpointError as error:
+        logger.warning("%s", error)
+        return None

@@ -20,7 +20,7 @@ from glm_export.artifacts import OnnxProgram
 from glm_export.calibration.recipe import Recipe
 from glm_export.checkpoint import Checkpoint
 from glm_export.compare import OutputParity
-from glm_export.exporter import ExportPlan, Target
+from glm_export.exporter import ExportPlan
 from glm_export.generation import TextStream, generate_steps
 from glm_export.infilling import LabelScore
 from glm_export.progress import Advance
@@ -28,6 +28,7 @@ from glm_export.proof import CheckReport
 from glm_export.sampling import Sampling
 from glm_export.sessions import Session
 from glm_export.signature import LOGITS
+from glm_export.target import Target
 from glm_export.tokenizers.chat import Message
 
 SHOWN_POEMS = ("夜思", "江雪", "登鹳雀楼")

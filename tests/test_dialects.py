@@ -16,12 +16,13 @@ from glm_export import api
 from glm_export.artifacts import OnnxProgram
 from glm_export.checkpoint import open_checkpoint
 from glm_export.config import GlmConfig
-from glm_export.exporter import plan_export, program_graph, settle
+from glm_export.exporter import plan_export, program_graph
 from glm_export.generation import Stopping, generate_ids
 from glm_export.graphs import dialects
 from glm_export.graphs.invariants import InvariantError
 from glm_export.graphs.lower import lower
 from glm_export.signature import BATCH, LOGITS, PAST, decoder_signature, past_names
+from glm_export.target import settle
 from tests.golden_data import BOUND, CAUSAL, PREFIX, Golden, difference
 
 LOWERED = [name for name in dialects.names() if name != "onnx"]

@@ -1,0 +1,67 @@
+"""What is asked of an export, settled against the checkpoint before work starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from glm_export.calibration import recipes
+from glm_export.calibration.recipe import Recipe
+from glm_export.config import GlmConfig
+from glm_export.errors import InputError
+from glm_export.graphs import dialects
+from glm_export.graphs.dialect import Dialect
+from glm_export.signature import DTYPES, LOGITS_KINDS, Cache, Signature, decoder_signature
+
+# What a static cache holds unless told otherwise: a 128k context would reserve gigabytes nobody asked for.
+MAX_LENGTH = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """What is asked for, settled against a checkpoint's config: see :func:`settle`."""
+
+    dialect: Dialect
+    dtype: str
+    logits: str
+    signature: Signature
+    recipe: Recipe | None = None
+
+
+def settle(
+    config: GlmConfig,
+    *,
+    dialect: str = "onnx",
+    dtype: str = "float32",
+    logits: str | None = None,
+    recipe: str | None = None,
+    max_length: int | None = None,
+) -> Target:
+    """Fill in what was left open, and refuse what does not go together.
+
+    Args:
+        config: the checkpoint's.
+        dialect: a name from ``graphs/dialects``.
+        dtype: one of ``DTYPES``.
+        logits: one of ``LOGITS_KINDS``; None takes the dialect's own.
+        recipe: a name from ``calibration/recipes``; None leaves weights as they are.
+        max_length: tokens a static cache holds; None takes the context, at most :data:`MAX_LENGTH`.
+
+    Raises:
+        InputError: an option is unknown, or does not fit the others.
+    """
+    record = dialects.load(dialect)
+    logits = logits or record.logits(config)
+    for option, value, known in (("dtype", dtype, DTYPES), ("logits", logits, LOGITS_KINDS)):
+        if value not in known:
+            raise InputError(f"{option} {value!r} is unknown; known: {', '.join(known)}")
+    cache = record.cache(config)
+    if max_length is not None and cache is not Cache.STATIC:
+        raise InputError(f"dialect {dialect} has no cache of fixed size; leave --max-length out")
+    length = max_length or min(MAX_LENGTH, config.max_positions)
+    if not 0 < length <= config.max_positions:
+        raise InputError(f"--max-length must be 1 to {config.max_positions}, the model's context; found {length}")
+    chosen = recipes.load(recipe) if recipe is not None else None
+    if chosen is not None:
+        chosen.refuse_unfit(dialect, dtype)
+    signature = decoder_signature(config, dtype=dtype, logits=logits, cache=cache, max_length=length)
+    return Target(dialect=record, dtype=dtype, logits=logits, signature=signature, recipe=chosen)

@@ -1,0 +1,43 @@
+"""TensorRT 10.15 and later: a cache of fixed size, updated in place, and standard attention over it (opset 24)."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from glm_export.config import GlmConfig
+from glm_export.graphs.dialect import Dialect
+from glm_export.graphs.dialects import onnx as canonical
+from glm_export.graphs.lowerings.static_cache import AttentionOnStaticCache, LastTokenByIndex
+from glm_export.signature import Cache, Signature
+
+# What says where to write and who sees what, once per program; and heads set apart, in every layer.
+CACHE_OPS = {"Gather", "GatherND", "LessOrEqual", "Range", "Reshape", "TensorScatter", "Transpose", "Unsqueeze"}
+# Every layer takes q, k and v apart and puts the answer together again.
+CHANGES_OF_LAYOUT = 4
+
+
+def expected_rewrites(config: GlmConfig, signature: Signature) -> Counter[str]:
+    """One attention a layer; the last token where only its logits are wanted."""
+    return Counter({"attention": config.num_layers, "last_token": int(signature.last_logits_only)})
+
+
+def expected_counts(config: GlmConfig) -> Counter[str]:
+    """The canonical program's, and two updates of the cache a layer."""
+    counts = canonical.expected_counts(config)
+    layers = config.num_layers
+    # Experts are made of operators that change the layout as well; without them the canonical program has none.
+    layout = {} if config.experts else {"Transpose": CHANGES_OF_LAYOUT * layers}
+    return Counter(counts | {"TensorScatter": 2 * layers} | layout)
+
+
+DIALECT = Dialect(
+    name="tensorrt",
+    opset=24,
+    allowed_ops=frozenset(canonical.DIALECT.allowed_ops | CACHE_OPS),
+    expected_counts=expected_counts,
+    rules=(AttentionOnStaticCache(), LastTokenByIndex()),
+    expected_rewrites=expected_rewrites,
+    cache=lambda _: Cache.STATIC,
+    logits=lambda config: "all" if config.prefix_mask else "last",
+    runs_on="TensorRT 10.15 and later, TensorRT-RTX; ONNX Runtime (CPU)",
+)

@@ -1,0 +1,147 @@
+"""Canonical attention over a cache of fixed size that is written in place, and the last token of padded rows.
+
+Shapes: B batch, S new tokens, M columns of the cache, N query heads, K key-value heads, D head size, H hidden size.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from glm_export.graphs.rule import Emitter
+from glm_export.signature import ATTENTION_MASK, INPUT_IDS, LAST_TOKEN_IDS, POSITION_IDS, WRITE_INDICES
+
+CACHE_LENGTH_AXIS = 2
+INT64 = ir.DataType.INT64
+
+
+def _producer(value: ir.Value | None, op_type: str) -> ir.Node | None:
+    """The node that makes a value, where it is of that operator."""
+    node = value.producer() if value is not None else None
+    return node if node is not None and node.op_type == op_type else None
+
+
+def _int(node: ir.Node, name: str) -> int:
+    return node.attributes[name].as_int() if name in node.attributes else 0
+
+
+def _dim(value: ir.Value | None, axis: int) -> int | None:
+    """A size, where the program fixes it."""
+    size = value.shape[axis] if value is not None and value.shape is not None else None
+    return size if isinstance(size, int) else None
+
+
+class AttentionOnStaticCache:
+    """New keys and values are written into the cache, and attention reads the whole of it.
+
+    ``RotaryEmbedding(q), RotaryEmbedding(k) -> Attention(q, k, v, mask, past) -> output, present``, with packed heads,
+    becomes::
+
+        q -> Reshape, Transpose -> RotaryEmbedding ------------------------------------------+
+        k -> Reshape, Transpose -> RotaryEmbedding -> TensorScatter(past key, ., write) ---> Attention(., ., ., mask)
+        v -> Reshape, Transpose --------------------> TensorScatter(past value, ., write) ---+   -> Transpose, Reshape
+
+    with heads apart (4-D) throughout; what the two ``TensorScatter`` return are the presents. A column that holds no
+    token yet, or another batch's, lies beyond every position of its row, so the mask hides it.
+
+    For a causal family ``write = position_ids[:, 0]`` and ``mask = columns <= position_ids``. A prefix family is told
+    both; there a query also sees the column it is written to, as in the canonical program: padding that saw nothing
+    could be NaN, depending on the runtime.
+    """
+
+    name = "attention"
+
+    def matches(self, node: ir.Node) -> str | None:
+        """Packed heads, a mask, and a cache whose size the signature fixes."""
+        if node.op_type != "Attention":
+            return ""
+        if len(node.inputs) != 6 or any(value is None for value in node.inputs):
+            return f"expected q, k, v, mask and the two pasts, found {len(node.inputs)} inputs"
+        if _int(node, "is_causal"):
+            return "it is causal by itself; the mask must say it"
+        if _dim(node.inputs[0], -1) is None:
+            return "the width of the queries is unknown"
+        return None if _dim(node.inputs[4], CACHE_LENGTH_AXIS) else "the cache has no fixed size"
+
+    def rewrite(self, node: ir.Node, emit: Emitter) -> list[ir.Value]:
+        """Return output ``[B, S, N * D]``, present key and value ``[B, K, M, D]``."""
+        q, k, v, _, past_key, past_value = node.inputs
+        heads, kv_heads = _int(node, "q_num_heads"), _int(node, "kv_num_heads")
+        channels, columns = _dim(q, -1), _dim(past_key, CACHE_LENGTH_AXIS)
+        assert channels is not None
+        assert columns is not None
+        head_dim = channels // heads
+        write, mask = self._write_and_mask(columns, emit)
+        query = _turned_heads(q, heads, head_dim, emit)
+        key, value = (
+            emit.op("TensorScatter", past, _turned_heads(new, kv_heads, head_dim, emit), write, axis=CACHE_LENGTH_AXIS)
+            for past, new in ((past_key, k), (past_value, v))
+        )
+        mixed = emit.op("Attention", query, key, value, mask)
+        together = emit.op("Transpose", mixed, perm=[0, 2, 1, 3])
+        return [emit.op("Reshape", together, emit.ints(0, 0, channels)), key, value]
+
+    def _write_and_mask(self, columns: int, emit: Emitter) -> tuple[ir.Value, ir.Value]:
+        """First column to write ``[B]``, and who sees which column, bool ``[B, 1, S, M]``; once per program."""
+        if ("write",) not in emit.shared:
+            write, mask = self._given(columns, emit) if WRITE_INDICES in emit.inputs else self._counted(columns, emit)
+            emit.shared["write",], emit.shared["mask",] = write, mask
+        return emit.shared["write",], emit.shared["mask",]
+
+    def _counted(self, columns: int, emit: Emitter) -> tuple[ir.Value, ir.Value]:
+        """Causal: a token's position is its column."""
+        positions = emit.inputs[POSITION_IDS]
+        write = emit.op("Gather", positions, emit.scalar(0, INT64), axis=1)
+        seen = emit.op("LessOrEqual", _counting(columns, emit), emit.op("Unsqueeze", positions, emit.ints(1, 3)))
+        return write, seen
+
+    def _given(self, columns: int, emit: Emitter) -> tuple[ir.Value, ir.Value]:
+        """Prefix: two positions say nothing about columns, so both come from outside."""
+        write = emit.inputs[WRITE_INDICES]
+        queries = emit.op("Squeeze", emit.op("Shape", emit.inputs[INPUT_IDS], start=1, end=2))
+        own = emit.op("Add", emit.op("Unsqueeze", write, emit.ints(1)), _counting(queries, emit))
+        itself = emit.op("Equal", _counting(columns, emit), emit.op("Unsqueeze", own, emit.ints(1, 3)))
+        return write, emit.op("Or", emit.inputs[ATTENTION_MASK], itself)
+
+
+def _counting(end: int | ir.Value, emit: Emitter) -> ir.Value:
+    """``[0, 1, ... end - 1]``."""
+    stop = emit.scalar(end, INT64) if isinstance(end, int) else end
+    return emit.op("Range", emit.scalar(0, INT64), stop, emit.scalar(1, INT64))
+
+
+def _turned_heads(x: ir.Value | None, heads: int, head_dim: int, emit: Emitter) -> ir.Value:
+    """``[B, S, heads * D] -> [B, heads, S, D]``; a rotation right before moves to the other side.
+
+    There it has the layout TensorRT's own layer wants, and no exchange of axes more than attention needs.
+    """
+    turn = _producer(x, "RotaryEmbedding")
+    if turn is None:
+        apart = emit.op("Reshape", x, emit.ints(0, 0, heads, head_dim))
+        return emit.op("Transpose", apart, perm=[0, 2, 1, 3])
+    straight, *angles = turn.inputs
+    return emit.op(
+        "RotaryEmbedding", _turned_heads(straight, heads, head_dim, emit), *angles,
+        interleaved=_int(turn, "interleaved"), rotary_embedding_dim=_int(turn, "rotary_embedding_dim"),
+    )  # fmt: skip
+
+
+class LastTokenByIndex:
+    """With rows padded on the right the last token is not the last column, and the caller says which it is.
+
+    ``Slice(Slice(x, [:]), [-1:])`` becomes ``GatherND(x, last_token_ids)``.
+    """
+
+    name = "last_token"
+
+    def matches(self, node: ir.Node) -> str | None:
+        """The slice before the head."""
+        if node.op_type != "Slice" or [use.node.op_type for use in node.outputs[0].uses()] != ["MatMul"]:
+            return ""
+        return None
+
+    def rewrite(self, node: ir.Node, emit: Emitter) -> list[ir.Value]:
+        """``[B, S, H] -> [B, 1, H]``."""
+        rows = _producer(node.inputs[0], "Slice")
+        hidden = rows.inputs[0] if rows is not None else node.inputs[0]
+        index = emit.op("Unsqueeze", emit.inputs[LAST_TOKEN_IDS], emit.ints(1, 2))
+        return [emit.op("GatherND", hidden, index, batch_dims=1)]
