@@ -37,14 +37,14 @@ from glm_export.artifacts import (
     whole_folder,
     write_json,
 )  # fmt: skip
-from glm_export.calibration.recipe import Recipe
+from glm_export.calibration.recipe import EMBEDDING, Recipe
 from glm_export.checkpoint import Checkpoint
 from glm_export.config import GlmConfig
 from glm_export.errors import EnvironmentMissingError, InputError
 from glm_export.graphs import dialects
 from glm_export.graphs.invariants import check_invariants
 from glm_export.graphs.lower import lower
-from glm_export.graphs.lowerings.quantized import MatMulToForm, quantized_dialect
+from glm_export.graphs.lowerings.quantized import quantized_dialect, quantizing_rules
 from glm_export.graphs.rule import ONNX_DTYPES
 from glm_export.graphs.tidy import tidy
 from glm_export.modeling import Decoder, building_in, linear_weights
@@ -88,7 +88,7 @@ def plan_export(checkpoint: Checkpoint, out: Path, dtype: str, recipe: Recipe | 
     config = checkpoint.config
     with torch.device("meta"), building_in(getattr(torch, dtype)):
         model = Decoder(untied(config))
-    stored = plan_weights(model, recipe.forms(linear_weights(model)) if recipe else None)
+    stored = plan_weights(model, recipe.forms(linear_weights(model), config.hidden_size) if recipe else None)
     output = stored[-1].offset + stored[-1].length + config.num_layers * GRAPH_BYTES_PER_LAYER
     home = next(parent for parent in (out, *out.absolute().parents) if parent.exists())
     free = shutil.disk_usage(home).free
@@ -191,13 +191,13 @@ def program_graph(config: GlmConfig, target: Target, stored: tuple[StoredTensor,
     dtype, logits = target.dtype, target.logits
     signature = decoder_signature(config, dtype=dtype, logits=logits)
     model = trace(config, signature, dtype=dtype, logits=logits, opset=canonical.opset)
-    forms = {entry.source: entry.form for entry in stored if entry.form is not None}
-    transposed = frozenset(entry.source for entry in stored if entry.transposed) | forms.keys()
+    quantized = {entry.source for entry in stored if entry.form is not None}
+    forms = target.recipe.forms(sorted(quantized - {EMBEDDING}), config.hidden_size) if target.recipe else {}
+    transposed = frozenset(entry.source for entry in stored if entry.transposed) | quantized - {EMBEDDING}
     tidy(model, signature, wrapper=WRAPPER, transposed=transposed)
     check_invariants(model, canonical, config, signature)
     if target.dialect is not canonical or forms:
-        quantize = MatMulToForm(forms=forms, dtype=dtype)
-        lower(model, target.dialect, config, target.signature, [(quantize, len(forms))] if forms else [])
+        lower(model, target.dialect, config, target.signature, quantizing_rules(forms, dtype))
         check_invariants(model, quantized_dialect(target.dialect, forms), config, target.signature)
     return model
 

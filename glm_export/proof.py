@@ -244,8 +244,9 @@ def check(program: OnnxProgram, checkpoint: Checkpoint, reference_dtype: str = "
         room = signature.static_length if signature.cache is Cache.STATIC else 0
         canonical = canonical_signature(candidate.program)
         cases = parity_cases(reference, program.config, canonical, signature.cache, room)
+        granted = recipe.granted(experts=program.config.experts is not None) if recipe else 0.0
         results = run_both(reference, program, candidate, cases)
-        parity = compare_runs(results, [case.name for case in cases], looser, recipe.bound if recipe else 0.0)
+        parity = compare_runs(results, [case.name for case in cases], looser, granted)
         equal, total = greedy_agreement(reference, candidate)
     return CheckReport(parity=parity, greedy_equal=equal, greedy_total=total, recipe=program.recipe)
 

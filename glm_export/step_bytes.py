@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,7 +32,7 @@ def program_step_bytes(model_path: Path, batch: int) -> int:
     graph = onnx.load(str(model_path), load_external_data=False).graph
     whole: set[str] = set()
     by_row: set[str] = set()
-    for node in graph.node:
+    for node in step_nodes(graph):
         tables = TABLES.get(("" if node.domain == "ai.onnx" else node.domain, node.op_type), ())
         for index, name in enumerate(node.input):
             (by_row if index in tables else whole).add(name)
@@ -40,6 +41,16 @@ def program_step_bytes(model_path: Path, batch: int) -> int:
         for weight in graph.initializer
         if weight.name in whole | by_row
     )
+
+
+def step_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """The nodes a step runs: of a choice between forms of a weight, the one for few tokens (``else``)."""
+    for node in graph.node:
+        branches = [attribute.g for attribute in node.attribute if attribute.name == "else_branch"]
+        for branch in branches:
+            yield from step_nodes(branch)
+        if not branches:
+            yield node
 
 
 def stored_bytes(weight: onnx.TensorProto) -> int:

@@ -16,13 +16,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from glm_export.calibration.recipe import BlockWeights, ChannelWeights, WeightForm
+from glm_export.calibration.recipe import BlockWeights, ChannelWeights, Forms, WeightForm
 from glm_export.calibration.weights import channel_scales, quantize_channels, quantize_rows
 from glm_export.checkpoint import Checkpoint
 from glm_export.config import GlmConfig
 from glm_export.direct_file import DirectFile
 from glm_export.errors import CheckpointError, EnvironmentMissingError
-from glm_export.graphs.lowerings.quantized import stored_parts
+from glm_export.graphs.lowerings.quantized import PROMPT, stored_parts
 from glm_export.graphs.patterns.rotary import rotary_tables
 from glm_export.progress import Advance
 from glm_export.signature import TensorSpec
@@ -56,7 +56,7 @@ class StoredTensor:
     form: WeightForm | None = None
 
 
-def plan_weights(model: nn.Module, forms: Mapping[str, WeightForm] | None = None) -> list[StoredTensor]:
+def plan_weights(model: nn.Module, forms: Mapping[str, Forms] | None = None) -> list[StoredTensor]:
     """Lay out every parameter and rotary table of a reference model made on the meta device.
 
     Args:
@@ -71,14 +71,17 @@ def plan_weights(model: nn.Module, forms: Mapping[str, WeightForm] | None = None
     stored: list[StoredTensor] = []
     end = 0
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        form = (forms or {}).get(name)
-        transposed = form is None and (name in linear or tensor.dim() == 3)
+        both = (forms or {}).get(name)
+        transposed = both is None and (name in linear or tensor.dim() == 3)
         dtype = str(tensor.dtype).removeprefix("torch.")
         shape = (*tensor.shape[:-2], tensor.shape[-1], tensor.shape[-2]) if transposed else tuple(tensor.shape)
-        specs = [TensorSpec(name=name, dtype=dtype, dims=shape)]
-        if form is not None:
-            specs = stored_parts(name, shape[0], shape[1], form, dtype)
-        for spec in specs:
+        specs: list[tuple[TensorSpec, WeightForm | None]] = [(TensorSpec(name=name, dtype=dtype, dims=shape), None)]
+        if both is not None:
+            specs = [(spec, both.step) for spec in stored_parts(name, shape[0], shape[1], both.step, dtype)]
+            if both.prompt is not None:
+                parts = stored_parts(name + PROMPT, shape[0], shape[1], both.prompt, dtype)
+                specs += [(spec, both.prompt) for spec in parts]
+        for spec, form in specs:
             length = torch.Size(spec.shape()).numel() * getattr(torch, spec.dtype).itemsize
             alignment = LARGE_ALIGNMENT if length >= LARGE_BYTES else SMALL_ALIGNMENT
             offset = -(-end // alignment) * alignment
@@ -150,7 +153,7 @@ def write_weights(
     source_of = tensor_sources(checkpoint)
     try:
         with DirectFile(path, stored[-1].offset + stored[-1].length) as file:
-            for source, group in groupby(stored, key=lambda entry: entry.source):
+            for (source, _), group in groupby(stored, key=lambda entry: (entry.source, entry.form)):
                 parts, origin = source_of[source]
                 for entry, block in stored_blocks(list(group), parts, origin):
                     if cancelled.is_set():

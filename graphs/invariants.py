@@ -25,7 +25,9 @@ def check_invariants(model: ir.Model, dialect: Dialect, config: GlmConfig, signa
         InvariantError: a foreign operator, a count that differs, an input or output that differs, or an
             initializer nobody reads.
     """
-    counts = Counter(node.op_type if node.domain == "" else f"{node.domain}.{node.op_type}" for node in model.graph)
+    counts = Counter(
+        node.op_type if node.domain == "" else f"{node.domain}.{node.op_type}" for node in model.graph.all_nodes()
+    )
     foreign = sorted(set(counts) - dialect.allowed_ops)
     if foreign:
         raise InvariantError(f"dialect {dialect.name} does not allow the operators {', '.join(foreign)}")

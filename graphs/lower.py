@@ -10,12 +10,10 @@ import onnx_ir.passes.common as common_passes
 from glm_export.config import GlmConfig
 from glm_export.graphs.dialect import Dialect
 from glm_export.graphs.invariants import InvariantError
-from glm_export.graphs.rule import MICROSOFT, ONNX_DTYPES, Rule, apply_rule
+from glm_export.graphs.rule import MICROSOFT, ONNX_DTYPES, CountedRule, apply_rule
 from glm_export.signature import Signature
 
 SHOWN_REASONS = 3
-CountedRule = tuple[Rule, int]
-"""A rule and how often it must fire."""
 
 
 def lower(

@@ -18,6 +18,7 @@ ONNX_DTYPES = {
     "bfloat16": "BFLOAT16",
 }  # fmt: skip
 """Our dtype names in ONNX's words."""
+Attribute = int | float | str | list[int] | ir.Graph
 MICROSOFT = "com.microsoft"
 """The domain of ONNX Runtime's own operators."""
 
@@ -34,6 +35,10 @@ class Rule(Protocol):
 
     def rewrite(self, node: ir.Node, emit: Emitter) -> list[ir.Value]:
         """Emit the replacement; returns one value for each output of the node."""
+
+
+CountedRule = tuple[Rule, int]
+"""A rule and how often it must fire."""
 
 
 @dataclass(slots=True)
@@ -53,9 +58,7 @@ class Emitter:
     weights: list[ir.Value] = field(default_factory=list)
     tape: Tape = field(default_factory=Tape)
 
-    def op(
-        self, op_type: str, *inputs: ir.Value | None, domain: str = "", **attributes: int | float | str | list[int]
-    ) -> ir.Value:
+    def op(self, op_type: str, *inputs: ir.Value | None, domain: str = "", **attributes: Attribute) -> ir.Value:
         """A node with one output."""
         return self.many(op_type, *inputs, outputs=1, domain=domain, **attributes)[0]
 
@@ -65,7 +68,7 @@ class Emitter:
         *inputs: ir.Value | None,
         outputs: int,
         domain: str = "",
-        **attributes: int | float | str | list[int],
+        **attributes: Attribute,
     ) -> Sequence[ir.Value]:
         """A node with several outputs."""
         made = self.tape.op_multi_out(op_type, list(inputs), attributes, num_outputs=outputs, domain=domain)
@@ -83,6 +86,14 @@ class Emitter:
         )
         self.weights.append(value)
         return value
+
+    def branch(self, name: str) -> Emitter:
+        """An emitter for a branch of a condition; it reads this graph's values and makes no initializers of its own."""
+        return Emitter(scope=f"{self.scope}/{name}", shared=self.shared, constants=self.constants, inputs=self.inputs)
+
+    def graph(self, output: ir.Value) -> ir.Graph:
+        """What was emitted, as a branch with one output."""
+        return ir.Graph([], [output], nodes=self.tape.nodes, name=self.scope)
 
     def ints(self, *values: int) -> ir.Value:
         """An int64 list, one initializer for each content."""

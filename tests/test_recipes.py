@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import onnx
+import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
@@ -121,9 +121,12 @@ def test_programs_compute_with_the_recipes_weights(name: str, source: str, tmp_p
     report = api.check(program, folder)
     assert report.passed
     assert report.recipe == program.recipe == name
-    counts = Counter(node.op_type for node in onnx.load(str(program.model_path), load_external_data=False).graph.node)
+    counts = Counter(node.op_type for node in ir.load(program.model_path).graph.all_nodes())
+    products, layers = 4 * program.config.num_layers + 1, 4 * program.config.num_layers
     operator = "DynamicQuantizeMatMul" if isinstance(recipe.layers, ChannelWeights) else "MatMulNBits"
-    assert counts[operator] == 4 * program.config.num_layers + 1
+    assert counts[operator] == products
+    assert counts["If"] == (layers if recipe.prompt else 0)
+    assert counts["GatherBlockQuantized"] == 1
     assert not counts["MatMul"]
 
 

@@ -1,4 +1,4 @@
-"""Weights in 4 bits, blocks of 32 as in llama.cpp's Q4_0; the head, which decides the token, in 8."""
+"""Weights in 4 bits, blocks of 64: as large as llama.cpp's Q4_0. The head, which decides the token, has 8."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from glm_export.calibration.recipe import BlockWeights, Recipe
 
 RECIPE = Recipe(
     name="int4-weights",
-    summary="4-bit weights in blocks of 32, head in 8 bits; the smallest, and the fastest to decode",
-    layers=BlockWeights(bits=4, block=32),
+    summary="4-bit weights in blocks of 64, head in 8 bits; the smallest",
+    layers=BlockWeights(bits=4, block=64),
     head=BlockWeights(bits=8, block=128),
     dialects=frozenset({"ort"}),
     dtypes=frozenset({"float32", "float16"}),

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from glm_export.calibration.recipe import HEAD, Recipe
+from glm_export.calibration.recipe import EMBEDDING, HEAD, PROMPT_TOKENS, Recipe
 from glm_export.calibration.weights import rounded
 from glm_export.checkpoint import Checkpoint
 from glm_export.errors import EnvironmentMissingError
@@ -27,11 +27,14 @@ from glm_export.signature import (
 )  # fmt: skip
 
 
-def load_reference(checkpoint: Checkpoint, dtype: str = "float32", recipe: Recipe | None = None) -> Decoder:
+def load_reference(
+    checkpoint: Checkpoint, dtype: str = "float32", recipe: Recipe | None = None, tokens: int = 1
+) -> Decoder:
     """The reference model with the checkpoint's weights, for inference.
 
     Weights already in ``dtype`` stay memory-mapped; the others are converted one by one. With a recipe, those it
-    quantizes are rounded to its integers and back: what the quantized program computes with.
+    quantizes are rounded to its integers and back: what the quantized program computes with in a call of that many
+    tokens.
 
     Raises:
         CheckpointError: tensors are missing, mis-shaped or damaged.
@@ -43,16 +46,17 @@ def load_reference(checkpoint: Checkpoint, dtype: str = "float32", recipe: Recip
         model = Decoder(checkpoint.config)
     # Some parameters keep a dtype of their own: routing is float32 in every model.
     dtypes = {name: parameter.dtype for name, parameter in model.state_dict().items()}
-    forms = recipe.forms(linear_weights(model)) if recipe else {}
+    forms = recipe.forms(linear_weights(model), checkpoint.config.hidden_size) if recipe else {}
 
     def kept(name: str, weight: Tensor) -> Tensor:
-        return (rounded(weight, forms[name]) if name in forms else weight).to(dtypes[name])
+        return (rounded(weight, forms[name].of(tokens)) if name in forms else weight).to(dtypes[name])
 
-    model.load_state_dict({name: kept(name, weight) for name, weight in checkpoint.parameters()}, assign=True)
+    weights = dict(checkpoint.parameters())
+    model.load_state_dict({name: kept(name, weight) for name, weight in weights.items()}, assign=True)
     if checkpoint.config.tied_head:
-        # In a program the head is stored apart, and may be quantized where the embedding is not.
-        head = model.embedding.weight
-        model.head.weight = nn.Parameter(kept(HEAD, head.data)) if HEAD in forms else head
+        # In a program the head is stored apart, and quantized in its own way.
+        head = nn.Parameter(kept(HEAD, weights[EMBEDDING])) if HEAD in forms else model.embedding.weight
+        model.head.weight = head
     model.rebuild_tables(wanted)
     return model.eval().requires_grad_(False)
 
@@ -92,6 +96,10 @@ class TorchSession(Session):
         super().__init__(checkpoint.folder, checkpoint.config)
         self.signature = decoder_signature(checkpoint.config, dtype=dtype, logits="all")
         self.model = load_reference(checkpoint, dtype, recipe).to(device)
+        # A recipe with a form of its own for prompts is two models.
+        self._prompt_model = self.model
+        if recipe is not None and recipe.prompt is not None:
+            self._prompt_model = load_reference(checkpoint, dtype, recipe, PROMPT_TOKENS + 1).to(device)
         self._past: list[KeyValue] | None = None
 
     def prefill(self, feeds: Feeds) -> Logits:
@@ -104,7 +112,7 @@ class TorchSession(Session):
         """Read on from the cache; logits of every token."""
         device = self.model.head.weight.device
         tensors = [torch.tensor(array, device=device) for array in feeds.named().values()]
-        output = self.model(*tensors, self._past)
+        output = self._model_for(feeds.input_ids.size)(*tensors, self._past)
         self._past = output.past_key_values
         return _numpy(output.logits).astype(np.float32)
 
@@ -116,16 +124,20 @@ class TorchSession(Session):
         given = {name: torch.tensor(array, device=device) for name, array in tensors.items()}
         dtype = self.model.head.weight.dtype
         past = [tuple(given[name].to(dtype) for name in past_names(i)) for i in layers]
-        output = self.model(given[INPUT_IDS], given[ATTENTION_MASK], given[POSITION_IDS], past)
+        model = self._model_for(tensors[INPUT_IDS].size)
+        output = model(given[INPUT_IDS], given[ATTENTION_MASK], given[POSITION_IDS], past)
         result = {LOGITS: _numpy(output.logits)}
         for i in layers:
             result |= zip(present_names(i), map(_numpy, output.past_key_values[i]), strict=True)
         return result
 
+    def _model_for(self, tokens: int) -> Decoder:
+        return self._prompt_model if tokens > PROMPT_TOKENS else self.model
+
     def close(self) -> None:
         """Free the weights and the cache."""
         self._past = None
-        del self.model
+        del self.model, self._prompt_model
 
 
 def _numpy(tensor: Tensor) -> np.ndarray:

@@ -8,18 +8,22 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import onnx_ir as ir
 
-from glm_export.calibration.recipe import BlockWeights, ChannelWeights, WeightForm
+from glm_export.calibration.recipe import EMBEDDING, PROMPT_TOKENS, BlockWeights, ChannelWeights, Forms, WeightForm
 from glm_export.config import GlmConfig
 from glm_export.graphs.dialect import Dialect
-from glm_export.graphs.rule import MICROSOFT, Emitter
-from glm_export.signature import TensorSpec
+from glm_export.graphs.rule import MICROSOFT, CountedRule, Emitter
+from glm_export.signature import INPUT_IDS, TensorSpec
 
+LOOKUP = "GatherBlockQuantized"
 BLOCK_PRODUCT, CHANNEL_PRODUCT = "MatMulNBits", "DynamicQuantizeMatMul"
 PRODUCT = {BlockWeights: BLOCK_PRODUCT, ChannelWeights: CHANNEL_PRODUCT}
 PACKED, SCALES, ZERO_POINTS = "packed", "scales", "zero_points"
+PROMPT = ".prompt"
+"""Behind the name of a weight that has a second form for prompts."""
 
 
 def stored_parts(name: str, rows: int, columns: int, form: WeightForm, dtype: str) -> list[TensorSpec]:
@@ -30,8 +34,11 @@ def stored_parts(name: str, rows: int, columns: int, form: WeightForm, dtype: st
             TensorSpec(name=f"{name}.{SCALES}", dtype="float32", dims=(rows,)),
         ]
     blocks = -(-columns // form.block)
+    blob = form.block * form.bits // 8
+    # A table's row lies in one piece, a product's block by block: the same bytes.
+    dims = (rows, blocks * blob) if name == EMBEDDING else (rows, blocks, blob)
     parts = [
-        TensorSpec(name=f"{name}.{PACKED}", dtype="uint8", dims=(rows, blocks, form.block * form.bits // 8)),
+        TensorSpec(name=f"{name}.{PACKED}", dtype="uint8", dims=dims),
         TensorSpec(name=f"{name}.{SCALES}", dtype=dtype, dims=(rows, blocks)),
     ]
     if not form.symmetric:
@@ -40,15 +47,63 @@ def stored_parts(name: str, rows: int, columns: int, form: WeightForm, dtype: st
     return parts
 
 
-def quantized_dialect(dialect: Dialect, forms: Mapping[str, WeightForm]) -> Dialect:
+def quantized_dialect(dialect: Dialect, forms: Mapping[str, Forms]) -> Dialect:
     """The dialect with the products that weights in these forms need, each once."""
-    products = Counter(f"{MICROSOFT}.{PRODUCT[type(form)]}" for form in forms.values())
+    linear = [both for name, both in forms.items() if name != EMBEDDING]
+    products = Counter(f"{MICROSOFT}.{PRODUCT[type(form)]}" for both in linear for form in both if form)
+    if EMBEDDING in forms:
+        products[f"{MICROSOFT}.{LOOKUP}"] = 1
+    choices = sum(both.prompt is not None for both in forms.values())
+    extra = {"If", "Size", "Greater"} if choices else set()
 
     def expected_counts(config: GlmConfig) -> Counter[str]:
         counts = dialect.expected_counts(config)
-        return Counter({**counts, **products, "MatMul": counts["MatMul"] - len(forms)})
+        return Counter({**counts, **products, "MatMul": counts["MatMul"] - len(linear), "If": choices})
 
-    return replace(dialect, allowed_ops=dialect.allowed_ops | products.keys(), expected_counts=expected_counts)
+    allowed = dialect.allowed_ops | products.keys() | extra
+    return replace(dialect, allowed_ops=allowed, expected_counts=expected_counts)
+
+
+@dataclass(frozen=True, slots=True)
+class GatherToForm:
+    """``Gather(table[V, H], ids)`` becomes ``GatherBlockQuantized(packed[V, …], ids, scales[V, H / block])``."""
+
+    forms: Mapping[str, Forms]
+    dtype: str
+    name: str = "embedding"
+
+    def matches(self, node: ir.Node) -> str | None:
+        """The lookup of tokens, where the recipe names its table."""
+        table = node.inputs[0] if node.op_type == "Gather" else None
+        return None if table is not None and table.name == EMBEDDING and EMBEDDING in self.forms else ""
+
+    def rewrite(self, node: ir.Node, emit: Emitter) -> list[ir.Value]:
+        """Return rows ``[B, S, H]``."""
+        table, ids = node.inputs
+        assert table is not None
+        assert table.shape is not None
+        form = self.forms[EMBEDDING].step
+        assert isinstance(form, BlockWeights)
+        rows, columns = (int(size) for size in table.shape)  # type: ignore[arg-type]
+        packed, scales, *zero_points = (
+            emit.weight(spec) for spec in stored_parts(EMBEDDING, rows, columns, form, self.dtype)
+        )
+        return [
+            emit.op(
+                LOOKUP, packed, ids, scales, *zero_points, domain=MICROSOFT, bits=form.bits, block_size=form.block,
+                gather_axis=0, quantize_axis=1,
+            )
+        ]  # fmt: skip
+
+
+def quantizing_rules(forms: Mapping[str, Forms], dtype: str) -> list[CountedRule]:
+    """The rules that put weights into these forms, and how often each must fire."""
+    lookups = int(EMBEDDING in forms)
+    rules: list[CountedRule] = [
+        (MatMulToForm(forms, dtype), len(forms) - lookups),
+        (GatherToForm(forms, dtype), lookups),
+    ]
+    return rules if forms else []
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +111,11 @@ class MatMulToForm:
     """A product with a float weight becomes one with its stored form, its bias taken in.
 
     ``MatMul(x, W[K, N]) -> Add(bias[N])`` becomes ``MatMulNBits(x, packed[N, C, …], scales[N, C], bias)`` or
-    ``DynamicQuantizeMatMul(x, packed[K, N], scales[N], bias)``.
+    ``DynamicQuantizeMatMul(x, packed[K, N], scales[N], bias)``; with two forms, ``If(many tokens)`` the one, else the
+    other.
     """
 
-    forms: Mapping[str, WeightForm]
+    forms: Mapping[str, Forms]
     dtype: str
     name: str = "weights"
 
@@ -77,20 +133,37 @@ class MatMulToForm:
         assert weight.name is not None
         assert weight.shape is not None
         columns, rows = (int(size) for size in weight.shape)  # type: ignore[arg-type]
-        form = self.forms[weight.name]
-        stored = [emit.weight(spec) for spec in stored_parts(weight.name, rows, columns, form, self.dtype)]
-        bias = _bias_of(node)
-        if isinstance(form, ChannelWeights):
-            product = emit.op(CHANNEL_PRODUCT, x, *stored, None, bias and bias[0], domain=MICROSOFT)
-        else:
+        forms, bias = self.forms[weight.name], _bias_of(node)
+
+        def product(name: str, form: WeightForm, into: Emitter) -> ir.Value:
+            stored = [emit.weight(spec) for spec in stored_parts(name, rows, columns, form, self.dtype)]
+            if isinstance(form, ChannelWeights):
+                return into.op(CHANNEL_PRODUCT, x, *stored, None, bias and bias[0], domain=MICROSOFT)
             zero_points = stored[2] if len(stored) > 2 else None
-            product = emit.op(
-                BLOCK_PRODUCT, x, *stored[:2], zero_points, None, bias and bias[0], domain=MICROSOFT, K=columns, N=rows,
-                bits=form.bits, block_size=form.block, accuracy_level=form.accuracy_level,
+            return into.op(
+                BLOCK_PRODUCT, x, *stored[:2], zero_points, None, bias and bias[0], domain=MICROSOFT, K=columns,
+                N=rows, bits=form.bits, block_size=form.block, accuracy_level=form.accuracy_level,
             )  # fmt: skip
+
+        if forms.prompt is None:
+            result = product(weight.name, forms.step, emit)
+        else:
+            prompt, step = emit.branch("prompt"), emit.branch("step")
+            branches: dict[str, Any] = {
+                "then_branch": prompt.graph(product(weight.name + PROMPT, forms.prompt, prompt)),
+                "else_branch": step.graph(product(weight.name, forms.step, step)),
+            }
+            result = emit.op("If", self._many_tokens(emit), **branches)
         if bias:
-            emit.replaced.append((bias[1], product))
-        return [product]
+            emit.replaced.append((bias[1], result))
+        return [result]
+
+    def _many_tokens(self, emit: Emitter) -> ir.Value:
+        """Whether the call has more than PROMPT_TOKENS tokens, over all rows; once per program."""
+        if ("many",) not in emit.shared:
+            tokens = emit.op("Size", emit.inputs[INPUT_IDS])
+            emit.shared["many",] = emit.op("Greater", tokens, emit.ints(PROMPT_TOKENS))
+        return emit.shared["many",]
 
 
 def _bias_of(node: ir.Node) -> tuple[ir.Value, ir.Value] | None:

@@ -1,0 +1,17 @@
+"""4-bit weights decode, 8-bit ones beside them read prompts: each phase in the form that is fastest there."""
+
+from __future__ import annotations
+
+from glm_export.calibration.recipe import BlockWeights, ChannelWeights, Recipe
+
+RECIPE = Recipe(
+    name="int4-int8-prompt",
+    summary="4-bit weights to decode, 8-bit ones beside them to read prompts; the fastest on a CPU, for more memory",
+    layers=BlockWeights(bits=4, block=64),
+    head=BlockWeights(bits=8, block=128),
+    prompt=ChannelWeights(),
+    dialects=frozenset({"ort"}),
+    dtypes=frozenset({"float32"}),
+    # As int8-dynamic, whose products read the prompt.
+    bound=0.1,
+)
