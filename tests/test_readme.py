@@ -7,12 +7,15 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from click.testing import CliRunner
 
 from glm_export import api, families
+from glm_export.calibration import recipes
 from glm_export.cli import cli
+from glm_export.graphs import dialects
 from tests.golden_data import Golden
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
@@ -24,13 +27,14 @@ def blocks(language: str) -> list[str]:
 
 def test_python_examples_run(tmp_path: Path) -> None:
     examples = blocks("python")
-    assert len(examples) == 2
+    assert len(examples) == 3
     script = "\n".join(examples)
     result = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, check=False, cwd=tmp_path
     )
     assert result.returncode == 0, result.stderr
-    assert result.stdout.strip().endswith("孤舟蓑笠翁，独钓寒江雪。")
+    by_session, by_hand = result.stdout.strip().split("\n\n")[0], result.stdout.strip().splitlines()
+    assert by_session.splitlines()[0] == by_hand[-1] == "孤舟蓑笠翁，独钓寒江雪。"
 
 
 def test_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,16 +42,21 @@ def test_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     api.export(Golden("glm").folder, "glm-onnx")
     lines = [line[2:] for block in blocks("console") for line in block.splitlines() if line.startswith("$ glm-export")]
-    assert len(lines) == 7
+    assert len(lines) == 10
     for line in lines:
         arguments = shlex.split(line.replace("THUDM/chatglm2-6b", "demo"))[1:]
         result = CliRunner().invoke(cli, arguments, input="", catch_exceptions=False)
         assert result.exit_code == 0, (line, result.output)
 
 
-def test_families_table_is_complete() -> None:
-    table = README.split("## Models")[1].split("##")[0]
-    assert sorted(re.findall(r"^\| `(\w+)`", table, flags=re.MULTILINE)) == families.names()
+@pytest.mark.parametrize(
+    ("section", "room"),
+    [("## Models", families), ("## Dialects", dialects), ("## Quantized", recipes)],
+    ids=["families", "dialects", "recipes"],
+)
+def test_tables_are_complete(section: str, room: ModuleType) -> None:
+    table = README.split(section)[1].split("\n## ")[0]
+    assert sorted(re.findall(r"^\| `([\w-]+)`", table, flags=re.MULTILINE)) == room.names()
 
 
 def test_links_lead_somewhere() -> None:

@@ -11,7 +11,17 @@ import numpy as np
 import onnxruntime
 
 from glm_export.errors import InputError
-from glm_export.signature import BATCH, CACHE_LENGTH_AXIS, PAST, Cache, Signature, TensorSpec, past_names, present_names
+from glm_export.signature import (
+    BATCH,
+    CACHE_LENGTH_AXIS,
+    LOGITS,
+    PAST,
+    Cache,
+    Signature,
+    TensorSpec,
+    past_names,
+    present_names,
+)  # fmt: skip
 
 NUMPY_DTYPES = {"float32": np.float32, "float16": np.float16}
 # Room for an answer of usual length; doubled when it is full.
@@ -43,6 +53,13 @@ class Buffers(ABC):
         Raises:
             InputError: they cannot.
         """
+
+    def binding(self, runtime: onnxruntime.InferenceSession) -> onnxruntime.IOBinding:
+        """A binding of logits, past and present; the other inputs are the caller's."""
+        binding = runtime.io_binding()
+        binding.bind_output(LOGITS, "cpu")  # first: outputs come back in the order they were bound
+        self.bind(binding)
+        return binding
 
     @abstractmethod
     def bind(self, binding: onnxruntime.IOBinding) -> None:
@@ -98,12 +115,14 @@ class InPlace(Buffers):
         self._fixed = signature.cache is Cache.STATIC
         self._context = signature.static_length if self._fixed else context
         self.columns = 0
+        self._binding: onnxruntime.IOBinding | None = None
 
     def start(self, batch: int, columns: int) -> None:
         """Reserve columns for the prompt and an answer."""
         self._require(columns)
         self.columns = self._context if self._fixed else min(self._context, columns + FIRST_ROOM)
         self._values = [self._allocate(spec, batch, self.columns) for spec in self._specs]
+        self._binding = None
 
     def make_room(self, columns: int) -> None:
         """Double the columns where they do not suffice; what is in stays."""
@@ -111,11 +130,23 @@ class InPlace(Buffers):
             return
         self._require(columns)
         self.columns = min(self._context, max(columns, 2 * self.columns))
+        self._binding = None
         for index, old in enumerate(self._values):
             kept = old.numpy()
             grown = np.zeros((*kept.shape[:2], self.columns, kept.shape[3]), kept.dtype)
             grown[:, :, : kept.shape[2]] = kept
             self._values[index] = onnxruntime.OrtValue.ortvalue_from_numpy(grown, self._device)
+
+    def binding(self, runtime: onnxruntime.InferenceSession) -> onnxruntime.IOBinding:
+        """The same from call to call, while the buffers are."""
+        if self._binding is None:
+            self._binding = super().binding(runtime)
+        return self._binding
+
+    def clear(self) -> None:
+        """Free the memory."""
+        super().clear()
+        self._binding = None
 
     def _require(self, columns: int) -> None:
         if columns > self._context:

@@ -18,7 +18,8 @@ from glm_export.feeds import Feeds, Prompt, prefill_feeds
 from glm_export.graphs.widen import widen, widened_signature
 from glm_export.layout import enter, enter_static_prefix, leave
 from glm_export.sessions import Logits, Session, Tensors
-from glm_export.sessions.buffers import NUMPY_DTYPES, buffers
+from glm_export.sessions.buffers import NUMPY_DTYPES, InPlace, buffers
+from glm_export.sessions.cuda_graph import ENABLE, CapturedStep, without_capture
 from glm_export.signature import LOGITS, Cache, past_names
 
 CUDA = "CUDAExecutionProvider"
@@ -60,7 +61,11 @@ def usable_threads() -> int:
 
 
 def inference_session(
-    program: OnnxProgram, chosen: list[str] | None = None, *, threads: int | None = None
+    program: OnnxProgram,
+    chosen: list[str] | None = None,
+    *,
+    threads: int | None = None,
+    cuda_graph: bool = False,
 ) -> onnxruntime.InferenceSession:
     """Load a program into ONNX Runtime.
 
@@ -68,6 +73,7 @@ def inference_session(
         program: an exported folder.
         chosen: execution providers; None takes the best there are.
         threads: of one operator; None takes :func:`usable_threads`.
+        cuda_graph: prepare CUDA for capturing steps.
 
     Raises:
         EnvironmentMissingError: this machine's providers cannot run it.
@@ -79,7 +85,8 @@ def inference_session(
     if CUDA in chosen:
         onnxruntime.preload_dlls()
     try:
-        return onnxruntime.InferenceSession(str(program.model_path), options, providers=chosen)
+        given = [(name, ENABLE) if cuda_graph and name == CUDA else name for name in chosen]
+        return onnxruntime.InferenceSession(str(program.model_path), options, providers=given)
     except Exception as error:  # onnxruntime's exceptions share no public base
         hint = "; export with --dtype float32 for this machine" if program.dtype != "float32" else ""
         raise EnvironmentMissingError(
@@ -91,19 +98,32 @@ def inference_session(
 class OrtSession(Session):
     """A program of any dialect. Its cache stays inside the runtime; where the dialect shares one buffer, in place.
 
+    ``threads`` of one operator, ``cuda_graph`` to capture decode steps: see :func:`inference_session`.
+
     A bfloat16 program runs as its float32 twin, written to a temporary folder: numpy cannot feed bfloat16, and the
     CPU provider has no kernels for it.
     """
 
-    def __init__(self, program: OnnxProgram, chosen: list[str] | None = None, *, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        program: OnnxProgram,
+        chosen: list[str] | None = None,
+        *,
+        threads: int | None = None,
+        cuda_graph: bool = False,
+    ) -> None:
         super().__init__(program.folder, program.config)
         self._twin: tempfile.TemporaryDirectory[str] | None = None
         if program.dtype not in NUMPY_DTYPES:
             self._twin = tempfile.TemporaryDirectory(prefix="glm-export-")
             program = _widened(program, Path(self._twin.name))
         self.program = program
-        self.runtime = inference_session(program, chosen, threads=threads)
+        if cuda_graph and (program.signature.cache is not Cache.SHARED or CUDA not in (chosen or providers())):
+            raise InputError("a CUDA graph needs an NVIDIA GPU and a program of dialect ort of a causal family")
+        self.runtime = inference_session(program, chosen, threads=threads, cuda_graph=cuda_graph)
+        self._captured = CapturedStep(self.runtime, program.signature) if cuda_graph else None
         self._inputs = [spec.name for spec in program.signature.inputs if not spec.name.startswith(CACHE_PREFIX)]
+        self._one_row_chunks = program.signature.cache is Cache.SHARED
         device = "cuda" if self.runtime.get_providers()[0] == CUDA else "cpu"
         self._buffers = buffers(program.signature, program.config.num_layers, device, program.config.max_positions)
 
@@ -126,14 +146,18 @@ class OrtSession(Session):
         """Read on from the cache."""
         if not self._buffers.started:
             raise InputError("decode was called before prefill; there is no cache to read on from")
+        if self._one_row_chunks and feeds.batch > 1 and 1 < feeds.input_ids.shape[1] < feeds.columns:
+            raise InputError("GroupQueryAttention reads several tokens on a past one row at a time; pass rows alone")
         self._buffers.make_room(feeds.columns)
-        binding = self.runtime.io_binding()
+        if self._captured is not None and feeds.input_ids.shape[1] == 1 and isinstance(self._buffers, InPlace):
+            return self._captured.run(feeds, self._buffers)
+        binding = self._buffers.binding(self.runtime)
         arrays = enter_static_prefix(feeds.named(), self.program.signature, prefix=self.config.prefix_mask)
         for name in self._inputs:
             binding.bind_cpu_input(name, np.ascontiguousarray(arrays[name]))
+        # Anew each time: a binding keeps the array it got last, and with it its shape.
         binding.bind_output(LOGITS, "cpu")
-        self._buffers.bind(binding)
-        self.runtime.run_with_iobinding(binding)
+        self.runtime.run_with_iobinding(binding, without_capture() if self._captured is not None else None)
         logits, *presents = binding.get_outputs()
         self._buffers.take(presents)
         result: Logits = logits.numpy().astype(np.float32, copy=False)
@@ -149,6 +173,7 @@ class OrtSession(Session):
     def close(self) -> None:
         """Free the runtime and the cache."""
         self._buffers.clear()
+        self._captured = None
         del self.runtime
         if self._twin is not None:
             self._twin.cleanup()
