@@ -4,23 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import overload
+from typing import TYPE_CHECKING, overload
 
-from glm_export import checkpoint as checkpoints
-from glm_export import exporter
 from glm_export.artifacts import OnnxProgram, is_program, load_program
-from glm_export.checkpoint import Checkpoint
 from glm_export.demo import FOLDERS
 from glm_export.errors import InputError
 from glm_export.generation import Decode, Stopping, cut_at_stop, generate_ids
 from glm_export.infilling import infill, score
 from glm_export.progress import Progress
-from glm_export.proof import CheckReport
-from glm_export.proof import check as check_program
 from glm_export.sampling import Sampling
 from glm_export.sessions import Session
 from glm_export.tokenizers import stop_ids
 from glm_export.tokenizers.chat import Message
+
+if TYPE_CHECKING:  # an exported folder runs without torch; what needs it imports it when it is called
+    from glm_export.checkpoint import Checkpoint
+    from glm_export.proof import CheckReport
 
 Source = str | Path
 
@@ -31,14 +30,16 @@ def open_checkpoint(source: Source | Checkpoint, family: str | None = None) -> C
     Raises:
         GlmExportError: see :func:`glm_export.checkpoint.open_checkpoint`.
     """
-    if isinstance(source, Checkpoint):
+    if not isinstance(source, str | Path):
         return source
+    from glm_export import checkpoint
+
     folder = Path(source)
     if not folder.is_dir():
         folder = FOLDERS.get(str(source), folder)
     if is_program(folder):
         raise InputError(f"{folder} is an exported folder; a checkpoint is expected here, the folder it was made from")
-    return checkpoints.open_checkpoint(folder, family)
+    return checkpoint.open_checkpoint(folder, family)
 
 
 def export(
@@ -66,6 +67,8 @@ def export(
         force: replace an exported folder.
         progress: shows the long steps.
     """
+    from glm_export import exporter
+
     return exporter.export(
         open_checkpoint(source), Path(out), dialect=dialect, dtype=dtype, logits=logits, recipe=recipe,
         max_length=max_length, force=force, progress=progress,
@@ -79,13 +82,14 @@ def load_session(source: Source | OnnxProgram | Checkpoint, *, family: str | Non
         GlmExportError: the folder is neither, or cannot run on this machine.
     """
     # Runtimes are imported where they are used.
-    from glm_export.sessions.ort import OrtSession
+    if isinstance(source, str | Path) and is_program(Path(source)):
+        source = load_program(Path(source))
+    if isinstance(source, OnnxProgram):
+        from glm_export.sessions.ort import OrtSession
+
+        return OrtSession(source)
     from glm_export.sessions.torch import TorchSession
 
-    if isinstance(source, OnnxProgram):
-        return OrtSession(source)
-    if not isinstance(source, Checkpoint) and is_program(Path(source)):
-        return OrtSession(load_program(Path(source)))
     return TorchSession(open_checkpoint(source, family))
 
 
@@ -160,6 +164,8 @@ def check(
     reference_dtype: str = "float32",
 ) -> CheckReport:
     """Compare an exported folder with the checkpoint it came from; see :func:`glm_export.proof.check`."""
+    from glm_export.proof import check as check_program
+
     loaded = program if isinstance(program, OnnxProgram) else load_program(Path(program))
     return check_program(loaded, open_checkpoint(against, family or loaded.config.family), reference_dtype)
 

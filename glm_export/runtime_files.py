@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from glm_export import families
 from glm_export.artifacts import MODEL, write_json
-from glm_export.checkpoint import Checkpoint, inside, read_json
+from glm_export.checkpoint import Checkpoint
 from glm_export.config import GlmConfig
 from glm_export.errors import CheckpointError
 from glm_export.genai_config import GENAI_CONFIG, genai_config
+from glm_export.model_folder import inside, read_json
 from glm_export.signature import Cache, Signature
 from glm_export.tokenizers import JSON_INSTEAD, has_tokenizer, load_tokenizer, stop_ids
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE
 from rich.console import Console
@@ -18,18 +18,20 @@ from typing_extensions import Self
 from glm_export import api
 from glm_export.artifacts import OnnxProgram
 from glm_export.calibration.recipe import Recipe
-from glm_export.checkpoint import Checkpoint
-from glm_export.compare import OutputParity
-from glm_export.exporter import ExportPlan
 from glm_export.generation import TextStream, generate_steps
 from glm_export.infilling import LabelScore
 from glm_export.progress import Advance
-from glm_export.proof import CheckReport
 from glm_export.sampling import Sampling
 from glm_export.sessions import Session
 from glm_export.signature import LOGITS
-from glm_export.target import Target
 from glm_export.tokenizers.chat import Message
+
+if TYPE_CHECKING:  # these need torch; showing what they made does not
+    from glm_export.checkpoint import Checkpoint
+    from glm_export.compare import OutputParity
+    from glm_export.exporter import ExportPlan
+    from glm_export.proof import CheckReport
+    from glm_export.target import Target
 
 SHOWN_POEMS = ("夜思", "江雪", "登鹳雀楼")
 

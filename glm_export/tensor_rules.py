@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from glm_export.config import GlmConfig, Norm
 
+if TYPE_CHECKING:  # families are read by runtimes that need no torch
+    from torch import Tensor
+
 Shape = tuple[int, ...]
-Layout = Callable[[Sequence[Tensor]], Tensor]
+Layout = Callable[[Sequence["Tensor"]], "Tensor"]
 
 
 def as_stored(sources: Sequence[Tensor]) -> Tensor:
@@ -23,6 +24,8 @@ def as_stored(sources: Sequence[Tensor]) -> Tensor:
 
 def stack_rows(sources: Sequence[Tensor]) -> Tensor:
     """Several projections of the same input become one: ``[a, H], [b, H] -> [a + b, H]``."""
+    import torch
+
     return torch.cat(list(sources))
 
 
@@ -47,6 +50,8 @@ class HeadwiseQkv:
         """Reorder the rows of the one source."""
         (rows,) = sources
         q, k, v = rows.reshape(self.num_heads, 3, -1, *rows.shape[1:]).unbind(1)
+        import torch
+
         return torch.cat([self._deal(q), self._deal(k), v]).flatten(0, 1)
 
     def _deal(self, heads: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import glm_export
+from glm_export.artifacts import OnnxProgram
 
 ROOT = Path(__file__).parent.parent
 ROOMS = ("graphs", "calibration")
@@ -100,6 +101,20 @@ def test_files_and_functions_stay_small() -> None:
             if isinstance(node, ast.FunctionDef) and (node.end_lineno or 0) - node.lineno >= LONGEST_FUNCTION
         ]
     assert not too_long
+
+
+def test_an_exported_folder_runs_without_torch(demo_program: OnnxProgram) -> None:
+    """Torch takes seconds and hundreds of megabytes to import, and a served model has no use for it."""
+    script = (
+        "import sys\n"
+        "from glm_export.cli import cli\n"
+        f"words = ['generate', {str(demo_program.folder)!r}, '--prompt', '千山鸟飞绝，万径人踪灭。']\n"
+        "cli(words, standalone_mode=False)\n"
+        "sys.exit(', '.join({'torch', 'polygraphy', 'onnx', 'transformers'} & set(sys.modules)) or 0)"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr.strip()) == (0, "")
+    assert result.stdout.strip() == "孤舟蓑笠翁，独钓寒江雪。"
 
 
 def test_help_needs_neither_torch_nor_onnxruntime() -> None:

@@ -15,7 +15,6 @@ import onnxruntime
 from glm_export.artifacts import MODEL, WEIGHTS, OnnxProgram
 from glm_export.errors import EnvironmentMissingError, InputError
 from glm_export.feeds import Feeds, Prompt, prefill_feeds
-from glm_export.graphs.widen import widen, widened_signature
 from glm_export.layout import enter, enter_static_prefix, leave
 from glm_export.sessions import Logits, Session, Tensors
 from glm_export.sessions.buffers import NUMPY_DTYPES, InPlace, buffers
@@ -180,5 +179,7 @@ class OrtSession(Session):
 
 
 def _widened(program: OnnxProgram, folder: Path) -> OnnxProgram:
+    from glm_export.graphs.widen import widen, widened_signature
+
     widen(program.model_path, folder / MODEL, WEIGHTS)
     return replace(program, folder=folder, dtype="float32", signature=widened_signature(program.signature))
