@@ -19,7 +19,7 @@ from glm_export.config import GlmConfig
 from glm_export.exporter import plan_export, program_graph
 from glm_export.generation import Stopping, generate_ids
 from glm_export.graphs import dialects
-from glm_export.graphs.invariants import InvariantError
+from glm_export.graphs.invariants import InvariantError, check_invariants
 from glm_export.graphs.lower import lower
 from glm_export.signature import BATCH, LOGITS, PAST, decoder_signature, past_names
 from glm_export.target import settle
@@ -66,10 +66,11 @@ def test_golden_greedy_ids(lowered: tuple[OnnxProgram, Golden]) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-@pytest.mark.parametrize("name", ["glm4_hf", "chatglm", "glm4_moe"])
-def test_half_precision(name: str, dtype: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["glm4_hf", "chatglm"])
+@pytest.mark.parametrize("dialect", LOWERED)
+def test_half_precision(dialect: str, name: str, dtype: str, tmp_path: Path) -> None:
     source = Golden(name).folder
-    assert api.check(api.export(source, tmp_path / "out", dialect="portable", dtype=dtype), source).passed
+    assert api.check(api.export(source, tmp_path / "out", dialect=dialect, dtype=dtype), source).passed
 
 
 def test_reference_evaluator_reads_portable(tmp_path: Path) -> None:
@@ -108,17 +109,42 @@ def test_a_rewrite_that_does_not_fire_is_named_with_its_reason() -> None:
         lower(model, dialects.load("portable"), config, decoder_signature(config, dtype="float32", logits="all"))
 
 
-def test_a_rule_left_out_is_refused() -> None:
-    """Without the rule for norms the operator stays, which the dialect does not allow."""
-    from glm_export.graphs.invariants import check_invariants
-
+@pytest.mark.parametrize(
+    ("name", "left_out", "message"),
+    [
+        ("portable", "rms_norm", "RMSNormalization"),
+        ("ort", "skip_norm", r"expects \d RMSNormalization nodes|expects \d com.*SkipSimplified.* nodes, found 0"),
+        ("ort", "attention", "expects 0 Attention nodes, found 2"),
+        ("tensorrt", "attention", "attention_mask is no input of the target, but .* still reads it"),
+    ],
+)
+def test_a_rule_left_out_is_refused(name: str, left_out: str, message: str) -> None:
+    """What it would have rewritten stays, which the dialect or its signature does not allow."""
     model, config = canonical("chatglm2")
-    portable = dialects.load("portable")
-    without = replace(portable, rules=tuple(rule for rule in portable.rules if rule.name != "rms_norm"))
-    signature = decoder_signature(config, dtype="float32", logits="all")
-    lower(model, without, config, signature)
-    with pytest.raises(InvariantError, match="RMSNormalization"):
-        check_invariants(model, portable, config, signature)
+    dialect = dialects.load(name)
+    without = replace(dialect, rules=tuple(rule for rule in dialect.rules if rule.name != left_out))
+    cache = dialect.cache(config)
+    signature = decoder_signature(config, dtype="float32", logits="all", cache=cache, max_length=64)
+
+    def made() -> None:
+        lower(model, without, config, signature)
+        check_invariants(model, dialect, config, signature)
+
+    with pytest.raises(InvariantError, match=message):
+        made()
+
+
+@pytest.mark.parametrize("name", LOWERED)
+def test_a_planted_operator_is_refused(name: str) -> None:
+    model, config = canonical("chatglm2")
+    dialect = dialects.load(name)
+    signature = decoder_signature(config, dtype="float32", logits="all", cache=dialect.cache(config), max_length=64)
+    lower(model, dialect, config, signature)
+    check_invariants(model, dialect, config, signature)
+    product = next(node for node in model.graph if node.op_type == "MatMul")
+    model.graph.insert_after(product, ir.node("Selu", [product.outputs[0]], name="planted"))
+    with pytest.raises(InvariantError, match="does not allow the operators Selu"):
+        check_invariants(model, dialect, config, signature)
 
 
 def test_a_rule_that_computes_something_else_fails_the_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
