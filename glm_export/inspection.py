@@ -56,6 +56,7 @@ def program_facts(folder: Path) -> dict[str, Any]:
         "opset": program.manifest["opset"],
         "dtype": program.dtype,
         "logits": program.logits,
+        "recipe": program.recipe or "none",
         "parameters": program.manifest["parameters"],
         "operators": dict(Counter(node.op_type for node in graph.node).most_common()),
         "inputs": [f"{spec['name']} {spec['dtype']}{spec['dims']}" for spec in signature["inputs"]],

@@ -101,7 +101,8 @@ def show_written(console: Console, program: OnnxProgram) -> None:
 def show_parity(console: Console, report: CheckReport) -> None:
     """One row for the logits and one for the whole cache, per case."""
     parity = report.parity
-    title = f"{parity.candidate} against {parity.reference}, {parity.dtype}; cache: its worst layer"
+    rounded = f", both with the weights of {report.recipe}" if report.recipe else ""
+    title = f"{parity.candidate} against {parity.reference}, {parity.dtype}{rounded}; cache: its worst layer"
     table = Table(title=title, title_justify="left", box=SIMPLE)
     for name in ("case", "output", "max abs", "max rel", "needed", "top-1", ""):
         table.add_column(name, justify="left" if name in ("case", "output", "") else "right")

@@ -15,6 +15,8 @@ from glm_export.signature import Signature
 
 # Constants up to this size are folded and kept in the graph; weights are far larger and never read here.
 FOLD_LIMIT_BYTES = 1024
+# The end of a slice that has none.
+WHOLE = 2**63 - 1
 NAME_SCOPES = "pkg.torch.onnx.name_scopes"
 # What the decoder itself computes, outside of every module, is the attention mask.
 MASK_SCOPE = "mask"
@@ -43,6 +45,7 @@ def tidy(model: ir.Model, signature: Signature, *, wrapper: str, transposed: fro
         common_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
         common_passes.RemoveUnusedNodesPass(),
     )(model)
+    _drop_whole_slices(model)
     _drop_unread_initializers(model)
     _rename_nodes(model, wrapper)
     _set_border(model, signature)
@@ -69,6 +72,22 @@ def _store_transposed(model: ir.Model, transposed: frozenset[str]) -> None:
             model.graph.remove(node, safe=True)
         *stack, rows, columns = weight.shape  # type: ignore[misc]
         weight.shape = ir.Shape((*stack, columns, rows))
+
+
+def _drop_whole_slices(model: ir.Model) -> None:
+    """``x[:]`` traces to a slice of everything, which would copy it."""
+    for node in list(model.graph):
+        if node.op_type != "Slice" or node.outputs[0].is_graph_output():
+            continue
+        bounds = [value.const_value.numpy() for value in node.inputs[1:] if value is not None and value.const_value]
+        if len(bounds) != 4:  # starts, ends, axes, steps
+            continue
+        starts, ends, _, steps = bounds
+        if not starts.any() and (ends == WHOLE).all() and (steps == 1).all():
+            source = node.inputs[0]
+            assert source is not None
+            node.outputs[0].replace_all_uses_with(source)
+            model.graph.remove(node, safe=True)
 
 
 def _drop_unread_initializers(model: ir.Model) -> None:
