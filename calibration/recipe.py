@@ -65,7 +65,7 @@ class Recipe:
 
     ``layers``: form of the linear layers' weights. ``head``: of the last product; None spares it. ``prompt``: a second
     form of the same layers that reads prompts, kept beside the first, which then decodes. ``embedding``: of the table
-    tokens are looked up in, which costs no speed and halves its size; None spares it. ``dialects`` and
+    tokens are looked up in, which costs no speed and leaves 9 bits of a value; None spares it. ``dialects`` and
     ``dtypes``: where the form has operators. ``bound``: what ``check`` grants the rounding of activations, as a share
     of an output's largest value; weights are rounded in its reference as well.
     """

@@ -9,31 +9,13 @@ from typing import Any
 
 import onnx_ir as ir
 
+from glm_export.graphs.lowerings.reading import LAST, int_attribute, last_dim, producer_of
 from glm_export.graphs.rule import MICROSOFT, Emitter
 from glm_export.signature import ATTENTION_MASK, INPUT_IDS
 
-LAST = -1
 TABLE_WIDTH_MULTIPLE = 8
 INT32 = int(ir.DataType.INT32)
 FUSED_NORM = {"RMSNormalization": "SkipSimplifiedLayerNormalization", "LayerNormalization": "SkipLayerNormalization"}
-
-
-def _producer(value: ir.Value | None, op_type: str) -> ir.Node | None:
-    """The node that makes a value, where it is of that operator."""
-    node = value.producer() if value is not None else None
-    return node if node is not None and node.op_type == op_type else None
-
-
-def _table_width(table: ir.Value | None) -> int:
-    assert table is not None
-    assert table.shape is not None
-    width = table.shape[LAST]
-    assert isinstance(width, int)
-    return width
-
-
-def _int(node: ir.Node, name: str) -> int:
-    return node.attributes[name].as_int() if name in node.attributes else 0
 
 
 def fuses_rotation(table_width: int) -> bool:
@@ -54,7 +36,7 @@ class PositionsFromLengths:
         """Tables too narrow for the fused operator."""
         if node.op_type != "RotaryEmbedding" or len(node.inputs) != 4:
             return ""
-        return "" if fuses_rotation(_table_width(node.inputs[1])) else None
+        return "" if fuses_rotation(last_dim(node.inputs[1])) else None
 
     def rewrite(self, node: ir.Node, emit: Emitter) -> list[ir.Value]:
         """Return the rotated ``x``."""
@@ -88,7 +70,7 @@ class AttentionToGroupQuery:
         """Queries and keys come straight from one rotation each, of the same kind."""
         if node.op_type != "Attention":
             return ""
-        turns = [_producer(value, "RotaryEmbedding") for value in node.inputs[:2]]
+        turns = [producer_of(value, "RotaryEmbedding") for value in node.inputs[:2]]
         if turns[0] is None or turns[1] is None:
             return "queries or keys are not rotated right before"
         if len(turns[0].inputs) != 4 or turns[0].inputs[3] is None:
@@ -100,22 +82,23 @@ class AttentionToGroupQuery:
     def rewrite(self, node: ir.Node, emit: Emitter) -> list[ir.Value]:
         """Return output ``[B, S, N * D]`` and the two presents ``[B, K, T, D]``."""
         q, k, v, _, past_key, past_value = node.inputs
-        turn, turn_key = _producer(q, "RotaryEmbedding"), _producer(k, "RotaryEmbedding")
+        turn, turn_key = producer_of(q, "RotaryEmbedding"), producer_of(k, "RotaryEmbedding")
         assert turn is not None
         assert turn_key is not None
         x_q, cos, sin, _ = turn.inputs
-        fused = fuses_rotation(_table_width(cos))
+        fused = fuses_rotation(last_dim(cos))
         projected: tuple[ir.Value | None, ...] = (x_q, turn_key.inputs[0], v) if fused else (q, k, v)
-        split = _producer(x_q, "Split")
+        split = producer_of(x_q, "Split")
         if split is not None and all(made is value for made, value in zip(split.outputs, projected, strict=True)):
             projected = (split.inputs[0], None, None)
         lengths, total = self._lengths(emit)
-        rotation = {"do_rotary": 1, "rotary_interleaved": _int(turn, "interleaved")} if fused else {}
+        rotation = {"do_rotary": 1, "rotary_interleaved": int_attribute(turn, "interleaved")} if fused else {}
         return list(
             emit.many(
                 "GroupQueryAttention", *projected, past_key, past_value, lengths, total,
-                *((cos, sin) if fused else ()), outputs=3, domain=MICROSOFT, num_heads=_int(node, "q_num_heads"),
-                kv_num_heads=_int(node, "kv_num_heads"), **rotation,
+                *((cos, sin) if fused else ()), outputs=3, domain=MICROSOFT,
+                num_heads=int_attribute(node, "q_num_heads"), kv_num_heads=int_attribute(node, "kv_num_heads"),
+                **rotation,
             )
         )  # fmt: skip
 
@@ -143,7 +126,7 @@ class AddAndNorm:
         """A norm over the last axis of a sum of two activations of one shape."""
         if node.op_type not in FUSED_NORM:
             return ""
-        add = _producer(node.inputs[0], "Add")
+        add = producer_of(node.inputs[0], "Add")
         if add is None:
             return "it norms no sum"
         if any(value is None or value.is_initializer() for value in add.inputs):
@@ -152,7 +135,7 @@ class AddAndNorm:
 
     def rewrite(self, node: ir.Node, emit: Emitter) -> list[ir.Value]:
         """Return the normed sum ``[B, S, H]``; readers of the sum get it from the same operator."""
-        add = _producer(node.inputs[0], "Add")
+        add = producer_of(node.inputs[0], "Add")
         assert add is not None
         normed, _, _, total = emit.many(
             FUSED_NORM[node.op_type], *add.inputs, *node.inputs[1:], outputs=4, domain=MICROSOFT,

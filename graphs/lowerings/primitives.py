@@ -10,28 +10,14 @@ import math
 
 import onnx_ir as ir
 
+from glm_export.graphs.lowerings.reading import LAST, int_attribute, last_dim
 from glm_export.graphs.rule import Emitter
-
-LAST = -1
-
-
-def _int(node: ir.Node, name: str, default: int = 0) -> int:
-    return node.attributes[name].as_int() if name in node.attributes else default
 
 
 def _dtype(value: ir.Value | None) -> ir.DataType:
     assert value is not None
     assert value.dtype is not None
     return value.dtype
-
-
-def _last_dim(value: ir.Value | None) -> int:
-    """The size of the last axis, which canonical programs always know."""
-    assert value is not None
-    assert value.shape is not None
-    size = value.shape[LAST]
-    assert isinstance(size, int)
-    return size
 
 
 class RotaryToPrimitives:
@@ -46,22 +32,22 @@ class RotaryToPrimitives:
         """Three-dimensional inputs with a known number of heads."""
         if node.op_type != "RotaryEmbedding":
             return ""
-        return None if _int(node, "num_heads") else "num_heads is not given"
+        return None if int_attribute(node, "num_heads") else "num_heads is not given"
 
     def rewrite(self, node: ir.Node, emit: Emitter) -> list[ir.Value]:
         """``[B, S, N * D] -> [B, S, N, R] + [B, S, N, D - R] -> [B, S, N * D]``."""
         x, cos_table, sin_table, *rest = node.inputs
         positions = rest[0] if rest else None
         cos, sin = (self._angles(table, positions, emit) for table in (cos_table, sin_table))
-        heads, channels = _int(node, "num_heads"), _last_dim(x)
-        head_dim, half = channels // _int(node, "num_heads"), _last_dim(cos_table)
+        heads, channels = int_attribute(node, "num_heads"), last_dim(x)
+        head_dim, half = channels // int_attribute(node, "num_heads"), last_dim(cos_table)
         rotated = 2 * half
         split = emit.op("Reshape", x, emit.ints(0, 0, heads, head_dim))
         straight: list[ir.Value] = []
         if rotated < head_dim:
             split, rest_value = emit.many("Split", split, emit.ints(rotated, head_dim - rotated), outputs=2, axis=LAST)
             straight = [rest_value]
-        if _int(node, "interleaved"):
+        if int_attribute(node, "interleaved"):
             pairs = emit.op("Reshape", split, emit.ints(0, 0, heads, half, 2))
             first, second = emit.many("Split", pairs, emit.ints(1, 1), outputs=2, axis=LAST)
             cos, sin = (emit.op("Unsqueeze", angle, emit.ints(LAST)) for angle in (cos, sin))
@@ -70,7 +56,7 @@ class RotaryToPrimitives:
         turned_first = emit.op("Sub", emit.op("Mul", first, cos), emit.op("Mul", second, sin))
         turned_second = emit.op("Add", emit.op("Mul", second, cos), emit.op("Mul", first, sin))
         turned = emit.op("Concat", turned_first, turned_second, axis=LAST)
-        if _int(node, "interleaved"):
+        if int_attribute(node, "interleaved"):
             turned = emit.op("Reshape", turned, emit.ints(0, 0, heads, rotated))
         whole = emit.op("Concat", turned, *straight, axis=LAST) if straight else turned
         return [emit.op("Reshape", whole, emit.ints(0, 0, channels))]
@@ -98,13 +84,13 @@ class AttentionToPrimitives:
             return ""
         if len(node.inputs) != 6 or any(value is None for value in node.inputs):
             return f"expected q, k, v, mask and the two pasts, found {len(node.inputs)} inputs"
-        return None if not _int(node, "is_causal") else "it is causal by itself; the mask must say it"
+        return None if not int_attribute(node, "is_causal") else "it is causal by itself; the mask must say it"
 
     def rewrite(self, node: ir.Node, emit: Emitter) -> list[ir.Value]:
         """Return output ``[B, S, N * D]``, present key and value ``[B, K, T, D]``."""
         q, k, v, mask, past_key, past_value = node.inputs
-        heads, kv_heads = _int(node, "q_num_heads"), _int(node, "kv_num_heads")
-        head_dim, group = _last_dim(q) // heads, heads // kv_heads
+        heads, kv_heads = int_attribute(node, "q_num_heads"), int_attribute(node, "kv_num_heads")
+        head_dim, group = last_dim(q) // heads, heads // kv_heads
         key = emit.op("Concat", past_key, self._heads(k, kv_heads, head_dim, emit), axis=2)
         value = emit.op("Concat", past_value, self._heads(v, kv_heads, head_dim, emit), axis=2)
         grouped = emit.op("Reshape", self._heads(q, heads, head_dim, emit), emit.ints(0, kv_heads, -1, head_dim))
@@ -145,7 +131,7 @@ class RmsNormToPrimitives:
         """Over the last axis."""
         if node.op_type != "RMSNormalization":
             return ""
-        return None if _int(node, "axis", LAST) == LAST else "it normalizes over more than the last axis"
+        return None if int_attribute(node, "axis", LAST) == LAST else "it normalizes over more than the last axis"
 
     def rewrite(self, node: ir.Node, emit: Emitter) -> list[ir.Value]:
         """Return the normed ``x``."""
@@ -198,5 +184,5 @@ class SplitIntoSizes:
         """Return the parts."""
         (x,) = node.inputs
         count = len(node.outputs)
-        sizes = emit.ints(*([_last_dim(x) // count] * count))
+        sizes = emit.ints(*([last_dim(x) // count] * count))
         return list(emit.many("Split", x, sizes, outputs=count, axis=LAST))

@@ -7,21 +7,18 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from glm_export.graphs.lowerings.reading import int_attribute, producer_of
 from glm_export.graphs.rule import Emitter
-from glm_export.signature import ATTENTION_MASK, INPUT_IDS, LAST_TOKEN_IDS, POSITION_IDS, WRITE_INDICES
+from glm_export.signature import (
+    ATTENTION_MASK,
+    CACHE_LENGTH_AXIS,
+    INPUT_IDS,
+    LAST_TOKEN_IDS,
+    POSITION_IDS,
+    WRITE_INDICES,
+)
 
-CACHE_LENGTH_AXIS = 2
 INT64 = ir.DataType.INT64
-
-
-def _producer(value: ir.Value | None, op_type: str) -> ir.Node | None:
-    """The node that makes a value, where it is of that operator."""
-    node = value.producer() if value is not None else None
-    return node if node is not None and node.op_type == op_type else None
-
-
-def _int(node: ir.Node, name: str) -> int:
-    return node.attributes[name].as_int() if name in node.attributes else 0
 
 
 def _dim(value: ir.Value | None, axis: int) -> int | None:
@@ -56,7 +53,7 @@ class AttentionOnStaticCache:
             return ""
         if len(node.inputs) != 6 or any(value is None for value in node.inputs):
             return f"expected q, k, v, mask and the two pasts, found {len(node.inputs)} inputs"
-        if _int(node, "is_causal"):
+        if int_attribute(node, "is_causal"):
             return "it is causal by itself; the mask must say it"
         if _dim(node.inputs[0], -1) is None:
             return "the width of the queries is unknown"
@@ -65,7 +62,7 @@ class AttentionOnStaticCache:
     def rewrite(self, node: ir.Node, emit: Emitter) -> list[ir.Value]:
         """Return output ``[B, S, N * D]``, present key and value ``[B, K, M, D]``."""
         q, k, v, _, past_key, past_value = node.inputs
-        heads, kv_heads = _int(node, "q_num_heads"), _int(node, "kv_num_heads")
+        heads, kv_heads = int_attribute(node, "q_num_heads"), int_attribute(node, "kv_num_heads")
         channels, columns = _dim(q, -1), _dim(past_key, CACHE_LENGTH_AXIS)
         assert channels is not None
         assert columns is not None
@@ -114,14 +111,15 @@ def _turned_heads(x: ir.Value | None, heads: int, head_dim: int, emit: Emitter) 
 
     There it has the layout TensorRT's own layer wants, and no exchange of axes more than attention needs.
     """
-    turn = _producer(x, "RotaryEmbedding")
+    turn = producer_of(x, "RotaryEmbedding")
     if turn is None:
         apart = emit.op("Reshape", x, emit.ints(0, 0, heads, head_dim))
         return emit.op("Transpose", apart, perm=[0, 2, 1, 3])
     straight, *angles = turn.inputs
     return emit.op(
         "RotaryEmbedding", _turned_heads(straight, heads, head_dim, emit), *angles,
-        interleaved=_int(turn, "interleaved"), rotary_embedding_dim=_int(turn, "rotary_embedding_dim"),
+        interleaved=int_attribute(turn, "interleaved"),
+        rotary_embedding_dim=int_attribute(turn, "rotary_embedding_dim"),
     )  # fmt: skip
 
 
@@ -141,7 +139,7 @@ class LastTokenByIndex:
 
     def rewrite(self, node: ir.Node, emit: Emitter) -> list[ir.Value]:
         """``[B, S, H] -> [B, 1, H]``."""
-        rows = _producer(node.inputs[0], "Slice")
+        rows = producer_of(node.inputs[0], "Slice")
         hidden = rows.inputs[0] if rows is not None else node.inputs[0]
         index = emit.op("Unsqueeze", emit.inputs[LAST_TOKEN_IDS], emit.ints(1, 2))
         return [emit.op("GatherND", hidden, index, batch_dims=1)]

@@ -1,0 +1,27 @@
+"""What rules ask of the nodes they match."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+LAST = -1
+
+
+def int_attribute(node: ir.Node, name: str, default: int = 0) -> int:
+    """An attribute's value, or ``default`` where the node does not give it."""
+    return node.attributes[name].as_int() if name in node.attributes else default
+
+
+def producer_of(value: ir.Value | None, op_type: str) -> ir.Node | None:
+    """The node that makes a value, where it is of that operator."""
+    node = value.producer() if value is not None else None
+    return node if node is not None and node.op_type == op_type else None
+
+
+def last_dim(value: ir.Value | None) -> int:
+    """The size of the last axis, which canonical programs always know."""
+    assert value is not None
+    assert value.shape is not None
+    size = value.shape[LAST]
+    assert isinstance(size, int)
+    return size
