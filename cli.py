@@ -82,7 +82,7 @@ def export(checkpoint: str, out: Path, family: str | None, force: bool, **option
     refuse_overwrite(out, force=force)
     opened = api.open_checkpoint(checkpoint, family)
     target = settle(opened.config, **options)
-    show_plan(MESSAGES, opened, plan_export(opened, out, target.dtype, target.recipe), target)
+    show_plan(MESSAGES, opened, plan_export(opened, out, target.dtype, target.quantization), target)
     with ProgressBars(MESSAGES) as bars:
         program = api.export(opened, out, **options, force=force, progress=bars)
     show_written(MESSAGES, program)

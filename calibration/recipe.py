@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 from glm_export.errors import InputError
@@ -15,6 +17,12 @@ ROUTED_BOUND = 0.5
 """A rounded activation can send a token to another expert, and its values jump: golden GLM-4.5 needs 0.25."""
 BITS = (4, 8)
 BLOCKS = (16, 32, 64, 128, 256)
+LEVELS = {"int8": 127, "int4": 7, "float8e4m3fn": 448}
+"""The largest value of a stored dtype that symmetric rounding uses."""
+RUNTIME_DIALECT = "ort"
+"""The dialect with operators of its own for quantized products; the others say Q/DQ."""
+WIDE_QDQ_DIALECTS = frozenset({"onnx", "ort", "tensorrt"})
+"""Dialects whose Q/DQ take float16 scales, 4-bit integers and 8-bit floats: opset 21 and later."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +53,29 @@ class ChannelWeights:
     """
 
 
-WeightForm = BlockWeights | ChannelWeights
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QdqWeights:
+    """Explicit quantization: ``DequantizeLinear(weight) -> MatMul``, symmetric, zero point 0, positive scales.
+
+    ``dtype``: a key of :data:`LEVELS`. ``block`` None: one scale an output channel, ``[K, N]`` has scales ``[N]`` on
+    axis 1. Otherwise ``block`` neighbours along axis 0 share one: scales ``[ceil(K / block), N]``. ``activations``: the
+    product's input goes through ``QuantizeLinear -> DequantizeLinear`` in the same dtype, with one scale a tensor
+    that calibration found. So a runtime may multiply integers, and one that cannot computes the same in floats.
+    """
+
+    dtype: str = "int8"
+    block: int | None = None
+    activations: bool = False
+
+    def __post_init__(self) -> None:
+        if self.dtype not in LEVELS or (self.block is not None and self.block not in BLOCKS):
+            raise InputError(
+                f"Q/DQ weights are {', '.join(LEVELS)} with blocks of {BLOCKS} or none; "
+                f"found {self.dtype}, {self.block}"
+            )
+
+
+WeightForm = BlockWeights | ChannelWeights | QdqWeights
 
 
 class Forms(NamedTuple):
@@ -59,36 +89,87 @@ class Forms(NamedTuple):
         return self.prompt if self.prompt is not None and tokens > PROMPT_TOKENS else self.step
 
 
+class Spared(NamedTuple):
+    """Linear weights a recipe leaves in float: a pattern of parameter names (``*`` stands for anything), and why."""
+
+    pattern: str
+    reason: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
     """What is quantized, and how.
 
-    ``layers``: form of the linear layers' weights. ``head``: of the last product; None spares it. ``prompt``: a second
-    form of the same layers that reads prompts, kept beside the first, which then decodes. ``embedding``: of the table
-    tokens are looked up in, which costs no speed and leaves 9 bits of a value; None spares it. ``dialects`` and
-    ``dtypes``: where the form has operators. ``bound``: what ``check`` grants the rounding of activations, as a share
-    of an output's largest value; weights are rounded in its reference as well.
+    ``layers``: form of the linear layers' weights where the dialect has operators for it; None leaves them.
+    ``explicit``: their form in the other dialects, which say Q/DQ. ``head``, ``explicit_head``: of the last product;
+    None spares it.
+    ``prompt``: a second form of the same layers that reads prompts, kept beside the first, which then decodes.
+    ``embedding``: of the table tokens are looked up in, which costs no speed and leaves 9 bits of a value; None spares
+    it. ``dialects`` and ``dtypes``: where the form has operators. ``bound``: what ``check`` grants the rounding of
+    activations, as a share of an output's largest value; weights are rounded in its reference as well.
+
+    ``smoothing``: ``smoothquant`` or ``awq``, scales moved from activations into weights. ``rounding``: ``nearest`` or
+    ``gptq``, which calibration itself does. ``observer``: which threshold of the ranges scales activations.
+    ``kv``: keys and values are kept as int8. ``spared``: linear weights left in float.
     """
 
     name: str
     summary: str
-    layers: WeightForm
+    layers: WeightForm | None
     head: WeightForm | None
     dialects: frozenset[str]
     dtypes: frozenset[str]
     bound: float
+    explicit: QdqWeights | None = None
+    explicit_head: QdqWeights | None = None
     prompt: WeightForm | None = None
     embedding: BlockWeights | None = BlockWeights(bits=8, block=32)
+    smoothing: str | None = None
+    rounding: str = "nearest"
+    observer: str = "min_max"
+    kv: bool = False
+    spared: tuple[Spared, ...] = ()
 
-    def forms(self, linear_weights: list[str], hidden_size: int) -> dict[str, Forms]:
+    @property
+    def static_activations(self) -> bool:
+        """Whether activations are rounded with scales found beforehand."""
+        return any(isinstance(form, QdqWeights) and form.activations for form in (self.layers, self.explicit))
+
+    @property
+    def needs(self) -> str:
+        """What an export needs besides the checkpoint: nothing, ``ranges``, or ranges made for this recipe."""
+        if self.rounding == "gptq":
+            return f"ranges made with --recipe {self.name}"
+        return "ranges" if self.static_activations or self.smoothing or self.kv else "nothing"
+
+    def carried_by(self, dialect: str) -> Recipe:
+        """The recipe in the forms this dialect has operators for."""
+        if dialect == RUNTIME_DIALECT and self.layers is not None:
+            return self
+        bound = self.bound if self.static_activations or self.kv else 0.0
+        return replace(self, layers=self.explicit, head=self.explicit_head, prompt=None, embedding=None, bound=bound)
+
+    def forms(
+        self, linear_weights: list[str], hidden_size: int, left_in_float: Collection[str] = ()
+    ) -> dict[str, Forms]:
         """The forms of each linear layer's weight and the embedding, by parameter name; spared ones are missing.
 
         An embedding whose rows are no multiple of its block is spared too: its operator cuts no block short.
+
+        Args:
+            linear_weights: parameter names.
+            hidden_size: width of an embedding's row.
+            left_in_float: linear weights spared besides those the recipe names.
         """
         table = {}
         if self.embedding is not None and hidden_size % self.embedding.block == 0:
             table[EMBEDDING] = Forms(self.embedding)
-        return table | self._linear_forms(linear_weights)
+        kept = [name for name in linear_weights if name not in left_in_float and self.spares(name) is None]
+        return table | self._linear_forms(kept)
+
+    def spares(self, name: str) -> Spared | None:
+        """The first rule that leaves this weight in float."""
+        return next((rule for rule in self.spared if fnmatchcase(name, rule.pattern)), None)
 
     def _linear_forms(self, linear_weights: list[str]) -> dict[str, Forms]:
         chosen = {name: (self.head, None) if name == HEAD else (self.layers, self.prompt) for name in linear_weights}
@@ -104,7 +185,12 @@ class Recipe:
         Raises:
             InputError: naming those that can.
         """
-        for option, value, known in (("dialect", dialect, self.dialects), ("dtype", dtype, self.dtypes)):
+        dtypes = self.dtypes
+        if dialect not in WIDE_QDQ_DIALECTS:
+            dtypes &= {"float32"}
+        if dialect == RUNTIME_DIALECT and self.layers is not None:
+            dtypes -= {"bfloat16"}
+        for option, value, known in (("dialect", dialect, self.dialects), ("dtype", dtype, dtypes)):
             if value not in known:
                 raise InputError(
                     f"recipe {self.name} needs --{option} {' or '.join(sorted(known))}; found {option} {value}"

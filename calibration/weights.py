@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from glm_export.calibration.recipe import BlockWeights, ChannelWeights, WeightForm
+from glm_export.calibration.recipe import LEVELS, BlockWeights, ChannelWeights, QdqWeights, WeightForm
+from glm_export.calibration.symmetric import dequantize_symmetric, quantize_symmetric, symmetric_scales
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,13 +60,46 @@ def dequantize_rows(rows: QuantizedRows, form: BlockWeights, columns: int) -> Te
     return values_NCB.flatten(1)[:, :columns]
 
 
-def rounded(weight_NK: Tensor, form: WeightForm) -> Tensor:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GivenIntegers:
+    """A weight that was rounded beforehand: int8 ``[N, K]`` and float32 scales ``[N, C]``, symmetric, zero point 0."""
+
+    integers: Tensor
+    scales: Tensor
+
+    def packed_rows(self, form: BlockWeights) -> QuantizedRows:
+        """The same integers as ``MatMulNBits`` reads them, counted from the middle of their range."""
+        columns, blocks = self.integers.shape[1], self.scales.shape[1]
+        unsigned = (self.integers.to(torch.int16) + (1 << form.bits - 1)).to(torch.uint8)
+        filled = functional.pad(unsigned, (0, blocks * form.block - columns), value=1 << form.bits - 1)
+        packed = _packed(filled.view(len(filled), blocks, form.block), form.bits)
+        return QuantizedRows(packed=packed, scales=self.scales, zero_points=None)
+
+
+def rounded(weight_NK: Tensor, form: WeightForm, given: GivenIntegers | None = None) -> Tensor:
     """The weight a form keeps: rounded to integers and back, float32 ``[N, K]``."""
+    block = form.block if not isinstance(form, ChannelWeights) else None
+    if given is not None:
+        return dequantize_symmetric(given.integers, given.scales, block=block)
     if isinstance(form, ChannelWeights):
         scales_N = channel_scales(weight_NK)
         columns_KN = quantize_channels(weight_NK.float().t(), scales_N).float() * scales_N
         return columns_KN.t()
+    if isinstance(form, QdqWeights):
+        levels = LEVELS[form.dtype]
+        scales_NC = symmetric_scales(weight_NK, levels=levels, block=block)
+        if form.dtype.startswith("float8"):
+            return float8_columns(weight_NK.float().t(), scales_NC[:, 0]).float().t() * scales_NC
+        return dequantize_symmetric(
+            quantize_symmetric(weight_NK, scales_NC, levels=levels, block=block), scales_NC, block=block
+        )
     return dequantize_rows(quantize_rows(weight_NK, form), form, weight_NK.shape[1])
+
+
+def float8_columns(columns_KN: Tensor, scales_N: Tensor) -> Tensor:
+    """Round ``[K, N]`` float32 to E4M3, each column by its scale; what is larger saturates."""
+    largest = float(LEVELS["float8e4m3fn"])
+    return (columns_KN / scales_N).clamp_(-largest, largest).to(torch.float8_e4m3fn)
 
 
 def channel_scales(rows_NK: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
@@ -18,6 +18,7 @@ from glm_export.tokenizers import stop_ids
 from glm_export.tokenizers.chat import Message
 
 if TYPE_CHECKING:  # an exported folder runs without torch; what needs it imports it when it is called
+    from glm_export.calibration.ranges import Ranges
     from glm_export.checkpoint import Checkpoint
     from glm_export.proof import CheckReport
 
@@ -51,6 +52,8 @@ def export(
     logits: str | None = None,
     recipe: str | None = None,
     max_length: int | None = None,
+    ranges: Source | Ranges | None = None,
+    left_in_float: Mapping[str, str] | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> OnnxProgram:
@@ -64,6 +67,8 @@ def export(
         logits: ``all`` or ``last``; None: as the dialect has it.
         recipe: a name from ``calibration/recipes``, to quantize.
         max_length: tokens a static cache holds, where the dialect has one.
+        ranges: a folder of :func:`calibrate`, where the recipe needs it.
+        left_in_float: linear weights to spare besides the recipe's, and why.
         force: replace an exported folder.
         progress: shows the long steps.
     """
@@ -71,8 +76,22 @@ def export(
 
     return exporter.export(
         open_checkpoint(source), Path(out), dialect=dialect, dtype=dtype, logits=logits, recipe=recipe,
-        max_length=max_length, force=force, progress=progress,
+        max_length=max_length, ranges=open_ranges(ranges), left_in_float=left_in_float, force=force,
+        progress=progress,
     )  # fmt: skip
+
+
+def open_ranges(source: Source | Ranges | None) -> Ranges | None:
+    """A folder that ``calibrate`` wrote, opened; None stays None.
+
+    Raises:
+        GlmExportError: see :func:`glm_export.calibration.ranges.load_ranges`.
+    """
+    if not isinstance(source, str | Path):
+        return source
+    from glm_export.calibration.ranges import load_ranges
+
+    return load_ranges(Path(source))
 
 
 def load_session(source: Source | OnnxProgram | Checkpoint, *, family: str | None = None) -> Session:

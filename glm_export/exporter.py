@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -37,15 +37,21 @@ from glm_export.artifacts import (
     whole_folder,
     write_json,
 )  # fmt: skip
-from glm_export.calibration.recipe import EMBEDDING, Recipe
+from glm_export.calibration.prepared import PreparedWeights
+from glm_export.calibration.quantization import Quantization
+from glm_export.calibration.ranges import Ranges, fingerprint
+from glm_export.calibration.recipe import EMBEDDING, Forms
 from glm_export.checkpoint import Checkpoint
 from glm_export.config import GlmConfig
 from glm_export.errors import EnvironmentMissingError, InputError
 from glm_export.graphs import dialects
 from glm_export.graphs.invariants import check_invariants
 from glm_export.graphs.lower import lower
-from glm_export.graphs.lowerings.quantized import quantized_dialect, quantizing_rules
-from glm_export.graphs.rule import ONNX_DTYPES
+from glm_export.graphs.lowerings.explicit import InputNumbers
+from glm_export.graphs.lowerings.quantized import quantizing_rules
+from glm_export.graphs.lowerings.quantized_cache import quantized_cache_rules
+from glm_export.graphs.lowerings.stored_weights import quantized_dialect
+from glm_export.graphs.rule import ONNX_DTYPES, CountedRule
 from glm_export.graphs.tidy import tidy
 from glm_export.modeling import Decoder, building_in, linear_weights
 from glm_export.progress import Progress, Silent
@@ -79,8 +85,8 @@ class ExportPlan:
     stored: tuple[StoredTensor, ...]
 
 
-def plan_export(checkpoint: Checkpoint, out: Path, dtype: str, recipe: Recipe | None = None) -> ExportPlan:
-    """Work out sizes and memory; ``recipe`` says which weights are quantized.
+def plan_export(checkpoint: Checkpoint, out: Path, dtype: str, quantization: Quantization | None = None) -> ExportPlan:
+    """Work out sizes and memory; ``quantization`` says which weights are quantized.
 
     Raises:
         EnvironmentMissingError: the disk cannot hold the output.
@@ -88,7 +94,7 @@ def plan_export(checkpoint: Checkpoint, out: Path, dtype: str, recipe: Recipe | 
     config = checkpoint.config
     with torch.device("meta"), building_in(getattr(torch, dtype)):
         model = Decoder(untied(config))
-    stored = plan_weights(model, recipe.forms(linear_weights(model), config.hidden_size) if recipe else None)
+    stored = plan_weights(model, quantization.forms(linear_weights(model), config) if quantization else None)
     output = stored[-1].offset + stored[-1].length + config.num_layers * GRAPH_BYTES_PER_LAYER
     home = next(parent for parent in (out, *out.absolute().parents) if parent.exists())
     free = shutil.disk_usage(home).free
@@ -192,14 +198,29 @@ def program_graph(config: GlmConfig, target: Target, stored: tuple[StoredTensor,
     signature = decoder_signature(config, dtype=dtype, logits=logits)
     model = trace(config, signature, dtype=dtype, logits=logits, opset=canonical.opset)
     quantized = {entry.source for entry in stored if entry.form is not None}
-    forms = target.recipe.forms(sorted(quantized - {EMBEDDING}), config.hidden_size) if target.recipe else {}
+    quantization = target.quantization
+    forms = quantization.forms(sorted(quantized - {EMBEDDING}), config) if quantization else {}
     transposed = frozenset(entry.source for entry in stored if entry.transposed) | quantized - {EMBEDDING}
     tidy(model, signature, wrapper=WRAPPER, transposed=transposed)
     check_invariants(model, canonical, config, signature)
-    if target.dialect is not canonical or forms:
-        lower(model, target.dialect, config, target.signature, quantizing_rules(forms, dtype))
-        check_invariants(model, quantized_dialect(target.dialect, forms), config, target.signature)
+    if target.dialect is not canonical or quantization:
+        lower(model, target.dialect, config, target.signature, _rules_of(quantization, forms, target, config))
+        kv = bool(quantization and quantization.kv_scales)
+        check_invariants(model, quantized_dialect(target.dialect, forms, kv=kv), config, target.signature)
     return model
+
+
+def _rules_of(
+    quantization: Quantization | None, forms: Mapping[str, Forms], target: Target, config: GlmConfig
+) -> list[CountedRule]:
+    """What a recipe adds to the dialect's own rules."""
+    if quantization is None:
+        return []
+    numbers = InputNumbers(scales=quantization.input_scales, divisors=quantization.divisors(config))
+    return [
+        *quantizing_rules(forms, target.dtype, numbers),
+        *quantized_cache_rules(quantization.kv_scales, target.dtype, config, target.dialect.name),
+    ]
 
 
 def export(
@@ -211,6 +232,8 @@ def export(
     logits: str | None = None,
     recipe: str | None = None,
     max_length: int | None = None,
+    ranges: Ranges | None = None,
+    left_in_float: Mapping[str, str] | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> OnnxProgram:
@@ -224,6 +247,8 @@ def export(
         logits: ``all``: of every token, ``last``: of the last one; None: as the dialect has it.
         recipe: a name from ``calibration/recipes``: which weights are quantized, and how.
         max_length: tokens a static cache holds, where the dialect has one.
+        ranges: what calibration measured on this checkpoint, where the recipe needs it.
+        left_in_float: linear weights to spare besides the recipe's, and why.
         force: replace an exported folder.
         progress: shows the long steps.
 
@@ -235,18 +260,32 @@ def export(
         CheckpointError: tensors are missing, mis-shaped, damaged, or not finite.
         EnvironmentMissingError: the disk cannot hold the output.
     """
+    refuse_other_ranges(ranges, checkpoint)
     target = settle(
-        checkpoint.config, dialect=dialect, dtype=dtype, logits=logits, recipe=recipe, max_length=max_length
-    )
+        checkpoint.config, dialect=dialect, dtype=dtype, logits=logits, recipe=recipe, max_length=max_length,
+        ranges=ranges, left_in_float=left_in_float,
+    )  # fmt: skip
     refuse_overwrite(out, force=force)
     checkpoint.audit()
-    plan = plan_export(checkpoint, out, dtype, target.recipe)
+    plan = plan_export(checkpoint, out, dtype, target.quantization)
     with whole_folder(out) as folder:
         # First: converting a tokenizer takes memory that tracing takes again.
         write_runtime_files(checkpoint, folder, dtype, target.signature)
+        if target.quantization is not None:
+            target.quantization.save(folder)
         written = _write_model(checkpoint, folder, plan, target, progress or Silent())
         write_json(folder / MANIFEST, _manifest(checkpoint, folder, plan, target, written))
     return load_program(out)
+
+
+def refuse_other_ranges(ranges: Ranges | None, checkpoint: Checkpoint) -> None:
+    """See that ranges were measured on this checkpoint.
+
+    Raises:
+        InputError: they were not.
+    """
+    if ranges is not None:
+        ranges.refuse_other(fingerprint(checkpoint.folder / "config.json", checkpoint.files), checkpoint.folder)
 
 
 def _manifest(
@@ -264,6 +303,7 @@ def _manifest(
         "dtype": target.dtype,
         "logits": target.logits,
         "recipe": target.recipe.name if target.recipe else None,
+        "left_in_float": dict(target.quantization.left_in_float) if target.quantization else {},
         "parameters": plan.parameters,
         "signature": target.signature.to_json(),
         "packages": package_versions(),
@@ -292,7 +332,11 @@ def _write_model(
     def write() -> None:
         with _timed(seconds, "weights"):
             waited = write_weights(
-                folder / WEIGHTS, list(plan.stored), checkpoint, cancelled=cancelled, advance=writing
+                folder / WEIGHTS,
+                list(plan.stored),
+                PreparedWeights(checkpoint, target.quantization),
+                cancelled=cancelled,
+                advance=writing,
             )
         seconds["weights, waiting for the disk"] = round(waited, 2)
 

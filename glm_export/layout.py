@@ -7,6 +7,7 @@ Shapes: B batch, S new tokens, P past columns, T = P + S, K key-value heads, D h
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,8 @@ from glm_export.signature import (
     WRITE_INDICES,
     Cache,
     Signature,
+    past_names,
+    present_names,
 )  # fmt: skip
 
 Tensors = dict[str, NDArray[Any]]
@@ -161,3 +164,26 @@ def leave(outputs: Tensors, tensors: Tensors, signature: Signature, *, prefix: b
     if signature.cache is Cache.GROWING:
         return outputs
     return from_static(outputs, tensors[ATTENTION_MASK].shape[-1]) if prefix else to_canonical(outputs, tensors)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IntegerCache:
+    """Keys and values of float callers for a program that keeps int8. ``scales``: of key and value by layer."""
+
+    scales: NDArray[np.float32]
+
+    def enter(self, tensors: Tensors) -> Tensors:
+        """Pasts as the program keeps them."""
+        return tensors | {
+            name: np.clip(np.rint(tensors[name].astype(np.float32) / scale), -128, 127).astype(np.int8)
+            for name, scale in self._scale_of(past_names)
+        }
+
+    def leave(self, outputs: Tensors) -> Tensors:
+        """Presents as floats."""
+        scale_of = dict(self._scale_of(present_names))
+        return outputs | {name: outputs[name].astype(np.float32) * scale for name, scale in scale_of.items()}
+
+    def _scale_of(self, names: Callable[[int], tuple[str, str]]) -> Iterator[tuple[str, np.float32]]:
+        for layer, scales in enumerate(self.scales):
+            yield from zip(names(layer), scales, strict=True)

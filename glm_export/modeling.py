@@ -12,7 +12,7 @@ glm-4-9b-chat; ``modeling_glm.py``, ``modeling_glm4.py`` and ``modeling_glm4_moe
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -63,23 +63,33 @@ class Attention(nn.Module):
         if config.qk_norm:
             self.q_norm = nn.RMSNorm(config.head_dim, eps=config.norm_eps)
             self.k_norm = nn.RMSNorm(config.head_dim, eps=config.norm_eps)
+        # What a simulation does to new keys and values before they are kept: see calibration/simulation.py.
+        self.keep_rounded: tuple[Callable[[Tensor], Tensor], ...] = ()
 
     def forward(
         self, x_BSH: Tensor, turn: Rotation | None, mask_B1ST: Tensor, past: KeyValue
     ) -> tuple[Tensor, KeyValue]:
         """Return ``[B, S, H]`` and the layer's keys and values ``[B, K, T, D]``."""
         config = self.config
-        q_BSC, k_BSC, v_BSC = self.qkv(x_BSH).split((config.q_size, config.kv_size, config.kv_size), dim=-1)
+        q_BSC, k_BSC, v_BSC = self.turned(self.qkv(x_BSH), turn)
+        if self.keep_rounded:
+            k_BSC, v_BSC = (keep(x) for keep, x in zip(self.keep_rounded, (k_BSC, v_BSC), strict=True))
+        output_BSC, key, value = grouped_attention(
+            q_BSC, k_BSC, v_BSC, mask_B1ST, *past, num_heads=config.num_heads, kv_heads=config.kv_heads
+        )
+        return self.dense(output_BSC), (key, value)
+
+    def turned(self, qkv_BSC: Tensor, turn: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries ``[B, S, N * D]``, keys and values ``[B, S, K * D]`` of the projection, ready for attention."""
+        config = self.config
+        q_BSC, k_BSC, v_BSC = torch.split(qkv_BSC, (config.q_size, config.kv_size, config.kv_size), dim=-1)
         if config.qk_norm:
             q_BSC, k_BSC = _each_head(self.q_norm, q_BSC, config), _each_head(self.k_norm, k_BSC, config)
         if turn is not None and config.rotary is not None:
             interleaved = config.rotary.interleaved
             q_BSC = rotary_embedding(q_BSC, turn, num_heads=config.num_heads, interleaved=interleaved)
             k_BSC = rotary_embedding(k_BSC, turn, num_heads=config.kv_heads, interleaved=interleaved)
-        output_BSC, key, value = grouped_attention(
-            q_BSC, k_BSC, v_BSC, mask_B1ST, *past, num_heads=config.num_heads, kv_heads=config.kv_heads
-        )
-        return self.dense(output_BSC), (key, value)
+        return q_BSC, k_BSC, v_BSC
 
 
 def _each_head(head_norm: nn.Module, x_BSC: Tensor, config: GlmConfig) -> Tensor:
@@ -261,23 +271,8 @@ class Decoder(nn.Module):
                 the label ``label_shift`` tokens on.
             last_logits_only: compute logits ``[B, 1, V]`` of the last token.
         """
-        batch, query_len = input_ids_BS.shape
-        past = self.empty_cache(batch) if past_key_values is None else past_key_values
-        past_len = past[0][0].shape[2]
-        if position_ids is None:
-            position_ids = self._counted_positions(input_ids_BS, past_len)
-        if attention_mask is None or not self.config.prefix_mask:
-            real_BT = input_ids_BS.new_ones(batch, past_len + query_len) if attention_mask is None else attention_mask
-            mask_B1ST = causal_mask(real_BT, query_len)
-        else:
-            mask_B1ST = prefix_mask(attention_mask)
-        hidden_BSH = self.embedding(input_ids_BS)
-        turn = None
-        if self.config.rotary is None:
-            places, blocks = self.position_embedding(position_ids[:, 0]), self.block_embedding(position_ids[:, 1])
-            hidden_BSH = hidden_BSH + places + blocks
-        else:
-            turn = rotation(self.cos, self.sin, position_ids)
+        past = self.empty_cache(input_ids_BS.shape[0]) if past_key_values is None else past_key_values
+        hidden_BSH, turn, mask_B1ST = self.enter(input_ids_BS, attention_mask, position_ids, past[0][0].shape[2])
         present: list[KeyValue] = []
         for layer, layer_past in zip(self.layers, past, strict=True):
             hidden_BSH, layer_present = layer(hidden_BSH, turn, mask_B1ST, layer_past)
@@ -288,6 +283,24 @@ class Decoder(nn.Module):
         logits_BSV = self.head(hidden_BSH)
         loss = None if labels_BS is None else label_loss(logits_BSV, labels_BS, shift=self.config.label_shift)
         return DecoderOutput(logits=logits_BSV, past_key_values=present, loss=loss)
+
+    def enter(
+        self, input_ids_BS: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None, past_len: int
+    ) -> tuple[Tensor, Rotation | None, Tensor]:
+        """What the first layer reads ``[B, S, H]``, and what every layer turns and masks by."""
+        batch, query_len = input_ids_BS.shape
+        if position_ids is None:
+            position_ids = self._counted_positions(input_ids_BS, past_len)
+        if attention_mask is None or not self.config.prefix_mask:
+            real_BT = input_ids_BS.new_ones(batch, past_len + query_len) if attention_mask is None else attention_mask
+            mask_B1ST = causal_mask(real_BT, query_len)
+        else:
+            mask_B1ST = prefix_mask(attention_mask)
+        hidden_BSH = self.embedding(input_ids_BS)
+        if self.config.rotary is not None:
+            return hidden_BSH, rotation(self.cos, self.sin, position_ids), mask_B1ST
+        places, blocks = self.position_embedding(position_ids[:, 0]), self.block_embedding(position_ids[:, 1])
+        return hidden_BSH + places + blocks, None, mask_B1ST
 
     def _counted_positions(self, input_ids_BS: Tensor, past_len: int) -> Tensor:
         batch, query_len = input_ids_BS.shape

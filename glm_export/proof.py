@@ -15,6 +15,7 @@ from polygraphy.logger import G_LOGGER
 
 from glm_export.artifacts import OnnxProgram
 from glm_export.calibration import recipes
+from glm_export.calibration.quantization import Quantization
 from glm_export.checkpoint import Checkpoint, file_sha256
 from glm_export.compare import TOLERANCES, ParityReport, compare_runs
 from glm_export.config import GlmConfig
@@ -206,10 +207,10 @@ def run_both(reference: TorchSession, program: OnnxProgram, candidate: OrtSessio
     signature = canonical_signature(candidate.program)
     own = SessionRunner("onnxruntime", candidate, signature)
     # Where the program's layout is the canonical one, Polygraphy runs it without our session between.
-    growing = candidate.program.signature.cache is Cache.GROWING
+    own_cache = candidate.program.signature.cache is not Cache.GROWING or candidate.program.signature.cache_is_integer
     runners = [
         ReferenceRunner(reference, program, signature),
-        OnnxrtRunner(lambda: candidate.runtime, name="onnxruntime") if growing else own,
+        OnnxrtRunner(lambda: candidate.runtime, name="onnxruntime") if not own_cache else own,
     ]
     with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
         return Comparator.run(runners, data_loader=[case.tensors for case in cases])
@@ -238,8 +239,12 @@ def check(program: OnnxProgram, checkpoint: Checkpoint, reference_dtype: str = "
     """
     refuse_other_checkpoint(program, checkpoint)
     looser = max(program.dtype, reference_dtype, key=TOLERANCES.__getitem__)
-    recipe = recipes.load(program.recipe) if program.recipe else None
-    with TorchSession(checkpoint, reference_dtype, recipe=recipe) as reference, OrtSession(program) as candidate:
+    quantization = quantization_of(program)
+    recipe = quantization.recipe if quantization else None
+    with (
+        TorchSession(checkpoint, reference_dtype, quantization=quantization) as reference,
+        OrtSession(program) as candidate,
+    ):
         signature = candidate.program.signature
         room = signature.static_length if signature.cache is Cache.STATIC else 0
         canonical = canonical_signature(candidate.program)
@@ -249,6 +254,14 @@ def check(program: OnnxProgram, checkpoint: Checkpoint, reference_dtype: str = "
         parity = compare_runs(results, [case.name for case in cases], looser, granted)
         equal, total = greedy_agreement(reference, candidate)
     return CheckReport(parity=parity, greedy_equal=equal, greedy_total=total, recipe=program.recipe)
+
+
+def quantization_of(program: OnnxProgram) -> Quantization | None:
+    """What a program was quantized with; None where it was not."""
+    if program.recipe is None:
+        return None
+    recipe = recipes.load(program.recipe).carried_by(program.dialect)
+    return Quantization.load(program.folder, recipe, program.manifest["left_in_float"])
 
 
 def greedy_agreement(reference: Session, candidate: Session, seed: int = 1) -> tuple[int, int]:

@@ -27,6 +27,10 @@ LOGITS = "logits"
 
 DTYPES = ("float32", "float16", "bfloat16")
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+STORED_BITS = {
+    "float32": 32, "float16": 16, "bfloat16": 16, "float8e4m3fn": 8, "int64": 64, "int8": 8, "uint8": 8, "int4": 4,
+}  # fmt: skip
+"""Of one value in a file of weights."""
 CACHE_LENGTH_AXIS = 2
 LOGITS_KINDS = ("all", "last")
 """Logits of every token ``[B, S, V]``, or of the last one ``[B, 1, V]``."""
@@ -115,6 +119,11 @@ class Signature:
         return length
 
     @property
+    def cache_is_integer(self) -> bool:
+        """Whether keys and values are kept as integers."""
+        return self.input(past_names(0)[0]).dtype == "int8"
+
+    @property
     def last_logits_only(self) -> bool:
         """Whether logits are ``[B, 1, V]``."""
         return any(spec.name == LOGITS and spec.dims[1] == 1 for spec in self.outputs)
@@ -146,16 +155,23 @@ class Signature:
 
 
 def decoder_signature(
-    config: GlmConfig, *, dtype: str, logits: str, cache: Cache = Cache.GROWING, max_length: int = 0
+    config: GlmConfig,
+    *,
+    dtype: str,
+    logits: str,
+    cache: Cache = Cache.GROWING,
+    max_length: int = 0,
+    cache_dtype: str | None = None,
 ) -> Signature:
     """What a decoder takes and returns.
 
     Args:
         config: the sizes.
-        dtype: of cache and logits, one of :data:`DTYPES`.
+        dtype: of logits and cache, one of :data:`DTYPES`.
         logits: one of :data:`LOGITS_KINDS`.
         cache: how keys and values are kept.
         max_length: columns of a static cache.
+        cache_dtype: of keys and values, where it is another.
     """
     layers = range(config.num_layers)
     static = cache is Cache.STATIC
@@ -163,7 +179,7 @@ def decoder_signature(
 
     def pairs(names: tuple[str, str], length: int | str) -> list[TensorSpec]:
         dims = (BATCH, config.kv_heads, length, config.head_dim)
-        return [TensorSpec(name=name, dtype=dtype, dims=dims) for name in names]
+        return [TensorSpec(name=name, dtype=cache_dtype or dtype, dims=dims) for name in names]
 
     rows = SEQUENCE if logits == "all" else 1
     return Signature(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from glm_export.calibration import recipes
+from glm_export.calibration.quantization import Quantization
+from glm_export.calibration.ranges import Ranges
 from glm_export.calibration.recipe import Recipe
 from glm_export.config import GlmConfig
 from glm_export.errors import InputError
@@ -24,7 +27,12 @@ class Target:
     dtype: str
     logits: str
     signature: Signature
-    recipe: Recipe | None = None
+    quantization: Quantization | None = None
+
+    @property
+    def recipe(self) -> Recipe | None:
+        """In the forms of the dialect; None leaves weights as they are."""
+        return self.quantization.recipe if self.quantization else None
 
 
 def settle(
@@ -35,6 +43,8 @@ def settle(
     logits: str | None = None,
     recipe: str | None = None,
     max_length: int | None = None,
+    ranges: Ranges | None = None,
+    left_in_float: Mapping[str, str] | None = None,
 ) -> Target:
     """Fill in what was left open, and refuse what does not go together.
 
@@ -45,6 +55,8 @@ def settle(
         logits: one of ``LOGITS_KINDS``; None takes the dialect's own.
         recipe: a name from ``calibration/recipes``; None leaves weights as they are.
         max_length: tokens a static cache holds; None takes the context, at most :data:`MAX_LENGTH`.
+        ranges: what calibration measured, where the recipe needs it.
+        left_in_float: linear weights to spare besides the recipe's, and why.
 
     Raises:
         InputError: an option is unknown, or does not fit the others.
@@ -60,8 +72,22 @@ def settle(
     length = max_length or min(MAX_LENGTH, config.max_positions)
     if not 0 < length <= config.max_positions:
         raise InputError(f"--max-length must be 1 to {config.max_positions}, the model's context; found {length}")
-    chosen = recipes.load(recipe) if recipe is not None else None
-    if chosen is not None:
-        chosen.refuse_unfit(dialect, dtype)
-    signature = decoder_signature(config, dtype=dtype, logits=logits, cache=cache, max_length=length)
-    return Target(dialect=record, dtype=dtype, logits=logits, signature=signature, recipe=chosen)
+    quantization = _quantization(recipe, dialect, dtype, ranges, left_in_float) if recipe is not None else None
+    signature = decoder_signature(
+        config, dtype=dtype, logits=logits, cache=cache, max_length=length,
+        cache_dtype="int8" if quantization is not None and quantization.kv_scales else None,
+    )  # fmt: skip
+    return Target(dialect=record, dtype=dtype, logits=logits, signature=signature, quantization=quantization)
+
+
+def _quantization(
+    name: str, dialect: str, dtype: str, ranges: Ranges | None, left_in_float: Mapping[str, str] | None
+) -> Quantization:
+    recipe = recipes.load(name)
+    recipe.refuse_unfit(dialect, dtype)
+    carried = recipe.carried_by(dialect)
+    if carried.needs == "nothing":
+        return Quantization(recipe=carried, left_in_float=left_in_float or {})
+    if ranges is None:
+        raise InputError(f"recipe {name} needs {carried.needs}; run 'glm-export calibrate' and give --ranges")
+    return ranges.quantization(carried, dtype, left_in_float)

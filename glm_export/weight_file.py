@@ -16,21 +16,27 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from glm_export.calibration.recipe import BlockWeights, ChannelWeights, Forms, WeightForm
-from glm_export.calibration.weights import channel_scales, quantize_channels, quantize_rows
-from glm_export.checkpoint import Checkpoint
+from glm_export.calibration.prepared import PreparedWeights
+from glm_export.calibration.recipe import LEVELS, BlockWeights, ChannelWeights, Forms, QdqWeights, WeightForm
+from glm_export.calibration.symmetric import symmetric_scales
+from glm_export.calibration.weights import (
+    GivenIntegers,
+    channel_scales,
+    float8_columns,
+    quantize_channels,
+    quantize_rows,
+)  # fmt: skip
 from glm_export.config import GlmConfig
 from glm_export.direct_file import DirectFile
 from glm_export.errors import CheckpointError, EnvironmentMissingError
-from glm_export.graphs.lowerings.quantized import PROMPT, stored_parts
+from glm_export.graphs.lowerings.stored_weights import PROMPT, SCALES, stored_parts
 from glm_export.graphs.patterns.rotary import rotary_tables
 from glm_export.progress import Advance
-from glm_export.signature import TensorSpec
+from glm_export.signature import STORED_BITS, TensorSpec
 
 # A few megabytes: fits the cache while it is transposed, large enough that threads seldom meet.
 BLOCK_ELEMENTS = 1 << 22
 FEWEST_COLUMNS = 64
-SHOWN_SOURCES = 3
 # Runtimes map large external tensors only from aligned offsets; 64 KiB serves every platform.
 LARGE_BYTES, LARGE_ALIGNMENT, SMALL_ALIGNMENT = 1 << 20, 1 << 16, 64
 
@@ -82,7 +88,7 @@ def plan_weights(model: nn.Module, forms: Mapping[str, Forms] | None = None) -> 
                 parts = stored_parts(name + PROMPT, shape[0], shape[1], both.prompt, dtype)
                 specs += [(spec, both.prompt) for spec in parts]
         for spec, form in specs:
-            length = torch.Size(spec.shape()).numel() * getattr(torch, spec.dtype).itemsize
+            length = torch.Size(spec.shape()).numel() * STORED_BITS[spec.dtype] // 8
             alignment = LARGE_ALIGNMENT if length >= LARGE_BYTES else SMALL_ALIGNMENT
             offset = -(-end // alignment) * alignment
             end = offset + length
@@ -135,7 +141,7 @@ def blocks(tensor: Tensor, dtype: torch.dtype, *, transposed: bool) -> Iterator[
 def write_weights(
     path: Path,
     stored: list[StoredTensor],
-    checkpoint: Checkpoint,
+    weights: PreparedWeights,
     *,
     cancelled: threading.Event,
     advance: Advance,
@@ -150,12 +156,12 @@ def write_weights(
         EnvironmentMissingError: the disk is full.
         CancelledError: ``cancelled`` was set.
     """
-    source_of = tensor_sources(checkpoint)
+    source_of = weights.sources() | _tables(weights.checkpoint.config)
     try:
         with DirectFile(path, stored[-1].offset + stored[-1].length) as file:
             for (source, _), group in groupby(stored, key=lambda entry: (entry.source, entry.form)):
                 parts, origin = source_of[source]
-                for entry, block in stored_blocks(list(group), parts, origin):
+                for entry, block in stored_blocks(list(group), parts, origin, weights.given(source)):
                     if cancelled.is_set():
                         raise CancelledError
                     file.pad_to(max(entry.offset, file.position))
@@ -172,9 +178,18 @@ def write_weights(
 
 
 def stored_blocks(
-    entries: list[StoredTensor], parts: Callable[[], Iterable[Tensor]], origin: str
+    entries: list[StoredTensor],
+    parts: Callable[[], Iterable[Tensor]],
+    origin: str,
+    given: GivenIntegers | None = None,
 ) -> Iterator[tuple[StoredTensor, Tensor]]:
     """The bytes of one parameter in file order: as it is, or in the form its recipe gives it.
+
+    Args:
+        entries: the tensors that stand for the parameter.
+        parts: reads it.
+        origin: what to call it in a message.
+        given: what it was rounded to beforehand.
 
     Raises:
         CheckpointError: a value is NaN or infinite, or exceeds what its dtype in the file can hold.
@@ -187,20 +202,29 @@ def stored_blocks(
                 yield entries[0], block
         return
     (weight_NK,) = parts()
-    quantized = _channel_tensors if isinstance(form, ChannelWeights) else partial(_block_tensors, form=form)
-    for index, block in quantized(weight_NK):
-        if entries[index].dtype == "float32" or block.is_floating_point():
+    for index, block in _quantized_tensors(weight_NK, form, given):
+        if entries[index].name.endswith(SCALES):
             block = block.to(getattr(torch, entries[index].dtype))
             _check_finite(block, origin, weight_NK.dtype)
         yield entries[index], block
 
 
+def _quantized_tensors(
+    weight_NK: Tensor, form: WeightForm, given: GivenIntegers | None
+) -> Iterator[tuple[int, Tensor]]:
+    """Pieces of the stored tensors, with their index."""
+    if isinstance(form, ChannelWeights):
+        return _channel_tensors(weight_NK)
+    if isinstance(form, QdqWeights):
+        return _explicit_tensors(weight_NK, form, given)
+    return _block_tensors(weight_NK, form) if given is None else _given_tensors(form, given)
+
+
 def _block_tensors(weight_NK: Tensor, form: BlockWeights) -> Iterator[tuple[int, Tensor]]:
     """Integers as they are made; scales and zero points, small beside them, when all rows are through."""
-    step = max(1, BLOCK_ELEMENTS // weight_NK.shape[1])
     scales, zero_points = [], []
-    for start in range(0, weight_NK.shape[0], step):
-        rows = quantize_rows(weight_NK[start : start + step], form)
+    for piece in _row_pieces(weight_NK):
+        rows = quantize_rows(piece, form)
         scales.append(rows.scales)
         if rows.zero_points is not None:
             zero_points.append(rows.zero_points)
@@ -210,26 +234,58 @@ def _block_tensors(weight_NK: Tensor, form: BlockWeights) -> Iterator[tuple[int,
         yield 2, torch.cat(zero_points)
 
 
+def _given_tensors(form: BlockWeights, given: GivenIntegers) -> Iterator[tuple[int, Tensor]]:
+    rows = given.packed_rows(form)
+    yield 0, rows.packed
+    yield 1, rows.scales
+
+
 def _channel_tensors(weight_NK: Tensor) -> Iterator[tuple[int, Tensor]]:
     """Twice over the weight: for its scales, then for its integers, which lie the other way round."""
-    step = max(1, BLOCK_ELEMENTS // weight_NK.shape[1])
-    scales_N = torch.cat(
-        [channel_scales(weight_NK[start : start + step]) for start in range(0, weight_NK.shape[0], step)]
-    )
+    scales_N = torch.cat([channel_scales(piece) for piece in _row_pieces(weight_NK)])
     for block in blocks(weight_NK, torch.float32, transposed=True):
         yield 0, quantize_channels(block, scales_N)
     yield 1, scales_N
 
 
-def tensor_sources(checkpoint: Checkpoint) -> dict[str, tuple[Callable[[], Iterable[Tensor]], str]]:
-    """For every stored name, how to get its parts and what to call it in a message."""
-    sources: dict[str, tuple[Callable[[], Iterable[Tensor]], str]] = {
-        rule.target: (partial(checkpoint.parts, rule), " + ".join(rule.sources[:SHOWN_SOURCES]))
-        for rule in checkpoint.rules.rules
-    }
-    for index, name in enumerate(("cos", "sin")):
-        sources[name] = (partial(_table, checkpoint.config, index), "the rotary table")
-    return sources
+def _explicit_tensors(weight_NK: Tensor, form: QdqWeights, given: GivenIntegers | None) -> Iterator[tuple[int, Tensor]]:
+    """As :func:`_channel_tensors`; scales of blocks lie the other way round as well."""
+    levels = LEVELS[form.dtype]
+    scales_NC = (
+        torch.cat([symmetric_scales(piece, levels=levels, block=form.block) for piece in _row_pieces(weight_NK)])
+        if given is None
+        else given.scales
+    )
+    scales_CN, first = scales_NC.t().contiguous(), 0
+    source = weight_NK if given is None else given.integers
+    for block_kN in blocks(source, torch.float32 if given is None else torch.int8, transposed=True):
+        last = first + len(block_kN)
+        if given is not None:
+            integers_kN = block_kN
+        elif form.dtype.startswith("float8"):
+            integers_kN = float8_columns(block_kN, scales_CN[0])
+        else:
+            block_of_k = torch.arange(first, last) // (form.block or weight_NK.shape[1])
+            divisors_kN = scales_CN[block_of_k]
+            integers_kN = (block_kN / divisors_kN).round_().clamp_(-levels, levels).to(torch.int8)
+        yield 0, _nibbles(integers_kN) if form.dtype == "int4" else integers_kN
+        first = last
+    yield 1, scales_CN[0] if form.block is None else scales_CN
+
+
+def _nibbles(integers: Tensor) -> Tensor:
+    """Two 4-bit integers a byte, the first one low, as ONNX packs INT4."""
+    pairs = integers.reshape(-1, 2).to(torch.int16) & 15
+    return (pairs[:, 0] | pairs[:, 1] << 4).to(torch.uint8)
+
+
+def _row_pieces(weight_NK: Tensor) -> tuple[Tensor, ...]:
+    return torch.split(weight_NK, max(1, BLOCK_ELEMENTS // weight_NK.shape[1]))
+
+
+def _tables(config: GlmConfig) -> dict[str, tuple[Callable[[], Iterable[Tensor]], str]]:
+    """The rotary tables, which no checkpoint holds."""
+    return {name: (partial(_table, config, index), "the rotary table") for index, name in enumerate(("cos", "sin"))}
 
 
 def _table(config: GlmConfig, index: int) -> list[Tensor]:

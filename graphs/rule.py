@@ -14,8 +14,8 @@ from onnx_ir.tape import Tape
 from glm_export.signature import TensorSpec
 
 ONNX_DTYPES = {
-    "bool": "BOOL", "int8": "INT8", "uint8": "UINT8", "int64": "INT64", "float32": "FLOAT", "float16": "FLOAT16",
-    "bfloat16": "BFLOAT16",
+    "bool": "BOOL", "int4": "INT4", "int8": "INT8", "uint8": "UINT8", "int64": "INT64", "float32": "FLOAT",
+    "float16": "FLOAT16", "bfloat16": "BFLOAT16", "float8e4m3fn": "FLOAT8E4M3FN",
 }  # fmt: skip
 """Our dtype names in ONNX's words."""
 Attribute = int | float | str | list[int] | ir.Graph
@@ -102,6 +102,13 @@ class Emitter:
     def scalar(self, value: float, dtype: ir.DataType) -> ir.Value:
         """A scalar of a floating dtype."""
         return self._constant(("scalar", value, dtype), np.array(value, dtype.numpy()))
+
+    def array(self, name: str, values: float | np.ndarray, dtype: ir.DataType) -> ir.Value:
+        """A named initializer that lies in the graph itself, not in the file of weights."""
+        tensor = ir.tensor(np.asarray(values, dtype.numpy()), dtype=dtype, name=name)
+        value = ir.Value(name=name, const_value=tensor)
+        self.weights.append(value)
+        return value
 
     def _constant(self, key: tuple[object, ...], array: np.ndarray) -> ir.Value:
         if key not in self.constants:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from glm_export.calibration.recipe import BlockWeights, Recipe
+from glm_export.calibration.recipe import BlockWeights, QdqWeights, Recipe
 
 RECIPE = Recipe(
     name="int4-weights",
     summary="4-bit weights in blocks of 64, head in 8 bits; the smallest",
     layers=BlockWeights(bits=4, block=64),
     head=BlockWeights(bits=8, block=128),
-    dialects=frozenset({"ort"}),
-    dtypes=frozenset({"float32", "float16"}),
+    explicit=QdqWeights(dtype="int4", block=64),
+    explicit_head=QdqWeights(dtype="int8"),
+    dialects=frozenset({"onnx", "ort", "tensorrt"}),
+    dtypes=frozenset({"float32", "float16", "bfloat16"}),
     # As int8-weights: the bits of the weights do not matter here.
     bound=0.08,
 )

@@ -1,16 +1,18 @@
-"""Weights in 8 bits, blocks of 128; activations are rounded block by block, each row on its own."""
+"""Weights in 8 bits: blocks of 128 in ONNX Runtime's product, one scale a channel where the program says Q/DQ."""
 
 from __future__ import annotations
 
-from glm_export.calibration.recipe import BlockWeights, Recipe
+from glm_export.calibration.recipe import BlockWeights, QdqWeights, Recipe
 
 RECIPE = Recipe(
     name="int8-weights",
-    summary="8-bit weights in blocks of 128; the safest",
+    summary="8-bit weights: blocks of 128 in ort, a scale a channel as Q/DQ; the safest",
     layers=BlockWeights(bits=8, block=128),
     head=BlockWeights(bits=8, block=128),
-    dialects=frozenset({"ort"}),
-    dtypes=frozenset({"float32", "float16"}),
-    # Golden models of random weights need 0.05; the same without rounded activations, 1e-5.
+    explicit=QdqWeights(dtype="int8"),
+    explicit_head=QdqWeights(dtype="int8"),
+    dialects=frozenset({"onnx", "ort", "portable", "tensorrt"}),
+    dtypes=frozenset({"float32", "float16", "bfloat16"}),
+    # Golden models of random weights need 0.05 in ort, where activations are rounded; the same without, 1e-5.
     bound=0.08,
 )

@@ -23,7 +23,7 @@ from glm_export.signature import (
     present_names,
 )  # fmt: skip
 
-NUMPY_DTYPES = {"float32": np.float32, "float16": np.float16}
+NUMPY_DTYPES = {"float32": np.float32, "float16": np.float16, "int8": np.int8}
 # Room for an answer of usual length; doubled when it is full.
 FIRST_ROOM = 256
 

@@ -13,9 +13,10 @@ import numpy as np
 import onnxruntime
 
 from glm_export.artifacts import MODEL, WEIGHTS, OnnxProgram
+from glm_export.calibration.quantization import kv_scales
 from glm_export.errors import EnvironmentMissingError, InputError
 from glm_export.feeds import Feeds, Prompt, prefill_feeds
-from glm_export.layout import enter, enter_static_prefix, leave
+from glm_export.layout import IntegerCache, enter, enter_static_prefix, leave
 from glm_export.sessions import Logits, Session, Tensors
 from glm_export.sessions.buffers import NUMPY_DTYPES, InPlace, buffers
 from glm_export.sessions.cuda_graph import ENABLE, CapturedStep, without_capture
@@ -24,6 +25,8 @@ from glm_export.signature import LOGITS, Cache, past_names
 CUDA = "CUDAExecutionProvider"
 PREFERRED_PROVIDERS = (CUDA, "CPUExecutionProvider")
 MANY_CORES = 4
+# ONNX Runtime 1.31 turns the Q/DQ of 8-bit floats into an integer product that does not take them, and fails.
+UNFUSED = {"fp8"}
 CACHE_PREFIX = past_names(0)[0].split(".")[0]
 
 
@@ -80,6 +83,10 @@ def inference_session(
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads or usable_threads()
+    # Products with dequantized weights are float products: by default the runtime would round their inputs as well.
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
+    if program.recipe in UNFUSED:
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
     chosen = chosen or providers()
     if CUDA in chosen:
         onnxruntime.preload_dlls()
@@ -166,8 +173,10 @@ class OrtSession(Session):
         """One call with the cache handed in and out, in the canonical program's layout whatever the dialect's."""
         signature, prefix = self.program.signature, self.config.prefix_mask
         names = [spec.name for spec in signature.outputs]
-        outputs = self.runtime.run(names, enter(tensors, signature, prefix=prefix))
-        return leave(dict(zip(names, outputs, strict=True)), tensors, signature, prefix=prefix)
+        integers = IntegerCache(scales=kv_scales(self.folder)) if signature.cache_is_integer else None
+        given = enter(integers.enter(tensors) if integers else tensors, signature, prefix=prefix)
+        outputs = dict(zip(names, self.runtime.run(names, given), strict=True))
+        return leave(integers.leave(outputs) if integers else outputs, tensors, signature, prefix=prefix)
 
     def close(self) -> None:
         """Free the runtime and the cache."""

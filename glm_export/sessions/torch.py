@@ -8,7 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from glm_export.calibration.recipe import EMBEDDING, HEAD, PROMPT_TOKENS, Recipe
+from glm_export.calibration.prepared import PreparedWeights
+from glm_export.calibration.quantization import Quantization
+from glm_export.calibration.recipe import HEAD, PROMPT_TOKENS
+from glm_export.calibration.simulation import simulate
 from glm_export.calibration.weights import rounded
 from glm_export.checkpoint import Checkpoint
 from glm_export.errors import EnvironmentMissingError
@@ -28,13 +31,13 @@ from glm_export.signature import (
 
 
 def load_reference(
-    checkpoint: Checkpoint, dtype: str = "float32", recipe: Recipe | None = None, tokens: int = 1
+    checkpoint: Checkpoint, dtype: str = "float32", quantization: Quantization | None = None, tokens: int = 1
 ) -> Decoder:
     """The reference model with the checkpoint's weights, for inference.
 
-    Weights already in ``dtype`` stay memory-mapped; the others are converted one by one. With a recipe, those it
-    quantizes are rounded to its integers and back: what the quantized program computes with in a call of that many
-    tokens.
+    Weights already in ``dtype`` stay memory-mapped; the others are converted one by one. With a quantization, those it
+    takes are rounded to its integers and back, and so are inputs, keys and values where it says so: what the quantized
+    program computes with in a call of that many tokens.
 
     Raises:
         CheckpointError: tensors are missing, mis-shaped or damaged.
@@ -46,18 +49,23 @@ def load_reference(
         model = Decoder(checkpoint.config)
     # Some parameters keep a dtype of their own: routing is float32 in every model.
     dtypes = {name: parameter.dtype for name, parameter in model.state_dict().items()}
-    forms = recipe.forms(linear_weights(model), checkpoint.config.hidden_size) if recipe else {}
+    forms = quantization.forms(linear_weights(model), checkpoint.config) if quantization else {}
+    prepared = PreparedWeights(checkpoint, quantization)
 
     def kept(name: str, weight: Tensor) -> Tensor:
-        return (rounded(weight, forms[name].of(tokens)) if name in forms else weight).to(dtypes[name])
+        if name in forms:
+            weight = rounded(weight, forms[name].of(tokens), prepared.given(name))
+        return weight.to(dtypes[name])
 
-    weights = dict(checkpoint.parameters())
-    model.load_state_dict({name: kept(name, weight) for name, weight in weights.items()}, assign=True)
+    names = [rule.target for rule in checkpoint.rules.rules]
+    model.load_state_dict({name: kept(name, prepared.parameter(name)) for name in names}, assign=True)
     if checkpoint.config.tied_head:
         # In a program the head is stored apart, and quantized in its own way.
-        head = nn.Parameter(kept(HEAD, weights[EMBEDDING])) if HEAD in forms else model.embedding.weight
+        head = nn.Parameter(kept(HEAD, prepared.linear(HEAD))) if HEAD in forms else model.embedding.weight
         model.head.weight = head
     model.rebuild_tables(wanted)
+    if quantization is not None:
+        simulate(model, quantization, forms)
     return model.eval().requires_grad_(False)
 
 
@@ -91,15 +99,19 @@ class TorchSession(Session):
     """Eager PyTorch; what every other session is held to."""
 
     def __init__(
-        self, checkpoint: Checkpoint, dtype: str = "float32", device: str = "cpu", recipe: Recipe | None = None
+        self,
+        checkpoint: Checkpoint,
+        dtype: str = "float32",
+        device: str = "cpu",
+        quantization: Quantization | None = None,
     ) -> None:
         super().__init__(checkpoint.folder, checkpoint.config)
         self.signature = decoder_signature(checkpoint.config, dtype=dtype, logits="all")
-        self.model = load_reference(checkpoint, dtype, recipe).to(device)
+        self.model = load_reference(checkpoint, dtype, quantization).to(device)
         # A recipe with a form of its own for prompts is two models.
         self._prompt_model = self.model
-        if recipe is not None and recipe.prompt is not None:
-            self._prompt_model = load_reference(checkpoint, dtype, recipe, PROMPT_TOKENS + 1).to(device)
+        if quantization is not None and quantization.recipe.prompt is not None:
+            self._prompt_model = load_reference(checkpoint, dtype, quantization, PROMPT_TOKENS + 1).to(device)
         self._past: list[KeyValue] | None = None
 
     def prefill(self, feeds: Feeds) -> Logits:

@@ -5,63 +5,25 @@ Shapes: K input channels, N output channels, C = ceil(K / block) blocks a channe
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import onnx_ir as ir
 
-from glm_export.calibration.recipe import EMBEDDING, PROMPT_TOKENS, BlockWeights, ChannelWeights, Forms, WeightForm
-from glm_export.config import GlmConfig
-from glm_export.graphs.dialect import Dialect
+from glm_export.calibration.recipe import (
+    EMBEDDING,
+    PROMPT_TOKENS,
+    BlockWeights,
+    ChannelWeights,
+    Forms,
+    QdqWeights,
+    WeightForm,
+)  # fmt: skip
+from glm_export.graphs.lowerings.explicit import InputNumbers, MatMulToExplicit, divided
+from glm_export.graphs.lowerings.stored_weights import BLOCK_PRODUCT, CHANNEL_PRODUCT, LOOKUP, PROMPT, stored_parts
 from glm_export.graphs.rule import MICROSOFT, CountedRule, Emitter
-from glm_export.signature import INPUT_IDS, TensorSpec
-
-LOOKUP = "GatherBlockQuantized"
-BLOCK_PRODUCT, CHANNEL_PRODUCT = "MatMulNBits", "DynamicQuantizeMatMul"
-PRODUCT = {BlockWeights: BLOCK_PRODUCT, ChannelWeights: CHANNEL_PRODUCT}
-PACKED, SCALES, ZERO_POINTS = "packed", "scales", "zero_points"
-PROMPT = ".prompt"
-"""Behind the name of a weight that has a second form for prompts."""
-
-
-def stored_parts(name: str, rows: int, columns: int, form: WeightForm, dtype: str) -> list[TensorSpec]:
-    """The tensors that stand for a weight ``[N, K]``, in file order; scales have the program's dtype."""
-    if isinstance(form, ChannelWeights):
-        return [
-            TensorSpec(name=f"{name}.{PACKED}", dtype="int8", dims=(columns, rows)),
-            TensorSpec(name=f"{name}.{SCALES}", dtype="float32", dims=(rows,)),
-        ]
-    blocks = -(-columns // form.block)
-    blob = form.block * form.bits // 8
-    # A table's row lies in one piece, a product's block by block: the same bytes.
-    dims = (rows, blocks * blob) if name == EMBEDDING else (rows, blocks, blob)
-    parts = [
-        TensorSpec(name=f"{name}.{PACKED}", dtype="uint8", dims=dims),
-        TensorSpec(name=f"{name}.{SCALES}", dtype=dtype, dims=(rows, blocks)),
-    ]
-    if not form.symmetric:
-        width = -(-blocks * form.bits // 8)
-        parts.append(TensorSpec(name=f"{name}.{ZERO_POINTS}", dtype="uint8", dims=(rows, width)))
-    return parts
-
-
-def quantized_dialect(dialect: Dialect, forms: Mapping[str, Forms]) -> Dialect:
-    """The dialect with the products that weights in these forms need, each once."""
-    linear = [both for name, both in forms.items() if name != EMBEDDING]
-    products = Counter(f"{MICROSOFT}.{PRODUCT[type(form)]}" for both in linear for form in both if form)
-    if EMBEDDING in forms:
-        products[f"{MICROSOFT}.{LOOKUP}"] = 1
-    choices = sum(both.prompt is not None for both in forms.values())
-    extra = {"If", "Size", "Greater"} if choices else set()
-
-    def expected_counts(config: GlmConfig) -> Counter[str]:
-        counts = dialect.expected_counts(config)
-        return Counter({**counts, **products, "MatMul": counts["MatMul"] - len(linear), "If": choices})
-
-    allowed = dialect.allowed_ops | products.keys() | extra
-    return replace(dialect, allowed_ops=allowed, expected_counts=expected_counts)
+from glm_export.signature import INPUT_IDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,11 +58,14 @@ class GatherToForm:
         ]  # fmt: skip
 
 
-def quantizing_rules(forms: Mapping[str, Forms], dtype: str) -> list[CountedRule]:
+def quantizing_rules(forms: Mapping[str, Forms], dtype: str, numbers: InputNumbers | None = None) -> list[CountedRule]:
     """The rules that put weights into these forms, and how often each must fire."""
+    numbers = numbers or InputNumbers()
+    explicit = sum(isinstance(both.step, QdqWeights) for both in forms.values())
     lookups = int(EMBEDDING in forms)
     rules: list[CountedRule] = [
-        (MatMulToForm(forms, dtype), len(forms) - lookups),
+        (MatMulToForm(forms, dtype, numbers), len(forms) - lookups - explicit),
+        (MatMulToExplicit(forms, dtype, numbers), explicit),
         (GatherToForm(forms, dtype), lookups),
     ]
     return rules if forms else []
@@ -117,6 +82,7 @@ class MatMulToForm:
 
     forms: Mapping[str, Forms]
     dtype: str
+    numbers: InputNumbers
     name: str = "weights"
 
     def matches(self, node: ir.Node) -> str | None:
@@ -124,21 +90,26 @@ class MatMulToForm:
         if node.op_type != "MatMul":
             return ""
         weight = node.inputs[1]
-        return None if weight is not None and weight.name in self.forms else ""
+        if weight is None or weight.name is None or weight.name not in self.forms:
+            return ""
+        return "" if isinstance(self.forms[weight.name].step, QdqWeights) else None
 
     def rewrite(self, node: ir.Node, emit: Emitter) -> list[ir.Value]:
         """Return ``[..., N]``, with the bias where one follows."""
         x, weight = node.inputs
+        assert x is not None
         assert weight is not None
         assert weight.name is not None
         assert weight.shape is not None
         columns, rows = (int(size) for size in weight.shape)  # type: ignore[arg-type]
+        x = divided(x, weight.name, self.numbers, emit, self.dtype)
         forms, bias = self.forms[weight.name], _bias_of(node)
 
         def product(name: str, form: WeightForm, into: Emitter) -> ir.Value:
             stored = [emit.weight(spec) for spec in stored_parts(name, rows, columns, form, self.dtype)]
             if isinstance(form, ChannelWeights):
                 return into.op(CHANNEL_PRODUCT, x, *stored, None, bias and bias[0], domain=MICROSOFT)
+            assert isinstance(form, BlockWeights)
             zero_points = stored[2] if len(stored) > 2 else None
             return into.op(
                 BLOCK_PRODUCT, x, *stored[:2], zero_points, None, bias and bias[0], domain=MICROSOFT, K=columns,

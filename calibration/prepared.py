@@ -1,0 +1,78 @@
+"""A checkpoint's parameters as a quantization wants them: smoothed, one at a time, and what was rounded beforehand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from glm_export.calibration.quantization import Quantization
+from glm_export.calibration.recipe import EMBEDDING, HEAD
+from glm_export.calibration.weights import GivenIntegers
+from glm_export.checkpoint import Checkpoint
+
+SHOWN_SOURCES = 3
+INTEGERS, INTEGER_SCALES = "/integers", "/integer_scales"
+"""Behind the name of a weight in a file of rounded ones."""
+Parts = Callable[[], Iterator[Tensor]]
+
+
+class PreparedWeights:
+    """Parameters by name, read when asked for; those no smoothing touches are views of the mapped file.
+
+    ``quantization`` None: the checkpoint's own.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, quantization: Quantization | None = None) -> None:
+        self.checkpoint = checkpoint
+        self._multiplied = dict(quantization.smoothing) if quantization else {}
+        self._divided = quantization.folded(checkpoint.config) if quantization else {}
+        self._rounded = quantization.rounded if quantization else None
+        self._rules = {rule.target: rule for rule in checkpoint.rules.rules}
+
+    def parts(self, name: str) -> Iterator[Tensor]:
+        """One parameter, in slices of its leading axis where the checkpoint stacks them."""
+        for part in self.checkpoint.parts(self._rules[name]):
+            yield self._smoothed(name, part)
+
+    def parameter(self, name: str) -> Tensor:
+        """One parameter whole."""
+        if name in self._multiplied or name in self._divided:
+            return next(self.parts(name))
+        return self.checkpoint.parameter(self._rules[name])
+
+    def sources(self) -> dict[str, tuple[Parts, str]]:
+        """For every parameter, how to get its parts and what to call it in a message."""
+        return {
+            name: (partial(self.parts, name), " + ".join(rule.sources[:SHOWN_SOURCES]))
+            for name, rule in self._rules.items()
+        }
+
+    def given(self, name: str) -> GivenIntegers | None:
+        """What calibration rounded a weight to, where it did."""
+        return read_given(self._rounded, name) if self._rounded is not None else None
+
+    def linear(self, name: str) -> Tensor:
+        """The weight of a linear layer; a tied head's is the embedding."""
+        return self.parameter(EMBEDDING if name == HEAD and HEAD not in self._rules else name)
+
+    def _smoothed(self, name: str, tensor: Tensor) -> Tensor:
+        if name in self._multiplied:
+            tensor = tensor.float() * torch.from_numpy(self._multiplied[name])
+        for first, scales in self._divided.get(name, ()):
+            divisor = torch.from_numpy(scales)
+            tensor = tensor.float().clone() if tensor.dtype is not torch.float32 else tensor.clone()
+            tensor[first:] /= divisor if tensor.dim() == 1 else divisor.unsqueeze(-1)
+        return tensor
+
+
+def read_given(path: Path, name: str) -> GivenIntegers | None:
+    """One weight of a file of rounded ones; None where it is not among them."""
+    with safe_open(path, framework="pt") as file:
+        if name + INTEGERS not in file.keys():  # noqa: SIM118 - not a mapping
+            return None
+        return GivenIntegers(integers=file.get_tensor(name + INTEGERS), scales=file.get_tensor(name + INTEGER_SCALES))

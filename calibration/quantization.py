@@ -1,0 +1,108 @@
+"""A recipe with the numbers calibration found for one model: what export, proof and simulation compute with.
+
+Kept beside an exported program, so that a proof needs neither the ranges nor the corpus again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+
+from glm_export.calibration.folding import folds
+from glm_export.calibration.recipe import Forms, Recipe
+from glm_export.config import GlmConfig
+from glm_export.errors import CheckpointError
+
+QUANTIZATION = "quantization.safetensors"
+INPUT_SCALE, SMOOTHING, KV_SCALES = "/input_scale", "/smoothing", "/kv_scales"
+Scales = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quantization:
+    """A recipe as one program carries it.
+
+    ``recipe``: in the forms of the program's dialect. ``left_in_float``: linear weights spared besides the recipe's,
+    and why. ``input_scales``: of rounded inputs, by weight, after smoothing. ``smoothing``: float32 ``[K]`` by weight;
+    the input is divided by it, the weight's columns are multiplied. ``kv_scales``: of key and value, by layer.
+    ``rounded``: file of weights that calibration itself rounded.
+    """
+
+    recipe: Recipe
+    left_in_float: Mapping[str, str] = field(default_factory=dict)
+    input_scales: Mapping[str, float] = field(default_factory=dict)
+    smoothing: Mapping[str, Scales] = field(default_factory=dict)
+    kv_scales: tuple[tuple[float, float], ...] = ()
+    rounded: Path | None = None
+
+    def forms(self, linear_weights: list[str], config: GlmConfig) -> dict[str, Forms]:
+        """The form of each weight that is quantized, by parameter name."""
+        return self.recipe.forms(linear_weights, config.hidden_size, self.left_in_float)
+
+    def divisors(self, config: GlmConfig) -> dict[str, Scales]:
+        """Smoothing that the program itself does, because no parameter can take it; by weight."""
+        return {name: scales for name, scales in self.smoothing.items() if not folds(name, config)}
+
+    def folded(self, config: GlmConfig) -> dict[str, list[tuple[int, Scales]]]:
+        """What each parameter's rows are divided by: the first row, and scales for it and those after it."""
+        table: dict[str, list[tuple[int, Scales]]] = {}
+        for name, scales in self.smoothing.items():
+            for fold in folds(name, config):
+                table.setdefault(fold.parameter, []).append((fold.first, scales))
+        return table
+
+    def save(self, folder: Path) -> None:
+        """Write the numbers beside a program; nothing where there are none."""
+        tensors = {f"{name}{INPUT_SCALE}": np.array([scale], np.float32) for name, scale in self.input_scales.items()}
+        tensors |= {f"{name}{SMOOTHING}": scales for name, scales in self.smoothing.items()}
+        if self.kv_scales:
+            tensors[KV_SCALES] = np.array(self.kv_scales, np.float32)
+        if tensors:
+            save_file(tensors, folder / QUANTIZATION)
+
+    @classmethod
+    def load(cls, folder: Path, recipe: Recipe, left_in_float: Mapping[str, str]) -> Quantization:
+        """Inverse of :meth:`save`.
+
+        Args:
+            folder: of the program.
+            recipe: in the forms of the program's dialect.
+            left_in_float: as the manifest has it.
+
+        Raises:
+            CheckpointError: the recipe needs numbers and the file is missing.
+        """
+        path = folder / QUANTIZATION
+        if recipe.needs != "nothing" and recipe.rounding == "nearest" and not path.is_file():
+            raise CheckpointError(f"{path} is missing, and recipe {recipe.name} needs it; export again")
+        tensors = load_file(path) if path.is_file() else {}
+
+        def ending(suffix: str) -> dict[str, Scales]:
+            return {name.removesuffix(suffix): value for name, value in tensors.items() if name.endswith(suffix)}
+
+        kv = ending(KV_SCALES).get("", np.empty((0, 2), np.float32))
+        return cls(
+            recipe=recipe,
+            left_in_float=left_in_float,
+            input_scales={name: float(scale[0]) for name, scale in ending(INPUT_SCALE).items()},
+            smoothing=ending(SMOOTHING),
+            kv_scales=tuple((float(key), float(value)) for key, value in kv),
+        )
+
+
+def kv_scales(folder: Path) -> Scales:
+    """Scales of key and value by layer, float32 ``[L, 2]``, of a program that keeps integers.
+
+    Raises:
+        CheckpointError: the file that holds them is missing.
+    """
+    path = folder / QUANTIZATION
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing, and the program's integer cache needs it; export again")
+    scales: Scales = load_file(path)[KV_SCALES]
+    return scales

@@ -1,0 +1,194 @@
+"""What calibration measured, kept in a folder: numbers in safetensors, provenance in a manifest.
+
+The numbers belong to one checkpoint, and say so: used with another they are refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from glm_export.calibration.observers import OBSERVERS
+from glm_export.calibration.quantization import Quantization
+from glm_export.calibration.recipe import LEVELS, QdqWeights, Recipe
+from glm_export.errors import CheckpointError, InputError
+
+RANGES, RANGES_MANIFEST, ROUNDED = "ranges.safetensors", "ranges.json", "rounded.safetensors"
+RANGES_FORMAT = 1
+THRESHOLDS, CHANNEL_MAXIMA, CHANNEL_MEANS, TOKEN_MAXIMA = (
+    "/thresholds", "/channel_maxima", "/channel_means", "/token_maxima",
+)  # fmt: skip
+MAXIMA, LEVELLED = "/maximum", "/levelled"
+"""Of a tensor's magnitudes; and the largest magnitude of an input after smoothing, behind the smoothing's name."""
+KEY, VALUE = "key", "value"
+FINGERPRINT_BYTES = 1 << 20
+INT8_LEVELS = LEVELS["int8"]
+
+
+def kept(layer: int, kind: str) -> str:
+    """The name of a layer's keys or values in a ranges file."""
+    return f"layers.{layer}.{kind}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ranges:
+    """A folder that ``glm-export calibrate`` wrote."""
+
+    folder: Path
+    manifest: dict[str, Any]
+    tensors: Mapping[str, NDArray[Any]]
+
+    @property
+    def inputs(self) -> list[str]:
+        """Linear weights whose inputs were measured."""
+        return [name.removesuffix(CHANNEL_MAXIMA) for name in self.tensors if name.endswith(f".weight{CHANNEL_MAXIMA}")]
+
+    @property
+    def layers(self) -> int:
+        """Layers whose keys and values were measured."""
+        return sum(name.endswith(f".{KEY}{THRESHOLDS}") for name in self.tensors)
+
+    def threshold(self, name: str, observer: str) -> float:
+        """The magnitude that maps to the last integer.
+
+        Args:
+            name: a linear weight (its input), or :func:`kept`.
+            observer: one of :data:`OBSERVERS`.
+        """
+        return float(self.tensors[name + THRESHOLDS][OBSERVERS.index(observer)])
+
+    def maxima(self) -> dict[str, float]:
+        """The largest magnitude of every tensor a layer makes, by its place."""
+        return {
+            name.removesuffix(MAXIMA): float(value[0]) for name, value in self.tensors.items() if name.endswith(MAXIMA)
+        }
+
+    def smoothing(self, recipe: Recipe) -> dict[str, NDArray[np.float32]]:
+        """The scales a recipe's smoothing found for each input, float32 ``[K]``; inputs not worth it are missing."""
+        ending = f"/{recipe.smoothing}"
+        found = {name.removesuffix(ending): value for name, value in self.tensors.items() if name.endswith(ending)}
+        return {name: value for name, value in found.items() if recipe.spares(name) is None and not np.all(value == 1)}
+
+    def quantization(self, recipe: Recipe, dtype: str, left_in_float: Mapping[str, str] | None = None) -> Quantization:
+        """A recipe with these numbers.
+
+        Args:
+            recipe: in the forms of a dialect.
+            dtype: of the program, to which scales are rounded.
+            left_in_float: linear weights to spare, and why.
+
+        Raises:
+            InputError: the recipe needs ranges that were made for it.
+        """
+        if recipe.rounding == "gptq" and self.manifest.get("rounded_for") != recipe.name:
+            raise InputError(
+                f"{self.folder} holds no weights rounded for {recipe.name}; calibrate with --recipe {recipe.name}"
+            )
+        spared = dict(left_in_float or {})
+        smoothing = {name: value for name, value in self.smoothing(recipe).items() if name not in spared}
+        return Quantization(
+            recipe=recipe,
+            left_in_float=spared,
+            smoothing=smoothing,
+            input_scales=self._input_scales(recipe, smoothing, spared, dtype),
+            kv_scales=self._kv_scales(recipe, dtype) if recipe.kv else (),
+            rounded=self.folder / ROUNDED if recipe.rounding == "gptq" else None,
+        )
+
+    def _input_scales(
+        self, recipe: Recipe, smoothing: Mapping[str, Any], spared: Mapping[str, str], dtype: str
+    ) -> dict[str, float]:
+        form = recipe.layers
+        if not isinstance(form, QdqWeights) or not form.activations:
+            return {}
+        scales = {}
+        for name in self.inputs:
+            if name in spared or recipe.spares(name) is not None:
+                continue
+            threshold = (
+                float(self.tensors[f"{name}/{recipe.smoothing}{LEVELLED}"][0])
+                if name in smoothing
+                else self.threshold(name, recipe.observer)
+            )
+            scales[name] = _rounded(threshold / LEVELS[form.dtype], dtype)
+        return scales
+
+    def _kv_scales(self, recipe: Recipe, dtype: str) -> tuple[tuple[float, float], ...]:
+        def scale(layer: int, kind: str) -> float:
+            return _rounded(self.threshold(kept(layer, kind), recipe.observer) / INT8_LEVELS, dtype)
+
+        return tuple((scale(layer, KEY), scale(layer, VALUE)) for layer in range(self.layers))
+
+    def refuse_other(self, fingerprint: str, folder: Path) -> None:
+        """See that the numbers were measured on this checkpoint.
+
+        Raises:
+            InputError: they were not.
+        """
+        if self.manifest["checkpoint"]["fingerprint"] != fingerprint:
+            raise InputError(
+                f"{self.folder} was measured on {self.manifest['checkpoint']['name']!r}, and {folder} is another "
+                "checkpoint (config.json or weights differ); calibrate this one"
+            )
+
+
+def _rounded(scale: float, dtype: str) -> float:
+    """A scale as the program holds it."""
+    if dtype == "float16":
+        return float(np.maximum(np.float16(scale), np.finfo(np.float16).smallest_subnormal))
+    if dtype == "bfloat16":
+        bits = np.float32(scale).view(np.uint32)
+        return float(((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).astype(np.uint32).view(np.float32))
+    return float(np.float32(scale))
+
+
+def load_ranges(folder: Path) -> Ranges:
+    """Open a folder of ranges.
+
+    Raises:
+        InputError: it is none, or was written by another version.
+        CheckpointError: its files are damaged.
+    """
+    if not (folder / RANGES_MANIFEST).is_file():
+        raise InputError(f"{folder} holds no {RANGES_MANIFEST}; give a folder that 'glm-export calibrate' wrote")
+    try:
+        manifest = json.loads((folder / RANGES_MANIFEST).read_text(encoding="utf-8"))
+        tensors = load_file(folder / RANGES)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise CheckpointError(f"{folder} is damaged: {error}; calibrate again") from error
+    if manifest.get("format") != RANGES_FORMAT:
+        raise InputError(
+            f"{folder / RANGES_MANIFEST} has format {manifest.get('format')!r}, this version reads {RANGES_FORMAT}; "
+            "calibrate again"
+        )
+    return Ranges(folder=folder, manifest=manifest, tensors=tensors)
+
+
+def fingerprint(config: Path, weights: Sequence[Path]) -> str:
+    """What tells one checkpoint from another at once: config.json, and each weight file's name, size and both ends.
+
+    Args:
+        config: ``config.json``.
+        weights: the weight files.
+
+    Returns:
+        sha256 in hexadecimal.
+    """
+    digest = hashlib.sha256(config.read_bytes())
+    for path in weights:
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}\n".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(FINGERPRINT_BYTES))
+            file.seek(max(0, size - FINGERPRINT_BYTES))
+            digest.update(file.read())
+    return digest.hexdigest()

@@ -1,0 +1,18 @@
+"""8-bit floats (E4M3) as Q/DQ, weights with a scale a channel; for Ada, Hopper and later."""
+
+from __future__ import annotations
+
+from glm_export.calibration.recipe import QdqWeights, Recipe
+
+RECIPE = Recipe(
+    name="fp8",
+    summary="8-bit floating point weights and activations (E4M3), calibrated scales",
+    layers=None,
+    head=None,
+    explicit=QdqWeights(dtype="float8e4m3fn", activations=True),
+    # 8-bit floats came with opset 19; ONNX Runtime's CPU has no fused product and multiplies in float.
+    dialects=frozenset({"onnx", "tensorrt"}),
+    dtypes=frozenset({"float32", "float16", "bfloat16"}),
+    observer="min_max",
+    bound=0.1,
+)

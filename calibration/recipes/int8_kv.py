@@ -1,0 +1,19 @@
+"""Keys and values kept as int8, with scales of their own for each layer; weights and products stay as they are."""
+
+from __future__ import annotations
+
+from glm_export.calibration.recipe import Recipe
+
+RECIPE = Recipe(
+    name="int8-kv",
+    summary="8-bit keys and values in the cache, separate scales",
+    layers=None,
+    head=None,
+    embedding=None,
+    # TensorRT's cache layer holds floats only.
+    dialects=frozenset({"onnx", "ort", "portable"}),
+    dtypes=frozenset({"float32", "float16"}),
+    observer="min_max",
+    kv=True,
+    bound=0.05,
+)
