@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 from glm_export.config import Activation, GlmConfig, Norm
 
-
 READS_NORM = {"attention.qkv": "attention_norm", "mlp.gate_up": "mlp_norm", "mlp.up": "mlp_norm"}
 
 

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from glm_export.calibration.quantization import Quantization
 from glm_export.calibration.recipe import EMBEDDING, HEAD
-from glm_export.calibration.weights import GivenIntegers
 from glm_export.checkpoint import Checkpoint
 
 SHOWN_SOURCES = 3
-INTEGERS, INTEGER_SCALES = "/integers", "/integer_scales"
-"""Behind the name of a weight in a file of rounded ones."""
 Parts = Callable[[], Iterator[Tensor]]
 
 
@@ -31,7 +26,7 @@ class PreparedWeights:
         self.checkpoint = checkpoint
         self._multiplied = dict(quantization.smoothing) if quantization else {}
         self._divided = quantization.folded(checkpoint.config) if quantization else {}
-        self._rounded = quantization.rounded if quantization else None
+        self.rounded = quantization.rounded if quantization else None
         self._rules = {rule.target: rule for rule in checkpoint.rules.rules}
 
     def parts(self, name: str) -> Iterator[Tensor]:
@@ -52,10 +47,6 @@ class PreparedWeights:
             for name, rule in self._rules.items()
         }
 
-    def given(self, name: str) -> GivenIntegers | None:
-        """What calibration rounded a weight to, where it did."""
-        return read_given(self._rounded, name) if self._rounded is not None else None
-
     def linear(self, name: str) -> Tensor:
         """The weight of a linear layer; a tied head's is the embedding."""
         return self.parameter(EMBEDDING if name == HEAD and HEAD not in self._rules else name)
@@ -68,11 +59,3 @@ class PreparedWeights:
             tensor = tensor.float().clone() if tensor.dtype is not torch.float32 else tensor.clone()
             tensor[first:] /= divisor if tensor.dim() == 1 else divisor.unsqueeze(-1)
         return tensor
-
-
-def read_given(path: Path, name: str) -> GivenIntegers | None:
-    """One weight of a file of rounded ones; None where it is not among them."""
-    with safe_open(path, framework="pt") as file:
-        if name + INTEGERS not in file.keys():  # noqa: SIM118 - not a mapping
-            return None
-        return GivenIntegers(integers=file.get_tensor(name + INTEGERS), scales=file.get_tensor(name + INTEGER_SCALES))

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +19,19 @@ from glm_export.calibration.recipe import Forms, Recipe
 from glm_export.config import GlmConfig
 from glm_export.errors import CheckpointError
 
+if TYPE_CHECKING:  # a program is loaded without torch
+    from glm_export.calibration.weights import GivenIntegers
+
 QUANTIZATION = "quantization.safetensors"
 INPUT_SCALE, SMOOTHING, KV_SCALES = "/input_scale", "/smoothing", "/kv_scales"
 Scales = NDArray[np.float32]
+
+
+class RoundedWeights(Protocol):
+    """Somewhere weights lie that were rounded beforehand."""
+
+    def given(self, name: str, forms: Forms, columns: int) -> GivenIntegers | None:
+        """One weight's integers and scales, ``[N, columns]``; None where it is not among them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +41,7 @@ class Quantization:
     ``recipe``: in the forms of the program's dialect. ``left_in_float``: linear weights spared besides the recipe's,
     and why. ``input_scales``: of rounded inputs, by weight, after smoothing. ``smoothing``: float32 ``[K]`` by weight;
     the input is divided by it, the weight's columns are multiplied. ``kv_scales``: of key and value, by layer.
-    ``rounded``: file of weights that calibration itself rounded.
+    ``rounded``: weights that were rounded beforehand.
     """
 
     recipe: Recipe
@@ -38,7 +49,7 @@ class Quantization:
     input_scales: Mapping[str, float] = field(default_factory=dict)
     smoothing: Mapping[str, Scales] = field(default_factory=dict)
     kv_scales: tuple[tuple[float, float], ...] = ()
-    rounded: Path | None = None
+    rounded: RoundedWeights | None = None
 
     def forms(self, linear_weights: list[str], config: GlmConfig) -> dict[str, Forms]:
         """The form of each weight that is quantized, by parameter name."""

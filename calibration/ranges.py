@@ -20,9 +20,10 @@ from safetensors.numpy import load_file
 from glm_export.calibration.observers import OBSERVERS
 from glm_export.calibration.quantization import Quantization
 from glm_export.calibration.recipe import LEVELS, QdqWeights, Recipe
+from glm_export.calibration.rounded_folder import RoundedFolder
 from glm_export.errors import CheckpointError, InputError
 
-RANGES, RANGES_MANIFEST, ROUNDED = "ranges.safetensors", "ranges.json", "rounded.safetensors"
+RANGES, RANGES_MANIFEST = "ranges.safetensors", "ranges.json"
 RANGES_FORMAT = 1
 THRESHOLDS, CHANNEL_MAXIMA, CHANNEL_MEANS, TOKEN_MAXIMA = (
     "/thresholds", "/channel_maxima", "/channel_means", "/token_maxima",
@@ -101,7 +102,7 @@ class Ranges:
             smoothing=smoothing,
             input_scales=self._input_scales(recipe, smoothing, spared, dtype),
             kv_scales=self._kv_scales(recipe, dtype) if recipe.kv else (),
-            rounded=self.folder / ROUNDED if recipe.rounding == "gptq" else None,
+            rounded=RoundedFolder(self.folder) if recipe.rounding == "gptq" else None,
         )
 
     def _input_scales(

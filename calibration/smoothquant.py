@@ -26,7 +26,7 @@ from glm_export.errors import InputError
 
 SMALLEST = 1e-5
 """The official code's floor, of a weight's maxima and of the scales."""
-ALPHAS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.9)
+ALPHAS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.9, 1.0)
 """Around the paper's two: 0.5 for most models, 0.75 for GLM-130B."""
 
 

@@ -76,6 +76,12 @@ class GivenIntegers:
         return QuantizedRows(packed=packed, scales=self.scales, zero_points=None)
 
 
+def integers_of_rows(rows: QuantizedRows, form: BlockWeights, columns: int) -> Tensor:
+    """Symmetric rows' integers counted from zero, int8 ``[N, K]``."""
+    unsigned_NCB = _unpacked(rows.packed, form.bits, form.block).to(torch.int16)
+    return (unsigned_NCB - (1 << form.bits - 1)).to(torch.int8).flatten(1)[:, :columns]
+
+
 def rounded(weight_NK: Tensor, form: WeightForm, given: GivenIntegers | None = None) -> Tensor:
     """The weight a form keeps: rounded to integers and back, float32 ``[N, K]``."""
     block = form.block if not isinstance(form, ChannelWeights) else None

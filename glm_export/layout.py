@@ -179,6 +179,13 @@ class IntegerCache:
             for name, scale in self._scale_of(past_names)
         }
 
+    def rounded(self, tensors: Tensors) -> Tensors:
+        """Pasts as floats that the program can keep."""
+        integers = self.enter(tensors)
+        return integers | {
+            name: (integers[name] * scale).astype(tensors[name].dtype) for name, scale in self._scale_of(past_names)
+        }
+
     def leave(self, outputs: Tensors) -> Tensors:
         """Presents as floats."""
         scale_of = dict(self._scale_of(present_names))

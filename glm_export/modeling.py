@@ -82,7 +82,7 @@ class Attention(nn.Module):
     def turned(self, qkv_BSC: Tensor, turn: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries ``[B, S, N * D]``, keys and values ``[B, S, K * D]`` of the projection, ready for attention."""
         config = self.config
-        q_BSC, k_BSC, v_BSC = torch.split(qkv_BSC, (config.q_size, config.kv_size, config.kv_size), dim=-1)
+        q_BSC, k_BSC, v_BSC = torch.split(qkv_BSC, [config.q_size, config.kv_size, config.kv_size], dim=-1)
         if config.qk_norm:
             q_BSC, k_BSC = _each_head(self.q_norm, q_BSC, config), _each_head(self.k_norm, k_BSC, config)
         if turn is not None and config.rotary is not None:

@@ -22,7 +22,8 @@ from glm_export.config import GlmConfig
 from glm_export.errors import InputError
 from glm_export.feeds import Feeds, Prompt, prefill_feeds
 from glm_export.generation import Stopping, generate_ids
-from glm_export.layout import without_padding
+from glm_export.layout import IntegerCache, without_padding
+from glm_export.program_weights import ProgramIntegers
 from glm_export.sessions import Session, Tensors
 from glm_export.sessions.ort import OrtSession
 from glm_export.sessions.torch import TorchSession
@@ -249,6 +250,9 @@ def check(program: OnnxProgram, checkpoint: Checkpoint, reference_dtype: str = "
         room = signature.static_length if signature.cache is Cache.STATIC else 0
         canonical = canonical_signature(candidate.program)
         cases = parity_cases(reference, program.config, canonical, signature.cache, room)
+        if signature.cache_is_integer:
+            integers = IntegerCache(scales=np.array(quantization.kv_scales, np.float32))
+            cases = [replace(case, tensors=integers.rounded(case.tensors)) for case in cases]
         granted = recipe.granted(experts=program.config.experts is not None) if recipe else 0.0
         results = run_both(reference, program, candidate, cases)
         parity = compare_runs(results, [case.name for case in cases], looser, granted)
@@ -261,7 +265,8 @@ def quantization_of(program: OnnxProgram) -> Quantization | None:
     if program.recipe is None:
         return None
     recipe = recipes.load(program.recipe).carried_by(program.dialect)
-    return Quantization.load(program.folder, recipe, program.manifest["left_in_float"])
+    quantization = Quantization.load(program.folder, recipe, program.manifest["left_in_float"])
+    return replace(quantization, rounded=ProgramIntegers(program)) if recipe.rounding != "nearest" else quantization
 
 
 def greedy_agreement(reference: Session, candidate: Session, seed: int = 1) -> tuple[int, int]:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from glm_export.calibration.prepared import PreparedWeights
+from glm_export.calibration.quantization import RoundedWeights
 from glm_export.calibration.recipe import LEVELS, BlockWeights, ChannelWeights, Forms, QdqWeights, WeightForm
 from glm_export.calibration.symmetric import symmetric_scales
 from glm_export.calibration.weights import (
@@ -161,7 +162,7 @@ def write_weights(
         with DirectFile(path, stored[-1].offset + stored[-1].length) as file:
             for (source, _), group in groupby(stored, key=lambda entry: (entry.source, entry.form)):
                 parts, origin = source_of[source]
-                for entry, block in stored_blocks(list(group), parts, origin, weights.given(source)):
+                for entry, block in stored_blocks(list(group), parts, origin, weights.rounded):
                     if cancelled.is_set():
                         raise CancelledError
                     file.pad_to(max(entry.offset, file.position))
@@ -181,7 +182,7 @@ def stored_blocks(
     entries: list[StoredTensor],
     parts: Callable[[], Iterable[Tensor]],
     origin: str,
-    given: GivenIntegers | None = None,
+    rounded: RoundedWeights | None = None,
 ) -> Iterator[tuple[StoredTensor, Tensor]]:
     """The bytes of one parameter in file order: as it is, or in the form its recipe gives it.
 
@@ -189,7 +190,7 @@ def stored_blocks(
         entries: the tensors that stand for the parameter.
         parts: reads it.
         origin: what to call it in a message.
-        given: what it was rounded to beforehand.
+        rounded: where weights lie that were rounded beforehand.
 
     Raises:
         CheckpointError: a value is NaN or infinite, or exceeds what its dtype in the file can hold.
@@ -202,6 +203,7 @@ def stored_blocks(
                 yield entries[0], block
         return
     (weight_NK,) = parts()
+    given = rounded.given(entries[0].source, Forms(form), weight_NK.shape[1]) if rounded is not None else None
     for index, block in _quantized_tensors(weight_NK, form, given):
         if entries[index].name.endswith(SCALES):
             block = block.to(getattr(torch, entries[index].dtype))

@@ -39,11 +39,9 @@ from glm_export.errors import InputError
 Counts = npt.NDArray[np.int64]
 METHODS: list[Callable[[Histogram], float]] = [percentile_threshold, entropy_threshold, mse_threshold]
 # Powers of two lie on bin edges and make a top of their own, so they tell rules for edges apart.
-POWERS = st.builds(lambda exponent, sign: sign * 2.0**exponent, st.integers(-140, 127), st.sampled_from([1, -1]))
-VALUES = st.lists(
-    st.one_of(st.just(0.0), POWERS, st.floats(width=32, allow_nan=False, allow_infinity=False), st.floats(-4, 4)),
-    max_size=60,
-)
+POWERS = st.sampled_from([sign * 2.0**exponent for exponent in range(-4, 5) for sign in (1, -1)])
+ANY = st.one_of(POWERS, POWERS.map(lambda power: power**31), st.floats(width=32, allow_nan=False, allow_infinity=False))
+VALUES = st.one_of(st.lists(st.one_of(st.floats(-16, 16), POWERS), max_size=60), st.lists(ANY, max_size=60))
 BINS = st.sampled_from([2, 16, 4096])
 
 
@@ -82,7 +80,7 @@ def test_counts_are_those_of_the_definition(values: list[float], bins: int) -> N
 
 
 @settings(max_examples=300, deadline=None)
-@given(values=VALUES, bins=BINS, cuts=st.lists(st.integers(0, 60), max_size=4), data=st.data())
+@given(values=VALUES, bins=BINS, cuts=st.lists(st.integers(0, 8), min_size=1), data=st.data())
 def test_order_and_division_change_nothing(
     values: list[float], bins: int, cuts: list[int], data: st.DataObject
 ) -> None:
@@ -198,7 +196,7 @@ SAMPLES = {
     "heavy-tailed": heavy_tailed(20_000),
     "uniform": torch.rand(20_000, generator=torch.Generator().manual_seed(0)) * 5,
     "few values": torch.tensor([0.3, 0.3, 0.31, 0.9, -1.7, 0.0, 2.9]),
-    "two values": torch.tensor([1.5, 3.25, 3.25]),
+    "two values": torch.tensor([1.5, 1.5, 3.25]),
     "one far away": torch.cat((normal(5000), torch.tensor([100.0]))),
 }
 

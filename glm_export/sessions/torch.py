@@ -54,7 +54,9 @@ def load_reference(
 
     def kept(name: str, weight: Tensor) -> Tensor:
         if name in forms:
-            weight = rounded(weight, forms[name].of(tokens), prepared.given(name))
+            columns, beforehand = weight.shape[-1], prepared.rounded
+            given = beforehand.given(name, forms[name], columns) if beforehand is not None else None
+            weight = rounded(weight, forms[name].of(tokens), given)
         return weight.to(dtypes[name])
 
     names = [rule.target for rule in checkpoint.rules.rules]

@@ -1,0 +1,34 @@
+"""Weights that calibration itself rounded, a file a layer in the folder of ranges."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safetensors import safe_open
+
+from glm_export.calibration.recipe import Forms
+from glm_export.calibration.weights import GivenIntegers
+
+INTEGERS, SCALES = "/integers", "/scales"
+"""Behind the name of a weight: int8 ``[N, K]``, float32 ``[N, C]``."""
+
+
+def rounded_name(layer: int) -> str:
+    """The file of one layer."""
+    return f"rounded-{layer:03}.safetensors"
+
+
+class RoundedFolder:
+    """The files of a folder, opened when asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def given(self, name: str, forms: Forms, columns: int) -> GivenIntegers | None:  # noqa: ARG002 - the protocol's
+        """One weight's integers and scales; None where calibration left it, as it does the head."""
+        if not name.startswith("layers."):
+            return None
+        with safe_open(self.folder / rounded_name(int(name.split(".")[1])), framework="pt") as file:
+            if name + INTEGERS not in file.keys():  # noqa: SIM118 - not a mapping
+                return None
+            return GivenIntegers(integers=file.get_tensor(name + INTEGERS), scales=file.get_tensor(name + SCALES))

@@ -1,0 +1,65 @@
+"""Hidden states on disk between layers, in half precision: memory holds one row of text, whatever the corpus.
+
+A row is stored as float16 after division by a power of two, so that values beyond 65504, which GLMs are known to
+reach, lose nothing but the usual 11 bits.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import torch
+from torch import Tensor
+from typing_extensions import Self
+
+HEADER = struct.Struct("<iii")
+"""Before each row: exponent of its divisor, tokens, channels."""
+LARGEST_EXPONENT = 14
+"""Divided values stay below 2 ** 15, half of what float16 holds."""
+
+
+class SpoolWriter:
+    """Writes rows; the file takes its name when all of them are in."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._partial = path.with_suffix(".partial")
+        self._file = self._partial.open("wb")
+
+    def add(self, hidden_SH: Tensor) -> None:
+        """Append one row's hidden states ``[S, H]``, finite, any float dtype."""
+        largest = float(hidden_SH.abs().max())
+        exponent = max(0, math.frexp(largest)[1] - LARGEST_EXPONENT - 1)
+        half = (hidden_SH.detach().float() * 2.0**-exponent).to(torch.float16).cpu().contiguous()
+        self._file.write(HEADER.pack(exponent, *half.shape))
+        self._file.write(half.numpy().tobytes())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        self._file.close()
+        if error is None:
+            self._partial.rename(self._path)
+        else:
+            self._partial.unlink(missing_ok=True)
+
+
+def read_spool(path: Path) -> Iterator[Tensor]:
+    """The rows of a spool in order, float32 ``[S, H]``."""
+    with path.open("rb") as file:
+        while header := file.read(HEADER.size):
+            exponent, tokens, channels = HEADER.unpack(header)
+            half = np.frombuffer(file.read(tokens * channels * 2), np.float16).reshape(tokens, channels)
+            yield torch.from_numpy(half.astype(np.float32)) * 2.0**exponent
