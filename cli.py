@@ -67,25 +67,104 @@ def cli(debug: bool) -> None:
 @click.option("--dialect", type=click.Choice(dialects.names()), default="onnx", show_default=True, help="Target.")
 @click.option("--dtype", type=click.Choice(DTYPES), default="float32", show_default=True, help="Of weights and cache.")
 @click.option("--recipe", type=click.Choice(recipes.names()), help="Quantize; `glm-export recipes` lists them.")
+@click.option("--ranges", type=FOLDER, help="What `calibrate` measured: recipes that need it, and safe float16.")
+@click.option("--budget", help="With a recipe: leave the fewest layers in float that keep to it, e.g. kl=0.01.")
+@click.option("--corpus", default="default", show_default=True, help="What a budget is measured on.")
 @click.option("--logits", type=click.Choice(LOGITS_KINDS), help="Of all tokens or the last; default: the dialect's.")
 @click.option("--max-length", type=click.IntRange(1), help="Tokens a static cache holds (dialect tensorrt).")
 @click.option("--family", type=click.Choice(families.names()), help="Where config.json leaves it open.")
 @click.option("--force", is_flag=True, help="Replace an exported folder.")
-def export(checkpoint: str, out: Path, family: str | None, force: bool, **options: Any) -> None:
+def export(
+    checkpoint: str, out: Path, family: str | None, force: bool, budget: str | None, corpus: str, **options: Any
+) -> None:
     """Write an ONNX program for CHECKPOINT."""
     from glm_export import api
     from glm_export.artifacts import refuse_overwrite
     from glm_export.exporter import plan_export
     from glm_export.show import ProgressBars, show_plan, show_written
+    from glm_export.show_quantization import show_float16_risk, show_mixed_precision
     from glm_export.target import settle
 
     refuse_overwrite(out, force=force)
     opened = api.open_checkpoint(checkpoint, family)
+    options["ranges"] = api.open_ranges(options["ranges"])
     target = settle(opened.config, **options)
+    if budget is not None:
+        with ProgressBars(MESSAGES) as bars:
+            mixed = api.spare_layers(opened, target, budget, corpus, progress=bars)
+        show_mixed_precision(MESSAGES, mixed)
+        options["left_in_float"] = mixed.spared
+        target = settle(opened.config, **options)
     show_plan(MESSAGES, opened, plan_export(opened, out, target.dtype, target.quantization), target)
+    show_float16_risk(MESSAGES, target, measured=options["ranges"] is not None)
     with ProgressBars(MESSAGES) as bars:
         program = api.export(opened, out, **options, force=force, progress=bars)
     show_written(MESSAGES, program)
+
+
+@cli.command()
+@click.argument("checkpoint")
+@click.option("--corpus", default="default", show_default=True, help="A .txt or .jsonl; or default, poems, technical.")
+@click.option("--out", type=FOLDER, required=True, help="Folder to write.")
+@click.option("--recipe", type=click.Choice(recipes.names()), help="One that has weights rounded here: int4-gptq.")
+@click.option("--sequence-length", type=click.IntRange(16), default=512, show_default=True, help="Tokens of a row.")
+@click.option("--max-samples", type=click.IntRange(1), help="Rows to take, evenly spaced; all without it.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option("--family", type=click.Choice(families.names()), help="Where config.json leaves it open.")
+@click.option("--force", is_flag=True, help="Replace a folder of ranges.")
+def calibrate(checkpoint: str, out: Path, family: str | None, **options: Any) -> None:
+    """Measure CHECKPOINT's activations on text, one layer in memory at a time.
+
+    A run that was interrupted goes on where it stopped.
+    """
+    from glm_export import api
+    from glm_export.show import ProgressBars
+    from glm_export.show_quantization import show_calibration_plan, show_ranges
+
+    opened = api.open_checkpoint(checkpoint, family)
+    with ProgressBars(MESSAGES) as bars:
+        ranges = api.calibrate(
+            opened, out, **options, progress=bars, plan=lambda read: show_calibration_plan(MESSAGES, opened, read)
+        )
+    show_ranges(MESSAGES, ranges)
+
+
+@cli.command()
+@click.argument("program", type=FOLDER)
+@click.option("--against", required=True, help="The checkpoint it was exported from, or `demo`.")
+@click.option("--corpus", default="default", show_default=True, help="A .txt or .jsonl; or default, poems, technical.")
+@click.option("--max-samples", type=click.IntRange(1), help="Rows to take, evenly spaced; all without it.")
+@click.option("--sequence-length", type=click.IntRange(16), default=512, show_default=True, help="Tokens of a row.")
+@click.option("--budget", multiple=True, help="e.g. kl=0.01 or recall=0.99; exit 1 where it is exceeded.")
+@click.option(
+    "--reference-dtype",
+    type=click.Choice(DTYPES),
+    default="float32",
+    show_default=True,
+    help="Of PyTorch; the checkpoint's own needs no copy of its weights.",
+)
+@click.option("--by-layer", is_flag=True, help="Also what each layer's quantizing costs alone.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+def quality(program: Path, against: str, as_json: bool, **options: Any) -> None:
+    """Measure on text how far PROGRAM is from the model it was made of.
+
+    Perplexity, KL divergence, agreement of the likeliest tokens, greedy text, and tasks recalled exactly.
+    """
+    from glm_export import api
+    from glm_export.show import ProgressBars
+    from glm_export.show_quality import show_quality
+    from glm_export.show_quantization import show_costs
+
+    with ProgressBars(MESSAGES) as bars:
+        verdict = api.quality(program, against, progress=bars, **options)
+    if as_json:
+        click.echo(json.dumps(verdict.to_json(), indent=2))
+    else:
+        show_quality(Console(highlight=False), verdict.report, str(program), verdict.broken)
+        if verdict.costs is not None:
+            show_costs(Console(highlight=False), verdict.costs)
+    if verdict.broken:
+        sys.exit(1)
 
 
 @cli.command("recipes")
@@ -98,7 +177,8 @@ def list_recipes(as_json: bool) -> None:
 
     known = [recipes.load(name) for name in recipes.names()]
     if as_json:
-        click.echo(json.dumps([asdict(recipe) for recipe in known], indent=2, default=sorted))
+        rows = [asdict(recipe) | {"needs": recipe.needs} for recipe in known]
+        click.echo(json.dumps(rows, indent=2, default=sorted))
     else:
         show_recipes(Console(highlight=False), known)
 

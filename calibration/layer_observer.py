@@ -108,8 +108,9 @@ class LayerObserver:
             name = f"{self.prefix}.{kind}"
             _named(name, partial(self.kept[name].observe, values.flatten(0, -2)))
         config = attention.config
-        q_SKGD = q_BSC[0].unflatten(-1, (config.kv_heads, -1, config.head_dim)) * config.head_dim**-0.5
-        k_SKD = k_BSC[0].unflatten(-1, (config.kv_heads, config.head_dim))
+        group = config.num_heads // config.kv_heads
+        q_SKGD = q_BSC[0].reshape(-1, config.kv_heads, group, config.head_dim) * config.head_dim**-0.5
+        k_SKD = k_BSC[0].reshape(-1, config.kv_heads, config.head_dim)
         largest = max(
             float(torch.einsum("sgd,td->sgt", q_SKGD[:, head], k_SKD[:, head]).abs().max())
             for head in range(config.kv_heads)

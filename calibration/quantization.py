@@ -5,6 +5,7 @@ Kept beside an exported program, so that a proof needs neither the ranges nor th
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,8 @@ if TYPE_CHECKING:  # a program is loaded without torch
     from glm_export.calibration.weights import GivenIntegers
 
 QUANTIZATION = "quantization.safetensors"
+GENAI_KV_SCALES = "kv_cache_scales.json"
+"""The scales once more, as onnxruntime-genai's builder takes them (``kv_cache_scale_file``)."""
 INPUT_SCALE, SMOOTHING, KV_SCALES = "/input_scale", "/smoothing", "/kv_scales"
 Scales = NDArray[np.float32]
 
@@ -42,6 +45,7 @@ class Quantization:
     and why. ``input_scales``: of rounded inputs, by weight, after smoothing. ``smoothing``: float32 ``[K]`` by weight;
     the input is divided by it, the weight's columns are multiplied. ``kv_scales``: of key and value, by layer.
     ``rounded``: weights that were rounded beforehand.
+    ``folded_into_parameters``: smoothing divides the parameters before a product where it can, else the input itself.
     """
 
     recipe: Recipe
@@ -50,6 +54,7 @@ class Quantization:
     smoothing: Mapping[str, Scales] = field(default_factory=dict)
     kv_scales: tuple[tuple[float, float], ...] = ()
     rounded: RoundedWeights | None = None
+    folded_into_parameters: bool = True
 
     def forms(self, linear_weights: list[str], config: GlmConfig) -> dict[str, Forms]:
         """The form of each weight that is quantized, by parameter name."""
@@ -57,12 +62,13 @@ class Quantization:
 
     def divisors(self, config: GlmConfig) -> dict[str, Scales]:
         """Smoothing that the program itself does, because no parameter can take it; by weight."""
-        return {name: scales for name, scales in self.smoothing.items() if not folds(name, config)}
+        folded = self.folded_into_parameters
+        return {name: scales for name, scales in self.smoothing.items() if not (folded and folds(name, config))}
 
     def folded(self, config: GlmConfig) -> dict[str, list[tuple[int, Scales]]]:
         """What each parameter's rows are divided by: the first row, and scales for it and those after it."""
         table: dict[str, list[tuple[int, Scales]]] = {}
-        for name, scales in self.smoothing.items():
+        for name, scales in self.smoothing.items() if self.folded_into_parameters else ():
             for fold in folds(name, config):
                 table.setdefault(fold.parameter, []).append((fold.first, scales))
         return table
@@ -75,6 +81,10 @@ class Quantization:
             tensors[KV_SCALES] = np.array(self.kv_scales, np.float32)
         if tensors:
             save_file(tensors, folder / QUANTIZATION)
+        if self.kv_scales:
+            keys, values = zip(*self.kv_scales, strict=True)
+            scales = {"scales": {"k_scales": list(keys), "v_scales": list(values)}}
+            (folder / GENAI_KV_SCALES).write_text(json.dumps(scales, indent=1) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path, recipe: Recipe, left_in_float: Mapping[str, str]) -> Quantization:

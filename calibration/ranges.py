@@ -19,7 +19,7 @@ from safetensors.numpy import load_file
 
 from glm_export.calibration.observers import OBSERVERS
 from glm_export.calibration.quantization import Quantization
-from glm_export.calibration.recipe import LEVELS, QdqWeights, Recipe
+from glm_export.calibration.recipe import HEAD, LEVELS, QdqWeights, Recipe
 from glm_export.calibration.rounded_folder import RoundedFolder
 from glm_export.errors import CheckpointError, InputError
 
@@ -113,7 +113,7 @@ class Ranges:
             return {}
         scales = {}
         for name in self.inputs:
-            if name in spared or recipe.spares(name) is not None:
+            if name in spared or recipe.spares(name) is not None or (name == HEAD and recipe.head is None):
                 continue
             threshold = (
                 float(self.tensors[f"{name}/{recipe.smoothing}{LEVELLED}"][0])

@@ -139,7 +139,7 @@ class Recipe:
     def needs(self) -> str:
         """What an export needs besides the checkpoint: nothing, ``ranges``, or ranges made for this recipe."""
         if self.rounding == "gptq":
-            return f"ranges made with --recipe {self.name}"
+            return "ranges of its own"
         return "ranges" if self.static_activations or self.smoothing or self.kv else "nothing"
 
     def carried_by(self, dialect: str) -> Recipe:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
@@ -18,9 +18,13 @@ from glm_export.tokenizers import stop_ids
 from glm_export.tokenizers.chat import Message
 
 if TYPE_CHECKING:  # an exported folder runs without torch; what needs it imports it when it is called
+    from glm_export.calibration.corpus import Corpus
     from glm_export.calibration.ranges import Ranges
     from glm_export.checkpoint import Checkpoint
     from glm_export.proof import CheckReport
+    from glm_export.quality_verdict import QualityVerdict
+    from glm_export.sensitivity import MixedPrecision
+    from glm_export.target import Target
 
 Source = str | Path
 
@@ -189,6 +193,126 @@ def check(
     return check_program(loaded, open_checkpoint(against, family or loaded.config.family), reference_dtype)
 
 
+def calibrate(
+    source: Source | Checkpoint,
+    out: Source,
+    *,
+    corpus: Source | Corpus = "default",
+    recipe: str | None = None,
+    sequence_length: int = 512,
+    max_samples: int | None = None,
+    device: str = "cpu",
+    force: bool = False,
+    progress: Progress | None = None,
+    plan: Callable[[Corpus], None] = lambda _: None,
+) -> Ranges:
+    """Measure a checkpoint's activations on text; see :func:`glm_export.calibration.walk.calibrate`.
+
+    Args:
+        source: a model folder, an open checkpoint, or ``"demo"``.
+        out: the folder to write.
+        corpus: a file, the name of an embedded corpus, or one that is loaded.
+        recipe: one whose weights calibration rounds.
+        sequence_length: tokens of a row of text at most.
+        max_samples: rows to take; None takes all.
+        device: ``cpu`` or ``cuda``.
+        force: replace a folder of ranges.
+        progress: shows how far it is.
+        plan: is told what was read before the work begins.
+    """
+    from glm_export.calibration import recipes, walk
+
+    checkpoint = open_checkpoint(source)
+    walk.refuse_replacing(Path(out), force=force)
+    read = open_corpus(corpus, checkpoint, sequence_length=sequence_length, max_samples=max_samples)
+    plan(read)
+    chosen = recipes.load(recipe) if recipe is not None else None
+    return walk.calibrate(checkpoint, read, Path(out), recipe=chosen, device=device, force=force, progress=progress)
+
+
+def open_corpus(
+    corpus: Source | Corpus, checkpoint: Checkpoint, *, sequence_length: int = 512, max_samples: int | None = None
+) -> Corpus:
+    """Text as a checkpoint's tokens; see :func:`glm_export.calibration.corpus.load_corpus`."""
+    from glm_export.calibration.corpus import Corpus, load_corpus
+    from glm_export.tokenizers import load_tokenizer
+
+    if isinstance(corpus, Corpus):
+        return corpus
+    tokenizer = load_tokenizer(checkpoint.folder, checkpoint.config)
+    return load_corpus(corpus, tokenizer, checkpoint.config, sequence_length=sequence_length, max_samples=max_samples)
+
+
+def spare_layers(
+    checkpoint: Checkpoint,
+    target: Target,
+    budget: str,
+    corpus: Source | Corpus = "default",
+    *,
+    progress: Progress | None = None,
+) -> MixedPrecision:
+    """The fewest layers to leave in float for a budget; see :func:`glm_export.sensitivity.spare_layers`.
+
+    Raises:
+        InputError: there is no recipe, or the budget limits something else than ``kl``.
+    """
+    from glm_export import sensitivity
+    from glm_export.quality import Budget
+
+    limits = dict(Budget.parse(budget).limits)
+    if target.quantization is None or limits.keys() != {"kl"}:
+        raise InputError(f"an export's budget is kl=NUMBER, and needs --recipe; found {budget!r}")
+    read = open_corpus(corpus, checkpoint)
+    return sensitivity.spare_layers(checkpoint, target.quantization, read, limits["kl"], progress=progress)
+
+
+def quality(
+    program: Source | OnnxProgram,
+    against: Source | Checkpoint,
+    *,
+    corpus: Source | Corpus = "default",
+    sequence_length: int = 512,
+    max_samples: int | None = None,
+    budget: str | Sequence[str] = (),
+    by_layer: bool = False,
+    reference_dtype: str = "float32",
+    family: str | None = None,
+    progress: Progress | None = None,
+) -> QualityVerdict:
+    """Measure on text how far a program is from its checkpoint; see :func:`glm_export.quality.measure`.
+
+    Args:
+        program: an exported folder.
+        against: the checkpoint it came from.
+        corpus: a file, the name of an embedded corpus, or one that is loaded.
+        sequence_length: tokens of a row of text at most.
+        max_samples: rows to take; None takes all.
+        budget: what may not be exceeded, e.g. ``kl=0.01``.
+        by_layer: also what each linear layer costs, quantized alone.
+        reference_dtype: of PyTorch.
+        family: where config.json leaves it open.
+        progress: shows how far it is.
+    """
+    from glm_export.proof import refuse_other_checkpoint
+    from glm_export.quality import Budget, measure
+    from glm_export.quality_verdict import QualityVerdict, costs_by_layer
+    from glm_export.sessions.torch import TorchSession
+
+    loaded = program if isinstance(program, OnnxProgram) else load_program(Path(program))
+    checkpoint = open_checkpoint(against, family or loaded.config.family)
+    refuse_other_checkpoint(loaded, checkpoint)
+    limits = Budget.parse(budget) if budget else None
+    read = open_corpus(corpus, checkpoint, sequence_length=sequence_length, max_samples=max_samples)
+    with TorchSession(checkpoint, reference_dtype) as reference, load_session(loaded) as candidate:
+        report = measure(reference, candidate, read, progress=progress)
+    return QualityVerdict(
+        report=report,
+        corpus=read.to_json(),
+        broken=tuple(limits.broken(report)) if limits is not None else None,
+        costs=costs_by_layer(loaded, checkpoint, read, reference_dtype, progress) if by_layer else None,
+    )
+
+
 def stopping_for(session: Session, max_new_tokens: int, stop_strings: Sequence[str] = ()) -> Stopping:
     """Stop at every id the config and the prompt format name."""
     return Stopping(
@@ -201,6 +325,7 @@ def stopping_for(session: Session, max_new_tokens: int, stop_strings: Sequence[s
 __all__ = [
     "Decode",
     "Message",
+    "calibrate",
     "chat",
     "check",
     "export",
@@ -208,6 +333,10 @@ __all__ = [
     "infill",
     "load_session",
     "open_checkpoint",
+    "open_corpus",
+    "open_ranges",
+    "quality",
     "score",
+    "spare_layers",
     "stopping_for",
 ]

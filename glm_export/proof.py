@@ -250,7 +250,7 @@ def check(program: OnnxProgram, checkpoint: Checkpoint, reference_dtype: str = "
         room = signature.static_length if signature.cache is Cache.STATIC else 0
         canonical = canonical_signature(candidate.program)
         cases = parity_cases(reference, program.config, canonical, signature.cache, room)
-        if signature.cache_is_integer:
+        if quantization is not None and signature.cache_is_integer:
             integers = IntegerCache(scales=np.array(quantization.kv_scales, np.float32))
             cases = [replace(case, tensors=integers.rounded(case.tensors)) for case in cases]
         granted = recipe.granted(experts=program.config.experts is not None) if recipe else 0.0

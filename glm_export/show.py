@@ -83,12 +83,13 @@ def show_plan(console: Console, checkpoint: Checkpoint, plan: ExportPlan, target
 
 
 def show_recipes(console: Console, known: Sequence[Recipe]) -> None:
-    """One row a recipe."""
-    table = Table(box=SIMPLE)
-    for name in ("recipe", "weights", "dialect", "dtype"):
+    """One row a recipe: what it does, what an export with it needs, where it runs."""
+    table = Table(box=SIMPLE, show_lines=False, padding=(0, 1))
+    table.add_column("recipe", no_wrap=True)
+    for name in ("what", "needs", "dialects"):
         table.add_column(name)
     for recipe in known:
-        table.add_row(recipe.name, recipe.summary, ", ".join(sorted(recipe.dialects)), ", ".join(sorted(recipe.dtypes)))
+        table.add_row(recipe.name, recipe.summary, recipe.needs, " ".join(sorted(recipe.dialects)))
     console.print(table)
 
 

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from glm_export import api
 from glm_export.artifacts import OnnxProgram
 from glm_export.checkpoint import Checkpoint, open_checkpoint
 from tests.golden_data import CAUSAL, Golden
+
+# Several processes share the cores already; PyTorch's own threads would wait for each other.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(params=CAUSAL)

@@ -6,7 +6,7 @@ from glm_export.calibration.recipe import BlockWeights, QdqWeights, Recipe
 
 RECIPE = Recipe(
     name="int4-awq",
-    summary="4-bit weights in blocks of 64, scaled by their activations (AWQ); head in 8 bits",
+    summary="4-bit weights, scaled by their activations (AWQ)",
     layers=BlockWeights(bits=4, block=64),
     head=BlockWeights(bits=8, block=128),
     explicit=QdqWeights(dtype="int4", block=64),

@@ -6,7 +6,7 @@ from glm_export.calibration.recipe import BlockWeights, QdqWeights, Recipe
 
 RECIPE = Recipe(
     name="int4-gptq",
-    summary="4-bit weights in blocks of 64, rounded against their activations (GPTQ); head in 8 bits",
+    summary="4-bit weights, each mending the error before (GPTQ)",
     layers=BlockWeights(bits=4, block=64),
     head=BlockWeights(bits=8, block=128),
     explicit=QdqWeights(dtype="int4", block=64),

@@ -6,7 +6,7 @@ from glm_export.calibration.recipe import BlockWeights, ChannelWeights, Recipe
 
 RECIPE = Recipe(
     name="int4-int8-prompt",
-    summary="4-bit weights to decode, 8-bit ones beside them to read prompts; the fastest on a CPU, for more memory",
+    summary="4-bit weights to decode, 8-bit ones beside them for prompts",
     layers=BlockWeights(bits=4, block=64),
     head=BlockWeights(bits=8, block=128),
     prompt=ChannelWeights(),

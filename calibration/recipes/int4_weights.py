@@ -6,7 +6,7 @@ from glm_export.calibration.recipe import BlockWeights, QdqWeights, Recipe
 
 RECIPE = Recipe(
     name="int4-weights",
-    summary="4-bit weights in blocks of 64, head in 8 bits; the smallest",
+    summary="4-bit weights, head 8; the smallest",
     layers=BlockWeights(bits=4, block=64),
     head=BlockWeights(bits=8, block=128),
     explicit=QdqWeights(dtype="int4", block=64),

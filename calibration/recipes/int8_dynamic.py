@@ -6,7 +6,7 @@ from glm_export.calibration.recipe import ChannelWeights, Recipe
 
 RECIPE = Recipe(
     name="int8-dynamic",
-    summary="8-bit weights and activations; the fastest to read prompts on a CPU",
+    summary="8-bit weights and activations, scales as they come",
     layers=ChannelWeights(),
     head=ChannelWeights(),
     dialects=frozenset({"ort"}),

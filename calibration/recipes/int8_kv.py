@@ -6,7 +6,7 @@ from glm_export.calibration.recipe import Recipe
 
 RECIPE = Recipe(
     name="int8-kv",
-    summary="8-bit keys and values in the cache, separate scales",
+    summary="8-bit keys and values in the cache",
     layers=None,
     head=None,
     embedding=None,

@@ -6,7 +6,7 @@ from glm_export.calibration.recipe import BlockWeights, QdqWeights, Recipe
 
 RECIPE = Recipe(
     name="int8-weights",
-    summary="8-bit weights: blocks of 128 in ort, a scale a channel as Q/DQ; the safest",
+    summary="8-bit weights; the safest",
     layers=BlockWeights(bits=8, block=128),
     head=BlockWeights(bits=8, block=128),
     explicit=QdqWeights(dtype="int8"),
