@@ -42,7 +42,7 @@ def test_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     api.export(Golden("glm").folder, "glm-onnx")
     lines = [line[2:] for block in blocks("console") for line in block.splitlines() if line.startswith("$ glm-export")]
-    assert len(lines) == 10
+    assert len(lines) == 13
     for line in lines:
         arguments = shlex.split(line.replace("THUDM/chatglm2-6b", "demo"))[1:]
         result = CliRunner().invoke(cli, arguments, input="", catch_exceptions=False)
