@@ -87,7 +87,7 @@ class LayerObserver:
         """
         numbers: Numbers = {name + MAXIMA: np.array([value], np.float32) for name, value in self.maxima.items()}
         for name, statistics in (*self.inputs.items(), *self.kept.items()):
-            thresholds = _named(name, statistics.thresholds)
+            thresholds = named(name, statistics.thresholds)
             channels = statistics.channels
             numbers[name + THRESHOLDS] = np.array([thresholds[key] for key in OBSERVERS], np.float32)
             numbers[name + CHANNEL_MAXIMA] = channels.maxima_K.float().numpy()
@@ -97,7 +97,7 @@ class LayerObserver:
 
     def _see_input(self, weight: str, _: nn.Module, given: tuple[Tensor]) -> None:
         rows_SK = given[0].detach().flatten(0, -2)
-        _named(weight, partial(self.inputs[weight].observe, rows_SK))
+        named(weight, partial(self.inputs[weight].observe, rows_SK))
         self._samples[weight].append(rows_SK[self.rows_to_keep.to(rows_SK.device)].float().cpu())
         if weight in self.grams:
             self.grams[weight].add(rows_SK)
@@ -106,7 +106,7 @@ class LayerObserver:
         q_BSC, k_BSC, v_BSC = attention.turned(qkv_BSC, self.turn)
         for kind, values in ((KEY, k_BSC), (VALUE, v_BSC)):
             name = f"{self.prefix}.{kind}"
-            _named(name, partial(self.kept[name].observe, values.flatten(0, -2)))
+            named(name, partial(self.kept[name].observe, values.flatten(0, -2)))
         config = attention.config
         group = config.num_heads // config.kv_heads
         q_SKGD = q_BSC[0].reshape(-1, config.kv_heads, group, config.head_dim) * config.head_dim**-0.5
@@ -132,7 +132,7 @@ class LayerObserver:
         self.maxima[place] = max(self.maxima.get(place, 0.0), largest)
 
 
-def _named(name: str, call: Callable[[], Any]) -> Any:
+def named(name: str, call: Callable[[], Any]) -> Any:
     """A refusal says which tensor it is about."""
     try:
         return call()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from glm_export.calibration.awq import awq_scales, search_ratio
 from glm_export.calibration.gptq import gptq_round
-from glm_export.calibration.layer_observer import LayerObserver, Numbers
+from glm_export.calibration.layer_observer import LayerObserver, Numbers, named
 from glm_export.calibration.ranges import LEVELLED
 from glm_export.calibration.recipe import LEVELS, QdqWeights, Recipe
 from glm_export.calibration.rounded_folder import INTEGERS, SCALES
@@ -19,6 +20,8 @@ from glm_export.calibration.symmetric import dequantize_symmetric
 
 SMOOTHED = ("qkv", "gate_up", "up", "down")
 """Products whose inputs are smoothed: what norms and gates make. Attention's output has no outliers to speak of."""
+SEARCHED_ELEMENTS = 1 << 24
+"""Of larger weights, evenly spaced rows stand for the others: errors are means over rows."""
 AWQ_BITS, AWQ_BLOCK = 4, 64
 SMOOTHQUANT, AWQ, ALPHA, RATIO = "/smoothquant", "/awq", "/smoothquant_alpha", "/awq_ratio"
 
@@ -37,22 +40,25 @@ def search_smoothing(weight_name: str, weight_NK: Tensor, observer: LayerObserve
     """
     if weight_name.split(".")[-2] not in SMOOTHED:
         return {}
-    samples_RK = observer.samples(weight_name)
+    device = weight_NK.device
+    samples_RK = observer.samples(weight_name).to(device)
     channels = observer.inputs[weight_name].channels
-    maxima_K = channels.maxima_K.float()
-    choice = search_alpha(samples_RK, maxima_K, weight_NK)
-    weight_maxima_K = weight_NK.abs().amax(dim=0).float().cpu()
+    maxima_K = channels.maxima_K.float().to(device)
+    some_nK = weight_NK[:: -(-weight_NK.numel() // SEARCHED_ELEMENTS)]
+    # First: it refuses products that are all zero.
+    choice = named(weight_name, partial(search_alpha, samples_RK, maxima_K, some_nK))
+    weight_maxima_K = weight_NK.abs().amax(dim=0).float()
     smooth_K = smoothing_scales(maxima_K, weight_maxima_K, choice.alpha)
-    means_K = (channels.sums_K / max(1, channels.count)).float()
-    ratio = search_ratio(samples_RK, means_K, weight_NK, bits=AWQ_BITS, block=AWQ_BLOCK)
+    means_K = (channels.sums_K / max(1, channels.count)).float().to(device)
+    ratio = search_ratio(samples_RK, means_K, some_nK, bits=AWQ_BITS, block=AWQ_BLOCK)
     awq_K = awq_scales(means_K, ratio.ratio)
     numbers: Numbers = {
         weight_name + ALPHA: np.array([np.nan if choice.alpha is None else choice.alpha, choice.error], np.float32),
         weight_name + RATIO: np.array([ratio.ratio, ratio.error], np.float32),
     }
     for kind, scales_K in ((SMOOTHQUANT, smooth_K), (AWQ, awq_K)):
-        numbers[weight_name + kind] = scales_K.numpy()
-        numbers[weight_name + kind + LEVELLED] = (maxima_K / scales_K).amax().reshape(1).numpy()
+        numbers[weight_name + kind] = scales_K.cpu().numpy()
+        numbers[weight_name + kind + LEVELLED] = (maxima_K / scales_K).amax().reshape(1).cpu().numpy()
     return numbers
 
 
@@ -74,10 +80,11 @@ def round_layer(module: nn.Module, observer: LayerObserver, recipe: Recipe, path
             continue
         assert isinstance(linear, nn.Linear)
         gram = observer.grams.pop(name)
-        integers, scales = gptq_round(linear.weight, gram.gram_KK, levels=LEVELS[form.dtype], block=form.block)
+        rounding = partial(gptq_round, linear.weight, gram.gram_KK, levels=LEVELS[form.dtype], block=form.block)
+        integers, scales = named(name, rounding)
         kept[name + INTEGERS], kept[name + SCALES] = integers.cpu(), scales.cpu()
         rounded_NK = dequantize_symmetric(integers, scales, block=form.block)
         linear.weight = nn.Parameter(rounded_NK.to(linear.weight.dtype), requires_grad=False)
-    partial = path.with_suffix(".partial")
-    save_file(kept, partial)
-    partial.rename(path)
+    unfinished = path.with_suffix(".partial")
+    save_file(kept, unfinished)
+    unfinished.rename(path)

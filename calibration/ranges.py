@@ -162,9 +162,9 @@ def load_ranges(folder: Path) -> Ranges:
     if not (folder / RANGES_MANIFEST).is_file():
         raise InputError(f"{folder} holds no {RANGES_MANIFEST}; give a folder that 'glm-export calibrate' wrote")
     try:
-        manifest = json.loads((folder / RANGES_MANIFEST).read_text(encoding="utf-8"))
+        manifest = dict(json.loads((folder / RANGES_MANIFEST).read_text(encoding="utf-8")))
         tensors = load_file(folder / RANGES)
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, TypeError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"{folder} is damaged: {error}; calibrate again") from error
     if manifest.get("format") != RANGES_FORMAT:
         raise InputError(

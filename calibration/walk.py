@@ -6,6 +6,7 @@ stopped and ends in the same bits: each layer reads what the one before it wrote
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -108,6 +109,8 @@ def calibrate(
             "fingerprint": fingerprint(checkpoint.folder / "config.json", checkpoint.files),
         },
         "corpus": corpus.to_json(),
+        # The same file makes other rows of another length, and with another tokenizer.
+        "rows": hashlib.sha256(repr(corpus.samples).encode()).hexdigest(),
         "rounded_for": rounding.name if rounding else None,
         "device": device,
     }
@@ -298,7 +301,8 @@ def _finish(walk: _Walk, out: Path, identity: dict[str, Any]) -> Ranges:
     manifest = identity | {"layers": walk.config.num_layers, "family": walk.config.family}
     _save(dict(sorted(numbers.items())), walk.work / RANGES)
     (walk.work / RANGES_MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", "utf-8")
-    for path in (*walk.work.glob("layer-*"), *walk.work.glob("spool-*"), walk.work / STATE):
+    # The state first: without it a run that is killed here starts anew, and misses nothing that is gone already.
+    for path in (walk.work / STATE, *walk.work.glob("layer-*"), *walk.work.glob("spool-*")):
         path.unlink()
     replaced = out.parent / f".{out.name}.replaced"
     shutil.rmtree(replaced, ignore_errors=True)

@@ -165,7 +165,8 @@ def row_logits(session: Session, prompts: Sequence[Prompt], first: Sequence[int]
 
     A session with logits of all tokens reads a padded batch at once; one with those of the last token alone reads up
     to the first predicted id, and from there one id at a time. One batch is in memory, of :data:`BATCH_BYTES` at most;
-    neighbours of like length need the least padding.
+    neighbours of like length need the least padding. In steps, what a recipe costs in reading prompts hardly shows:
+    where it has another form for them, or one scale a call, measure a program with logits of all tokens as well.
 
     Args:
         session: its cache is taken over.

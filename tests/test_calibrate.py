@@ -1,175 +1,51 @@
-"""Calibration: the walk measures what the whole model shows; a killed run ends in the same bytes; refusals name places.
-
-What is measured is checked against the reference model in one piece, with plain hooks of its own.
-"""
+"""Calibration: the walk measures what the whole model shows, spools lose little, refusals name what and where."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import random
 import shutil
-import signal
-import subprocess
-import sys
-import time
 import tracemalloc
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
-from glm_export import api, modeling
+from glm_export import api
 from glm_export.calibration import recipes, walk
-from glm_export.calibration.corpus import Corpus, Sample, load_corpus
 from glm_export.calibration.ranges import RANGES, RANGES_MANIFEST, Ranges, load_ranges
 from glm_export.calibration.spool import SpoolWriter, read_spool
 from glm_export.calibration.walk import calibrate
 from glm_export.checkpoint import Checkpoint
-from glm_export.config import GlmConfig
 from glm_export.errors import CheckpointError, InputError
-from glm_export.feeds import prefill_feeds
-from glm_export.modeling import linear_weights
-from glm_export.proof import random_prompt
 from glm_export.sessions.torch import load_reference
-from glm_export.tokenizers import load_tokenizer
 from tests.golden_data import Golden
 from tests.tiny import random_tensors, tiny_values, write_checkpoint
+from tests.walked import GPTQ, WholeModel, contents, differences, one_thread, opened_with_corpora, random_corpus
 
-ROOT = Path(__file__).parent.parent
 HALF, FLOAT = 1e-3, 1e-5
 """What may be lost between layers, where hidden states lie in half precision; and if they did not."""
 LAYER_NORM = 3e-3
 """As HALF, where norms take off a mean that is larger than what is left."""
-LENGTHS = (40, 23, 9, 31)
-GPTQ = "int4-gptq"
 LAYER = "transformer.encoder.layers.{}.{}.weight"
 
 
 @pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Models this small gain nothing from more, and where other processes run they wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def alone() -> Iterator[None]:
+    with one_thread():
+        yield
 
 
-def random_corpus(config: GlmConfig, seed: int = 0, lengths: Sequence[int] = LENGTHS) -> Corpus:
-    """Rows of random ids; all of these say the same of where they come from."""
-    source = np.random.default_rng(seed)
-    prompts = [random_prompt(source, length, config) for length in lengths]
-    samples = tuple(Sample(prompt=prompt, counted_from=len(prompt.ids)) for prompt in prompts)
-    return Corpus(name="random", origin="a generator", licence="none", sha256="0", samples=samples)
-
-
-def poems(checkpoint: Checkpoint, count: int = 32) -> Corpus:
-    tokenizer = load_tokenizer(checkpoint.folder, checkpoint.config)
-    return load_corpus("poems", tokenizer, checkpoint.config, max_samples=count)
-
-
-def opened_with_corpora(name: str) -> tuple[Checkpoint, Corpus, Corpus]:
-    """A checkpoint, text for it, and other text."""
-    if name == "demo":
-        checkpoint = api.open_checkpoint(name)
-        every = poems(checkpoint, 16)
-        return checkpoint, replace(every, samples=every.samples[:9]), replace(every, samples=every.samples[9:])
-    checkpoint = api.open_checkpoint(Golden(name).folder)
-    return checkpoint, random_corpus(checkpoint.config), random_corpus(checkpoint.config, seed=1)
-
-
-def contents(folder: Path) -> dict[str, str]:
-    """Every file's hash."""
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+@pytest.fixture
+def copied(chatglm2_copy: Path) -> Callable[[], Checkpoint]:
+    """Opens a golden checkpoint that a test may change."""
+    return lambda: api.open_checkpoint(chatglm2_copy)
 
 
 # -- what is measured ----------------------------------------------------------------------------------
-
-
-class WholeModel:
-    """The reference run over samples. ``values``: of products' inputs, keys and values, ``[T, K]``."""
-
-    def __init__(self, model: modeling.Decoder, samples: Sequence[Sample]) -> None:
-        self.maxima: dict[str, float] = defaultdict(float)
-        self._values: dict[str, list[Tensor]] = defaultdict(list)
-        self._layers = len(model.layers)
-        self.inputs = linear_weights(model)
-        for weight in self.inputs:
-            product = model.get_submodule(weight.removesuffix(".weight"))
-            product.register_forward_pre_hook(self._keeps(weight))
-        for index, layer in enumerate(model.layers):
-            # The residual sums: before attention, before the MLP, behind it.
-            layer.register_forward_pre_hook(self._sees(f"layers.{index}.input"))
-            layer.mlp_norm.register_forward_pre_hook(self._sees(f"layers.{index}.mlp_norm.input"))
-            layer.register_forward_hook(lambda _, __, output, index=index: self._see(f"layers.{index}", output[0]))
-        attend, turns = modeling.grouped_attention, iter(range(self._layers * len(samples)))
-
-        def watched(q_BSC: Tensor, k_BSC: Tensor, *rest: Any, num_heads: int, kv_heads: int) -> Any:
-            q_SND, k_SKD = (x[0].unflatten(-1, (count, -1)) for x, count in ((q_BSC, num_heads), (k_BSC, kv_heads)))
-            k_SND = k_SKD.repeat_interleave(num_heads // kv_heads, dim=1)
-            scores = torch.einsum("snd,tnd->nst", q_SND, k_SND) / q_SND.shape[-1] ** 0.5
-            self._see(f"layers.{next(turns) % self._layers}.attention.scores", scores)
-            return attend(q_BSC, k_BSC, *rest, num_heads=num_heads, kv_heads=kv_heads)
-
-        with pytest.MonkeyPatch.context() as patch, torch.inference_mode():
-            patch.setattr(modeling, "grouped_attention", watched)
-            for sample in samples:
-                feeds = prefill_feeds([sample.prompt], model.config)
-                output = model(*map(torch.from_numpy, feeds.named().values()))
-                for index, pair in enumerate(output.past_key_values):
-                    for kind, kept_BKSD in zip(("key", "value"), pair, strict=True):
-                        self._values[f"layers.{index}.{kind}"].append(kept_BKSD[0].transpose(0, 1).flatten(1))
-
-    def values(self, name: str) -> np.ndarray:
-        return torch.cat(self._values[name]).double().abs().numpy()
-
-    @property
-    def names(self) -> list[str]:
-        return list(self._values)
-
-    def _keeps(self, name: str) -> Callable[..., None]:
-        return lambda _, given: self._values[name].append(given[0][0])
-
-    def _sees(self, place: str) -> Callable[..., None]:
-        return lambda _, given: self._see(place, given[0])
-
-    def _see(self, place: str, values: Tensor) -> None:
-        self.maxima[place] = max(self.maxima[place], float(values.abs().max()))
-
-
-def differences(found: Ranges, whole: WholeModel) -> dict[str, float]:
-    """How far numbers of each kind are apart at most, as a share of the tensor's largest."""
-    worst: dict[str, float] = defaultdict(float)
-
-    def compare(kind: str, number: Any, expected: Any, largest: float) -> None:
-        worst[kind] = max(worst[kind], float(np.abs(np.asarray(number) - expected).max() / largest))
-
-    for place, expected in whole.maxima.items():
-        kind = place.split(".", 2)[-1] if place.count(".") > 1 else "layer"
-        compare(kind, found.maxima()[place], expected, expected)
-    for name in whole.names:
-        values_TK, numbers = whole.values(name), found.tensors
-        largest, kind = values_TK.max(), name.removesuffix(".weight").split(".")[-1]
-        compare(f"maxima of {kind}", numbers[f"{name}/channel_maxima"], values_TK.max(axis=0), largest)
-        compare(f"means of {kind}", numbers[f"{name}/channel_means"], values_TK.mean(axis=0), values_TK.mean(axis=0).max())
-        tokens_T = values_TK.max(axis=1)
-        compare("tokens", numbers[f"{name}/token_maxima"], [tokens_T.min(), tokens_T.max()], largest)
-        compare("threshold", found.threshold(name, "min_max"), largest, largest)
-        for smoothing in ("smoothquant", "awq"):
-            if f"{name}/{smoothing}" in numbers:
-                levelled = (values_TK / numbers[f"{name}/{smoothing}"]).max()
-                compare("levelled", numbers[f"{name}/{smoothing}/levelled"], levelled, levelled)
-    return worst
 
 
 class ExactSpool(SpoolWriter):
@@ -237,9 +113,13 @@ def test_behind_a_rounded_layer_comes_what_rounded_weights_make(tmp_path: Path) 
     seed=st.integers(0, 99), dtype=st.sampled_from([torch.float32, torch.bfloat16]),
 )  # fmt: skip
 def test_spooled_rows_lose_what_half_precision_loses(
-    rows: list[tuple[int, float]], channels: int, seed: int, dtype: torch.dtype, tmp_path_factory: pytest.TempPathFactory
+    rows: list[tuple[int, float]],
+    channels: int,
+    seed: int,
+    dtype: torch.dtype,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    """Up to 2 ** 30; of small values beside large ones, which have no exponent of their own, 2 ** -39 of the largest."""
+    """Up to 2 ** 30. Small values share the exponent of the largest in their row, and lose 2 ** -39 of that."""
     generator = torch.Generator().manual_seed(seed)
     given_rows = [
         (torch.randn(tokens, channels, generator=generator).clamp(-1, 1) * 2.0**magnitude).to(dtype)
@@ -280,67 +160,143 @@ def test_rows_come_one_at_a_time(tmp_path: Path) -> None:
 
 
 def test_a_spool_has_its_name_when_it_is_whole(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError), SpoolWriter(tmp_path / "spool") as spool:
+    with SpoolWriter(tmp_path / "spool") as spool:
         spool.add(torch.ones(2, 2))
-        assert not (tmp_path / "spool").exists()
-        raise RuntimeError
+        assert [path.name for path in tmp_path.iterdir()] == ["spool.partial"]
+    assert [path.name for path in tmp_path.iterdir()] == ["spool"]
+    with pytest.raises(AttributeError), SpoolWriter(tmp_path / "other") as spool:
+        spool.add(None)
+    assert [path.name for path in tmp_path.iterdir()] == ["spool"]
+
+
+# -- what is refused -----------------------------------------------------------------------------------
+
+
+def test_only_a_folder_of_ranges_is_replaced_and_only_when_told(tmp_path: Path) -> None:
+    checkpoint = api.open_checkpoint(Golden("chatglm2").folder)
+    corpus, out = random_corpus(checkpoint.config), tmp_path / "ranges"
+    out.mkdir()  # an empty folder is as good as none
+    first = contents(calibrate(checkpoint, corpus, out).folder)
+    with pytest.raises(InputError, match=r"ranges exists; give another --out, or --force"):
+        calibrate(checkpoint, random_corpus(checkpoint.config, seed=1), out)
+    assert contents(out) == first
+    assert contents(calibrate(checkpoint, random_corpus(checkpoint.config, seed=1), out, force=True).folder) != first
+    (tmp_path / "folder").mkdir()
+    for foreign in (tmp_path / "folder" / "letter", tmp_path / "file"):
+        foreign.write_text("dear")
+        target = foreign if foreign.parent == tmp_path else foreign.parent
+        with pytest.raises(InputError, match=r"holds no ranges.json, so --force does not replace it"):
+            calibrate(checkpoint, corpus, target, force=True)
+        assert foreign.read_text() == "dear"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder", "ranges"]
+
+
+@pytest.fixture(scope="module")
+def ranges(tmp_path_factory: pytest.TempPathFactory) -> Ranges:
+    checkpoint = api.open_checkpoint(Golden("chatglm2").folder)
+    return calibrate(checkpoint, random_corpus(checkpoint.config), tmp_path_factory.mktemp("golden") / "ranges")
+
+
+def test_ranges_of_another_checkpoint_are_refused(ranges: Ranges, copied: Callable[[], Checkpoint]) -> None:
+    checkpoint = copied()
+    # The control: a copy in another place is the same checkpoint.
+    api.export(checkpoint, checkpoint.folder.parent / "same", recipe="int8-static", ranges=ranges)
+    path = checkpoint.files[0]
+    path.write_bytes(path.read_bytes() + b"\0")
+    message = rf"{ranges.folder} was measured on 'chatglm2', and {checkpoint.folder} is another checkpoint"
+    with pytest.raises(InputError, match=message):
+        api.export(copied(), checkpoint.folder.parent / "out", recipe="int8-static", ranges=ranges)
+    assert not (checkpoint.folder.parent / "out").exists()
+
+
+def cut_short(folder: Path) -> None:
+    path = folder / RANGES
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+@pytest.mark.parametrize(
+    ("damage", "error", "message"),
+    [
+        (lambda folder: (folder / RANGES_MANIFEST).unlink(), InputError, r"holds no ranges.json; give a folder that"),
+        (lambda folder: (folder / RANGES_MANIFEST).write_text("{"), CheckpointError, "is damaged: .*; calibrate again"),
+        (lambda folder: (folder / RANGES_MANIFEST).write_text("null"), CheckpointError, "is damaged: .*; calibrate"),
+        (
+            lambda folder: (folder / RANGES_MANIFEST).write_text('{"format": 7}'),
+            InputError,
+            "format 7, .* reads 1; cal",
+        ),
+        (lambda folder: (folder / RANGES).unlink(), CheckpointError, "is damaged: .*; calibrate again"),
+        (cut_short, CheckpointError, "is damaged: .*; calibrate again"),
+    ],
+)
+def test_damaged_ranges_are_refused(
+    damage: Callable[[Path], object], error: type[Exception], message: str, ranges: Ranges, tmp_path: Path
+) -> None:
+    shutil.copytree(ranges.folder, tmp_path / "copy")
+    assert load_ranges(tmp_path / "copy").manifest == ranges.manifest
+    damage(tmp_path / "copy")
+    with pytest.raises(error, match=message):
+        load_ranges(tmp_path / "copy")
+
+
+@pytest.mark.parametrize("name", ["fp8", "int4-awq", "int4-gptq", "int8-kv", "int8-smoothquant", "int8-static"])
+def test_recipes_say_what_they_need(name: str, ranges: Ranges, tmp_path: Path) -> None:
+    source, dialect, own = Golden("chatglm2").folder, sorted(recipes.load(name).dialects)[0], ""
+    if name == GPTQ:
+        own = f" --recipe {name}"
+        message = rf"{ranges.folder} holds no weights rounded for {name}; calibrate with --recipe {name}"
+        with pytest.raises(InputError, match=message):
+            api.export(source, tmp_path / "out", dialect=dialect, recipe=name, ranges=ranges)
+    message = f"recipe {name} needs .*; run 'glm-export calibrate{own}' and give --ranges"
+    with pytest.raises(InputError, match=message):
+        api.export(source, tmp_path / "out", dialect=dialect, recipe=name)
     assert not list(tmp_path.iterdir())
 
 
-# -- killed and started again --------------------------------------------------------------------------
+def planted(folder: Path, name: str, value: float) -> Checkpoint:
+    """A small ChatGLM2 with a tensor of zeros, or with something else at the end of a tensor."""
+    tensors = random_tensors(tiny_values("chatglm2"))
+    if value == 0:
+        tensors[name].zero_()
+    else:
+        tensors[name].view(-1)[-1] = value
+    return api.open_checkpoint(write_checkpoint(folder, tiny_values("chatglm2"), tensors))
 
 
-def kill_and_resume(root: str, recipe: str, trials: str) -> None:
-    """In a process of its own: runs killed twice each at random moments, then run to the end. Prints what was found."""
-    torch.set_num_threads(1)
-    checkpoint = api.open_checkpoint("demo")
-    corpus, rounding = poems(checkpoint), recipes.load(recipe) if recipe else None
-
-    def started(out: Path) -> int:
-        child = os.fork()  # killed like any other process, without importing torch again
-        if child:
-            return child
-        calibrate(checkpoint, corpus, out, recipe=rounding)
-        os._exit(0)
-
-    def finished(out: Path) -> dict[str, str]:
-        assert os.waitpid(started(out), 0)[1] == 0
-        return contents(out)
-
-    whole, ends, left = finished(Path(root) / "whole"), [], []
-    for trial in range(int(trials)):
-        chance, out = random.Random(trial), Path(root) / f"trial-{trial}"
-        work = out.with_name(f".{out.name}.work")
-        for begun in sorted(chance.sample(range(checkpoint.config.num_layers + 1), 2)):
-            child, delay = started(out), chance.uniform(0, 0.15)
-            while not reached(work, begun) and not out.exists():
-                time.sleep(0.001)
-            time.sleep(delay)
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-            left.append(sorted(path.name for path in work.iterdir()) if work.exists() else [])
-        ends.append(finished(out))
-    print(json.dumps({"whole": whole, "ends": ends, "left": left, "beside": sorted(os.listdir(root))}))
+@pytest.mark.parametrize("recipe", [None, GPTQ])
+@pytest.mark.parametrize(
+    ("tensor", "place"),
+    [
+        (LAYER.format(0, "input_layernorm"), "layers.0.attention_norm: NaN"),
+        (LAYER.format(1, "self_attention.query_key_value"), r"layers.1.value: NaN"),
+        (LAYER.format(1, "mlp.dense_4h_to_h"), r"layers.1.mlp.down: NaN"),
+        ("transformer.encoder.final_layernorm.weight", r"final_norm: NaN"),
+        ("transformer.output_layer.weight", r"head: NaN"),
+    ],
+)
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_no_number_is_found(tensor: str, place: str, value: float, recipe: str | None, tmp_path: Path) -> None:
+    checkpoint = planted(tmp_path / "planted", tensor, value)
+    with pytest.raises(InputError, match=f"^(model.)?{place} or infinity among activations"):
+        calibrate(
+            checkpoint, random_corpus(checkpoint.config), tmp_path / "out", recipe=recipe and recipes.load(recipe)
+        )
+    assert not (tmp_path / "out").exists()
 
 
-def reached(work: Path, layer: int) -> bool:
-    """Whether a run has begun to write what this layer reads, or later things."""
-    names = os.listdir(work) if work.exists() else []
-    return any(name.startswith(("spool-", "layer-")) and int(name.split("-")[1][:3]) >= layer for name in names)
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")
-@pytest.mark.parametrize(("recipe", "trials"), [("", 5), (GPTQ, 2)])
-def test_killed_runs_end_in_the_same_bytes(recipe: str, trials: int, tmp_path: Path) -> None:
-    code = "import sys; from tests.test_calibrate import kill_and_resume; kill_and_resume(*sys.argv[1:])"
-    command = [sys.executable, "-W", "ignore", "-c", code, str(tmp_path), recipe, str(trials)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
-    assert result.returncode == 0, result.stderr
-    report = json.loads(result.stdout)
-    assert {RANGES, RANGES_MANIFEST} <= set(report["whole"])
-    assert ("rounded-003.safetensors" in report["whole"]) == bool(recipe)
-    assert report["ends"] == [report["whole"]] * trials
-    assert report["beside"] == sorted(["whole", *(f"trial-{trial}" for trial in range(trials))])
-    midway = [names for names in report["left"] if "state.json" in names and len(names) > 1]
-    assert len(midway) >= trials  # of two kills a trial; a slow machine may let one come too late
-    assert len({tuple(names) for names in midway}) > 1
+@pytest.mark.parametrize("recipe", [None, GPTQ])
+@pytest.mark.parametrize(
+    ("tensor", "place"),
+    [
+        (LAYER.format(1, "input_layernorm"), r"layers.1.attention.qkv.weight"),
+        (LAYER.format(0, "post_attention_layernorm"), r"layers.0.mlp.gate_up.weight"),
+        (LAYER.format(1, "mlp.dense_4h_to_h"), r"layers.1.mlp.down.weight"),
+        ("transformer.encoder.final_layernorm.weight", r"head.weight"),
+    ],
+)
+def test_what_is_all_zero_is_named(tensor: str, place: str, recipe: str | None, tmp_path: Path) -> None:
+    checkpoint = planted(tmp_path / "planted", tensor, 0)
+    with pytest.raises(InputError, match=f"^(model.)?{place}: .*zero"):
+        calibrate(
+            checkpoint, random_corpus(checkpoint.config), tmp_path / "out", recipe=recipe and recipes.load(recipe)
+        )

@@ -255,9 +255,12 @@ def test_texts_part_where_a_defect_says(load: Load) -> None:
     report = measure(session, shifted, corpus_for(session), greedy_tokens=8)
     assert (report.greedy_identical, report.greedy_first_difference) == (0, 3)
     assert (report.tasks, report.reference_exact, report.candidate_exact) == (5, 5, 0)
-    assert report.recall == 0
     assert report.kl == 0  # prefill is sound
     assert measure(session, shifted, corpus_for(session), greedy_tokens=2).greedy_share == 1
+    # A text without a task is continued from its middle.
+    plain = corpus_for(session, 1, "technical")
+    measure(session, shifted, plain, greedy_tokens=1)
+    assert shifted.calls[-1] == (1, len(plain.samples[0].prompt.ids) // 2)
 
 
 def test_a_task_is_done_when_all_its_lines_are_written(tmp_path: Path, load: Load) -> None:

@@ -160,7 +160,9 @@ class LastTokenOfEachRow:
         readers = [use.node for use in node.outputs[0].uses()]
         if [reader.op_type for reader in readers] != ["MatMul"]:
             return ""
-        return None
+        # Prefix families are told who sees whom, and padded on the left: there the last column is the last token.
+        masks = [value for value in node.graph.inputs if value.name == ATTENTION_MASK] if node.graph else []
+        return None if masks and len(masks[0].shape or ()) == 2 else "rows are padded on the left"
 
     def rewrite(self, node: ir.Node, emit: Emitter) -> list[ir.Value]:
         """``[B, S, H] -> [B, 1, H]``."""
