@@ -74,12 +74,12 @@ class Quantization:
         return table
 
     def save(self, folder: Path) -> None:
-        """Write the numbers beside a program; nothing where there are none."""
+        """Write the numbers beside a program, an empty file where a recipe that needs some has none; else nothing."""
         tensors = {f"{name}{INPUT_SCALE}": np.array([scale], np.float32) for name, scale in self.input_scales.items()}
         tensors |= {f"{name}{SMOOTHING}": scales for name, scales in self.smoothing.items()}
         if self.kv_scales:
             tensors[KV_SCALES] = np.array(self.kv_scales, np.float32)
-        if tensors:
+        if tensors or self.recipe.needs != "nothing":
             save_file(tensors, folder / QUANTIZATION)
         if self.kv_scales:
             keys, values = zip(*self.kv_scales, strict=True)

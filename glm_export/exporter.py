@@ -6,24 +6,20 @@ checkpoint into ``model.onnx.data``; a third hashes the source files. Memory doe
 
 from __future__ import annotations
 
-import logging
 import shutil
 import sys
 import threading
 import time
-import warnings
 from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 import torch
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from glm_export.artifacts import (
     MANIFEST,
@@ -43,28 +39,25 @@ from glm_export.calibration.ranges import Ranges, fingerprint
 from glm_export.calibration.recipe import EMBEDDING, Forms
 from glm_export.checkpoint import Checkpoint
 from glm_export.config import GlmConfig
-from glm_export.errors import EnvironmentMissingError, InputError
+from glm_export.errors import EnvironmentMissingError
 from glm_export.graphs import dialects
 from glm_export.graphs.invariants import check_invariants
 from glm_export.graphs.lower import lower
 from glm_export.graphs.lowerings.explicit import InputNumbers
+from glm_export.graphs.lowerings.islands import island_dialect, make_islands
 from glm_export.graphs.lowerings.quantized import quantizing_rules
 from glm_export.graphs.lowerings.quantized_cache import quantized_cache_rules
 from glm_export.graphs.lowerings.stored_weights import quantized_dialect
-from glm_export.graphs.rule import ONNX_DTYPES, CountedRule
+from glm_export.graphs.places import annotate
+from glm_export.graphs.rule import CountedRule
 from glm_export.graphs.tidy import tidy
+from glm_export.implicit_int8 import write_calibration_cache
 from glm_export.modeling import Decoder, building_in, linear_weights
 from glm_export.progress import Progress, Silent
 from glm_export.runtime_files import write_runtime_files
-from glm_export.signature import (
-    BATCH,
-    PAST,
-    SEQUENCE,
-    TOTAL,
-    Signature,
-    decoder_signature,
-)  # fmt: skip
+from glm_export.signature import decoder_signature
 from glm_export.target import Target, settle
+from glm_export.tracing import attach_weights, trace, untied
 from glm_export.weight_file import CancelledError, StoredTensor, plan_weights, write_weights
 
 # What importing torch and tracing a decoder takes, whatever its size (measured, benchmarks/export).
@@ -115,82 +108,22 @@ def plan_export(checkpoint: Checkpoint, out: Path, dtype: str, quantization: Qua
     )
 
 
-def untied(config: GlmConfig) -> GlmConfig:
-    """The same model with a head of its own: in the program, embedding rows and head columns are stored apart."""
-    return replace(config, tied_head=False)
-
-
-class _Flat(nn.Module):
-    """The decoder with the program's inputs and outputs in graph order."""
-
-    def __init__(self, decoder: Decoder, *, last_logits_only: bool) -> None:
-        super().__init__()
-        self.decoder = decoder
-        self.last_logits_only = last_logits_only
-
-    def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, past: list[tuple[Tensor, Tensor]]
-    ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-        output = self.decoder(input_ids, attention_mask, position_ids, past, last_logits_only=self.last_logits_only)
-        return output.logits, output.past_key_values
-
-
 WRAPPER = "decoder."
 CANONICAL = "onnx"
-
-
-def trace(config: GlmConfig, signature: Signature, *, dtype: str, logits: str, opset: int) -> ir.Model:
-    """Trace the reference decoder without weights.
-
-    Args:
-        config: the sizes; the head is traced untied.
-        signature: its symbolic dims become dynamic.
-        dtype: of weights, cache and logits.
-        logits: ``all`` or ``last``.
-        opset: the ONNX opset.
-
-    Returns:
-        The exporter's graph; initializers have shapes but no values.
-    """
-    # Distinct sizes, none of them 0 or 1, so that no dim is specialised or taken for another.
-    sizes = {BATCH: 2, SEQUENCE: 3, PAST: 5, TOTAL: 8}
-    with FakeTensorMode(allow_non_fake_inputs=True), building_in(getattr(torch, dtype)):
-        model = _Flat(Decoder(untied(config)).eval(), last_logits_only=logits == "last")
-        ids, mask, positions, *cache = (
-            torch.zeros(spec.shape(**sizes), dtype=getattr(torch, spec.dtype)) for spec in signature.inputs
-        )
-        dynamic = [
-            {axis: torch.export.Dim.DYNAMIC for axis, dim in enumerate(spec.dims) if isinstance(dim, str)}
-            for spec in signature.inputs
-        ]
-        pairs = list(zip(cache[::2], cache[1::2], strict=True))
-        dynamic_pairs = list(zip(dynamic[3::2], dynamic[4::2], strict=True))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # torch's own use of its pytrees
-            exported = torch.export.export(
-                model, (ids, mask, positions, pairs), dynamic_shapes=(*dynamic[:3], dynamic_pairs), strict=False
-            )
-            program = torch.onnx.export(exported, dynamo=True, opset_version=opset, optimize=False, verbose=False)
-    if program is None:
-        raise InputError("torch.onnx.export returned no program")
-    return program.model
-
-
-def attach_weights(model: ir.Model, stored: tuple[StoredTensor, ...], folder: Path) -> None:
-    """Point every weight of the graph at its place in ``model.onnx.data``."""
-    for entry in stored:
-        value = model.graph.initializers[entry.name]
-        value.const_value = ir.ExternalTensor(
-            WEIGHTS, entry.offset, entry.length, ir.DataType[ONNX_DTYPES[entry.dtype]],
-            shape=ir.Shape(entry.shape), name=entry.name, base_dir=folder,
-        )  # fmt: skip
-        value.shape = ir.Shape(entry.shape)
+ISLANDS = "float32_islands"
+"""Places of a float16 program that are computed in float32: a key of the manifest, and of the graph's ``meta``."""
+IMPLICIT_INT8 = "portable"
+"""The dialect of runtimes that quantize a float program by a calibration cache."""
 
 
 def program_graph(config: GlmConfig, target: Target, stored: tuple[StoredTensor, ...]) -> ir.Model:
     """Trace, tidy, lower and check; weights are left to :func:`attach_weights`.
 
+    Returns:
+        The program; its ``meta`` lists the places kept in float32 under :data:`ISLANDS`.
+
     Raises:
+        InputError: what leaves a float16 program does not fit float16.
         InvariantError: the graph is not what the canonical dialect, or the one asked for, promises.
     """
     canonical = dialects.load(CANONICAL)
@@ -203,10 +136,15 @@ def program_graph(config: GlmConfig, target: Target, stored: tuple[StoredTensor,
     transposed = frozenset(entry.source for entry in stored if entry.transposed) | quantized - {EMBEDDING}
     tidy(model, signature, wrapper=WRAPPER, transposed=transposed)
     check_invariants(model, canonical, config, signature)
+    annotate(model, target.maxima)
+    promised = target.dialect
     if target.dialect is not canonical or quantization:
         lower(model, target.dialect, config, target.signature, _rules_of(quantization, forms, target, config))
-        kv = bool(quantization and quantization.kv_scales)
-        check_invariants(model, quantized_dialect(target.dialect, forms, kv=kv), config, target.signature)
+        promised = quantized_dialect(target.dialect, forms, kv=bool(quantization and quantization.kv_scales))
+    model.meta[ISLANDS] = make_islands(model, target.signature) if target.maxima else []
+    if model.meta[ISLANDS]:
+        promised = island_dialect(promised)
+    check_invariants(model, promised, config, target.signature)
     return model
 
 
@@ -247,7 +185,8 @@ def export(
         logits: ``all``: of every token, ``last``: of the last one; None: as the dialect has it.
         recipe: a name from ``calibration/recipes``: which weights are quantized, and how.
         max_length: tokens a static cache holds, where the dialect has one.
-        ranges: what calibration measured on this checkpoint, where the recipe needs it.
+        ranges: what calibration measured on this checkpoint: where the recipe needs it, and so that a float16 program
+            keeps in float32 what float16 cannot hold.
         left_in_float: linear weights to spare besides the recipe's, and why.
         force: replace an exported folder.
         progress: shows the long steps.
@@ -274,6 +213,8 @@ def export(
         if target.quantization is not None:
             target.quantization.save(folder)
         written = _write_model(checkpoint, folder, plan, target, progress or Silent())
+        if ranges is not None and target.quantization is None and dialect == IMPLICIT_INT8:
+            write_calibration_cache(folder, ranges)
         write_json(folder / MANIFEST, _manifest(checkpoint, folder, plan, target, written))
     return load_program(out)
 
@@ -304,6 +245,7 @@ def _manifest(
         "logits": target.logits,
         "recipe": target.recipe.name if target.recipe else None,
         "left_in_float": dict(target.quantization.left_in_float) if target.quantization else {},
+        ISLANDS: written.islands,
         "parameters": plan.parameters,
         "signature": target.signature.to_json(),
         "packages": package_versions(),
@@ -313,10 +255,11 @@ def _manifest(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Written:
-    """What was found out while writing: hashes of the source files, seconds each part took."""
+    """What was found out while writing: hashes of the source files, seconds each part took, what stays float32."""
 
     hashes: dict[str, str]
     seconds: dict[str, float]
+    islands: list[str]
 
 
 def _write_model(
@@ -365,7 +308,7 @@ def _write_model(
     attach_weights(model, plan.stored, folder)
     ir.save(model, folder / MODEL)
     tracing(1)
-    return _Written(hashes=hashes.result(), seconds=seconds)
+    return _Written(hashes=hashes.result(), seconds=seconds, islands=model.meta[ISLANDS])
 
 
 @contextmanager
@@ -390,7 +333,3 @@ def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
     started = time.perf_counter()
     yield
     seconds[name] = round(time.perf_counter() - started, 2)
-
-
-# The exporter warns that torchvision is absent, which no GLM needs.
-logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)

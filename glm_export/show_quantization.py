@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from glm_export.calibration.corpus import Corpus
+from glm_export.calibration.overflow import summary
 from glm_export.calibration.ranges import KEY, VALUE, Ranges, kept
 from glm_export.checkpoint import Checkpoint
 from glm_export.sensitivity import LayerCost, MixedPrecision
@@ -91,8 +92,12 @@ def show_mixed_precision(console: Console, mixed: MixedPrecision) -> None:
 
 
 def show_float16_risk(console: Console, target: Target, *, measured: bool) -> None:
-    """A float16 program of a GLM can overflow; say so where nobody has looked."""
-    if target.dtype == "float16" and not measured:
+    """A float16 program of a GLM can overflow; say so where nobody has looked, and what was found where one has."""
+    if target.dtype != "float16":
+        return
+    if target.maxima:
+        console.print(f"  float16 {escape(summary(target.maxima))}; computed in float32", soft_wrap=True)
+    elif not measured:
         console.print(
             "[yellow]Warning:[/] activations of GLMs are known to exceed float16's 65504; "
             "calibrate and give --ranges to keep those in float32, or take --dtype bfloat16",

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from glm_export.calibration import recipes
+from glm_export.calibration.overflow import places_beyond_float16
 from glm_export.calibration.quantization import Quantization
 from glm_export.calibration.ranges import Ranges
 from glm_export.calibration.recipe import Recipe
@@ -21,13 +22,17 @@ MAX_LENGTH = 4096
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """What is asked for, settled against a checkpoint's config: see :func:`settle`."""
+    """What is asked for, settled against a checkpoint's config: see :func:`settle`.
+
+    ``maxima``: the largest magnitudes, by place, of what float16 may not hold; empty where nothing is known of that.
+    """
 
     dialect: Dialect
     dtype: str
     logits: str
     signature: Signature
     quantization: Quantization | None = None
+    maxima: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def recipe(self) -> Recipe | None:
@@ -55,7 +60,7 @@ def settle(
         logits: one of ``LOGITS_KINDS``; None takes the dialect's own.
         recipe: a name from ``calibration/recipes``; None leaves weights as they are.
         max_length: tokens a static cache holds; None takes the context, at most :data:`MAX_LENGTH`.
-        ranges: what calibration measured, where the recipe needs it.
+        ranges: what calibration measured: where the recipe needs it, and for what float16 cannot hold.
         left_in_float: linear weights to spare besides the recipe's, and why.
 
     Raises:
@@ -77,7 +82,11 @@ def settle(
         config, dtype=dtype, logits=logits, cache=cache, max_length=length,
         cache_dtype="int8" if quantization is not None and quantization.kv_scales else None,
     )  # fmt: skip
-    return Target(dialect=record, dtype=dtype, logits=logits, signature=signature, quantization=quantization)
+    # In every other dtype whatever calibration measured fits.
+    maxima = places_beyond_float16(ranges, config, quantization) if ranges is not None and dtype == "float16" else {}
+    return Target(
+        dialect=record, dtype=dtype, logits=logits, signature=signature, quantization=quantization, maxima=maxima
+    )
 
 
 def _quantization(
@@ -89,5 +98,6 @@ def _quantization(
     if carried.needs == "nothing":
         return Quantization(recipe=carried, left_in_float=left_in_float or {})
     if ranges is None:
-        raise InputError(f"recipe {name} needs {carried.needs}; run 'glm-export calibrate' and give --ranges")
+        own = f" --recipe {name}" if carried.rounding != "nearest" else ""
+        raise InputError(f"recipe {name} needs {carried.needs}; run 'glm-export calibrate{own}' and give --ranges")
     return ranges.quantization(carried, dtype, left_in_float)

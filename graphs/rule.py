@@ -21,6 +21,8 @@ ONNX_DTYPES = {
 Attribute = int | float | str | list[int] | ir.Graph
 MICROSOFT = "com.microsoft"
 """The domain of ONNX Runtime's own operators."""
+PLACE = "place"
+"""Under which a value's ``meta`` says what :mod:`glm_export.graphs.places` found out about it; it is never written."""
 
 
 class Rule(Protocol):
@@ -141,6 +143,7 @@ def apply_rule(
             continue
         emit = Emitter(scope=node.name or rule.name, shared=shared, constants=constants, inputs=inputs)
         replacements = rule.rewrite(node, emit)
+        _carry_notes(node, replacements, emit)
         replace_nodes_and_values(
             model.graph, node, [node], emit.tape.nodes, node.outputs[: len(replacements)], replacements
         )
@@ -154,3 +157,13 @@ def apply_rule(
         if value.name not in model.graph.initializers and value.uses():
             model.graph.register_initializer(value)
     return fired, reasons
+
+
+def _carry_notes(node: ir.Node, replacements: Sequence[ir.Value], emit: Emitter) -> None:
+    """What is known of a value holds for what takes its place; what is known of a node, for all it is made of."""
+    for before, after in (*zip(node.outputs, replacements, strict=False), *emit.replaced):
+        if PLACE in before.meta:
+            after.meta[PLACE] = before.meta[PLACE]
+    if PLACE in node.meta:
+        for made in emit.tape.nodes:
+            made.meta[PLACE] = node.meta[PLACE]
