@@ -14,6 +14,8 @@ FLOAT16_MAX = 65504.0
 HEADROOM = 2.0
 SHOWN_PLACES = 4
 LOGITS_PLACE = HEAD.removesuffix(".weight")
+# What the last norm and the head are given and return together, measured as the places it is anyway.
+ENDS = ("input", "model")
 
 
 def overflows(ranges_maxima: Mapping[str, float], headroom: float = HEADROOM) -> dict[str, float]:
@@ -55,7 +57,7 @@ def summary(overflowing: Mapping[str, float]) -> str:
 def places_beyond_float16(
     ranges: Ranges, config: GlmConfig, quantization: Quantization | None = None
 ) -> dict[str, float]:
-    """The places a float16 program must keep in float32; keys and values are ``layers.i.key`` and ``layers.i.value``.
+    """The places a float16 program must keep in float32.
 
     Smoothing that is folded into parameters changes what they make: inputs of smoothed products count with the maximum
     after it. All else, the rows of ``gate_up`` that were divided among it, keeps the maximum from before.
@@ -66,20 +68,14 @@ def places_beyond_float16(
         quantization: what the program is quantized with.
 
     Raises:
-        InputError: logits, or keys and values kept as float16, exceed float16 themselves. What leaves the program has
-            no other dtype.
+        InputError: logits, keys or values exceed float16 themselves; what leaves the program has no other dtype.
     """
     maxima = ranges.maxima() | _folded(ranges, config, quantization)
-    cache = {
-        kept(layer, kind): float(ranges.tensors[kept(layer, kind) + CHANNEL_MAXIMA].max())
-        for layer in range(ranges.layers)
-        for kind in (KEY, VALUE)
-    }
-    leaving = {LOGITS_PLACE: maxima.pop(LOGITS_PLACE, 0.0)}
-    if quantization is not None and quantization.kv_scales:
-        maxima |= cache
-    else:
-        leaving |= cache
+    for same_again in ENDS:
+        maxima.pop(same_again, None)
+    leaving = {LOGITS_PLACE: maxima.pop(LOGITS_PLACE)}
+    for name in (kept(layer, kind) for layer in range(ranges.layers) for kind in (KEY, VALUE)):
+        leaving[name] = float(ranges.tensors[name + CHANNEL_MAXIMA].max())
     for place, largest in leaving.items():
         if largest > FLOAT16_MAX:
             raise InputError(

@@ -52,10 +52,12 @@ class PreparedWeights:
         return self.parameter(EMBEDDING if name == HEAD and HEAD not in self._rules else name)
 
     def _smoothed(self, name: str, tensor: Tensor) -> Tensor:
+        if name not in self._multiplied and name not in self._divided:
+            return tensor
+        smoothed = tensor.to(torch.float32, copy=True)
         if name in self._multiplied:
-            tensor = tensor.float() * torch.from_numpy(self._multiplied[name])
+            smoothed.mul_(torch.from_numpy(self._multiplied[name]))
         for first, scales in self._divided.get(name, ()):
             divisor = torch.from_numpy(scales)
-            tensor = tensor.float().clone() if tensor.dtype is not torch.float32 else tensor.clone()
-            tensor[first:] /= divisor if tensor.dim() == 1 else divisor.unsqueeze(-1)
-        return tensor
+            smoothed[first:].div_(divisor if smoothed.dim() == 1 else divisor.unsqueeze(-1))
+        return smoothed

@@ -55,7 +55,7 @@ from glm_export.implicit_int8 import write_calibration_cache
 from glm_export.modeling import Decoder, building_in, linear_weights
 from glm_export.progress import Progress, Silent
 from glm_export.runtime_files import write_runtime_files
-from glm_export.signature import decoder_signature
+from glm_export.signature import DTYPE_BYTES, decoder_signature
 from glm_export.target import Target, settle
 from glm_export.tracing import attach_weights, trace, untied
 from glm_export.weight_file import CancelledError, StoredTensor, plan_weights, write_weights
@@ -97,13 +97,16 @@ def plan_export(checkpoint: Checkpoint, out: Path, dtype: str, quantization: Qua
             "free space or choose another --out"
         )
     tables = 2 * config.max_positions * config.rotary.dim * 4 if config.rotary else 0
+    # A weight that smoothing changes is held in float32 while it is written.
+    changed = quantization.smoothing.keys() | quantization.folded(config).keys() if quantization else set()
+    smoothed = max((p.numel() for name, p in model.named_parameters() if name in changed), default=0)
     return ExportPlan(
         parameters=sum(p.numel() for p in Decoder.parameters(model))
         - (model.head.weight.numel() if config.tied_head else 0),
         source_bytes=checkpoint.source_bytes,
         output_bytes=output,
         free_bytes=free,
-        memory_bytes=BASE_MEMORY_BYTES + tables,
+        memory_bytes=BASE_MEMORY_BYTES + tables + DTYPE_BYTES["float32"] * smoothed,
         stored=tuple(stored),
     )
 
