@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tracemalloc
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -139,7 +140,8 @@ def test_spooled_rows_lose_what_half_precision_loses(
         assert bool(row.half().isinf().any()) == (largest >= 65520)
 
 
-def test_rows_come_one_at_a_time(tmp_path: Path) -> None:
+def test_a_row_is_read_when_it_is_asked_for(tmp_path: Path) -> None:
+    """The file is not read at once: what is missing behind a row does not matter to it; and the control."""
     rows, tokens, channels = 24, 128, 1024
     path = tmp_path / "spool"
     with SpoolWriter(path) as spool:
@@ -156,7 +158,26 @@ def test_rows_come_one_at_a_time(tmp_path: Path) -> None:
     # A row is read as bytes and widened by numpy, which is where this sees it: 2 + 4 bytes a value.
     one = tokens * channels * 6
     assert peak(lambda: [float(row[0, 0]) for row in read_spool(path)]) < 2 * one
-    assert peak(lambda: [path.read_bytes() for _ in range(1)]) > 2 * one  # the control
+    assert peak(path.read_bytes) > 2 * one
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_rows_pass_through_one_at_a_time(at_once: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted where the walk gets them; the control hands out all of them together."""
+    checkpoint, rows = api.open_checkpoint(Golden("chatglm2").folder), 8
+    references: list[weakref.ref[Tensor]] = []
+    alive = []
+
+    def watched(path: Path) -> Iterator[Tensor]:
+        for row in read_spool(path):
+            references.append(weakref.ref(row))
+            alive.append(sum(reference() is not None for reference in references))
+            yield row
+
+    monkeypatch.setattr(walk, "read_spool", lambda path: iter(list(watched(path))) if at_once else watched(path))
+    calibrate(checkpoint, random_corpus(checkpoint.config, lengths=[5] * rows), tmp_path / "ranges")
+    assert len(references) == rows * (checkpoint.config.num_layers + 1)
+    assert (max(alive) <= 2) != at_once
 
 
 def test_a_spool_has_its_name_when_it_is_whole(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -49,26 +50,32 @@ def kill_and_resume(root: str, recipe: str, trials: str) -> None:
         try:
             calibrate(checkpoint, corpus, out, recipe=rounding)
             os._exit(0)
-        finally:
+        except BaseException:
+            traceback.print_exc()
             os._exit(1)
 
     def finished(out: Path) -> dict[str, str]:
         assert os.waitpid(started(out), 0)[1] == 0
         return contents(out)
 
+    begun_at = time.monotonic()
     whole, ends, left = finished(Path(root) / "whole"), [], []
+    # Less than a layer takes, so that no run ends before it is killed, unless in the head.
+    longest = (time.monotonic() - begun_at) / (2 * checkpoint.config.num_layers)
     for trial in range(int(trials)):
         chance, out = random.Random(trial), Path(root) / f"trial-{trial}"
         work = out.with_name(f".{out.name}.work")
         for begun in sorted(chance.sample(range(checkpoint.config.num_layers + 1), 3)):
             if out.exists():
                 break  # the one before came too late
-            child = started(out)
-            while not reached(work, begun) and not out.exists():
+            child, ended = started(out), False
+            while not ended and not reached(work, begun):
                 time.sleep(0.001)
-            time.sleep(chance.uniform(0, 0.4))
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
+                ended = os.waitpid(child, os.WNOHANG)[0] == child
+            if not ended:
+                time.sleep(chance.uniform(0, longest))
+                os.kill(child, signal.SIGKILL)
+                os.waitpid(child, 0)
             left.append(sorted(path.name for path in work.iterdir()) if work.exists() else [])
         ends.append(finished(out))
     print(json.dumps({"whole": whole, "ends": ends, "left": left, "beside": sorted(os.listdir(root))}))
@@ -76,7 +83,10 @@ def kill_and_resume(root: str, recipe: str, trials: str) -> None:
 
 def reached(work: Path, layer: int) -> bool:
     """Whether a run has begun to write what this layer reads, or later things."""
-    names = os.listdir(work) if work.exists() else []
+    try:
+        names = os.listdir(work)
+    except FileNotFoundError:  # not made yet, or named anew
+        return False
     return any(name.startswith(("spool-", "layer-")) and int(name.split("-")[1][:3]) >= layer for name in names)
 
 

@@ -1,4 +1,4 @@
-"""Text for calibration, and the reference model in one piece, watched by hooks of its own."""
+"""Text for calibration; the reference model in one piece, watched by hooks of its own; programs made once."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 import torch
@@ -40,8 +41,10 @@ def one_thread() -> Iterator[None]:
     """Models this small gain nothing from more, and where other processes run they wait for each other."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def random_corpus(config: GlmConfig, seed: int = 0, lengths: Sequence[int] = LENGTHS) -> Corpus:
@@ -196,3 +199,11 @@ def tracing_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(exporter, "trace", once)
         yield
+
+
+def weight_bytes(program: OnnxProgram, name: str) -> tuple[int, int]:
+    """Where a tensor lies in the file of weights."""
+    graph = onnx.load(str(program.model_path), load_external_data=False).graph
+    (tensor,) = [tensor for tensor in graph.initializer if tensor.name == name]
+    place = {entry.key: entry.value for entry in tensor.external_data}
+    return int(place["offset"]), int(place["length"])
