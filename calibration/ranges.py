@@ -31,7 +31,7 @@ THRESHOLDS, CHANNEL_MAXIMA, CHANNEL_MEANS, TOKEN_MAXIMA = (
 MAXIMA, LEVELLED = "/maximum", "/levelled"
 """Of a tensor's magnitudes; and the largest magnitude of an input after smoothing, behind the smoothing's name."""
 KEY, VALUE = "key", "value"
-FINGERPRINT_BYTES = 1 << 20
+FINGERPRINT_BYTES, FINGERPRINT_PLACES = 1 << 16, 64
 INT8_LEVELS = LEVELS["int8"]
 
 
@@ -93,6 +93,11 @@ class Ranges:
         if recipe.rounding == "gptq" and self.manifest.get("rounded_for") != recipe.name:
             raise InputError(
                 f"{self.folder} holds no weights rounded for {recipe.name}; calibrate with --recipe {recipe.name}"
+            )
+        if recipe.rounding != "gptq" and self.manifest.get("rounded_for"):
+            raise InputError(
+                f"{self.folder} was measured behind weights rounded for {self.manifest['rounded_for']}, and recipe "
+                f"{recipe.name} has others; calibrate without --recipe"
             )
         spared = dict(left_in_float or {})
         smoothing = {name: value for name, value in self.smoothing(recipe).items() if name not in spared}
@@ -175,7 +180,7 @@ def load_ranges(folder: Path) -> Ranges:
 
 
 def fingerprint(config: Path, weights: Sequence[Path]) -> str:
-    """What tells one checkpoint from another at once: config.json, and each weight file's name, size and both ends.
+    """What tells one checkpoint from another at once: config.json, and each weight file's name, size and 64 places.
 
     Args:
         config: ``config.json``.
@@ -189,7 +194,7 @@ def fingerprint(config: Path, weights: Sequence[Path]) -> str:
         size = path.stat().st_size
         digest.update(f"{path.name} {size}\n".encode())
         with path.open("rb") as file:
-            digest.update(file.read(FINGERPRINT_BYTES))
-            file.seek(max(0, size - FINGERPRINT_BYTES))
-            digest.update(file.read())
+            for place in range(FINGERPRINT_PLACES):
+                file.seek(max(0, size - FINGERPRINT_BYTES) * place // (FINGERPRINT_PLACES - 1))
+                digest.update(file.read(FINGERPRINT_BYTES))
     return digest.hexdigest()

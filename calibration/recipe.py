@@ -110,6 +110,7 @@ class Recipe:
 
     ``smoothing``: ``smoothquant`` or ``awq``, scales moved from activations into weights. ``rounding``: ``nearest`` or
     ``gptq``, which calibration itself does. ``observer``: which threshold of the ranges scales activations.
+    ``usual``: what the median of a float32 program's cases must keep to besides, since ties are rare.
     ``kv``: keys and values are kept as int8. ``spared``: linear weights left in float.
     """
 
@@ -127,6 +128,7 @@ class Recipe:
     smoothing: str | None = None
     rounding: str = "nearest"
     observer: str = "min_max"
+    usual: float | None = None
     kv: bool = False
     spared: tuple[Spared, ...] = ()
 

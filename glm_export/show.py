@@ -123,6 +123,8 @@ def show_parity(console: Console, report: CheckReport) -> None:
         f"smallest passing tolerance: {parity.needed:.1e} of an output's largest value "
         f"({parity.outputs[0].tolerance:.0e} allowed)"
     )
+    if report.usual_bound is not None:
+        console.print(f"usually, over cases: {report.usual:.1e} ({report.usual_bound:.0e} allowed)")
     console.print("[bold green]PASSED[/]" if report.passed else "[bold red]FAILED[/]")
 
 

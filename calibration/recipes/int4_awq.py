@@ -14,6 +14,6 @@ RECIPE = Recipe(
     dialects=frozenset({"onnx", "ort", "tensorrt"}),
     dtypes=frozenset({"float32", "float16", "bfloat16"}),
     smoothing="awq",
-    # As int8-weights.
-    bound=0.08,
+    # As int8-weights, and one token of golden GLM's 0.10: smoothing moves what a block's inputs have in common.
+    bound=0.12,
 )
