@@ -193,9 +193,9 @@ def test_control_a_scale_that_is_slightly_off_shows(source: str, place: str, mad
     assert usual(api.check(program, made.checkpoint(source))) > 5 * PROMISE
 
 
-@pytest.mark.parametrize(("name", "fails"), [("int8-static", False), ("int8-weights", True)])
-def test_control_integers_that_are_off_by_one_show(name: str, fails: bool, made: Made, tmp_path: Path) -> None:
-    """All of one weight's. Where nothing rounds activations the check itself fails."""
+@pytest.mark.parametrize("name", ["int8-static", "int8-weights"])
+def test_control_integers_that_are_off_by_one_show(name: str, made: Made, tmp_path: Path) -> None:
+    """All of one weight's."""
     folder = tmp_path / "planted"
     shutil.copytree(made.program("demo", name, "onnx").folder, folder)
     offset, length = weight_bytes(load_program(folder), "layers.1.mlp.gate_up.weight.packed")
@@ -204,4 +204,4 @@ def test_control_integers_that_are_off_by_one_show(name: str, fails: bool, made:
     integers.flush()
     report = api.check(folder, "demo")
     assert usual(report) > PROMISE
-    assert report.passed != fails
+    assert not report.passed
