@@ -73,7 +73,7 @@ def places_beyond_float16(
     maxima = ranges.maxima() | _folded(ranges, config, quantization)
     for same_again in ENDS:
         maxima.pop(same_again, None)
-    leaving = {LOGITS_PLACE: maxima.pop(LOGITS_PLACE)}
+    leaving = {LOGITS_PLACE: maxima.pop(LOGITS_PLACE, 0.0)}
     for name in (kept(layer, kind) for layer in range(ranges.layers) for kind in (KEY, VALUE)):
         leaving[name] = float(ranges.tensors[name + CHANNEL_MAXIMA].max())
     for place, largest in leaving.items():

@@ -10,10 +10,8 @@ from collections.abc import Mapping
 
 import onnx_ir as ir
 
-from glm_export.graphs.rule import PLACE
+from glm_export.graphs.rule import FITS, PLACE
 
-FITS = ""
-"""The note of a value that was measured and fits float16. Of one that does not, the note is its place."""
 NORMS = ("RMSNormalization", "LayerNormalization")
 KEY_INPUT, VALUE_INPUT = 1, 2
 INPUT, SCORES = ".input", ".scores"

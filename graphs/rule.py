@@ -23,6 +23,8 @@ MICROSOFT = "com.microsoft"
 """The domain of ONNX Runtime's own operators."""
 PLACE = "place"
 """Under which a value's ``meta`` says what :mod:`glm_export.graphs.places` found out about it; it is never written."""
+FITS = ""
+"""The note of a value that was measured and fits float16. Of one that does not, the note is its place."""
 
 
 class Rule(Protocol):

@@ -120,6 +120,7 @@ PLANTS = {
     "normed queries": ("glm4_moe", queries, {
         "layers.0.attention.qkv", "layers.0.attention.q_norm.input", "layers.0.attention.k_norm.input"}),
     "scores": ("glm_infilling", scores, {"layers.0.attention.scores"}),
+    "causal scores": ("chatglm2", scores, {"layers.0.attention.scores"}),
 }  # fmt: skip
 """What is planted in which family, and the places that must be float32 then."""
 

@@ -26,6 +26,7 @@ from glm_export.calibration.walk import calibrate
 from glm_export.compare import TOLERANCES
 from glm_export.errors import InputError
 from glm_export.exporter import plan_export, program_graph
+from glm_export.feeds import Prompt, prefill_feeds
 from glm_export.graphs.places import annotate
 from glm_export.graphs.rule import PLACE
 from glm_export.sessions.torch import TorchSession
@@ -110,21 +111,39 @@ def test_float16_to_the_letter(plant: str, dialect: str, planted: Callable[[str]
 
 
 def test_islands_are_no_larger_than_they_must_be(planted: Callable[[str], Measured], tmp_path: Path) -> None:
-    """A gate's product: its two factors and one weight are cast up, once each, and what comes out is cast down."""
+    """A gated MLP: its input and two weights are cast up, once each, and what comes out is cast down."""
     program = export(planted("product"), tmp_path / "out", "onnx")
     nodes = onnx.load(str(program.model_path), load_external_data=False).graph.node
-    mlp = "layers.0.mlp"
-    casts = {(node.input[0], node.attribute[0].i) for node in nodes if node.op_type == "Cast"}
-    single, half = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
-    up = {f"{mlp}.gate_up/MatMul", f"{mlp}_norm/RMSNormalization"} & {name for name, _ in casts}
-    weights = {(f"{mlp}.{name}.weight", single) for name in ("gate_up", "down")}
-    assert casts == weights | {(f"{mlp}_norm/RMSNormalization", single), (f"{mlp}.down/MatMul", half)}
-    assert up == {f"{mlp}_norm/RMSNormalization"}
+    single, half, mlp = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, "layers.0.mlp"
+    casts = [(node.input[0], node.attribute[0].i) for node in nodes if node.op_type == "Cast"]
+    raised = [f"{mlp}_norm/RMSNormalization", f"{mlp}.gate_up.weight", f"{mlp}.down.weight"]
+    assert sorted(casts) == sorted([*((name, single) for name in raised), (f"{mlp}.down/MatMul", half)])
+    wide = {name for name, value in every_value(program).items() if value.dtype == np.float32}
+    assert wide == {f"{name}.float32" for name in raised} | {
+        f"{mlp}{name}"
+        for name in (
+            "/Sigmoid",
+            "/Mul",
+            "/Mul_1",
+            ".down/MatMul",
+            *(f".gate_up/{n}" for n in ("MatMul", "Split.0", "Split.1")),
+        )
+    }
+
+
+def test_group_query_attention_keeps_scores_by_itself(planted: Callable[[str], Measured], tmp_path: Path) -> None:
+    """Its kernels sum scores in float32, and CUDA's take no float32 queries: it stays as it is."""
+    model = planted("causal scores")
+    program = export(model, tmp_path / "out", "ort")
+    assert program.manifest["float32_islands"] == []
+    feeds = first_call(program)
     values = every_value(program)
-    wide = {name for name, value in values.items() if value.dtype == np.float32}
-    assert wide == {f"{mlp}/Sigmoid", f"{mlp}/Mul", f"{mlp}/Mul_1", f"{mlp}.down/MatMul"} | {
-        f"{mlp}.gate_up/{name}" for name in ("MatMul", "Split.0", "Split.1")
-    } | {name for node in nodes if node.op_type == "Cast" and node.attribute[0].i == single for name in node.output}
+    assert not_finite(values) == []
+    with TorchSession(model[0]) as reference:
+        expected = reference.prefill(
+            prefill_feeds([Prompt(ids=tuple(map(int, feeds["input_ids"][0])))], model[0].config)
+        )
+    assert np.abs(values["logits"][:, -1] - expected[:, -1]).max() < TOLERANCES["float16"] * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
@@ -147,8 +166,8 @@ def test_other_dtypes_hold_everything(planted: Callable[[str], Measured]) -> Non
 # -- what leaves the program ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("place", "message"), [("head", "head"), ("layers.1.key", "layers.1.key")])
-def test_logits_keys_and_values_must_fit(place: str, message: str, fitting: Measured) -> None:
+@pytest.mark.parametrize("place", ["head", "layers.1.key"])
+def test_logits_keys_and_values_must_fit(place: str, fitting: Measured, tmp_path: Path) -> None:
     checkpoint, ranges = fitting
     name = f"{place}/maximum" if place == "head" else f"{place}/channel_maxima"
 
@@ -157,8 +176,11 @@ def test_logits_keys_and_values_must_fit(place: str, message: str, fitting: Meas
         return settle(checkpoint.config, dtype="float16", ranges=changed)
 
     assert settled(65000.0).maxima == {}
-    with pytest.raises(InputError, match=rf"{message}: .* 70,000; export with --dtype bfloat16"):
+    with pytest.raises(InputError, match=rf"{place}: .* 70,000; export with --dtype bfloat16"):
         settled(70000.0)
+    target = replace(settled(1.0), maxima={place: 70000.0})
+    with pytest.raises(InputError, match=rf"{place} does not fit it; export with --dtype bfloat16"):
+        program_graph(checkpoint.config, target, plan_export(checkpoint, tmp_path, "float16").stored)
 
 
 # -- with quantization ---------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ import onnx_ir.passes.common as common_passes
 from glm_export.config import GlmConfig
 from glm_export.errors import InputError
 from glm_export.graphs.dialect import Dialect
-from glm_export.graphs.rule import PLACE
+from glm_export.graphs.rule import FITS, PLACE
 from glm_export.signature import Signature
 
 HALF, SINGLE = ir.DataType.FLOAT16, ir.DataType.FLOAT
@@ -45,7 +45,7 @@ def make_islands(model: ir.Model, signature: Signature) -> list[str]:
     """Keep in float32 what :func:`glm_export.graphs.places.annotate` noted, in place.
 
     GroupQueryAttention is not widened for its scores: its kernels keep them in float32, and CUDA has it in 16-bit
-    floats only.
+    floats only. Queries that do not fit leave no choice; that node then runs on the CPU.
 
     Args:
         model: a float16 program of any dialect, lowered.
@@ -123,7 +123,7 @@ class _Islands:
 
     def _fits(self, value: ir.Value) -> bool:
         """Whether a value is known to fit; of what lowerings made between nothing is known, and it stays as it is."""
-        return value.is_graph_output() or value.meta.get(PLACE) == ""
+        return value.is_graph_output() or value.meta.get(PLACE) == FITS
 
     def _overflows(self, node: ir.Node) -> bool:
         """Whether a node makes what does not fit; or reads it, looked up in a table of float16 as it may be."""
@@ -201,7 +201,7 @@ class _Islands:
         node.replace_input_with(0, value)
         value.name = name
         self.graph.insert_after(producer, node)
-        lowered.meta[PLACE] = ""
+        lowered.meta[PLACE] = FITS
         self.wide.add(value)
         if value.dtype is not None:
             value.type = ir.TensorType(SINGLE)
