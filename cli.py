@@ -48,6 +48,15 @@ def _escape(text: str) -> str:
     return escape(text)
 
 
+reference_dtype_option = click.option(
+    "--reference-dtype",
+    type=click.Choice(DTYPES),
+    default="float32",
+    show_default=True,
+    help="Of PyTorch; the checkpoint's own needs no copy of its weights.",
+)
+
+
 @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="glm-export")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
@@ -136,13 +145,7 @@ def calibrate(checkpoint: str, out: Path, family: str | None, **options: Any) ->
 @click.option("--max-samples", type=click.IntRange(1), help="Rows to take, evenly spaced; all without it.")
 @click.option("--sequence-length", type=click.IntRange(16), default=512, show_default=True, help="Tokens of a row.")
 @click.option("--budget", multiple=True, help="e.g. kl=0.01 or recall=0.99; exit 1 where it is exceeded.")
-@click.option(
-    "--reference-dtype",
-    type=click.Choice(DTYPES),
-    default="float32",
-    show_default=True,
-    help="Of PyTorch; the checkpoint's own needs no copy of its weights.",
-)
+@reference_dtype_option
 @click.option("--by-layer", is_flag=True, help="Also what each layer's quantizing costs alone.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def quality(program: Path, against: str, as_json: bool, **options: Any) -> None:
@@ -186,13 +189,7 @@ def list_recipes(as_json: bool) -> None:
 @cli.command()
 @click.argument("program", type=FOLDER)
 @click.option("--against", required=True, help="The checkpoint it was exported from, or `demo`.")
-@click.option(
-    "--reference-dtype",
-    type=click.Choice(DTYPES),
-    default="float32",
-    show_default=True,
-    help="Of PyTorch; the checkpoint's own needs no copy of its weights.",
-)
+@reference_dtype_option
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def check(program: Path, against: str, reference_dtype: str, as_json: bool) -> None:
     """Prove the exported PROGRAM equal to PyTorch; exit 1 where it is not."""

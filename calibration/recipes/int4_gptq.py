@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from glm_export.calibration.recipe import BlockWeights, QdqWeights, Recipe
+from dataclasses import replace
 
-RECIPE = Recipe(
+from glm_export.calibration.recipes.int4_weights import RECIPE as INT4_WEIGHTS
+
+RECIPE = replace(
+    INT4_WEIGHTS,
     name="int4-gptq",
     summary="4-bit weights, each mending the error before (GPTQ)",
-    layers=BlockWeights(bits=4, block=64),
-    head=BlockWeights(bits=8, block=128),
-    explicit=QdqWeights(dtype="int4", block=64),
-    explicit_head=QdqWeights(dtype="int8"),
-    dialects=frozenset({"onnx", "ort", "tensorrt"}),
-    dtypes=frozenset({"float32", "float16", "bfloat16"}),
     rounding="gptq",
-    # As int8-weights.
-    bound=0.08,
 )

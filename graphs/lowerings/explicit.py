@@ -14,6 +14,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from glm_export.calibration.recipe import Forms, QdqWeights
+from glm_export.graphs.lowerings.reading import product_weight
 from glm_export.graphs.lowerings.stored_weights import stored_parts
 from glm_export.graphs.rule import ONNX_DTYPES, Emitter
 
@@ -62,18 +63,13 @@ class MatMulToExplicit:
 
     def rewrite(self, node: ir.Node, emit: Emitter) -> list[ir.Value]:
         """Return ``[..., N]``."""
-        x, weight = node.inputs
-        assert x is not None
-        assert weight is not None
-        assert weight.name is not None
-        assert weight.shape is not None
-        columns, rows = (int(size) for size in weight.shape)  # type: ignore[arg-type]
-        form = self.forms[weight.name].step
+        x, name, columns, rows = product_weight(node)
+        form = self.forms[name].step
         assert isinstance(form, QdqWeights)
-        x = divided(x, weight.name, self.numbers, emit, self.dtype)
+        x = divided(x, name, self.numbers, emit, self.dtype)
         if form.activations:
-            x = self._rounded(x, weight.name, form, emit)
-        packed, scales = (emit.weight(spec) for spec in stored_parts(weight.name, rows, columns, form, self.dtype))
+            x = self._rounded(x, name, form, emit)
+        packed, scales = (emit.weight(spec) for spec in stored_parts(name, rows, columns, form, self.dtype))
         attributes: dict[str, Any] = {"axis": 1} if form.block is None else {"axis": 0, "block_size": form.block}
         return [emit.op("MatMul", x, emit.op("DequantizeLinear", packed, scales, **attributes))]
 

@@ -21,6 +21,7 @@ from glm_export.calibration.recipe import (
     WeightForm,
 )  # fmt: skip
 from glm_export.graphs.lowerings.explicit import InputNumbers, MatMulToExplicit, divided
+from glm_export.graphs.lowerings.reading import product_weight
 from glm_export.graphs.lowerings.stored_weights import BLOCK_PRODUCT, CHANNEL_PRODUCT, LOOKUP, PROMPT, stored_parts
 from glm_export.graphs.rule import MICROSOFT, CountedRule, Emitter
 from glm_export.signature import INPUT_IDS
@@ -96,14 +97,9 @@ class MatMulToForm:
 
     def rewrite(self, node: ir.Node, emit: Emitter) -> list[ir.Value]:
         """Return ``[..., N]``, with the bias where one follows."""
-        x, weight = node.inputs
-        assert x is not None
-        assert weight is not None
-        assert weight.name is not None
-        assert weight.shape is not None
-        columns, rows = (int(size) for size in weight.shape)  # type: ignore[arg-type]
-        x = divided(x, weight.name, self.numbers, emit, self.dtype)
-        forms, bias = self.forms[weight.name], _bias_of(node)
+        x, name, columns, rows = product_weight(node)
+        x = divided(x, name, self.numbers, emit, self.dtype)
+        forms, bias = self.forms[name], _bias_of(node)
 
         def product(name: str, form: WeightForm, into: Emitter) -> ir.Value:
             stored = [emit.weight(spec) for spec in stored_parts(name, rows, columns, form, self.dtype)]
@@ -117,12 +113,12 @@ class MatMulToForm:
             )  # fmt: skip
 
         if forms.prompt is None:
-            result = product(weight.name, forms.step, emit)
+            result = product(name, forms.step, emit)
         else:
             prompt, step = emit.branch("prompt"), emit.branch("step")
             branches: dict[str, Any] = {
-                "then_branch": prompt.graph(product(weight.name + PROMPT, forms.prompt, prompt)),
-                "else_branch": step.graph(product(weight.name, forms.step, step)),
+                "then_branch": prompt.graph(product(name + PROMPT, forms.prompt, prompt)),
+                "else_branch": step.graph(product(name, forms.step, step)),
             }
             result = emit.op("If", self._many_tokens(emit), **branches)
         if bias:

@@ -18,6 +18,17 @@ def producer_of(value: ir.Value | None, op_type: str) -> ir.Node | None:
     return node if node is not None and node.op_type == op_type else None
 
 
+def product_weight(node: ir.Node) -> tuple[ir.Value, str, int, int]:
+    """What a product reads, and its weight's name, columns K and rows N; weights are stored ``[K, N]``."""
+    x, weight = node.inputs
+    assert x is not None
+    assert weight is not None
+    assert weight.name is not None
+    assert weight.shape is not None
+    columns, rows = (int(size) for size in weight.shape)  # type: ignore[arg-type]
+    return x, weight.name, columns, rows
+
+
 def last_dim(value: ir.Value | None) -> int:
     """The size of the last axis, which canonical programs always know."""
     assert value is not None
