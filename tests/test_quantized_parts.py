@@ -224,10 +224,14 @@ def test_smoothing_saves_what_outliers_ruin(made: Made, tmp_path: Path) -> None:
             return demo.recall(session, known).exact
 
     assert recited(checkpoint) == 60
-    found = {
-        name: recited(api.export(checkpoint, tmp_path / name, recipe=name, ranges=ranges))
+    programs = {
+        name: api.export(checkpoint, tmp_path / name, recipe=name, ranges=ranges)
         for name in ("int8-static", "int8-smoothquant")
     }
+    found = {name: recited(program) for name, program in programs.items()}
     assert found["int8-static"] < 30
     assert found["int8-smoothquant"] >= 57
     assert recited(made.program("demo", "int8-static", "onnx")) >= 57
+    gate: dict[str, Any] = {"corpus": "poems", "max_samples": 32, "budget": "kl=0.01,recall=0.99"}
+    assert len(api.quality(programs["int8-static"], checkpoint, **gate).broken or ()) == 2
+    assert api.quality(programs["int8-smoothquant"], checkpoint, **gate).broken == ()
