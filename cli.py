@@ -12,6 +12,7 @@ from rich.console import Console
 
 from glm_export import __version__, families
 from glm_export.calibration import recipes
+from glm_export.engine_verbs import build, doctor
 from glm_export.errors import EnvironmentMissingError, GlmExportError
 from glm_export.graphs import dialects
 from glm_export.signature import DTYPES, LOGITS_KINDS
@@ -360,6 +361,10 @@ def demo(out: Path) -> None:
     from glm_export.showcase import run_demo
 
     run_demo(Console(highlight=False), MESSAGES, out)
+
+
+cli.add_command(build)
+cli.add_command(doctor)
 
 
 def main() -> None:

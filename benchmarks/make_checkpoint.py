@@ -52,6 +52,12 @@ SHAPES |= {
     }
     for name, values in SHAPES.items()
 }  # fmt: skip
+# Published sizes of zai-org/glm-edge-1.5b-chat, in its own (native) layout.
+SHAPES["glm-edge-1.5b"] = NATIVE | {
+    "hidden_size": 2048, "num_attention_heads": 16, "num_key_value_heads": 4, "num_hidden_layers": 28,
+    "intermediate_size": 6144, "vocab_size": 59264, "max_position_embeddings": 8192, "attention_bias": False,
+    "partial_rotary_factor": 1.0, "tie_word_embeddings": True,
+}  # fmt: skip
 SHARD_BYTES = 1_900_000_000
 
 
@@ -63,7 +69,10 @@ def main() -> None:
     values = SHAPES[arguments.shape]
     config = families.read_config(values)
     rules = families.load(config.family).tensor_rules(config).rules
-    tensors = [(name, shape) for rule in rules for name, shape in zip(rule.sources, rule.shapes, strict=True)]
+    # A tied head is read from the embedding, which is written once.
+    tensors = list(
+        {name: shape for rule in rules for name, shape in zip(rule.sources, rule.shapes, strict=True)}.items()
+    )
     arguments.out.mkdir(parents=True)
     (arguments.out / "config.json").write_text(json.dumps(values, indent=2))
     shards = split(tensors)

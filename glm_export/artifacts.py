@@ -17,6 +17,7 @@ from glm_export.errors import CheckpointError, InputError
 from glm_export.signature import Signature
 
 MANIFEST = "manifest.json"
+ENGINE_MANIFEST = "engine.json"
 MODEL = "model.onnx"
 WEIGHTS = "model.onnx.data"
 MANIFEST_FORMAT = 1
@@ -47,6 +48,11 @@ def is_program(folder: Path) -> bool:
     return (folder / MANIFEST).is_file()
 
 
+def is_engine(folder: Path) -> bool:
+    """Whether a folder holds an engine that glm-export built."""
+    return (folder / ENGINE_MANIFEST).is_file()
+
+
 def load_program(folder: Path) -> OnnxProgram:
     """Open an exported folder.
 
@@ -56,22 +62,12 @@ def load_program(folder: Path) -> OnnxProgram:
     """
     if not is_program(folder):
         raise InputError(f"{folder} holds no {MANIFEST}; give a folder that 'glm-export export' wrote")
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{folder / MANIFEST} is not readable JSON: {error}; export again") from error
-    if manifest.get("format") != MANIFEST_FORMAT:
-        raise CheckpointError(
-            f"{folder / MANIFEST} has format {manifest.get('format')!r}, this version reads {MANIFEST_FORMAT}; "
-            "export again"
-        )
-    for name, size in manifest["sizes"].items():
-        path = folder / name
-        found = path.stat().st_size if path.is_file() else None
-        if found != size:
-            raise CheckpointError(
-                f"{path} should have {size} bytes, found {found if found is not None else 'no file'}; export again"
-            )
+    manifest = read_manifest(folder / MANIFEST, "export")
+    return program_of(folder, manifest)
+
+
+def program_of(folder: Path, manifest: dict[str, Any]) -> OnnxProgram:
+    """What a program's manifest says, for files in ``folder``."""
     return OnnxProgram(
         folder=folder,
         config=GlmConfig.from_json(manifest["config"]),
@@ -82,6 +78,34 @@ def load_program(folder: Path) -> OnnxProgram:
         manifest=manifest,
         recipe=manifest.get("recipe"),
     )
+
+
+def read_manifest(path: Path, verb: str) -> dict[str, Any]:
+    """Read what a folder of ours says of itself, and see that its files have the sizes it states.
+
+    Args:
+        path: the manifest.
+        verb: what to do again where something is amiss, ``export`` or ``build``.
+
+    Raises:
+        CheckpointError: it cannot be read, is of another format, or a file is missing or has another size.
+    """
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not readable JSON: {error}; {verb} again") from error
+    if manifest.get("format") != MANIFEST_FORMAT:
+        raise CheckpointError(
+            f"{path} has format {manifest.get('format')!r}, this version reads {MANIFEST_FORMAT}; {verb} again"
+        )
+    for name, size in manifest["sizes"].items():
+        file = path.parent / name
+        found = file.stat().st_size if file.is_file() else None
+        if found != size:
+            raise CheckpointError(
+                f"{file} should have {size} bytes, found {found if found is not None else 'no file'}; {verb} again"
+            )
+    return manifest
 
 
 def package_versions() -> dict[str, str]:
@@ -104,9 +128,10 @@ def refuse_overwrite(out: Path, *, force: bool) -> None:
         return
     if not force:
         raise InputError(f"{out} exists; give another --out, or --force to replace it")
-    if not is_program(out):
+    if not (is_program(out) or is_engine(out)):
         raise InputError(
-            f"{out} was not written by glm-export (no {MANIFEST}), so --force does not replace it; remove it yourself"
+            f"{out} was not written by glm-export (no {MANIFEST} nor {ENGINE_MANIFEST}), so --force does not "
+            "replace it; remove it yourself"
         )
 
 

@@ -7,7 +7,6 @@ lead out of the folder.
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -20,13 +19,12 @@ from torch import Tensor
 from glm_export import families
 from glm_export.config import GlmConfig
 from glm_export.errors import CheckpointError, ConfigError, InputError
-from glm_export.model_folder import inside, read_json
+from glm_export.model_folder import file_sha256, inside, read_json
 from glm_export.tensor_rules import TensorRule, TensorRules
 
 WEIGHT_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 # Large, so that a hash beside other threads seldom waits for the interpreter.
-HASH_BLOCK_BYTES = 1 << 24
 SHOWN_PROBLEMS = 20
 
 
@@ -146,17 +144,6 @@ class Checkpoint:
             advance: told the bytes read so far, for a progress bar.
         """
         return {path.name: file_sha256(path, advance) for path in (self.folder / "config.json", *self.files)}
-
-
-def file_sha256(path: Path, advance: Callable[[int], None] = lambda _: None) -> str:
-    """sha256 of a file in hexadecimal, as model hubs show it."""
-    digest = hashlib.sha256()
-    block = memoryview(bytearray(HASH_BLOCK_BYTES))
-    with path.open("rb", buffering=0) as file:
-        while count := file.readinto(block):
-            digest.update(block[:count])
-            advance(count)
-    return digest.hexdigest()
 
 
 def _weight_table(folder: Path) -> dict[str, Path]:

@@ -1,12 +1,16 @@
-"""Files of a model folder that are no weights, read without leaving it."""
+"""Files of a model folder, read without leaving it."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from glm_export.errors import CheckpointError
+
+HASH_BLOCK_BYTES = 1 << 24
 
 
 def inside(folder: Path, name: str) -> Path:
@@ -48,3 +52,14 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise CheckpointError(f"{path} should hold a JSON object, found {type(values).__name__}")
     return values
+
+
+def file_sha256(path: Path, advance: Callable[[int], None] = lambda _: None) -> str:
+    """sha256 of a file in hexadecimal, as model hubs show it."""
+    digest = hashlib.sha256()
+    block = memoryview(bytearray(HASH_BLOCK_BYTES))
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(block):
+            digest.update(block[:count])
+            advance(count)
+    return digest.hexdigest()

@@ -16,13 +16,14 @@ from polygraphy.logger import G_LOGGER
 from glm_export.artifacts import OnnxProgram
 from glm_export.calibration import recipes
 from glm_export.calibration.quantization import Quantization
-from glm_export.checkpoint import Checkpoint, file_sha256
+from glm_export.checkpoint import Checkpoint
 from glm_export.compare import TOLERANCES, ParityReport, compare_runs
 from glm_export.config import GlmConfig
 from glm_export.errors import InputError
 from glm_export.feeds import Feeds, Prompt, prefill_feeds
 from glm_export.generation import Stopping, generate_ids
 from glm_export.layout import IntegerCache, without_padding
+from glm_export.model_folder import file_sha256
 from glm_export.program_weights import ProgramIntegers
 from glm_export.sessions import Session, Tensors
 from glm_export.sessions.ort import OrtSession

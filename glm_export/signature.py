@@ -5,6 +5,7 @@ The names are those of the ecosystem (Optimum, onnxruntime-genai).
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from enum import Enum
 from typing import Any
@@ -29,8 +30,9 @@ DTYPES = ("float32", "float16", "bfloat16")
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 STORED_BITS = {
     "float32": 32, "float16": 16, "bfloat16": 16, "float8e4m3fn": 8, "int64": 64, "int8": 8, "uint8": 8, "int4": 4,
+    "bool": 8,
 }  # fmt: skip
-"""Of one value in a file of weights."""
+"""Of one value in a file of weights, or in memory."""
 CACHE_LENGTH_AXIS = 2
 LOGITS_KINDS = ("all", "last")
 """Logits of every token ``[B, S, V]``, or of the last one ``[B, 1, V]``."""
@@ -48,6 +50,9 @@ class Cache(Enum):
     GROWING = "growing"
     SHARED = "shared"
     STATIC = "static"
+
+
+CACHE_PREFIXES = ("past_key_values.", "present.")
 
 
 def past_names(layer: int) -> tuple[str, str]:
@@ -68,6 +73,11 @@ class TensorSpec:
     dtype: str
     dims: tuple[int | str, ...]
 
+    @property
+    def is_cache(self) -> bool:
+        """Whether it is keys or values."""
+        return self.name.startswith(CACHE_PREFIXES)
+
     def shape(self, **sizes: int) -> tuple[int, ...]:
         """Concrete sizes, e.g. ``spec.shape(batch_size=1, past_sequence_length=0)``.
 
@@ -78,6 +88,10 @@ class TensorSpec:
         if missing:
             raise ConfigError(f"{self.name} has symbolic dims {missing} that were given no size")
         return tuple(sizes[dim] if isinstance(dim, str) else dim for dim in self.dims)
+
+    def nbytes(self, **sizes: int) -> int:
+        """Bytes of a tensor of these sizes; see :meth:`shape`."""
+        return math.prod(self.shape(**sizes)) * STORED_BITS[self.dtype] // 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from glm_export import families
-from glm_export.checkpoint import Checkpoint, file_sha256
+from glm_export.checkpoint import Checkpoint
 from glm_export.errors import CheckpointError, ConfigError, InputError
-from glm_export.model_folder import inside
+from glm_export.model_folder import file_sha256, inside
 from tests.golden_data import Golden
 from tests.tiny import random_tensors, tiny_values, write_checkpoint
 

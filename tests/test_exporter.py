@@ -17,11 +17,12 @@ import torch
 
 from glm_export import api, exporter, families
 from glm_export.artifacts import MANIFEST, OnnxProgram, is_program, load_program
-from glm_export.checkpoint import file_sha256, open_checkpoint
+from glm_export.checkpoint import open_checkpoint
 from glm_export.errors import CheckpointError, EnvironmentMissingError, InputError
 from glm_export.exporter import plan_export, program_graph
 from glm_export.graphs import dialects
 from glm_export.graphs.invariants import InvariantError, check_invariants
+from glm_export.model_folder import file_sha256
 from glm_export.target import settle
 from tests.golden_data import CAUSAL, Golden
 from tests.tiny import random_tensors, tiny_values, write_checkpoint

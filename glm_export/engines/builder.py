@@ -1,0 +1,203 @@
+"""ONNX program folder -> engine folder, whole or not at all."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from glm_export.artifacts import (
+    ENGINE_MANIFEST,
+    MANIFEST,
+    MANIFEST_FORMAT,
+    MODEL,
+    WEIGHTS,
+    OnnxProgram,
+    package_versions,
+    refuse_overwrite,
+    whole_folder,
+    write_json,
+)  # fmt: skip
+from glm_export.calibration.tensorrt_cache import CALIBRATION_CACHE
+from glm_export.engines import vendor
+from glm_export.engines.folder import BUILD_LOG, PLAN, BuiltOn, Compatibility, Engine, load_engine, profile_json
+from glm_export.engines.inspection import Inspection, inspect_engine
+from glm_export.engines.layers import LayerSummary, summarize
+from glm_export.engines.memory import MemoryPlan, plan_memory
+from glm_export.engines.network import refuse_dialect
+from glm_export.engines.options import CURRENT, BuildOptions
+from glm_export.engines.plan import BuildJob, BuildRecord, build
+from glm_export.engines.profiles import Limits, OptimizationProfile, profiles_of
+from glm_export.genai_config import GENAI_CONFIG
+from glm_export.gpu import driver_version, gpus, has_driver
+from glm_export.model_folder import file_sha256
+from glm_export.progress import Progress, Silent
+
+NOT_COPIED = {MODEL, WEIGHTS, MANIFEST, GENAI_CONFIG, CALIBRATION_CACHE}
+"""Of a program's folder; a stripped engine takes model and weights along."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildPlan:
+    """What a build will make, known before it starts."""
+
+    program: OnnxProgram
+    runtime: str
+    version: str
+    limits: Limits
+    profiles: tuple[OptimizationProfile, OptimizationProfile]
+    memory: MemoryPlan
+
+
+def plan_build(
+    program: OnnxProgram, out: Path, tensorrt: vendor.TensorRT, limits: Limits, options: BuildOptions
+) -> BuildPlan:
+    """Settle profiles and memory, and refuse what cannot go well.
+
+    Raises:
+        InputError: the version cannot read the program's dialect, or does not offer an option.
+        EnvironmentMissingError: the disk cannot hold the plan, or the build needs a GPU and there is none.
+    """
+    refuse_dialect(program, tensorrt)
+    options.refuse_unoffered(tensorrt)
+    if not tensorrt.rtx:
+        tensorrt.require_driver(f"building with {tensorrt.name}")
+    return BuildPlan(
+        program=program, runtime=tensorrt.name, version=tensorrt.version, limits=limits,
+        profiles=profiles_of(program.signature, limits),
+        memory=plan_memory(program, limits, out, options.workspace_bytes),
+    )  # fmt: skip
+
+
+def build_engine(
+    plan: BuildPlan,
+    out: Path,
+    tensorrt: vendor.TensorRT,
+    options: BuildOptions,
+    *,
+    timing_cache: Path | None = None,
+    calibrator: Any = None,
+    force: bool = False,
+    progress: Progress | None = None,
+    planned: Callable[[BuildPlan], None] = lambda _: None,
+) -> Engine:
+    """Build an engine and write its folder.
+
+    Args:
+        plan: from :func:`plan_build`.
+        out: the folder to write.
+        tensorrt: the runtime.
+        options: how to build.
+        timing_cache: a file of measured kernels, read and added to (not with TensorRT-RTX, which measures none).
+        calibrator: makes INT8 implicit; for TensorRT up to 10.
+        force: replace an engine or program folder.
+        progress: shows the builder's phases.
+        planned: is told the plan before the work begins.
+
+    Raises:
+        InputError: ``out`` exists, or the parser refuses a node.
+        EnvironmentMissingError: the builder gives up.
+    """
+    refuse_overwrite(out, force=force)
+    planned(plan)
+    with whole_folder(out) as folder:
+        job = BuildJob(
+            program=plan.program, profiles=plan.profiles, options=options, plan_path=folder / PLAN,
+            log_path=folder / BUILD_LOG, timing_cache=None if tensorrt.rtx else timing_cache, calibrator=calibrator,
+        )  # fmt: skip
+        record, network = build(tensorrt, job, progress or Silent())
+        inspected = inspect_engine(tensorrt, folder / PLAN) if has_driver() else None
+        _copy_beside(plan.program, folder, stripped=options.stripped)
+        values = _manifest(plan, tensorrt, options, record, network, inspected)
+        values["implicit_int8"] = calibrator is not None
+        values["plan_sha256"] = file_sha256(folder / PLAN)
+        values["sizes"] = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+        write_json(folder / ENGINE_MANIFEST, values)
+    return load_engine(out)
+
+
+def _copy_beside(program: OnnxProgram, folder: Path, *, stripped: bool) -> None:
+    """Tokenizer, configs and the numbers of a recipe; for a stripped plan the program that has the weights."""
+    kept = NOT_COPIED - ({MODEL, WEIGHTS} if stripped else set())
+    for path in program.folder.iterdir():
+        if path.name not in kept:
+            shutil.copyfile(path, folder / path.name)
+
+
+def _manifest(
+    plan: BuildPlan,
+    tensorrt: vendor.TensorRT,
+    options: BuildOptions,
+    record: BuildRecord,
+    network: dict[str, int],
+    inspected: Inspection | None,
+) -> dict[str, Any]:
+    names = [profile.name for profile in plan.profiles]
+    activations = inspected.activations if inspected is not None else record.activations
+    found = gpus()
+    gpu = found[0] if found and not (tensorrt.rtx and options.compute_capabilities != (CURRENT,)) else None
+    built_on = BuiltOn(
+        system=platform.system(), gpu=gpu.name if gpu else None,
+        compute_capability=gpu.compute_capability if gpu else None, driver=driver_version(),
+    )  # fmt: skip
+    targets = (
+        (gpu.compute_capability,)
+        if gpu and options.compute_capabilities == (CURRENT,)
+        else options.compute_capabilities
+    )
+    memory = plan.memory.to_json() | {
+        "weights": record.weights or plan.memory.weights,
+        "activations": dict(zip(names, activations, strict=False)),
+    }
+    return {
+        "format": MANIFEST_FORMAT,
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "runtime": plan.runtime,
+        "version": plan.version,
+        "built_on": asdict(built_on),
+        "compatibility": asdict(
+            Compatibility(
+                version=options.version_compatible, hardware=options.hardware_compatible, stripped=options.stripped,
+                targets=targets,
+            )
+        ),
+        "options": asdict(options),
+        "limits": asdict(plan.limits),
+        "profiles": [profile_json(profile) for profile in plan.profiles],
+        "memory": memory,
+        "network_layers": network,
+        "engine_layers": asdict(_summary(plan, record, inspected, names)),
+        "attention_decomposed": record.decomposed,
+        "seconds": round(record.seconds, 2),
+        "packages": package_versions(),
+        "program": plan.program.manifest,
+    }  # fmt: skip
+
+
+def _summary(plan: BuildPlan, record: BuildRecord, inspected: Inspection | None, profiles: list[str]) -> LayerSummary:
+    layers = inspected.layers if inspected is not None else record.layers
+    source = "inspector" if inspected is not None else "build log"
+    return summarize(layers, source, profiles, quantized_products(plan.program.model_path))
+
+
+def quantized_products(model_path: Path) -> list[str]:
+    """ONNX products whose inputs a program quantizes: each ought to compute in 8 bits.
+
+    Named as :class:`~glm_export.engines.layers.EngineLayer` names them.
+    """
+    found = []
+    for node in ir.load(model_path).graph:
+        if node.op_type != "MatMul" or node.inputs[0] is None:
+            continue
+        widened = node.inputs[0].producer()
+        if widened is not None and widened.op_type == "DequantizeLinear" and widened.inputs[0] is not None:
+            narrowed = widened.inputs[0].producer()
+            if narrowed is not None and narrowed.op_type == "QuantizeLinear":
+                found.append(str(node.name).rpartition("/")[0])
+    return found

@@ -1,0 +1,67 @@
+"""What an engine will take, worked out before it is built. Sizes in bytes."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from glm_export.artifacts import WEIGHTS, OnnxProgram
+from glm_export.engines.profiles import Limits
+from glm_export.errors import EnvironmentMissingError
+from glm_export.signature import BATCH, LOGITS, PAST, SEQUENCE, TOTAL, past_names
+
+HOST_BYTES_PER_WEIGHT_BYTE = 2.3
+"""Anonymous memory of a build over the weights' size: 7.6 GB for 3.2 GB, 6.0 streamed (TensorRT-RTX 1.7,
+benchmarks/engines)."""
+BASE_HOST_BYTES = 300 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryPlan:
+    """``cache_row``: keys and values of one row. ``logits``: of the largest call. ``host``: while building, about.
+
+    Activations are known only once it is built; the manifest has them.
+    """
+
+    weights: int
+    cache_row: int
+    cache: int
+    logits: int
+    workspace: int | None
+    host: int
+    free_disk: int
+
+    def to_json(self) -> dict[str, int | None]:
+        """Plain values."""
+        return asdict(self)
+
+
+def plan_memory(program: OnnxProgram, limits: Limits, out: Path, workspace: int | None) -> MemoryPlan:
+    """Work out sizes.
+
+    Raises:
+        EnvironmentMissingError: the disk cannot hold the plan.
+    """
+    signature, config = program.signature, program.config
+    weights = (program.folder / WEIGHTS).stat().st_size
+    sizes = {BATCH: 1, SEQUENCE: 1, PAST: limits.max_context, TOTAL: limits.max_context}
+    caches = [signature.input(name) for layer in range(config.num_layers) for name in past_names(layer)]
+    row = sum(spec.nbytes(**sizes) for spec in caches)
+    logits = next(spec for spec in signature.outputs if spec.name == LOGITS)
+    calls = (
+        sizes | {BATCH: limits.prefill_batch, SEQUENCE: limits.prefill_tokens},
+        sizes | {BATCH: limits.max_batch},
+    )
+    home = next(parent for parent in (out, *out.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(home).free
+    if weights > free:
+        raise EnvironmentMissingError(
+            f"the plan needs about {weights / 1e9:.2f} GB, and the disk of {home} has {free / 1e9:.2f} GB free; "
+            "free space or choose another --out"
+        )
+    return MemoryPlan(
+        weights=weights, cache_row=row, cache=row * limits.max_batch,
+        logits=max(logits.nbytes(**call) for call in calls), workspace=workspace,
+        host=BASE_HOST_BYTES + int(HOST_BYTES_PER_WEIGHT_BYTE * weights), free_disk=free,
+    )  # fmt: skip

@@ -1,0 +1,113 @@
+"""An ONNX program as TensorRT's parser reads it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from glm_export.artifacts import OnnxProgram
+from glm_export.engines.vendor import TensorRT
+from glm_export.errors import EnvironmentMissingError, InputError
+
+IN_PLACE, FROM_PRIMITIVES = "tensorrt", "portable"
+DIALECTS = (IN_PLACE, FROM_PRIMITIVES)
+KV_CACHE_UPDATE = "INetworkDefinition.add_kv_cache_update"
+"""What the dialect ``tensorrt`` stands on: TensorRT 10.15."""
+
+
+def dialect_for(tensorrt: TensorRT) -> str:
+    """The best dialect a version can read."""
+    return IN_PLACE if tensorrt.find(KV_CACHE_UPDATE) is not None else FROM_PRIMITIVES
+
+
+def refuse_dialect(program: OnnxProgram, tensorrt: TensorRT) -> None:
+    """See that a program is written in what this version reads.
+
+    Raises:
+        InputError: it is not; the dialect to export is named.
+    """
+    best = dialect_for(tensorrt)
+    if program.dialect not in DIALECTS or (program.dialect == IN_PLACE and best != IN_PLACE):
+        raise InputError(
+            f"{program.folder} is of dialect {program.dialect}, which {tensorrt.name} {tensorrt.version} cannot read; "
+            f"export with --dialect {best}"
+        )
+
+
+class Network:
+    """A parsed program. ``strong`` typing takes every dtype from the program; without it TensorRT chooses.
+
+    Owns builder and parser: the parser keeps the weights, so it must outlive the building.
+    """
+
+    def __init__(self, tensorrt: TensorRT, model: Path, *, strong: bool = True) -> None:
+        """Parse.
+
+        Args:
+            tensorrt: the runtime.
+            model: ``model.onnx``; its weights are mapped, not read.
+            strong: where the version knows it. Implicit INT8 needs a network without.
+
+        Raises:
+            InputError: the parser refuses a node, which is named with the reason.
+            EnvironmentMissingError: the builder needs a GPU and there is none.
+        """
+        if not tensorrt.rtx:
+            tensorrt.require_driver(f"building with {tensorrt.name}")
+        self.tensorrt = tensorrt
+        trt = tensorrt.module
+        tensorrt.log.clear()
+        builder = trt.Builder(tensorrt.logger)
+        flags = 0
+        for name in ("EXPLICIT_BATCH", *(("STRONGLY_TYPED",) if strong else ())):
+            flag = tensorrt.find(f"NetworkDefinitionCreationFlag.{name}")
+            flags |= 1 << int(flag) if flag is not None else 0
+        network = builder.create_network(flags)
+        if network is None:
+            raise EnvironmentMissingError(f"{tensorrt.name} {tensorrt.version} made no network: {tensorrt.log.reason}")
+        parser = trt.OnnxParser(network, tensorrt.logger)
+        if not parser.parse_from_file(str(model)):
+            raise InputError(f"{tensorrt.name} {tensorrt.version} cannot read {model}: {_refusals(parser)}")
+        self.builder, self.network, self.parser = builder, network, parser
+
+    def counts(self) -> Counter[str]:
+        """How often each kind of layer appears, e.g. ``KV_CACHE_UPDATE``."""
+        return Counter(layer.type.name for layer in self._every())
+
+    def layers(self, kind: str, interface: str) -> list[Any]:
+        """Layers of a kind in their own class, e.g. ``ROTARY_EMBEDDING`` as ``IRotaryEmbeddingLayer``."""
+        own = self.tensorrt.find(interface)
+        found = [layer for layer in self._every() if layer.type.name == kind]
+        for layer in found:
+            # The bindings hand out the base class.
+            layer.__class__ = own
+        return found
+
+    def _every(self) -> Iterator[Any]:
+        return (self.network.get_layer(index) for index in range(self.network.num_layers))
+
+    def allow_decomposition(self) -> None:
+        """Where no fused kernel takes an attention's dtype or head size, several kernels may."""
+        for layer in self.layers("ATTENTION_INPUT", "IAttentionInputLayer"):
+            layer.attention.decomposable = True
+
+    def parts(self) -> tuple[Any, Any, Any]:
+        """Builder, network and parser, as Polygraphy passes them on."""
+        return self.builder, self.network, self.parser
+
+
+def _refusals(parser: Any) -> str:
+    """Node, operator and reason of each refusal; one is often the consequence of another."""
+    errors = [parser.get_error(index) for index in range(parser.num_errors)]
+    return "; ".join(dict.fromkeys(_refusal(error) for error in errors)) or "it gave no reason"
+
+
+def _refusal(error: Any) -> str:
+    reason = " ".join(error.desc().split())
+    # TensorRT 8.6 tells the node's index only.
+    name = error.node_name() if hasattr(error, "node_name") else ""
+    if not name:
+        return f"node {error.node()}: {reason}" if error.node() >= 0 else reason
+    return f"node {name!r} ({error.node_operator()}): {reason}"
