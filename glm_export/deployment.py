@@ -53,7 +53,7 @@ def build(
     max_batch: int = MAX_BATCH,
     max_context: int | None = None,
     prefill_tokens: int | None = None,
-    prefill_batch: int = 1,
+    prefill_batch: int | None = None,
     export: Mapping[str, Any] | None = None,
     options: BuildOptions | None = None,
     implicit_int8: ImplicitInt8 | None = None,
@@ -72,7 +72,7 @@ def build(
         max_batch: rows of a decode step.
         max_context: tokens of a row; None takes what the program holds.
         prefill_tokens: tokens read at once; None takes 512.
-        prefill_batch: rows read at once.
+        prefill_batch: rows read at once; None takes 1, or with a growing cache ``max_batch``.
         export: ``dtype``, ``recipe`` and ``ranges`` for a checkpoint.
         options: see :class:`BuildOptions`.
         implicit_int8: for TensorRT up to 10 and a float program of dialect ``portable``.

@@ -30,7 +30,7 @@ GIGABYTE = 10**9
 @click.option(
     "--prefill-tokens", type=int, help="Tokens read at once; longer prompts take several calls. Default: 512."
 )
-@click.option("--prefill-batch", type=int, default=1, show_default=True, help="Rows read at once.")
+@click.option("--prefill-batch", type=int, help="Rows read at once. Default: 1; with a growing cache --max-batch.")
 @click.option("--dtype", type=click.Choice(DTYPES), help="For a checkpoint: of weights and cache. Default: float16.")
 @click.option("--recipe", type=click.Choice(recipes.names()), help="For a checkpoint: quantize.")
 @click.option("--ranges", type=FOLDER, help="For a checkpoint: what `calibrate` measured.")

@@ -89,6 +89,14 @@ class Feeds:
             position_ids=np.minimum(self.position_ids[:, -1:] + 1, last_position),
         )
 
+    def rows(self, chosen: slice) -> Feeds:
+        """The same call for some rows."""
+        return Feeds(
+            input_ids=self.input_ids[chosen],
+            attention_mask=self.attention_mask[chosen],
+            position_ids=self.position_ids[chosen],
+        )
+
     def chunks(self, size: int) -> list[Feeds]:
         """The same prefill in pieces of at most ``size`` tokens."""
         width = self.input_ids.shape[1]
@@ -141,6 +149,17 @@ class RowFeeds(Feeds):
             lengths=positions[:, 0] + 1,
         )
 
+    def rows(self, chosen: slice) -> RowFeeds:
+        """The same call for some rows, no wider than the longest of them."""
+        lengths, positions = self.lengths[chosen], self.position_ids[chosen]
+        width = max(1, int((lengths - positions[:, 0]).max()))
+        return RowFeeds(
+            input_ids=self.input_ids[chosen, :width],
+            attention_mask=_row_mask(lengths),
+            position_ids=positions[:, :width],
+            lengths=lengths,
+        )
+
     def chunks(self, size: int) -> list[Feeds]:
         """The same prefill in pieces of at most ``size`` tokens."""
         width = self.input_ids.shape[1]
@@ -182,6 +201,16 @@ class PrefixFeeds(Feeds):
             attention_mask=real[:, None, None, :],
             position_ids=np.minimum(self.position_ids[:, :, -1:] + step, last_position),
             real=real,
+            context_end=self.context_end,
+        )
+
+    def rows(self, chosen: slice) -> PrefixFeeds:
+        """The same call for some rows."""
+        return PrefixFeeds(
+            input_ids=self.input_ids[chosen],
+            attention_mask=self.attention_mask[chosen],
+            position_ids=self.position_ids[chosen],
+            real=self.real[chosen],
             context_end=self.context_end,
         )
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from glm_export.errors import InputError
-from glm_export.feeds import Prompt
+from glm_export.feeds import Feeds, Prompt, RowFeeds
 from glm_export.sampling import Sampler, Sampling
 from glm_export.sessions import Session
 
@@ -61,24 +61,33 @@ def generate_steps(
         raise InputError("stop strings need a tokenizer to decode with")
     built = [prompt if isinstance(prompt, Prompt) else session.prompt(prompt) for prompt in prompts]
     feeds = session.feeds(built)
+    rooms = [min(session.room(prompt), _shared_room(session, feeds)) for prompt in built]
+    last_position = session.last_position(feeds)
     sampling = sampling or Sampling()
     rows = [Generation(prompt=prompt) for prompt in built]
     samplers = [Sampler(_row_sampling(sampling, index)) for index in range(len(rows))]
     logits_BV = feeds.last_logits(session.prefill(feeds))
     while True:
         next_ids = []
-        for index, (row, sampler) in enumerate(zip(rows, samplers, strict=True)):
+        for index, (row, sampler, room) in enumerate(zip(rows, samplers, rooms, strict=True)):
             if row.finish_reason:
                 next_ids.append(session.config.pad_token_id)
                 continue
             token = sampler.choose(logits_BV[index], [*row.prompt.ids, *row.ids])
             next_ids.append(token)
-            _take(row, token, stopping, session.room(row.prompt), decode)
+            _take(row, token, stopping, room, decode)
         yield rows
         if all(row.finish_reason for row in rows):
             return
-        feeds = feeds.followed_by(next_ids, session.config.max_positions - 1)
+        feeds = feeds.followed_by(next_ids, last_position)
         logits_BV = feeds.last_logits(session.decode(feeds))
+
+
+def _shared_room(session: Session, feeds: Feeds) -> int:
+    """Tokens that can be written where rows, padded together, fill the same columns of a cache that has an end."""
+    if session.capacity is None or isinstance(feeds, RowFeeds):
+        return session.config.max_positions
+    return session.capacity - feeds.columns
 
 
 def _row_sampling(sampling: Sampling, index: int) -> Sampling:

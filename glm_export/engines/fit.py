@@ -62,9 +62,9 @@ def obstacles(engine: Engine, machine: Here) -> list[str]:
 
 
 def needed_bytes(engine: Engine) -> int:
-    """Device memory of weights, activations of both contexts, and one row's keys and values."""
+    """Device memory of weights, activations of the larger profile, and one row's keys and values."""
     memory = engine.manifest["memory"]
-    return int(memory["weights"] + sum(memory["activations"].values()) + memory["cache_row"])
+    return int(memory["weights"] + max(memory["activations"].values(), default=0) + memory["cache_row"])
 
 
 def _version_obstacles(engine: Engine, machine: Here) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,9 @@ def deserialize(tensorrt: TensorRT, plan: Path) -> tuple[Any, Any]:
     if tensorrt.find("Runtime.engine_host_code_allowed") is not None:
         # A version-compatible plan brings the lean runtime's code along; the plan is the user's own.
         runtime.engine_host_code_allowed = True
-    # Weights go to the device as the plan is read; a mapped file takes no memory of its own.
-    engine = runtime.deserialize_cuda_engine(plan.read_bytes())
+    # A mapped file takes no memory of its own while its weights go to the device.
+    with plan.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        engine = runtime.deserialize_cuda_engine(mapped)
     if engine is None:
         raise CheckpointError(f"{tensorrt.name} {tensorrt.version} cannot load {plan}: {tensorrt.log.reason}")
     return runtime, engine
@@ -65,3 +67,17 @@ def activations(tensorrt: TensorRT, engine: Any) -> list[int]:
         if tensorrt.find(f"ICudaEngine.{name}") is not None:
             return [int(getattr(engine, name)(index)) for index in profiles]
     return [int(engine.device_memory_size) for _ in profiles]
+
+
+def refit(tensorrt: TensorRT, engine: Any, model: Path) -> None:
+    """Put the weights of an ONNX program into an engine that was built without.
+
+    Raises:
+        CheckpointError: they do not fit.
+    """
+    trt = tensorrt.module
+    refitter = trt.Refitter(engine, tensorrt.logger)
+    tensorrt.log.clear()
+    reader = trt.OnnxParserRefitter(refitter, tensorrt.logger)
+    if not reader.refit_from_file(str(model)) or not refitter.refit_cuda_engine():
+        raise CheckpointError(f"the weights of {model} do not fit the engine: {tensorrt.log.reason}; build again")

@@ -57,7 +57,7 @@ def settle_limits(
     max_batch: int,
     max_context: int | None = None,
     prefill_tokens: int | None = None,
-    prefill_batch: int = 1,
+    prefill_batch: int | None = None,
 ) -> Limits:
     """Fill in what was left open.
 
@@ -67,8 +67,10 @@ def settle_limits(
         max_batch: rows of a decode step.
         max_context: tokens of a row; None takes what the program holds. A static cache has its own, for good.
         prefill_tokens: tokens read at once; None takes :data:`USUAL_PROMPT` or the context. Longer prompts are read
-            in several calls, except by a prefix family, whose context sees itself: there None takes the context.
-        prefill_batch: rows read at once.
+            in several calls, except by a prefix family, whose context sees itself: there None takes
+            the context, or half of it where the cache grows.
+        prefill_batch: rows read at once; None takes one where the cache is static. Where it grows, all rows are read
+            together: their keys and values become one tensor.
 
     Raises:
         InputError: the limits exceed the program's, or cannot be met at the addresses TensorRT takes.
@@ -79,14 +81,23 @@ def settle_limits(
     if context > holds or (static and context != holds):
         hint = "export with another --max-length" if static else "ask for less"
         raise InputError(f"--max-context is {context}, and the program holds {holds} tokens; {hint}")
+    together = (1 if static else max_batch) if prefill_batch is None else prefill_batch
+    if not static and together != max_batch:
+        raise InputError(f"--prefill-batch is --max-batch ({max_batch}) where the cache grows, found {together}")
     prefix = any(spec.dtype == "bool" for spec in signature.inputs)
     limits = Limits(
-        max_batch=max_batch, max_context=context, prefill_batch=prefill_batch,
-        prefill_tokens=prefill_tokens or (context if prefix else min(USUAL_PROMPT, context)),
+        max_batch=max_batch, max_context=context, prefill_batch=together,
+        prefill_tokens=prefill_tokens or _usual_prefill(context, static=static, prefix=prefix),
     )  # fmt: skip
-    if static and prefill_batch < max_batch:
+    if static and together < max_batch:
         _require_aligned_rows(signature)
     return limits
+
+
+def _usual_prefill(context: int, *, static: bool, prefix: bool) -> int:
+    # Where the cache grows, what is read at once and what stands before it share the context.
+    most = context if static else (context + 1) // 2
+    return most if prefix else min(USUAL_PROMPT, most)
 
 
 def _require_aligned_rows(signature: Signature) -> None:

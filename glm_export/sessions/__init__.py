@@ -18,7 +18,7 @@ from typing_extensions import Self
 
 from glm_export.config import GlmConfig
 from glm_export.errors import InputError
-from glm_export.feeds import Feeds, Prompt, prefill_feeds
+from glm_export.feeds import Feeds, Prompt, RowFeeds, prefill_feeds
 from glm_export.tokenizers import Tokenizer, load_tokenizer
 from glm_export.tokenizers.infilling import InfillingTokenizer
 
@@ -88,9 +88,21 @@ class Session(ABC):
         """
         return prefill_feeds(prompts, self.config)
 
+    @property
+    def capacity(self) -> int | None:
+        """Columns the cache can hold, where there is a limit besides the context."""
+        return None
+
     def room(self, prompt: Prompt) -> int:
         """How many tokens can be written after a prompt."""
-        return prompt.room(self.config)
+        room = prompt.room(self.config)
+        return room if self.capacity is None else min(room, self.capacity - len(prompt.ids))
+
+    def last_position(self, feeds: Feeds) -> int:
+        """Where a row that is finished waits for others: where a position is a column, not beyond the cache."""
+        positions = self.config.max_positions
+        columns = self.capacity if isinstance(feeds, RowFeeds) and self.capacity is not None else positions
+        return min(positions, columns) - 1
 
     @abstractmethod
     def prefill(self, feeds: Feeds) -> Logits:

@@ -137,11 +137,11 @@ class OrtSession(Session):
         """Padded on the right where each row fills the cache on its own."""
         return prefill_feeds(prompts, self.config, own_lengths=self.program.signature.cache is not Cache.GROWING)
 
-    def room(self, prompt: Prompt) -> int:
+    @property
+    def capacity(self) -> int | None:
         """A static cache may be shorter than the context."""
-        room = super().room(prompt)
         signature = self.program.signature
-        return min(room, signature.static_length - len(prompt.ids)) if signature.cache is Cache.STATIC else room
+        return signature.static_length if signature.cache is Cache.STATIC else None
 
     def prefill(self, feeds: Feeds) -> Logits:
         """Start a batch from an empty cache."""

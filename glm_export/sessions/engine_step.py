@@ -1,0 +1,184 @@
+"""One optimization profile of an engine at work: an execution context, and memory for what goes in and comes out.
+
+Shapes: B rows, S new tokens, P past columns, T columns put out, M columns of a static cache, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from glm_export.engines.profiles import OptimizationProfile
+from glm_export.engines.vendor import TensorRT
+from glm_export.errors import EnvironmentMissingError, InputError
+from glm_export.sessions import Tensors
+from glm_export.sessions.device import Device, Launch, address
+from glm_export.sessions.kernel_cache import KernelCache
+from glm_export.signature import BATCH, LOGITS, SEQUENCE, Signature
+
+DTYPES = {
+    "FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT64": "int64", "INT32": "int32", "INT8": "int8",
+    "BOOL": "bool",
+}  # fmt: skip
+"""TensorRT's names of dtypes -> ours."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedEngine:
+    """An engine in device memory, the library that runs it, and the device. ``runtime`` must outlive ``engine``."""
+
+    tensorrt: TensorRT
+    runtime: Any
+    engine: Any
+    device: Device
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CachePair:
+    """One key or value cache: what a call reads, ``past`` ``[B, K, P, D]``, and where it writes, ``present``.
+
+    A static cache is both at once: the same memory.
+    """
+
+    past_name: str
+    present_name: str
+    past: torch.Tensor
+    present: torch.Tensor
+
+
+class EngineStep:
+    """A context fixed to one profile. Inputs and logits stay at one address from call to call."""
+
+    def __init__(
+        self, loaded: LoadedEngine, index: int, profile: OptimizationProfile, signature: Signature, context: Any
+    ) -> None:
+        """Take an execution context and reserve memory for the profile's largest shapes.
+
+        Raises:
+            EnvironmentMissingError: device memory is short.
+        """
+        self._loaded, self._profile, self._context = loaded, profile, context
+        self._dtypes = {spec.name: self._dtype(spec.name) for spec in (*signature.inputs, *signature.outputs)}
+        if not context.set_optimization_profile_async(index, loaded.device.stream):
+            raise EnvironmentMissingError(f"profile {profile.name} cannot be set: {loaded.tensorrt.log.reason}")
+        self._inputs = [spec.name for spec in signature.inputs if not spec.is_cache]
+        self._logits = next(spec for spec in signature.outputs if spec.name == LOGITS)
+        self._buffers = {name: self._reserve(name, profile.shapes[name][2]) for name in self._inputs}
+        rows, tokens = profile.shapes["input_ids"][2]
+        self._buffers[LOGITS] = self._reserve(LOGITS, self._logits.shape(**{BATCH: rows, SEQUENCE: tokens}))
+        self._captured: tuple[tuple[Any, ...], Launch] | None = None
+
+    def _dtype(self, name: str) -> str:
+        """As the engine has it: TensorRT 8.6 makes 64-bit integers 32-bit ones."""
+        return DTYPES[self._loaded.engine.get_tensor_dtype(name).name]
+
+    def _reserve(self, name: str, shape: Sequence[int]) -> torch.Tensor:
+        buffer = self._loaded.device.zeros(math.prod(shape), self._dtypes[name])
+        self._address(name, buffer)
+        return buffer
+
+    def _address(self, name: str, tensor: torch.Tensor) -> None:
+        if not self._context.set_tensor_address(name, address(tensor)):
+            raise EnvironmentMissingError(f"{name} cannot be bound: {self._loaded.tensorrt.log.reason}")
+
+    def run(self, arrays: Tensors, caches: Sequence[CachePair], *, capture: bool = False) -> torch.Tensor:
+        """One call.
+
+        Args:
+            arrays: inputs other than the cache, by name.
+            caches: bound in place of the last call's.
+            capture: launch as a CUDA graph, recorded the second time that shapes and caches are the same.
+
+        Returns:
+            Logits ``[B, S or 1, V]`` on the device; the next call overwrites them.
+
+        Raises:
+            InputError: a shape lies outside the profile.
+            EnvironmentMissingError: TensorRT could not run it.
+        """
+        self._loaded.tensorrt.log.clear()
+        for name in self._inputs:
+            array = arrays[name]
+            self._shape(name, array.shape)
+            self._loaded.device.put(self._buffers[name][: array.size].view(array.shape), array)
+        for pair in caches:
+            self._shape(pair.past_name, tuple(pair.past.shape))
+            self._address(pair.past_name, pair.past)
+            self._address(pair.present_name, pair.present)
+        self._launch(capture, (arrays["input_ids"].shape, *(address(pair.past) for pair in caches)))
+        rows, tokens = arrays["input_ids"].shape
+        shape = self._logits.shape(**{BATCH: rows, SEQUENCE: tokens})
+        return self._buffers[LOGITS][: math.prod(shape)].view(shape)
+
+    def _shape(self, name: str, shape: tuple[int, ...]) -> None:
+        if not self._context.set_input_shape(name, shape):
+            least, _, most = self._profile.shapes[name]
+            raise InputError(
+                f"{name} {list(shape)} is outside profile {self._profile.name}, {list(least)} to {list(most)}; "
+                "build with larger limits"
+            )
+
+    def _launch(self, capture: bool, state: tuple[Any, ...]) -> None:
+        if not capture:
+            self._execute()
+        elif self._captured is None or self._captured[0] != state:
+            # TensorRT settles on shapes in a first run of its own; the run after it can be recorded.
+            self._execute()
+            self._captured = (state, self._loaded.device.capture(self._execute))
+        else:
+            self._captured[1]()
+
+    def _execute(self) -> None:
+        if not self._context.execute_async_v3(self._loaded.device.stream):
+            raise EnvironmentMissingError(
+                f"{self._loaded.tensorrt.name} could not run profile {self._profile.name}: "
+                f"{self._loaded.tensorrt.log.reason}"
+            )
+
+
+def contexts(
+    loaded: LoadedEngine, activations: Sequence[int], kernels: KernelCache | None = None
+) -> tuple[list[Any], torch.Tensor]:
+    """An execution context for each profile, over one block of scratch: they never run at the same time.
+
+    By itself each context would reserve what the largest profile needs.
+
+    Args:
+        loaded: the engine.
+        activations: bytes each profile needs.
+        kernels: compiled before, for TensorRT-RTX.
+
+    Returns:
+        The contexts, and their memory.
+
+    Raises:
+        EnvironmentMissingError: device memory is short.
+    """
+    tensorrt = loaded.tensorrt
+    made = [_context(loaded, kernels) for _ in activations]
+    if any(context is None for context in made):
+        raise EnvironmentMissingError(
+            f"{tensorrt.name} {tensorrt.version} made no execution context: {tensorrt.log.reason}; "
+            "free device memory, or build with smaller limits"
+        )
+    memory = loaded.device.zeros(max(1, *activations), "uint8")
+    for context in made:
+        if tensorrt.find("IExecutionContext.set_device_memory") is not None:
+            context.set_device_memory(memory.data_ptr(), memory.numel())
+        else:
+            context.device_memory = memory.data_ptr()
+    return made, memory
+
+
+def _context(loaded: LoadedEngine, kernels: KernelCache | None) -> Any:
+    tensorrt, engine = loaded.tensorrt, loaded.engine
+    strategy = tensorrt.find("ExecutionContextAllocationStrategy.USER_MANAGED")
+    if strategy is None:
+        return engine.create_execution_context_without_device_memory()
+    if kernels is None:
+        return engine.create_execution_context(strategy)
+    return engine.create_execution_context(kernels.runtime_config(engine, strategy))
