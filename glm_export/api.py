@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
-from glm_export.artifacts import OnnxProgram, is_program, load_program
+from glm_export.artifacts import OnnxProgram, is_engine, is_program, load_program
 from glm_export.demo import FOLDERS
+from glm_export.engines.folder import Engine, load_engine
 from glm_export.errors import InputError
 from glm_export.generation import Decode, Stopping, cut_at_stop, generate_ids
 from glm_export.infilling import infill, score
@@ -42,7 +43,7 @@ def open_checkpoint(source: Source | Checkpoint, family: str | None = None) -> C
     folder = Path(source)
     if not folder.is_dir():
         folder = FOLDERS.get(str(source), folder)
-    if is_program(folder):
+    if is_program(folder) or is_engine(folder):
         raise InputError(f"{folder} is an exported folder; a checkpoint is expected here, the folder it was made from")
     return checkpoint.open_checkpoint(folder, family)
 
@@ -98,15 +99,19 @@ def open_ranges(source: Source | Ranges | None) -> Ranges | None:
     return load_ranges(Path(source))
 
 
-def load_session(source: Source | OnnxProgram | Checkpoint, *, family: str | None = None) -> Session:
-    """Run an exported folder in ONNX Runtime, or a checkpoint in PyTorch (float32).
+def load_session(source: Source | OnnxProgram | Engine | Checkpoint, *, family: str | None = None) -> Session:
+    """Run an engine in TensorRT, an exported folder in ONNX Runtime, or a checkpoint in PyTorch (float32).
 
     Raises:
         GlmExportError: the folder is neither, or cannot run on this machine.
     """
     # Runtimes are imported where they are used.
-    if isinstance(source, str | Path) and is_program(Path(source)):
-        source = load_program(Path(source))
+    if isinstance(source, str | Path) and (is_engine(Path(source)) or is_program(Path(source))):
+        source = open_exported(source)
+    if isinstance(source, Engine):
+        from glm_export.sessions.tensorrt import EngineSession
+
+        return EngineSession(source)
     if isinstance(source, OnnxProgram):
         from glm_export.sessions.ort import OrtSession
 
@@ -114,6 +119,16 @@ def load_session(source: Source | OnnxProgram | Checkpoint, *, family: str | Non
     from glm_export.sessions.torch import TorchSession
 
     return TorchSession(open_checkpoint(source, family))
+
+
+def open_exported(source: Source) -> OnnxProgram | Engine:
+    """Open an exported folder or an engine's.
+
+    Raises:
+        GlmExportError: it is neither, or damaged.
+    """
+    folder = Path(source)
+    return load_engine(folder) if is_engine(folder) else load_program(folder)
 
 
 @overload
@@ -180,16 +195,26 @@ def chat(
 
 
 def check(
-    program: Source | OnnxProgram,
+    program: Source | OnnxProgram | Engine,
     against: Source | Checkpoint,
     *,
     family: str | None = None,
     reference_dtype: str = "float32",
 ) -> CheckReport:
-    """Compare an exported folder with the checkpoint it came from; see :func:`glm_export.proof.check`."""
+    """Compare an exported folder with the checkpoint it came from; see :func:`glm_export.proof.check`.
+
+    An engine is compared with its checkpoint or with the exported folder it was built of; see
+    :func:`glm_export.engine_proof.check_engine`.
+    """
     from glm_export.proof import check as check_program
 
-    loaded = program if isinstance(program, OnnxProgram) else load_program(Path(program))
+    loaded = open_exported(program) if isinstance(program, str | Path) else program
+    if isinstance(loaded, Engine):
+        from glm_export.engine_proof import check_engine
+
+        if isinstance(against, str | Path) and is_program(Path(against)):
+            return check_engine(loaded, load_program(Path(against)))
+        return check_engine(loaded, open_checkpoint(against, family or loaded.config.family), reference_dtype)
     return check_program(loaded, open_checkpoint(against, family or loaded.config.family), reference_dtype)
 
 
@@ -267,7 +292,7 @@ def spare_layers(
 
 
 def quality(
-    program: Source | OnnxProgram,
+    program: Source | OnnxProgram | Engine,
     against: Source | Checkpoint,
     *,
     corpus: Source | Corpus = "default",
@@ -282,7 +307,7 @@ def quality(
     """Measure on text how far a program is from its checkpoint; see :func:`glm_export.quality.measure`.
 
     Args:
-        program: an exported folder.
+        program: an exported folder, or an engine.
         against: the checkpoint it came from.
         corpus: a file, the name of an embedded corpus, or one that is loaded.
         sequence_length: tokens of a row of text at most.
@@ -298,9 +323,10 @@ def quality(
     from glm_export.quality_verdict import QualityVerdict, costs_by_layer
     from glm_export.sessions.torch import TorchSession
 
-    loaded = program if isinstance(program, OnnxProgram) else load_program(Path(program))
+    loaded = open_exported(program) if isinstance(program, str | Path) else program
+    exported = loaded.program if isinstance(loaded, Engine) else loaded
     checkpoint = open_checkpoint(against, family or loaded.config.family)
-    refuse_other_checkpoint(loaded, checkpoint)
+    refuse_other_checkpoint(exported, checkpoint)
     limits = Budget.parse(budget) if budget else None
     read = open_corpus(corpus, checkpoint, sequence_length=sequence_length, max_samples=max_samples)
     with TorchSession(checkpoint, reference_dtype) as reference, load_session(loaded) as candidate:
@@ -309,7 +335,7 @@ def quality(
         report=report,
         corpus=read.to_json(),
         broken=tuple(limits.broken(report)) if limits is not None else None,
-        costs=costs_by_layer(loaded, checkpoint, read, reference_dtype, progress) if by_layer else None,
+        costs=costs_by_layer(exported, checkpoint, read, reference_dtype, progress) if by_layer else None,
     )
 
 

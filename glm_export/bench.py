@@ -19,20 +19,24 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from glm_export import errors
-from glm_export.artifacts import OnnxProgram, is_program, load_program
+from glm_export.artifacts import OnnxProgram, is_engine, is_program, load_program
 from glm_export.checkpoint import Checkpoint
 from glm_export.config import GlmConfig
+from glm_export.engines.folder import Engine, load_engine
 from glm_export.errors import EnvironmentMissingError, GlmExportError, InputError
 from glm_export.feeds import Feeds, Prompt
 from glm_export.machine import Machine, read_bandwidth, resident_bytes, this_machine
 from glm_export.sessions import Session
 from glm_export.signature import DTYPE_BYTES, past_names
 from glm_export.step_bytes import program_step_bytes, torch_step_bytes
+
+if TYPE_CHECKING:  # runtimes are imported where they are used
+    from glm_export.sessions.tensorrt import EngineSession
 
 PACKAGES = ("glm-export", "onnxruntime", "onnxruntime-gpu", "torch", "numpy")
 WARM_UP_STEPS = 4
@@ -88,6 +92,8 @@ class BenchReport:
     step_cache_bytes: int
     bandwidth_bytes_s: float | None
     machine: Machine
+    device_memory_bytes: int | None = None
+    """In use on the GPU, by all; of engines."""
 
     @property
     def floor_ms(self) -> float | None:
@@ -110,7 +116,7 @@ def bench(model: str | Path, options: BenchOptions | None = None) -> BenchReport
     """Measure a model.
 
     Args:
-        model: an exported folder (ONNX Runtime) or a checkpoint (PyTorch, float32).
+        model: an engine (TensorRT), an exported folder (ONNX Runtime) or a checkpoint (PyTorch, float32).
         options: what to measure.
 
     Raises:
@@ -133,8 +139,10 @@ def bench(model: str | Path, options: BenchOptions | None = None) -> BenchReport
     )  # fmt: skip
 
 
-def open_model(model: str | Path) -> OnnxProgram | Checkpoint:
+def open_model(model: str | Path) -> OnnxProgram | Engine | Checkpoint:
     """What ``model`` names, without its weights."""
+    if is_engine(Path(model)):
+        return load_engine(Path(model))
     if is_program(Path(model)):
         return load_program(Path(model))
     # What exports is not needed to run a program, and would count as its memory.
@@ -221,6 +229,10 @@ def _open_session(model: str, threads: int | None) -> Session:
         from glm_export.sessions.ort import OrtSession
 
         return OrtSession(opened, threads=threads)
+    if isinstance(opened, Engine):
+        from glm_export.sessions.tensorrt import EngineSession
+
+        return EngineSession(opened)
     import torch
 
     from glm_export.sessions.torch import TorchSession
@@ -233,6 +245,7 @@ def _open_session(model: str, threads: int | None) -> Session:
 def _facts(session: Session, options: BenchOptions) -> dict[str, Any]:
     """Runtime, device, and the bytes of a decode step."""
     from glm_export.sessions.ort import CUDA, OrtSession
+    from glm_export.sessions.tensorrt import EngineSession
     from glm_export.sessions.torch import TorchSession
 
     if isinstance(session, OrtSession):
@@ -244,6 +257,8 @@ def _facts(session: Session, options: BenchOptions) -> dict[str, Any]:
             "device": "cuda" if on_cuda else "cpu",
             "step_weight_bytes": program_step_bytes(program.model_path, options.batch),
         }  # fmt: skip
+    elif isinstance(session, EngineSession):
+        signature, facts = session.program.signature, _engine_facts(session, options)
     else:
         assert isinstance(session, TorchSession)
         signature = session.signature
@@ -257,6 +272,18 @@ def _facts(session: Session, options: BenchOptions) -> dict[str, Any]:
     columns = options.context + options.new_tokens // 2
     values = 2 * config.num_layers * options.batch * columns * config.kv_heads * config.head_dim
     return facts | {"step_cache_bytes": values * number_bytes}
+
+
+def _engine_facts(session: EngineSession, options: BenchOptions) -> dict[str, Any]:
+    import torch
+
+    engine, bytes_read = session.engine, session.engine.manifest["step_bytes"]
+    free, total = torch.cuda.mem_get_info()
+    return {
+        "runtime": f"{engine.runtime} {engine.version}", "dialect": engine.program.dialect,
+        "dtype": engine.program.dtype, "device": "cuda", "device_memory_bytes": total - free,
+        "step_weight_bytes": bytes_read["weights"] + options.batch * bytes_read["row"],
+    }  # fmt: skip
 
 
 class _Rounds:

@@ -9,9 +9,10 @@ from typing import Any
 import onnx
 
 from glm_export import api
-from glm_export.artifacts import MODEL, is_program, load_program
+from glm_export.artifacts import MODEL, is_engine, is_program, load_program
 from glm_export.checkpoint import Checkpoint
 from glm_export.config import ExpertsConfig, GlmConfig
+from glm_export.engines.folder import load_engine
 from glm_export.errors import GlmExportError
 from glm_export.tokenizers import load_tokenizer, stop_ids
 
@@ -22,6 +23,8 @@ def inspect_folder(source: str, family: str | None = None) -> dict[str, Any]:
     Raises:
         GlmExportError: it is neither, or its files do not fit together.
     """
+    if is_engine(Path(source)):
+        return engine_facts(Path(source))
     if is_program(Path(source)):
         return program_facts(Path(source))
     return checkpoint_facts(api.open_checkpoint(source, family))
@@ -65,6 +68,35 @@ def program_facts(folder: Path) -> dict[str, Any]:
         "exported_from": program.manifest["checkpoint"],
         "created": program.manifest["created"],
         "packages": program.manifest["packages"],
+        "tokenizer": tokenizer_facts(folder, program.config),
+    }
+
+
+def engine_facts(folder: Path) -> dict[str, Any]:
+    """Runtime, where it loads, profiles, memory, layers, provenance."""
+    engine = load_engine(folder)
+    manifest, program = engine.manifest, engine.program
+    built_on, compatibility, memory = manifest["built_on"], manifest["compatibility"], manifest["memory"]
+    return {
+        "kind": "TensorRT engine",
+        "folder": str(folder),
+        **config_facts(program.config),
+        "runtime": f"{engine.runtime} {engine.version}",
+        "built_on": {key: value for key, value in built_on.items() if value is not None},
+        "compatibility": {key: value for key, value in compatibility.items() if value} or "this version alone",
+        "limits": manifest["limits"],
+        "dialect": program.dialect,
+        "dtype": program.dtype,
+        "logits": program.logits,
+        "recipe": program.recipe or ("implicit INT8" if manifest["implicit_int8"] else "none"),
+        "memory": {name: memory[name] for name in ("weights", "cache_row")}
+        | {f"activations, {name}": count for name, count in memory["activations"].items()},
+        "network_layers": manifest["network_layers"],
+        "products": manifest["engine_layers"]["products"],
+        "sizes": manifest["sizes"],
+        "exported_from": program.manifest["checkpoint"],
+        "created": manifest["created"],
+        "packages": manifest["packages"],
         "tokenizer": tokenizer_facts(folder, program.config),
     }
 

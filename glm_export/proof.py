@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 from polygraphy.backend.base import BaseRunner
@@ -16,6 +17,7 @@ from polygraphy.logger import G_LOGGER
 from glm_export.artifacts import OnnxProgram
 from glm_export.calibration import recipes
 from glm_export.calibration.quantization import Quantization
+from glm_export.calibration.recipe import Recipe
 from glm_export.checkpoint import Checkpoint
 from glm_export.compare import TOLERANCES, ParityReport, compare_runs
 from glm_export.config import GlmConfig
@@ -40,13 +42,22 @@ from glm_export.signature import (
 )  # fmt: skip
 
 GREEDY_TOKENS = 32
+SINGLE_PROMPT, BATCH_PROMPTS = 33, (17, 9, 2)
+"""Tokens of the prompts compared."""
 RANDOM_PAST_BYTES = 256 << 20
+
+
+class Runs(Protocol):
+    """Single calls in the canonical program's layout, cache handed in and out."""
+
+    def run(self, tensors: Tensors) -> Tensors:
+        """One call by the names of the canonical signature."""
 
 
 class SessionRunner(BaseRunner):  # type: ignore[misc]  # polygraphy has no types
     """A session as a Polygraphy runner, fed in the canonical program's layout."""
 
-    def __init__(self, name: str, session: Session, signature: Signature) -> None:
+    def __init__(self, name: str, session: Runs, signature: Signature) -> None:
         super().__init__(name=name, prefix=name)
         self._session = session
         self._signature = signature
@@ -69,10 +80,10 @@ class SessionRunner(BaseRunner):  # type: ignore[misc]  # polygraphy has no type
 
 
 class ReferenceRunner(SessionRunner):
-    """The PyTorch reference, saying as much as the program does: its logits, and padding only where it has any."""
+    """The reference, saying as much as the program does: its logits, and padding only where it has any."""
 
-    def __init__(self, session: TorchSession, program: OnnxProgram, signature: Signature) -> None:
-        super().__init__("pytorch", session, signature)
+    def __init__(self, session: Session, program: OnnxProgram, signature: Signature, name: str = "pytorch") -> None:
+        super().__init__(name, session, signature)
         self._program = program
 
     def _outputs(self, tensors: Tensors) -> Tensors:
@@ -92,7 +103,14 @@ class Case:
 
 
 def parity_cases(
-    reference: Session, config: GlmConfig, signature: Signature, cache: Cache = Cache.GROWING, room: int = 0
+    reference: Session,
+    config: GlmConfig,
+    signature: Signature,
+    cache: Cache = Cache.GROWING,
+    room: int = 0,
+    *,
+    rows: int = len(BATCH_PROMPTS),
+    tokens: int = SINGLE_PROMPT,
 ) -> list[Case]:
     """Prefill, chunked prefill, cached decode, a padded batch and its decode, and the end of the context.
 
@@ -104,6 +122,8 @@ def parity_cases(
         signature: the canonical one; cases are in its layout.
         cache: the program's. Where a token's position is its column, far positions need a long past: random keys.
         room: tokens the program can hold; 0: the context.
+        rows: at most, in the batch.
+        tokens: at most, read at once.
     """
     random = np.random.default_rng(0)
     room = min(room or config.max_positions, config.max_positions)
@@ -112,18 +132,18 @@ def parity_cases(
         return int(random.integers(0, config.vocab_size))
 
     def prompt(length: int) -> Prompt:
-        return random_prompt(random, min(length, room - 8), config)
+        return random_prompt(random, max(2, min(length, room - 8, tokens)), config)
 
-    single = prefill_feeds([prompt(33)], config)
+    single = prefill_feeds([prompt(SINGLE_PROMPT)], config)
     head, tail = single.chunks(max(1, single.input_ids.shape[1] * 2 // 3))[:2]
-    batch = prefill_feeds([prompt(17), prompt(9), prompt(2)], config)
+    batch = prefill_feeds([prompt(length) for length in BATCH_PROMPTS[:rows]], config)
     last = room - 1
     pairs: list[tuple[str, Feeds | None, Feeds]] = [
         ("prefill", None, single),
         ("chunk on a past", head, tail),
         ("decode", single, single.followed_by([token()], last)),
         ("padded batch", None, batch),
-        ("batch decode", batch, batch.followed_by([token() for _ in range(3)], last)),
+        ("batch decode", batch, batch.followed_by([token() for _ in range(batch.batch)], last)),
     ]
     cases = [Case(name=name, tensors=_tensors(reference, signature, past, feeds)) for name, past, feeds in pairs]
     distant = prefill_feeds([prompt(16)], config)
@@ -167,8 +187,9 @@ def random_prompt(random: np.random.Generator, length: int, config: GlmConfig) -
 
 def _tensors(reference: Session, signature: Signature, past: Feeds | None, feeds: Feeds) -> Tensors:
     layers = range(reference.config.num_layers)
+    cache_dtype = np.dtype(signature.input(past_names(0)[0]).dtype)
     empty = {
-        name: np.zeros(signature.input(name).shape(**{BATCH: feeds.batch, PAST: 0}), np.float32)
+        name: np.zeros(signature.input(name).shape(**{BATCH: feeds.batch, PAST: 0}), cache_dtype)
         for i in layers
         for name in past_names(i)
     }
@@ -177,7 +198,6 @@ def _tensors(reference: Session, signature: Signature, past: Feeds | None, feeds
         before = reference.run({**past.named(), **empty})
         for i in layers:
             tensors |= {name: before[kept] for name, kept in zip(past_names(i), present_names(i), strict=True)}
-    cache_dtype = np.dtype(signature.input(past_names(0)[0]).dtype)
     return {name: array.astype(cache_dtype) if array.dtype.kind == "f" else array for name, array in tensors.items()}
 
 
@@ -190,6 +210,8 @@ class CheckReport:
     greedy_total: int
     recipe: str | None = None
     usual_bound: float | None = None
+    others: tuple[ParityReport, ...] = ()
+    """The same cases through other runners of the same program."""
 
     @property
     def usual(self) -> float:
@@ -202,7 +224,8 @@ class CheckReport:
     @property
     def passed(self) -> bool:
         """Outputs within tolerance; in float32 the greedy tokens equal too, or the usual where the recipe bounds it."""
-        within = self.parity.passed and (self.usual_bound is None or self.usual <= self.usual_bound)
+        within = self.parity.passed and all(other.passed for other in self.others)
+        within = within and (self.usual_bound is None or self.usual <= self.usual_bound)
         exact = self.parity.dtype == "float32" and self.recipe is None
         return within and (not exact or self.greedy_equal == self.greedy_total)
 
@@ -211,6 +234,7 @@ class CheckReport:
         return self.parity.to_json() | {
             "passed": self.passed, "recipe": self.recipe, "usual": self.usual, "usual_bound": self.usual_bound,
             "greedy_tokens_equal": self.greedy_equal, "greedy_tokens": self.greedy_total,
+            "others": [other.to_json() for other in self.others],
         }  # fmt: skip
 
 
@@ -274,21 +298,31 @@ def check(program: OnnxProgram, checkpoint: Checkpoint, reference_dtype: str = "
     )
 
 
+def recipe_of(program: OnnxProgram) -> Recipe | None:
+    """A program's recipe in the forms of its dialect; None where it is not quantized."""
+    return None if program.recipe is None else recipes.load(program.recipe).carried_by(program.dialect)
+
+
 def quantization_of(program: OnnxProgram) -> Quantization | None:
     """What a program was quantized with; None where it was not."""
-    if program.recipe is None:
+    recipe = recipe_of(program)
+    if recipe is None:
         return None
-    recipe = recipes.load(program.recipe).carried_by(program.dialect)
     quantization = Quantization.load(program.folder, recipe, program.manifest["left_in_float"])
     return replace(quantization, rounded=ProgramIntegers(program)) if recipe.rounding != "nearest" else quantization
 
 
-def greedy_agreement(reference: Session, candidate: Session, seed: int = 1) -> tuple[int, int]:
-    """Greedy tokens both sides write alike, of how many: three prompts, one after another and as a padded batch."""
+def greedy_agreement(
+    reference: Session, candidate: Session, seed: int = 1, *, rows: int = 3, room: int = 0
+) -> tuple[int, int]:
+    """Greedy tokens both sides write alike, of how many: prompts one after another and as a padded batch.
+
+    ``rows``: of the batch at most. ``room``: tokens the candidate can hold; 0: the context.
+    """
     config = reference.config
     random = np.random.default_rng(seed)
-    prompts = [random_prompt(random, length, config) for length in (12, 5, 2)]
-    stopping = Stopping(max_new_tokens=min(GREEDY_TOKENS, config.max_positions - 16))
+    prompts = [random_prompt(random, length, config) for length in (12, 5, 2)[:rows]]
+    stopping = Stopping(max_new_tokens=min(GREEDY_TOKENS, (room or config.max_positions) - 16))
     batch = generate_ids(reference, prompts, stopping=stopping)
     answers = generate_ids(candidate, prompts, stopping=stopping)
     alone = [generate_ids(candidate, [prompt], stopping=stopping)[0] for prompt in prompts]

@@ -200,12 +200,12 @@ def rows_at_once(session: Session) -> int:
     Products with one scale for the whole tensor (recipe int8-dynamic) round a row by what stands beside it, and forms
     that change with the number of tokens (int4-int8-prompt) are another model in a batch. Alone is how one user runs.
     """
-    program = getattr(session, "program", None)
+    program, most = getattr(session, "program", None), min(BATCH_ROWS, session.max_rows or BATCH_ROWS)
     if program is None or program.recipe is None:
-        return BATCH_ROWS
+        return most
     recipe = recipes.load(program.recipe).carried_by(program.dialect)
     forms = (recipe.layers, recipe.head, recipe.prompt)
-    return 1 if any(isinstance(form, ChannelWeights) for form in forms) else BATCH_ROWS
+    return 1 if any(isinstance(form, ChannelWeights) for form in forms) else most
 
 
 def _groups(session: Session, rows: Sequence[_Row]) -> Iterator[list[_Row]]:

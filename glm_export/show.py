@@ -125,6 +125,8 @@ def show_parity(console: Console, report: CheckReport) -> None:
     )
     if report.usual_bound is not None:
         console.print(f"usually, over cases: {report.usual:.1e} ({report.usual_bound:.0e} allowed)")
+    for other in report.others:
+        console.print(f"{other.candidate}: smallest passing tolerance {other.needed:.1e}")
     console.print("[bold green]PASSED[/]" if report.passed else "[bold red]FAILED[/]")
 
 
@@ -171,7 +173,7 @@ def _plain(name: str, value: Any) -> str:
     if name.endswith("_bytes"):
         return size(value)
     if isinstance(value, dict):
-        return "\n".join(f"{key}: {size(item) if name == 'sizes' else item}" for key, item in value.items())
+        return "\n".join(f"{key}: {size(item) if name in ('sizes', 'memory') else item}" for key, item in value.items())
     return "\n".join(map(str, value)) if isinstance(value, list) else str(value)
 
 

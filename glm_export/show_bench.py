@@ -69,6 +69,8 @@ def _memory(report: BenchReport) -> list[tuple[str, str, str]]:
     rows = [("load", f"{report.load_s:.2f} s", "")]
     if report.peak_anonymous_bytes is None or report.peak_file_bytes is None:
         return [*rows, ("peak memory", "unknown", "this system does not tell anonymous from file-backed")]
+    if report.device_memory_bytes is not None:
+        rows.append(("device memory", size(report.device_memory_bytes), "in use on the GPU, by all"))
     libraries = report.libraries_anonymous_bytes
     before = "" if libraries is None else f"{size(libraries)} before the model"
     return [

@@ -38,6 +38,7 @@ from glm_export.genai_config import GENAI_CONFIG
 from glm_export.gpu import driver_version, gpus, has_driver
 from glm_export.model_folder import file_sha256
 from glm_export.progress import Progress, Silent
+from glm_export.step_bytes import program_step_bytes
 
 NOT_COPIED = {MODEL, WEIGHTS, MANIFEST, GENAI_CONFIG, CALIBRATION_CACHE}
 """Of a program's folder; a stripped engine takes model and weights along."""
@@ -173,11 +174,18 @@ def _manifest(
         "memory": memory,
         "network_layers": network,
         "engine_layers": asdict(_summary(plan, record, inspected, names)),
+        "step_bytes": _step_bytes(plan.program),
         "attention_decomposed": record.decomposed,
         "seconds": round(record.seconds, 2),
         "packages": package_versions(),
         "program": plan.program.manifest,
     }  # fmt: skip
+
+
+def _step_bytes(program: OnnxProgram) -> dict[str, int]:
+    """Bytes of weights that a decode step reads: whole ones, and rows of tables for each row of the batch."""
+    one, two = (program_step_bytes(program.model_path, rows) for rows in (1, 2))
+    return {"weights": 2 * one - two, "row": two - one}
 
 
 def _summary(plan: BuildPlan, record: BuildRecord, inspected: Inspection | None, profiles: list[str]) -> LayerSummary:

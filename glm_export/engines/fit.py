@@ -44,7 +44,7 @@ def here() -> Here:
 def obstacles(engine: Engine, machine: Here) -> list[str]:
     """Why an engine will not load on a machine, each with what to do; empty where nothing speaks against it."""
     found = []
-    if engine.built_on.system != machine.system:
+    if engine.runtime != vendor.TENSORRT_RTX and engine.built_on.system != machine.system:
         found.append(f"it was built on {engine.built_on.system}, this is {machine.system}; build it here")
     found += _version_obstacles(engine, machine)
     if not machine.gpus:
@@ -86,11 +86,10 @@ def _gpu_obstacles(engine: Engine, gpu: Gpu) -> list[str]:
     built_on = f"{engine.built_on.gpu} (compute capability {engine.built_on.compute_capability})"
     found = f"{gpu.name} has {capability}"
     if engine.runtime == vendor.TENSORRT_RTX:
-        if targets and capability not in targets:
-            return [
-                f"it was built for compute capability {', '.join(targets)}, {found}; build with --compute-capability"
-            ]
-        return []
+        fits = capability in targets if targets else _numbers(capability) >= AMPERE
+        built_for = ", ".join(targets) or "8.0 and later"
+        hint = f"build with --compute-capability {capability}"
+        return [] if fits else [f"it was built for compute capability {built_for}, {found}; {hint}"]
     if engine.built_on.compute_capability == capability:
         return []
     if engine.compatibility.hardware == AMPERE_PLUS and _numbers(capability) >= AMPERE:

@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from glm_export.artifacts import ENGINE_MANIFEST, OnnxProgram, is_engine, program_of, read_manifest
+from glm_export.config import GlmConfig
 from glm_export.engines.profiles import Limits, OptimizationProfile, Shape
 from glm_export.errors import CheckpointError, InputError
 from glm_export.model_folder import file_sha256
 
 PLAN = "engine.plan"
 BUILD_LOG = "build.log"
+READ_LATER = {"memory", "plan_sha256"}
+"""Of ``engine.json``, by whom the engine is given to."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +33,7 @@ class BuiltOn:
 class Compatibility:
     """Where an engine may load besides the version and GPU it was built with.
 
-    ``targets``: compute capabilities of TensorRT-RTX; empty: every one it supports.
+    ``targets``: compute capabilities of TensorRT-RTX; empty: those it supports from 8.0 on.
     """
 
     version: bool = False
@@ -54,6 +57,11 @@ class Engine:
     manifest: dict[str, Any]
 
     @property
+    def config(self) -> GlmConfig:
+        """The model's sizes."""
+        return self.program.config
+
+    @property
     def plan_path(self) -> Path:
         """The serialized engine."""
         return self.folder / PLAN
@@ -73,8 +81,10 @@ def load_engine(folder: Path) -> Engine:
     """
     if not is_engine(folder):
         raise InputError(f"{folder} holds no {ENGINE_MANIFEST}; give a folder that 'glm-export build' wrote")
-    manifest = read_manifest(folder / ENGINE_MANIFEST, "build")
     try:
+        manifest = read_manifest(folder / ENGINE_MANIFEST, "build")
+        if not manifest.keys() >= READ_LATER:
+            raise KeyError(*sorted(READ_LATER - manifest.keys()))
         return Engine(
             folder=folder,
             program=program_of(folder, manifest["program"]),
@@ -88,7 +98,7 @@ def load_engine(folder: Path) -> Engine:
             ),
             manifest=manifest,
         )
-    except (KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{folder / ENGINE_MANIFEST} does not fit this version: {error!r}; build again"
         ) from error

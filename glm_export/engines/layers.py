@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-PRODUCT = re.compile(r"^(?P<product>.*MatMul)(?:/MatMul(?:_\d+)?)?$")
+PRODUCT = re.compile(r"^(?P<product>.*?MatMul)(?:/MatMul(?:_\d+)?)?$")
 """A product, and the product of its Q/DQ form, which bears its name and a number."""
 ONNX_LAYER = re.compile(r"\[ONNX Layer: ([^\]]+)\]")
 LINE = re.compile(r"^Name: (?P<name>.*?), LayerType: (?P<kind>[^,]*), Inputs: ", re.MULTILINE)
@@ -57,8 +57,9 @@ class EngineLayer:
 
     @property
     def weight(self) -> LayerTensor | None:
-        """The largest constant; None where the layer has none."""
-        return max(self.constants, key=lambda constant: constant.count, default=None)
+        """The largest constant that is more than one number; None where the layer has none."""
+        many = (constant for constant in self.constants if constant.count > 1)
+        return max(many, key=lambda constant: constant.count, default=None)
 
     @property
     def precision(self) -> str:

@@ -20,6 +20,7 @@ OFFERED = {
     "optimization_level": ("IBuilderConfig.builder_optimization_level", "choose an optimization level"),
 }
 """Option -> the name it stands on, and what it is for."""
+MOST_BYTES = 1 << 63
 NEED_DRIVER_IN_RTX = ("version_compatible", "refittable", "stripped")
 """Seen in TensorRT-RTX 1.7: without a driver the builder gives up on these."""
 
@@ -43,6 +44,10 @@ class BuildOptions:
     workspace_bytes: int | None = None
     optimization_level: int | None = None
     compute_capabilities: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.workspace_bytes is not None and not 0 < self.workspace_bytes < MOST_BYTES:
+            raise InputError(f"--workspace must be more than 0 and fewer than 2^63 bytes, found {self.workspace_bytes}")
 
     def refuse_unoffered(self, tensorrt: TensorRT) -> None:
         """See that the version offers what is asked.

@@ -77,7 +77,7 @@ def settle_limits(
     """
     static = signature.cache is Cache.STATIC
     holds = signature.static_length if static else positions
-    context = max_context or holds
+    context = holds if max_context is None else max_context
     if context > holds or (static and context != holds):
         hint = "export with another --max-length" if static else "ask for less"
         raise InputError(f"--max-context is {context}, and the program holds {holds} tokens; {hint}")
@@ -85,10 +85,9 @@ def settle_limits(
     if not static and together != max_batch:
         raise InputError(f"--prefill-batch is --max-batch ({max_batch}) where the cache grows, found {together}")
     prefix = any(spec.dtype == "bool" for spec in signature.inputs)
-    limits = Limits(
-        max_batch=max_batch, max_context=context, prefill_batch=together,
-        prefill_tokens=prefill_tokens or _usual_prefill(context, static=static, prefix=prefix),
-    )  # fmt: skip
+    if prefill_tokens is None:
+        prefill_tokens = _usual_prefill(context, static=static, prefix=prefix)
+    limits = Limits(max_batch=max_batch, max_context=context, prefill_tokens=prefill_tokens, prefill_batch=together)
     if static and together < max_batch:
         _require_aligned_rows(signature)
     return limits

@@ -93,6 +93,11 @@ class Session(ABC):
         """Columns the cache can hold, where there is a limit besides the context."""
         return None
 
+    @property
+    def max_rows(self) -> int | None:
+        """Rows of a batch at most, where there is a limit."""
+        return None
+
     def room(self, prompt: Prompt) -> int:
         """How many tokens can be written after a prompt."""
         room = prompt.room(self.config)

@@ -87,6 +87,11 @@ class EngineSession(Session):
         """The engine may hold less than the model's context."""
         return self.engine.limits.max_context
 
+    @property
+    def max_rows(self) -> int:
+        """As many as it was built for."""
+        return self.engine.limits.max_batch
+
     def _require(self, feeds: Feeds) -> None:
         limits = self.engine.limits
         if feeds.batch > limits.max_batch:
