@@ -189,11 +189,14 @@ def list_recipes(as_json: bool) -> None:
 
 @cli.command()
 @click.argument("program", type=FOLDER)
-@click.option("--against", required=True, help="The checkpoint it was exported from, or `demo`.")
+@click.option("--against", required=True, help="The checkpoint it is of, or `demo`; for an engine also its program.")
 @reference_dtype_option
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def check(program: Path, against: str, reference_dtype: str, as_json: bool) -> None:
-    """Prove the exported PROGRAM equal to PyTorch; exit 1 where it is not."""
+    """Prove the exported PROGRAM, or an engine, equal to PyTorch; exit 1 where it is not.
+
+    An engine can be held to the exported folder it was built of as well, in ONNX Runtime.
+    """
     from glm_export import api
     from glm_export.show import show_parity
 
@@ -240,7 +243,7 @@ def generate(
     stream: bool,
     **sampling: Any,
 ) -> None:
-    """Continue a text with MODEL, an exported folder (ONNX Runtime) or a checkpoint (PyTorch)."""
+    """Continue a text with MODEL, an exported folder (ONNX Runtime), an engine or a checkpoint (PyTorch)."""
     from glm_export import api
     from glm_export.sampling import Sampling
     from glm_export.show import write_stream
@@ -306,7 +309,7 @@ def score(model: str, text: str, pattern: str, labels: str, whole: bool, as_json
 @click.option("--system", help="System message, where the model's prompt has one.")
 @sampling_options
 def chat(model: str, max_new_tokens: int, system: str | None, **sampling: Any) -> None:
-    """Talk with MODEL, an exported folder or a checkpoint. An empty line or end of input leaves."""
+    """Talk with MODEL, an exported folder, an engine or a checkpoint. An empty line or end of input leaves."""
     from glm_export import api
     from glm_export.sampling import Sampling
     from glm_export.show import converse
@@ -321,7 +324,7 @@ def chat(model: str, max_new_tokens: int, system: str | None, **sampling: Any) -
 @click.option("--family", type=click.Choice(families.names()), help="Where config.json leaves it open.")
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 def inspect(folder: str, family: str | None, as_json: bool) -> None:
-    """Say what FOLDER is: a checkpoint (audited) or an exported program."""
+    """Say what FOLDER is: a checkpoint (audited), an exported program or an engine."""
     from glm_export.inspection import inspect_folder
     from glm_export.show import show_facts
 
@@ -342,7 +345,7 @@ def inspect(folder: str, family: str | None, as_json: bool) -> None:
 @click.option("--threads", type=int, help="Of one operator; without it, what a session takes by itself.")
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 def bench(model: str, as_json: bool, **options: Any) -> None:
-    """Measure speed and memory of MODEL, an exported folder (ONNX Runtime) or a checkpoint (PyTorch)."""
+    """Measure speed and memory of MODEL, an exported folder (ONNX Runtime), an engine or a checkpoint (PyTorch)."""
     from glm_export.bench import BenchOptions
     from glm_export.bench import bench as run_bench
     from glm_export.show_bench import show_bench

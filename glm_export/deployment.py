@@ -69,10 +69,11 @@ def build(
         source: an exported folder of dialect ``tensorrt`` or ``portable``; or a checkpoint, which is exported first.
         out: the folder to write.
         runtime: ``tensorrt`` or ``tensorrt-rtx``; None takes :func:`usual_runtime`.
-        max_batch: rows of a decode step.
-        max_context: tokens of a row; None takes what the program holds.
-        prefill_tokens: tokens read at once; None takes 512.
-        prefill_batch: rows read at once; None takes 1, or with a growing cache ``max_batch``.
+        max_batch: rows of a decode step; for the other limits see
+            :func:`glm_export.engines.profiles.settle_limits`.
+        max_context: tokens of a row.
+        prefill_tokens: tokens read at once.
+        prefill_batch: rows read at once.
         export: ``dtype``, ``recipe`` and ``ranges`` for a checkpoint.
         options: see :class:`BuildOptions`.
         implicit_int8: for TensorRT up to 10 and a float program of dialect ``portable``.
@@ -88,11 +89,8 @@ def build(
         EnvironmentMissingError: the runtime, a GPU, disk or memory is missing, or the builder gives up.
     """
     out, options, progress = Path(out), options or BuildOptions(), progress or Silent()
-    tensorrt = vendor.load(runtime or usual_runtime())
     refuse_overwrite(out, force=force)
-    options.refuse_unoffered(tensorrt)
-    if not tensorrt.rtx:
-        tensorrt.require_driver(f"building with {tensorrt.name}")
+    tensorrt = _ready(runtime, options)
     asked = ExportOptions(**{**(export or {}), "max_length": max_context})
     with program_to_build(_opened(source, family), tensorrt, asked, out, progress) as program:
         limits = settle_limits(
@@ -101,11 +99,21 @@ def build(
         )  # fmt: skip
         plan = plan_build(program, out, tensorrt, limits, options)
         with tempfile.TemporaryDirectory(prefix="glm-export-") as folder:
-            calibrator = _calibrator(tensorrt, plan, implicit_int8, Path(folder)) if implicit_int8 else None
+            cache = Path(folder) / CALIBRATION_CACHE
+            calibrator = _calibrator(tensorrt, plan, implicit_int8, cache) if implicit_int8 else None
             return build_engine(
-                plan, out, tensorrt, options, calibrator=calibrator, force=force, progress=progress, planned=planned,
-                timing_cache=(timing_cache or TIMING_CACHE).expanduser(),
+                plan, out, tensorrt, options, calibrator=calibrator, calibration_cache=cache, force=force,
+                progress=progress, planned=planned, timing_cache=(timing_cache or TIMING_CACHE).expanduser(),
             )  # fmt: skip
+
+
+def _ready(runtime: str | None, options: BuildOptions) -> vendor.TensorRT:
+    """The runtime, once nothing speaks against building with it: an export takes minutes."""
+    tensorrt = vendor.load(runtime or usual_runtime())
+    options.refuse_unoffered(tensorrt)
+    if not tensorrt.rtx:
+        tensorrt.require_driver(f"building with {tensorrt.name}")
+    return tensorrt
 
 
 def _opened(source: str | Path | Checkpoint, family: str | None) -> Path | Checkpoint:
@@ -115,7 +123,7 @@ def _opened(source: str | Path | Checkpoint, family: str | None) -> Path | Check
     return Path(source) if is_program(Path(source)) else api.open_checkpoint(source, family)
 
 
-def _calibrator(tensorrt: vendor.TensorRT, plan: BuildPlan, asked: ImplicitInt8, folder: Path) -> CalibratorFactory:
+def _calibrator(tensorrt: vendor.TensorRT, plan: BuildPlan, asked: ImplicitInt8, cache: Path) -> CalibratorFactory:
     program = plan.program
     implicit.refuse_implicit(program, tensorrt)
     if asked.algorithm not in implicit.CALIBRATORS:
@@ -123,12 +131,12 @@ def _calibrator(tensorrt: vendor.TensorRT, plan: BuildPlan, asked: ImplicitInt8,
     own = program.folder / CALIBRATION_CACHE
     source = asked.cache or (own if own.is_file() else None)
     if source is not None:
-        cache = implicit.cache_for(tensorrt, source, asked.algorithm, folder)
+        implicit.write_cache_for(tensorrt, source, asked.algorithm, cache)
         return implicit.calibrator(tensorrt, program, cache, algorithm=asked.algorithm)
     profile = next(profile for profile in plan.profiles if profile.name == PREFILL)
     _, usual, _ = profile.shapes["input_ids"]
     rows = implicit.packed_rows(_ids(program, asked.corpus), usual[1])
-    return implicit.calibrator(tensorrt, program, folder / CALIBRATION_CACHE, algorithm=asked.algorithm, rows=rows)
+    return implicit.calibrator(tensorrt, program, cache, algorithm=asked.algorithm, rows=rows)
 
 
 def _ids(program: OnnxProgram, corpus: str) -> list[tuple[int, ...]]:

@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
@@ -15,6 +16,7 @@ from click.testing import CliRunner
 from glm_export import api, families
 from glm_export.calibration import recipes
 from glm_export.cli import cli
+from glm_export.gpu import has_driver
 from glm_export.graphs import dialects
 from tests.golden_data import Golden
 
@@ -42,11 +44,15 @@ def test_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     api.export(Golden("glm").folder, "glm-onnx")
     lines = [line[2:] for block in blocks("console") for line in block.splitlines() if line.startswith("$ glm-export")]
-    assert len(lines) == 13
+    assert len(lines) == 16
     for line in lines:
         arguments = shlex.split(line.replace("THUDM/chatglm2-6b", "demo"))[1:]
+        if arguments[0] == "build" and find_spec("tensorrt_rtx_bindings") is None:
+            continue  # it has wheels for Linux on x86-64 only
         result = CliRunner().invoke(cli, arguments, input="", catch_exceptions=False)
-        assert result.exit_code == 0, (line, result.output)
+        # Engines run where there is a GPU; elsewhere these verbs say that.
+        runs = has_driver() or not arguments[-1].endswith("-engine") or arguments[0] == "build"
+        assert result.exit_code == (0 if runs else 3), (line, result.output)
 
 
 @pytest.mark.parametrize(

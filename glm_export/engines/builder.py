@@ -27,6 +27,7 @@ from glm_export.artifacts import (
 from glm_export.calibration.tensorrt_cache import CALIBRATION_CACHE
 from glm_export.engines import vendor
 from glm_export.engines.folder import BUILD_LOG, PLAN, BuiltOn, Compatibility, Engine, load_engine, profile_json
+from glm_export.engines.implicit import CalibratorFactory
 from glm_export.engines.inspection import Inspection, inspect_engine
 from glm_export.engines.layers import LayerSummary, summarize
 from glm_export.engines.memory import MemoryPlan, plan_memory
@@ -83,7 +84,8 @@ def build_engine(
     options: BuildOptions,
     *,
     timing_cache: Path | None = None,
-    calibrator: Any = None,
+    calibrator: CalibratorFactory | None = None,
+    calibration_cache: Path | None = None,
     force: bool = False,
     progress: Progress | None = None,
     planned: Callable[[BuildPlan], None] = lambda _: None,
@@ -97,6 +99,7 @@ def build_engine(
         options: how to build.
         timing_cache: a file of measured kernels, read and added to (not with TensorRT-RTX, which measures none).
         calibrator: makes INT8 implicit; for TensorRT up to 10.
+        calibration_cache: what the calibrator reads or writes; kept in the folder.
         force: replace an engine or program folder.
         progress: shows the builder's phases.
         planned: is told the plan before the work begins.
@@ -115,6 +118,8 @@ def build_engine(
         record, network = build(tensorrt, job, progress or Silent())
         inspected = inspect_engine(tensorrt, folder / PLAN) if has_driver() else None
         _copy_beside(plan.program, folder, stripped=options.stripped)
+        if calibration_cache is not None and calibration_cache.is_file():
+            shutil.copyfile(calibration_cache, folder / CALIBRATION_CACHE)
         values = _manifest(plan, tensorrt, options, record, network, inspected)
         values["implicit_int8"] = calibrator is not None
         values["plan_sha256"] = file_sha256(folder / PLAN)

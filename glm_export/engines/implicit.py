@@ -51,23 +51,20 @@ def cache_version(version: str) -> str:
     return str(major * 10_000 + minor * 100 + patch if major >= 10 else major * 1000 + minor * 100 + patch)
 
 
-def cache_for(tensorrt: TensorRT, source: Path, algorithm: str, folder: Path) -> Path:
-    """A copy of a calibration cache that this version reads.
+def write_cache_for(tensorrt: TensorRT, source: Path, algorithm: str, path: Path) -> None:
+    """Write a copy of a calibration cache that this version reads.
 
     Raises:
         InputError: it is no calibration cache, or is missing.
     """
     if not source.is_file():
-        raise InputError(
-            f"{source} is missing; 'glm-export export --dialect portable --ranges' writes calibration.cache"
-        )
+        written_by = "'glm-export export --dialect portable --ranges' writes one"
+        raise InputError(f"{source} is missing; {written_by}")
     text = cache_text(
         read_cache(source.read_text(encoding="ascii")), version=cache_version(tensorrt.version),
         algorithm=CACHE_ALGORITHM[algorithm],
     )  # fmt: skip
-    path = folder / source.name
     path.write_text(text, encoding="ascii")
-    return path
 
 
 def calibrator(
