@@ -16,7 +16,7 @@ OFFERED = {
     "version_compatible": ("BuilderFlag.VERSION_COMPATIBLE", "build engines for later versions"),
     "refittable": ("BuilderFlag.REFIT", "build refittable engines"),
     "stripped": ("BuilderFlag.STRIP_PLAN", "leave the weights out of a plan"),
-    "weight_streaming": ("BuilderFlag.WEIGHT_STREAMING", "stream weights"),
+    "weight_streaming": ("ICudaEngine.weight_streaming_budget_v2", "stream weights"),
     "optimization_level": ("IBuilderConfig.builder_optimization_level", "choose an optimization level"),
 }
 """Option -> the name it stands on, and what it is for."""

@@ -19,11 +19,13 @@ from glm_export.engines.options import BuildOptions
 from glm_export.engines.profiles import OptimizationProfile
 from glm_export.engines.vendor import TensorRT
 from glm_export.errors import EnvironmentMissingError
+from glm_export.gpu import has_driver
 from glm_export.progress import Advance, Progress
 
 ACTIVATIONS, WEIGHTS = "Total Activation Memory: ", "Total Weights Memory: "
 LAYERS = "Layers:\n"
 NO_FUSED_KERNEL = "not supported by a dedicated kernel"
+NEEDS_GPU = "Cuda Runtime"
 OUT_OF_MEMORY = ("OutOfMemory", "out of memory", "cudaErrorMemoryAllocation")
 
 
@@ -138,11 +140,11 @@ def _failure(tensorrt: TensorRT, job: BuildJob) -> Exception:
     said = " ".join(tensorrt.log.errors)
     if NO_FUSED_KERNEL in said and tensorrt.find("IAttentionInputLayer") is not None:
         return _NoFusedKernelError(said)
-    hint = (
-        "; free device memory, or ask for a smaller --max-batch, --prefill-tokens or --workspace"
-        if any(sign in said for sign in OUT_OF_MEMORY)
-        else ""
-    )
+    hint = ""
+    if any(sign in said for sign in OUT_OF_MEMORY):
+        hint = "; free device memory, or ask for a smaller --max-batch, --prefill-tokens or --workspace"
+    elif NEEDS_GPU in said and not has_driver():
+        hint = "; this version builds it on a machine with a GPU only"
     return EnvironmentMissingError(
         f"{tensorrt.name} {tensorrt.version} could not build {job.program.folder}: {tensorrt.log.reason}{hint}"
     )
