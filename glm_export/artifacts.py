@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,9 @@ from typing import Any
 from glm_export.config import GlmConfig
 from glm_export.errors import CheckpointError, InputError
 from glm_export.signature import Signature
+
+if sys.platform != "win32":
+    import fcntl
 
 MANIFEST = "manifest.json"
 ENGINE_MANIFEST = "engine.json"
@@ -140,9 +144,17 @@ def whole_folder(out: Path) -> Iterator[Path]:
     """A folder to fill that takes the name ``out`` when everything went well, and vanishes otherwise.
 
     What an interrupted run left behind is replaced. An existing ``out`` is swapped only after the new one is whole.
+
+    Raises:
+        InputError: another run is filling the folder.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     partial, replaced = out.parent / f".{out.name}.partial", out.parent / f".{out.name}.replaced"
+    with _alone(out, out.parent / f".{out.name}.lock"):
+        yield from _filled(out, partial, replaced)
+
+
+def _filled(out: Path, partial: Path, replaced: Path) -> Iterator[Path]:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
@@ -155,6 +167,23 @@ def whole_folder(out: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+@contextmanager
+def _alone(out: Path, lock: Path) -> Iterator[None]:
+    """Hold a lock that the system gives up when the process ends, however it ends."""
+    if sys.platform == "win32":
+        yield
+        return
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise InputError(f"another run is writing {out}; wait for it, or give another --out") from error
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:

@@ -95,14 +95,13 @@ def main() -> None:
     options.add_argument("--recipes", nargs="*", choices=RECIPES, default=list(RECIPES))
     arguments = options.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
-    print("| | wall s | peak anonymous GB | peak file-backed GB |\n|---|---|---|---|")
+    print("| | wall s | CPU s | peak anonymous GB | peak file-backed GB |\n|---|---|---|---|---|")
     for recipe in arguments.recipes:
         program = export(arguments.shape, recipe, arguments.work)
         for name, usage in measured(recipe, program, arguments.work).items():
             verdict = "" if usage.exit_code == 0 else f" (exit code {usage.exit_code})"
-            print(
-                f"| {name}{verdict} | {usage.wall_s:.1f} | {usage.peak_anonymous_gb:.2f} | {usage.peak_file_gb:.2f} |"
-            )
+            memory = f"{usage.peak_anonymous_gb:.2f} | {usage.peak_file_gb:.2f}"
+            print(f"| {name}{verdict} | {usage.wall_s:.1f} | {usage.cpu_s:.1f} | {memory} |", flush=True)
         shutil.rmtree(program)
 
 

@@ -151,6 +151,17 @@ def _failure(tensorrt: TensorRT, job: BuildJob) -> Exception:
 
 
 def _config(tensorrt: TensorRT, job: BuildJob, network: Network, monitor: Any) -> Any:
+    from polygraphy.exception import PolygraphyException
+
+    try:
+        return _configured(tensorrt, job, network, monitor)
+    except PolygraphyException as error:
+        raise EnvironmentMissingError(
+            f"{tensorrt.name} {tensorrt.version} cannot be configured as asked: {' '.join(str(error).split())}"
+        ) from error
+
+
+def _configured(tensorrt: TensorRT, job: BuildJob, network: Network, monitor: Any) -> Any:
     backend = tensorrt.polygraphy()
     profiles = []
     for profile in job.profiles:
