@@ -43,7 +43,8 @@ def show_build_plan(console: Console, plan: BuildPlan) -> None:
     console.print(
         f"  device  {size(memory.weights)} weights, {size(memory.cache_row)} keys and values a row, "
         f"{size(memory.cache)} for {plan.limits.max_batch}; workspace {workspace}\n"
-        f"  host    about {size(memory.host)} while building, {size(memory.free_disk)} disk free"
+        f"  host    about {size(memory.host)} while building, {size(memory.free_disk)} disk free",
+        soft_wrap=True,
     )
 
 
@@ -56,10 +57,11 @@ def show_built(console: Console, engine: Engine) -> None:
         + ", ".join(f"{name} {size(count)}" for name, count in activations.items())
     )
     network = manifest["network_layers"]
-    console.print("  network " + ", ".join(f"{network[kind]} {kind}" for kind in WORTH_SHOWING if kind in network))
+    counted = ", ".join(f"{network[kind]} {kind}" for kind in WORTH_SHOWING if kind in network)
+    console.print(f"  network {counted}", soft_wrap=True)
     summary = manifest["engine_layers"]
     kinds = ", ".join(f"{count} {kind}" for kind, count in summary["kinds"].items())
-    console.print(f"  engine  {summary['layers']} layers ({summary['source']}): {kinds}")
+    console.print(f"  engine  {summary['layers']} layers ({summary['source']}): {kinds}", soft_wrap=True)
     for name, precisions in summary["products"].items():
         counted = ", ".join(f"{count} {precision}" for precision, count in precisions.items())
         console.print(f"  {name:8}products: {counted}")

@@ -29,7 +29,7 @@ def test_a_second_run_on_one_folder_is_refused_until_the_first_has_ended(tmp_pat
     holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(out)], stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None
     assert holder.stdout.readline() == "holding\n"
-    with pytest.raises(InputError, match="another run is writing .*out; wait for it"), whole_folder(out):
+    with pytest.raises(InputError, match=r"another run is writing .*out; wait for it"), whole_folder(out):
         pass
     assert (tmp_path / ".out.partial").is_dir()
     holder.send_signal(signal.SIGKILL)

@@ -230,22 +230,24 @@ def test_tensorrt_rtx_builds_islands(
     plant: str, recipe: str | None, planted: Callable[[str], Measured], tmp_path: Path
 ) -> None:
     pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX is not installed: pip install 'glm-export[rtx]'")
-    from tests.rtx import Network
+    from tests import rtx
 
     program = export(planted(plant), tmp_path / "out", "tensorrt", recipe=recipe)
-    network = Network(program.model_path)
-    assert network.counts()["CAST"] >= operators(program)["Cast"]
-    assert network.build(program.signature).size > 0
+    built = rtx.build_program(program)
+    assert built.network["CAST"] >= operators(program)["Cast"]
+    assert not built.record.decomposed
+    assert built.size > 0
 
 
 def test_control_tensorrt_rtx_has_no_attention_in_float32(planted: Callable[[str], Measured], tmp_path: Path) -> None:
-    """Where scores overflow, an engine needs bfloat16. If this fails, TensorRT has learnt it."""
+    """Where scores overflow, a fused kernel needs bfloat16. If this fails, TensorRT has learnt it."""
     pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX is not installed: pip install 'glm-export[rtx]'")
-    from tests.rtx import Network, RefusedError
+    from tests import rtx
 
     program = export(planted("scores"), tmp_path / "out", "tensorrt")
-    with pytest.raises(RefusedError, match="not supported by a dedicated kernel"):
-        Network(program.model_path).build(program.signature)
+    assert rtx.build_program(program).record.decomposed
+    with rtx.without_leave_to_decompose(), pytest.raises(rtx.NoFusedKernelError, match="by a dedicated kernel"):
+        rtx.build_program(program)
 
 
 # -- what is called what -------------------------------------------------------------------------------

@@ -182,15 +182,14 @@ def stored(program: OnnxProgram, name: str) -> np.ndarray:
 def test_tensorrt_builds_what_is_quantized(name: str, dialect: str, inputs: int, weights: int, made: Made) -> None:
     """Products a layer whose inputs are rounded, and whose weights are; and the head's where the recipe takes it."""
     pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX is not installed")
-    from tests.rtx import Network
+    from tests import rtx
 
     program = made.program("demo", name, dialect, "float16" if dialect == "tensorrt" else "float32")
-    network, layers = Network(program.model_path), program.config.num_layers
+    built, layers = rtx.build_program(program), program.config.num_layers
     head = int(recipes.load(name).carried_by(dialect).head is not None)
-    counts = network.counts()
-    assert counts["QUANTIZE"] == layers * inputs
-    assert counts["DEQUANTIZE"] == layers * (inputs + weights) + head
-    assert network.build(program.signature).size > 0
+    assert built.network.get("QUANTIZE", 0) == layers * inputs
+    assert built.network["DEQUANTIZE"] == layers * (inputs + weights) + head
+    assert built.size > 0
 
 
 # -- outliers ------------------------------------------------------------------------------------------

@@ -5,15 +5,19 @@ Nothing is run: that needs a GPU. What can be had without one is the network Ten
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
 import pytest
 from onnx import TensorProto
 
-from glm_export import api, exporter
-from glm_export.artifacts import OnnxProgram
+from glm_export import api, deployment, exporter
+from glm_export.artifacts import MODEL, WEIGHTS, OnnxProgram
+from glm_export.engines.profiles import DECODE, PREFILL
+from glm_export.errors import EnvironmentMissingError, InputError
 from glm_export.graphs import dialects
 from glm_export.signature import past_names, present_names
 from tests.golden_data import CAUSAL, PREFIX, Golden
@@ -23,7 +27,7 @@ pytest.importorskip(
     "tensorrt_rtx_bindings", reason="TensorRT-RTX is not installed: pip install 'glm-export[rtx]' (Linux, x86-64)"
 )
 
-from tests.rtx import DECODE, PREFILL, Network, RefusedError
+from tests import rtx
 
 LENGTH = 128
 SMALLEST_FUSED_HEAD = 16
@@ -56,31 +60,44 @@ def exported_for(tmp_path_factory: pytest.TempPathFactory) -> Export:
 
 
 @pytest.mark.parametrize("name", [*CAUSAL, *PREFIX, "demo", "demo-glm"])
-def test_every_family_parses_into_what_the_dialect_promises_and_builds(name: str, exported_for: Export) -> None:
-    """Two profiles, prefill and decode; attention in one fused kernel wherever the head size has one."""
+def test_every_family_becomes_what_the_dialect_promises(name: str, exported_for: Export, tmp_path: Path) -> None:
+    """An engine of two profiles, prefill and decode; attention in one fused kernel wherever the head size has one."""
     program = exported_for(name)
-    network, promised = Network(program.model_path), dialects.load("tensorrt").expected_counts(program.config)
-    counts = network.counts()
-    assert {kind: counts[kind] for kind in LAYERS} == {kind: promised[operator] for kind, operator in LAYERS.items()}
-    assert counts["ATTENTION_INPUT"] == program.config.num_layers
-    if program.config.head_dim < SMALLEST_FUSED_HEAD:
-        network.allow_decomposition()
-    assert network.build(program.signature, (PREFILL, DECODE)).size > 0
+    config, promised = program.config, dialects.load("tensorrt").expected_counts(program.config)
+    engine = deployment.build(program.folder, tmp_path / "engine", runtime=rtx.NAME, max_batch=2, prefill_batch=2)
+    counts = engine.manifest["network_layers"]
+    assert {kind: counts.get(kind, 0) for kind in LAYERS} == {
+        kind: promised[operator] for kind, operator in LAYERS.items()
+    }
+    assert (counts["ATTENTION_INPUT"], counts["KV_CACHE_UPDATE"]) == (config.num_layers, 2 * config.num_layers)
+    assert engine.manifest["attention_decomposed"] == (config.head_dim < SMALLEST_FUSED_HEAD)
+    routers, seconds = (
+        sum(node.op_type == "MatMul" and node.name.endswith(ending) for node in graph_of(program).node)
+        for ending in (".router/MatMul", "/MatMul_1")
+    )
+    # Routers choose in float32; the second product of experts bears a number, and is not counted.
+    expected = {"float16": promised["MatMul"] - routers - seconds} | ({"float32": routers} if routers else {})
+    assert engine.manifest["engine_layers"]["products"] == {PREFILL: expected, DECODE: expected}
+    assert [profile.name for profile in engine.profiles] == [PREFILL, DECODE]
+
+
+def graph_of(program: OnnxProgram) -> onnx.GraphProto:
+    return onnx.load(str(program.model_path), load_external_data=False).graph
 
 
 @pytest.mark.parametrize("name", ["chatglm2", "glm4_moe", "chatglm", "glm"])
 def test_layers_say_what_the_model_says(name: str, exported_for: Export) -> None:
     """Pairs and width of the rotation, caches from input to output, an explicit mask and nothing causal besides it."""
     program = exported_for(name)
-    network, config = Network(program.model_path), program.config
-    for layer in network.layers("ROTARY_EMBEDDING"):
+    network, config = rtx.parse(program.model_path), program.config
+    for layer in rtx.layers(network, "ROTARY_EMBEDDING"):
         assert layer.interleaved == config.rotary.interleaved
         assert layer.rotary_embedding_dim == config.rotary.axes * config.rotary.dim
-    updates = {(layer.get_input(0).name, layer.get_output(0).name) for layer in network.layers("KV_CACHE_UPDATE")}
+    updates = {(layer.get_input(0).name, layer.get_output(0).name) for layer in rtx.layers(network, "KV_CACHE_UPDATE")}
     every = [pair for i in range(config.num_layers) for pair in zip(past_names(i), present_names(i), strict=True)]
     assert updates == set(every)
     columns = program.signature.input(past_names(0)[0]).dims[2]
-    for layer in network.layers("ATTENTION_INPUT"):
+    for layer in rtx.layers(network, "ATTENTION_INPUT"):
         assert layer.attention.causal_kind.name == "NONE"
         assert layer.attention.mask.dtype.name == "BOOL"
         # The shared heads of the cache are read as they are.
@@ -92,45 +109,47 @@ def test_layers_say_what_the_model_says(name: str, exported_for: Export) -> None
 def test_released_head_sizes_have_fused_attention(
     heads: int, groups: int, size: int, dtype: str, tmp_path: Path
 ) -> None:
-    """GLM-4-9B's and GLM-large's; without leave to decompose, building succeeds with a fused kernel only."""
+    """GLM-4-9B's and GLM-large's."""
     sizes = {"num_attention_heads": heads, "multi_query_group_num": groups, "kv_channels": size}
     checkpoint = api.open_checkpoint(write_checkpoint(tmp_path / "checkpoint", tiny_values("chatglm2", **sizes)))
     program = exporter.export(checkpoint, tmp_path / "out", dialect="tensorrt", dtype=dtype, max_length=LENGTH)
-    assert Network(program.model_path).build(program.signature).size > 0
+    built = rtx.build_program(program)
+    assert not built.record.decomposed
+    assert built.size > 0
 
 
-@pytest.mark.parametrize("target", ["SM75", "SM80", "SM86", "SM89", "SM120"])
+@pytest.mark.parametrize("target", ["7.5", "8.0", "8.6", "8.9", "12.0"])
 def test_builds_for_other_gpus(target: str, exported_for: Export) -> None:
     program = exported_for("demo")
-    assert Network(program.model_path).build(program.signature, target=target).size > 0
+    assert rtx.build_program(program, target=target).size > 0
 
 
 @pytest.mark.parametrize("name", ["chatglm2", "glm4_moe", "chatglm", "glm"])
 def test_portable_builds_too(name: str, exported_for: Export) -> None:
     """From primitives alone, with a cache that grows from nothing."""
     program = exported_for(name, "portable")
-    network = Network(program.model_path)
-    assert not set(LAYERS) & set(network.counts())
-    assert network.build(program.signature).size > 0
+    built = rtx.build_program(program)
+    assert not set(LAYERS) & set(built.network)
+    assert built.size > 0
 
 
 # -- what TensorRT refuses, and why the dialect is as it is --------------------------------------------
 
 
 def test_control_attention_with_a_cache_of_its_own_is_refused(exported_for: Export) -> None:
-    with pytest.raises(RefusedError, match="only supports Attention nodes with one output"):
-        Network(exported_for("chatglm2", "onnx").model_path)
+    with pytest.raises(InputError, match="only supports Attention nodes with one output"):
+        rtx.parse(exported_for("chatglm2", "onnx").model_path)
 
 
 @pytest.mark.parametrize(("name", "dtype"), [("chatglm2", "float32"), ("chatglm2_32k", "float16")])
 def test_attention_without_a_fused_kernel_must_be_decomposable(name: str, dtype: str, exported_for: Export) -> None:
     """In float32, and for heads of 8 channels."""
     program = exported_for(name, dtype=dtype)
-    with pytest.raises(RefusedError, match="not supported by a dedicated kernel"):
-        Network(program.model_path).build(program.signature)
-    network = Network(program.model_path)
-    network.allow_decomposition()
-    assert network.build(program.signature).size > 0
+    built = rtx.build_program(program)
+    assert built.record.decomposed
+    assert "not supported by a dedicated kernel" in built.log
+    with rtx.without_leave_to_decompose(), pytest.raises(rtx.NoFusedKernelError, match="by a dedicated kernel"):
+        rtx.build_program(program)
 
 
 def test_why_the_mask_says_it_all(exported_for: Export) -> None:
@@ -148,7 +167,7 @@ def test_why_the_mask_says_it_all(exported_for: Export) -> None:
             node.attribute.append(onnx.helper.make_attribute("is_causal", 1))
     path = program.folder / "lengths.onnx"
     onnx.save(model, str(path))
-    layers = Network(path).layers("ATTENTION_INPUT")
+    layers = rtx.layers(rtx.parse(path), "ATTENTION_INPUT")
     assert len(layers) == program.config.num_layers
     for layer in layers:
         assert layer.attention.causal_kind.name == "UPPER_LEFT"
@@ -168,7 +187,7 @@ def test_control_a_cache_that_is_no_input_is_refused(exported_for: Export) -> No
             model.graph.node.append(onnx.helper.make_node("Cast", [wide], [back], to=TensorProto.FLOAT16))
             node.input[0] = back
         model.graph.node.append(node)
-    with pytest.raises(RefusedError, match="The cache tensor must be a network input"):
+    with pytest.raises((InputError, EnvironmentMissingError), match="The cache tensor must be a network input"):
         build_changed(program, model)
 
 
@@ -176,15 +195,17 @@ def test_control_a_cache_that_is_no_output_is_refused(exported_for: Export) -> N
     program = exported_for("chatglm2")
     model = onnx.load(str(program.model_path), load_external_data=False)
     del model.graph.output[1:]
-    with pytest.raises(RefusedError, match="The output tensor must be a network output"):
+    with pytest.raises((InputError, EnvironmentMissingError), match="The output tensor must be a network output"):
         build_changed(program, model)
 
 
 def build_changed(program: OnnxProgram, model: onnx.ModelProto) -> None:
-    """Build a changed graph beside the program's own weights."""
-    path = program.folder / "control.onnx"
-    onnx.save(model, str(path))
+    """Build a changed graph with the program's own weights."""
+    folder = program.folder / "control"
+    folder.mkdir()
     try:
-        Network(path).build(program.signature)
+        (folder / WEIGHTS).hardlink_to(program.folder / WEIGHTS)
+        onnx.save(model, str(folder / MODEL))
+        rtx.build_program(replace(program, folder=folder))
     finally:
-        path.unlink()
+        shutil.rmtree(folder)

@@ -133,9 +133,7 @@ class Recorder:
         if self.again:
             shutil.rmtree(self.kit.work / self.part, ignore_errors=True)
             self._kept_path.unlink(missing_ok=True)
-        earlier = kept_steps(self.kit.out, self.part)
-        self._earlier = {step["step"]: step for step in earlier if step["passed"] and step["code"] == self.code}
-        self._kept_path.unlink(missing_ok=True)
+        self._earlier = {step["step"]: step for step in kept_steps(self.kit.out, self.part, self.code) if step["passed"]}
 
     @property
     def _kept_path(self) -> Path:
@@ -202,16 +200,18 @@ def kept_path(out: Path, part: str) -> Path:
     return out / f".{part}.steps.jsonl"
 
 
-def kept_steps(out: Path, part: str) -> list[Facts]:
-    """The steps an earlier run of a part has done; a line that was cut off is left out."""
+def kept_steps(out: Path, part: str, code: str) -> list[Facts]:
+    """The steps that a part has done in this code, each as it went last; a line that was cut off is left out."""
     path = kept_path(out, part)
-    found = []
+    found: dict[str, Facts] = {}
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
         try:
-            found.append(json.loads(line))
+            step = json.loads(line)
         except ValueError:
             continue
-    return found
+        if step["code"] == code:
+            found[step["step"]] = step
+    return list(found.values())
 
 
 def verdict_of(steps: list[Facts]) -> bool | None:

@@ -1,9 +1,17 @@
 #!/usr/bin/env bash
-# Everything a GPU can show so far, in ONNX Runtime's CUDA provider: both embedded models in every dialect that runs
-# there, every dtype, quantized weights, and decode steps captured as CUDA graphs against steps that are not.
-# Usage: bash benchmarks/gpu/run.sh [PYTHON]; exits 3 where the provider cannot be loaded, 1 where something differs.
+# Everything a GPU can show, in parts; see README.md beside this file.
+# Usage: bash benchmarks/gpu/run.sh [--python PYTHON] [--work DIR] [--out RESULTS_DIR] [PART ...], or --list, --help.
+# Exits 0 where nothing differed, 1 where something did, 3 where there is no GPU.
 set -euo pipefail
-cd "$(dirname "$0")/../.."
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
-"${1:-python3}" benchmarks/gpu/onnxruntime_cuda.py "$work"
+python=python3
+words=()
+while [ $# -gt 0 ]; do
+  case "$1" in
+    --python) python=${2:?--python needs an interpreter}; shift 2 ;;
+    --python=*) python=${1#--python=}; shift ;;
+    *) words+=("$1"); shift ;;
+  esac
+done
+root=$(cd "$(dirname "$0")/../.." && pwd)
+export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
+exec "$python" "$root/benchmarks/gpu/kit.py" ${words[@]+"${words[@]}"}

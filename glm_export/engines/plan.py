@@ -26,6 +26,8 @@ ACTIVATIONS, WEIGHTS = "Total Activation Memory: ", "Total Weights Memory: "
 LAYERS = "Layers:\n"
 NO_FUSED_KERNEL = "not supported by a dedicated kernel"
 NEEDS_GPU = "Cuda Runtime"
+SHOWN_DEPTH = 2
+"""Of the builder's nested phases, those that last long enough to read."""
 OUT_OF_MEMORY = ("OutOfMemory", "out of memory", "cudaErrorMemoryAllocation")
 
 
@@ -254,10 +256,12 @@ def _monitor(tensorrt: TensorRT, progress: Progress, interrupted: threading.Even
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
             self._bars: dict[str, Advance] = {}
+            self._depths: dict[str | None, int] = {None: -1}
 
         def phase_start(self, name: str, parent: str | None, steps: int) -> None:
-            if parent is None or parent in self._bars:
-                self._bars.setdefault(name, progress.task(name.lower(), steps))
+            self._depths[name] = depth = self._depths.get(parent, SHOWN_DEPTH) + 1
+            if depth <= SHOWN_DEPTH and name not in self._bars:
+                self._bars[name] = progress.task(name.lower(), steps)
 
         def step_complete(self, name: str, step: int) -> bool:  # noqa: ARG002
             if name in self._bars:
