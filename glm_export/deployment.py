@@ -6,12 +6,11 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from glm_export import api
 from glm_export.artifacts import OnnxProgram, is_program, refuse_overwrite
 from glm_export.calibration.tensorrt_cache import CALIBRATION_CACHE
-from glm_export.checkpoint import Checkpoint
 from glm_export.engines import implicit, vendor
 from glm_export.engines.builder import BuildPlan, build_engine, plan_build
 from glm_export.engines.folder import Engine
@@ -22,6 +21,9 @@ from glm_export.engines.source import ExportOptions, program_to_build, refuse_en
 from glm_export.errors import InputError
 from glm_export.gpu import has_driver
 from glm_export.progress import Progress, Silent
+
+if TYPE_CHECKING:
+    from glm_export.checkpoint import Checkpoint
 
 MAX_BATCH = 4
 TIMING_CACHE = Path("~/.cache/glm-export/tensorrt-timing.cache")

@@ -73,7 +73,8 @@ class SessionRunner(BaseRunner):  # type: ignore[misc]  # polygraphy has no type
         """One call of the session."""
         outputs = self._outputs(dict(feed_dict))
         self.inference_time = 0.0
-        return OrderedDict(outputs)
+        # Polygraphy views them as bytes.
+        return OrderedDict((name, np.ascontiguousarray(array)) for name, array in outputs.items())
 
     def _outputs(self, tensors: Tensors) -> Tensors:
         return self._session.run(tensors)

@@ -23,7 +23,7 @@ from glm_export.engines.profiles import OptimizationProfile, profiles_of, settle
 from glm_export.sessions.device import TORCH_DTYPES
 from glm_export.sessions.engine_step import DTYPES, LoadedEngine
 from glm_export.sessions.tensorrt import EngineSession
-from glm_export.signature import Cache
+from glm_export.signature import BATCH, LOGITS, Cache
 
 SCRATCH = (4096, 512)
 """Bytes the profiles would need."""
@@ -146,6 +146,11 @@ class StandInEngine:
         names = [spec.name for spec in self._signature.outputs]
         for spec, output in zip(self._signature.outputs, self._session.run(names, feeds), strict=True):
             _at(addresses[spec.name], output.shape, spec.dtype)[...] = output
+
+    def logits(self, addresses: dict[str, int], rows: int) -> NDArray[Any]:
+        """The last token's, where they lie."""
+        spec = next(spec for spec in self._signature.outputs if spec.name == LOGITS)
+        return _at(addresses[LOGITS], spec.shape(**{BATCH: rows}), spec.dtype)
 
 
 class StandInConfig:

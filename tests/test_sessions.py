@@ -12,9 +12,10 @@ from glm_export.artifacts import OnnxProgram
 from glm_export.errors import InputError
 from glm_export.feeds import Prompt
 from glm_export.generation import Stopping, generate_ids
+from glm_export.gpu import has_driver
 from glm_export.sessions import buffers
 from glm_export.sessions.buffers import InPlace
-from glm_export.sessions.ort import OrtSession, has_cuda_driver, usable_threads
+from glm_export.sessions.ort import OrtSession, usable_threads
 
 IDS = [5, 900, 31, 7, 12]
 
@@ -84,7 +85,7 @@ def test_chunks_of_several_rows_on_a_past_are_refused(fused: OnnxProgram) -> Non
             session.decode(second)
 
 
-@pytest.mark.skipif(has_cuda_driver(), reason="speaks of machines without an NVIDIA driver")
+@pytest.mark.skipif(has_driver(), reason="speaks of machines without an NVIDIA driver")
 def test_a_cuda_graph_needs_a_gpu(fused: OnnxProgram) -> None:
     with pytest.raises(InputError, match="needs an NVIDIA GPU"):
         OrtSession(fused, cuda_graph=True)

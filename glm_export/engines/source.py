@@ -7,15 +7,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from glm_export import exporter
 from glm_export.artifacts import OnnxProgram, is_engine, is_program, load_program
-from glm_export.calibration.ranges import Ranges
-from glm_export.checkpoint import Checkpoint
 from glm_export.engines.network import IN_PLACE, dialect_for
 from glm_export.engines.vendor import TensorRT
 from glm_export.errors import InputError
 from glm_export.progress import Progress
+
+if TYPE_CHECKING:
+    from glm_export.calibration.ranges import Ranges
+    from glm_export.checkpoint import Checkpoint
 
 DTYPE = "float16"
 
@@ -72,6 +74,9 @@ def program_to_build(
             )
         yield load_program(source)
         return
+    # An exported folder is built without PyTorch.
+    from glm_export import exporter
+
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.program-", dir=out.parent) as folder:
         dialect = dialect_for(tensorrt)

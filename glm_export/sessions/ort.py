@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import tempfile
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from glm_export.artifacts import MODEL, WEIGHTS, OnnxProgram
 from glm_export.calibration.quantization import kv_scales
 from glm_export.errors import EnvironmentMissingError, InputError
 from glm_export.feeds import Feeds, Prompt, prefill_feeds
+from glm_export.gpu import has_driver
 from glm_export.layout import IntegerCache, enter, enter_static_prefix, leave
 from glm_export.sessions import Logits, Session, Tensors
 from glm_export.sessions.buffers import NUMPY_DTYPES, InPlace, buffers
@@ -33,20 +33,10 @@ CACHE_PREFIX = past_names(0)[0].split(".")[0]
 def providers() -> list[str]:
     """Execution providers to use here, best first."""
     available = set(onnxruntime.get_available_providers())
-    if not has_cuda_driver():
+    if not has_driver():
         # The GPU wheel lists its provider on every machine, and complains at length when it cannot load it.
         available.discard(CUDA)
     return [name for name in PREFERRED_PROVIDERS if name in available]
-
-
-def has_cuda_driver() -> bool:
-    """Whether NVIDIA's driver is installed and sees a device."""
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return False
-    count = ctypes.c_int(0)
-    return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
 
 
 def usable_threads() -> int:
