@@ -27,7 +27,8 @@ from glm_export.engines.profiles import OptimizationProfile, profiles_of, settle
 HERE = Path(__file__).parent
 GLM_EXPORT = str(Path(sys.executable).with_name("glm-export"))
 POLYGRAPHY = str(Path(sys.executable).with_name("polygraphy"))
-RECIPES = ("none", "int8-weights", "int4-weights")
+FLOAT = "float16"
+RECIPES = (FLOAT, "int8-weights", "int4-weights")
 MAX_BATCH, PREFILL_TOKENS = 4, 512
 
 
@@ -35,7 +36,7 @@ def export(shape: str, recipe: str, work: Path) -> Path:
     checkpoint, program = work / shape, work / f"{shape}-{recipe}"
     if not checkpoint.exists():
         subprocess.run([sys.executable, HERE.parent / "make_checkpoint.py", shape, checkpoint], check=True)
-    chosen = [] if recipe == "none" else ["--recipe", recipe]
+    chosen = [] if recipe == FLOAT else ["--recipe", recipe]
     command = [GLM_EXPORT, "export", str(checkpoint), "--out", str(program), "--dialect", "tensorrt", "--force"]
     subprocess.run([*command, "--dtype", "float16", "--max-length", "8192", *chosen], check=True)
     return program
