@@ -139,6 +139,22 @@ def test_nothing_is_captured_unasked_or_where_shapes_change(dialect: str, wanted
     assert engine.device.captures == 0
 
 
+def test_what_cannot_be_captured_runs_all_the_same(exported: Export, caplog: pytest.LogCaptureFixture) -> None:
+    program = exported("chatglm2")
+    session, engine = stand_in_session(program)
+    prompts = prompts_for(program, 7, 4)
+
+    def refused(_: object) -> None:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    engine.device.capture = refused  # type: ignore[method-assign, assignment]
+    with OrtSession(program) as reference, session:
+        expected = [row.ids for row in generate_ids(reference, prompts, stopping=STOPPING)]
+        assert [row.ids for row in generate_ids(session, prompts, stopping=STOPPING)] == expected
+    (told,) = caplog.messages
+    assert told.startswith("steps run without a CUDA graph, which could not be captured: operation not permitted")
+
+
 def test_control_what_is_recorded_forgets_new_inputs(exported: Export) -> None:
     """A graph launches what was recorded: were inputs bound anew each step, the recorded ones would be read again."""
     program = exported("chatglm2")

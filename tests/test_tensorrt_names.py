@@ -74,7 +74,7 @@ GUARDED_ELSEWHERE = (
         why="there is a name only where node_name is there, and both came together",
     ),
     Elsewhere(
-        file=f"{ENGINES}/plan.py", function="_config", names=("IBuilderConfig.set_calibration_profile",),
+        file=f"{ENGINES}/plan.py", function="_configured", names=("IBuilderConfig.set_calibration_profile",),
         needs=("IInt8EntropyCalibrator2",), asked_in=f"{ENGINES}/implicit.py refuse_implicit",
         reaching=("8.6", "10.16"), why="there is a calibrator only where implicit INT8 was not refused",
     ),

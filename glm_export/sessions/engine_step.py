@@ -5,6 +5,7 @@ Shapes: B rows, S new tokens, P past columns, T columns put out, M columns of a 
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -54,9 +55,15 @@ class EngineStep:
     """A context fixed to one profile. Inputs and logits stay at one address from call to call."""
 
     def __init__(
-        self, loaded: LoadedEngine, index: int, profile: OptimizationProfile, signature: Signature, context: Any
+        self,
+        loaded: LoadedEngine,
+        index: int,
+        profile: OptimizationProfile,
+        signature: Signature,
+        context: Any,
+        scratch: torch.Tensor,
     ) -> None:
-        """Take an execution context and reserve memory for the profile's largest shapes.
+        """Take an execution context and its scratch, and reserve memory for the profile's largest shapes.
 
         Raises:
             EnvironmentMissingError: device memory is short.
@@ -65,12 +72,17 @@ class EngineStep:
         self._dtypes = {spec.name: self._dtype(spec.name) for spec in (*signature.inputs, *signature.outputs)}
         if not context.set_optimization_profile_async(index, loaded.device.stream):
             raise EnvironmentMissingError(f"profile {profile.name} cannot be set: {loaded.tensorrt.log.reason}")
+        if loaded.tensorrt.find("IExecutionContext.set_device_memory") is not None:
+            context.set_device_memory(scratch.data_ptr(), scratch.numel())
+        else:
+            context.device_memory = scratch.data_ptr()
         self._inputs = [spec.name for spec in signature.inputs if not spec.is_cache]
         self._logits = next(spec for spec in signature.outputs if spec.name == LOGITS)
         self._buffers = {name: self._reserve(name, profile.shapes[name][2]) for name in self._inputs}
         rows, tokens = profile.shapes["input_ids"][2]
         self._buffers[LOGITS] = self._reserve(LOGITS, self._logits.shape(**{BATCH: rows, SEQUENCE: tokens}))
         self._captured: tuple[tuple[Any, ...], Launch] | None = None
+        self._capturable = True
 
     def _dtype(self, name: str) -> str:
         """As the engine has it: TensorRT 8.6 makes 64-bit integers 32-bit ones."""
@@ -123,12 +135,20 @@ class EngineStep:
             )
 
     def _launch(self, capture: bool, state: tuple[Any, ...]) -> None:
-        if not capture:
+        if not (capture and self._capturable):
             self._execute()
         elif self._captured is None or self._captured[0] != state:
             # TensorRT settles on shapes in a first run of its own; the run after it can be recorded.
             self._execute()
-            self._captured = (state, self._loaded.device.capture(self._execute))
+            self._captured = None
+            try:
+                self._captured = (state, self._loaded.device.capture(self._execute))
+            except (RuntimeError, EnvironmentMissingError) as error:
+                # What this step was asked for is done; those after it are launched one kernel after another.
+                self._capturable = False
+                logging.getLogger(__name__).warning(
+                    "steps run without a CUDA graph, which could not be captured: %s", error
+                )
         else:
             self._captured[1]()
 
@@ -165,13 +185,7 @@ def contexts(
             f"{tensorrt.name} {tensorrt.version} made no execution context: {tensorrt.log.reason}; "
             "free device memory, or build with smaller limits"
         )
-    memory = loaded.device.zeros(max(1, *activations), "uint8")
-    for context in made:
-        if tensorrt.find("IExecutionContext.set_device_memory") is not None:
-            context.set_device_memory(memory.data_ptr(), memory.numel())
-        else:
-            context.device_memory = memory.data_ptr()
-    return made, memory
+    return made, loaded.device.zeros(max(1, *activations), "uint8")
 
 
 def _context(loaded: LoadedEngine, kernels: KernelCache | None) -> Any:

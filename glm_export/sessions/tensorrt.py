@@ -69,7 +69,7 @@ class EngineSession(Session):
         needed = activations(self._loaded.tensorrt, self._loaded.engine)
         made, self._scratch = contexts(self._loaded, needed, self._kernels)
         self._prefill, self._decode = (
-            EngineStep(self._loaded, index, profile, self._signature, context)
+            EngineStep(self._loaded, index, profile, self._signature, context, self._scratch)
             for index, (profile, context) in enumerate(zip(engine.profiles, made, strict=True))
         )
         self._cache = engine_cache(self._signature, self.config.num_layers, self._loaded.device)
