@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from glm_export import api, exporter
 from glm_export.artifacts import OnnxProgram
@@ -137,6 +139,27 @@ def test_nothing_is_captured_unasked_or_where_shapes_change(dialect: str, wanted
     with session:
         generate_ids(session, prompts_for(program, 7), stopping=STOPPING)
     assert engine.device.captures == 0
+
+
+def test_caches_of_another_batch_are_let_go(exported: Export) -> None:
+    """Before those of the next one take their place: together they may not fit."""
+    program = exported("chatglm2")
+    session, engine = stand_in_session(program)
+    held: list[int] = []
+    with session:
+        generate_ids(session, prompts_for(program, 7, 4), stopping=STOPPING)
+        pasts = [weakref.ref(pair.past) for pair in session._cache.pairs(0, 1)]
+        assert all(past() is not None for past in pasts)
+        zeros = engine.device.zeros
+
+        def counted(count: int, dtype: str) -> torch.Tensor:
+            held.append(sum(past() is not None for past in pasts))
+            return zeros(count, dtype)
+
+        engine.device.zeros = counted  # type: ignore[method-assign]
+        generate_ids(session, prompts_for(program, 7), stopping=STOPPING)
+    assert held
+    assert not any(held)
 
 
 def test_what_cannot_be_captured_runs_all_the_same(exported: Export, caplog: pytest.LogCaptureFixture) -> None:

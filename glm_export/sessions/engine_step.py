@@ -19,7 +19,7 @@ from glm_export.errors import EnvironmentMissingError, InputError
 from glm_export.sessions import Tensors
 from glm_export.sessions.device import Device, Launch, address
 from glm_export.sessions.kernel_cache import KernelCache
-from glm_export.signature import BATCH, LOGITS, SEQUENCE, Signature
+from glm_export.signature import BATCH, INPUT_IDS, LOGITS, SEQUENCE, Signature
 
 DTYPES = {
     "FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT64": "int64", "INT32": "int32", "INT8": "int8",
@@ -51,6 +51,15 @@ class CachePair:
     present: torch.Tensor
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recorded:
+    """A captured step, for ids of one shape over the caches of one list, which it keeps where they are."""
+
+    shape: tuple[int, ...]
+    caches: Sequence[CachePair]
+    launch: Launch
+
+
 class EngineStep:
     """A context fixed to one profile. Inputs and logits stay at one address from call to call."""
 
@@ -79,9 +88,9 @@ class EngineStep:
         self._inputs = [spec.name for spec in signature.inputs if not spec.is_cache]
         self._logits = next(spec for spec in signature.outputs if spec.name == LOGITS)
         self._buffers = {name: self._reserve(name, profile.shapes[name][2]) for name in self._inputs}
-        rows, tokens = profile.shapes["input_ids"][2]
+        rows, tokens = profile.shapes[INPUT_IDS][2]
         self._buffers[LOGITS] = self._reserve(LOGITS, self._logits.shape(**{BATCH: rows, SEQUENCE: tokens}))
-        self._captured: tuple[tuple[Any, ...], Launch] | None = None
+        self._recorded: Recorded | None = None
         self._capturable = True
 
     def _dtype(self, name: str) -> str:
@@ -103,7 +112,8 @@ class EngineStep:
         Args:
             arrays: inputs other than the cache, by name.
             caches: bound in place of the last call's.
-            capture: launch as a CUDA graph, recorded the second time that shapes and caches are the same.
+            capture: record a CUDA graph behind the call, and launch that while ids have the same shape and ``caches``
+                is the same list.
 
         Returns:
             Logits ``[B, S or 1, V]`` on the device; the next call overwrites them.
@@ -113,18 +123,38 @@ class EngineStep:
             EnvironmentMissingError: TensorRT could not run it.
         """
         self._loaded.tensorrt.log.clear()
+        ids = arrays[INPUT_IDS]
+        recorded = self._recorded if capture else None
+        if recorded is not None and recorded.caches is caches and recorded.shape == ids.shape:
+            # Shapes and addresses are the recorded ones: only what lies there is new.
+            self._put(arrays)
+            recorded.launch()
+        else:
+            for name in self._inputs:
+                self._shape(name, arrays[name].shape)
+            self._put(arrays)
+            self._bind(caches)
+            self._execute()
+            if capture and self._capturable:
+                self._record(ids.shape, caches)
+        rows, tokens = ids.shape
+        shape = self._logits.shape(**{BATCH: rows, SEQUENCE: tokens})
+        return self._buffers[LOGITS][: math.prod(shape)].view(shape)
+
+    def forget(self) -> None:
+        """Give up what was recorded, and the caches it kept."""
+        self._recorded = None
+
+    def _put(self, arrays: Tensors) -> None:
         for name in self._inputs:
             array = arrays[name]
-            self._shape(name, array.shape)
             self._loaded.device.put(self._buffers[name][: array.size].view(array.shape), array)
+
+    def _bind(self, caches: Sequence[CachePair]) -> None:
         for pair in caches:
             self._shape(pair.past_name, tuple(pair.past.shape))
             self._address(pair.past_name, pair.past)
             self._address(pair.present_name, pair.present)
-        self._launch(capture, (arrays["input_ids"].shape, *(address(pair.past) for pair in caches)))
-        rows, tokens = arrays["input_ids"].shape
-        shape = self._logits.shape(**{BATCH: rows, SEQUENCE: tokens})
-        return self._buffers[LOGITS][: math.prod(shape)].view(shape)
 
     def _shape(self, name: str, shape: tuple[int, ...]) -> None:
         if not self._context.set_input_shape(name, shape):
@@ -134,23 +164,19 @@ class EngineStep:
                 "build with larger limits"
             )
 
-    def _launch(self, capture: bool, state: tuple[Any, ...]) -> None:
-        if not (capture and self._capturable):
-            self._execute()
-        elif self._captured is None or self._captured[0] != state:
-            # TensorRT settles on shapes in a first run of its own; the run after it can be recorded.
-            self._execute()
-            self._captured = None
-            try:
-                self._captured = (state, self._loaded.device.capture(self._execute))
-            except (RuntimeError, EnvironmentMissingError) as error:
-                # What this step was asked for is done; those after it are launched one kernel after another.
-                self._capturable = False
-                logging.getLogger(__name__).warning(
-                    "steps run without a CUDA graph, which could not be captured: %s", error
-                )
+    def _record(self, shape: tuple[int, ...], caches: Sequence[CachePair]) -> None:
+        """Record a step like the one just run: in that TensorRT settled on its shapes."""
+        self._recorded = None
+        try:
+            launch = self._loaded.device.capture(self._execute)
+        except (RuntimeError, EnvironmentMissingError) as error:
+            # What this step was asked for is done; those after it are launched one kernel after another.
+            self._capturable = False
+            logging.getLogger(__name__).warning(
+                "steps run without a CUDA graph, which could not be captured: %s", error
+            )
         else:
-            self._captured[1]()
+            self._recorded = Recorded(shape=shape, caches=caches, launch=launch)
 
     def _execute(self) -> None:
         if not self._context.execute_async_v3(self._loaded.device.stream):

@@ -106,6 +106,8 @@ class EngineSession(Session):
     def prefill(self, feeds: Feeds) -> Logits:
         """Start a batch from an empty cache."""
         self._require(feeds)
+        if feeds.batch != self._cache.rows:
+            self._decode.forget()
         self._cache.start(feeds.batch, self.engine.limits.max_context)
         return self._read(feeds)
 
