@@ -16,18 +16,21 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from glm_export.api import chat, check, export, generate, infill, load_session, open_checkpoint, score
     from glm_export.artifacts import OnnxProgram, load_program
+    from glm_export.deployment import build
+    from glm_export.engines.folder import Engine, load_engine
     from glm_export.errors import GlmExportError
     from glm_export.sampling import Sampling
 
 __all__ = [
-    "GlmExportError", "OnnxProgram", "Sampling", "__version__",
-    "chat", "check", "export", "generate",
-    "infill", "load_program", "load_session", "open_checkpoint",
+    "Engine", "GlmExportError", "OnnxProgram", "Sampling", "__version__",
+    "build", "chat", "check", "export", "generate",
+    "infill", "load_engine", "load_program", "load_session", "open_checkpoint",
     "score",
 ]  # fmt: skip
 
 _HOME = {
     "GlmExportError": "errors", "OnnxProgram": "artifacts", "load_program": "artifacts", "Sampling": "sampling",
+    "Engine": "engines.folder", "load_engine": "engines.folder", "build": "deployment",
 }  # fmt: skip
 
 try:
