@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 
 from glm_export import gpu
-from glm_export.artifacts import OnnxProgram
+from glm_export.artifacts import MANIFEST, MODEL, OnnxProgram, load_program, write_json
 from glm_export.engines import plan, vendor
 from glm_export.engines.network import Network
 from glm_export.engines.options import BuildOptions
@@ -28,7 +31,7 @@ NoFusedKernelError = plan._NoFusedKernelError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Built:
-    """What one build said and wrote: its record, the network's layers, the plan's bytes, and every word of the log."""
+    """One build: what it said of itself, how often each kind of layer stands in the network, bytes of the plan."""
 
     record: BuildRecord
     network: dict[str, int]
@@ -65,6 +68,18 @@ def build_program(program: OnnxProgram, *, target: str | None = None) -> Built:
             record=record, network=network, size=job.plan_path.stat().st_size,
             log=job.log_path.read_text(encoding="utf-8"),
         )  # fmt: skip
+
+
+def changed(program: OnnxProgram, folder: Path, change: Callable[[onnx.GraphProto], object]) -> OnnxProgram:
+    """A copy of a program with another graph, which its manifest takes for its own."""
+    shutil.copytree(program.folder, folder)
+    model = onnx.load(str(folder / MODEL), load_external_data=False)
+    change(model.graph)
+    onnx.save(model, str(folder / MODEL))
+    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    manifest["sizes"][MODEL] = (folder / MODEL).stat().st_size
+    write_json(folder / MANIFEST, manifest)
+    return load_program(folder)
 
 
 @contextmanager

@@ -31,6 +31,7 @@ from glm_export.graphs.places import annotate
 from glm_export.graphs.rule import PLACE
 from glm_export.sessions.torch import TorchSession
 from glm_export.target import Target, settle
+from tests import rtx
 from tests.overflowing import (
     PLANTS,
     Measured,
@@ -230,8 +231,6 @@ def test_tensorrt_rtx_builds_islands(
     plant: str, recipe: str | None, planted: Callable[[str], Measured], tmp_path: Path
 ) -> None:
     pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX is not installed: pip install 'glm-export[rtx]'")
-    from tests import rtx
-
     program = export(planted(plant), tmp_path / "out", "tensorrt", recipe=recipe)
     built = rtx.build_program(program)
     assert built.network["CAST"] >= operators(program)["Cast"]
@@ -240,12 +239,13 @@ def test_tensorrt_rtx_builds_islands(
 
 
 def test_control_tensorrt_rtx_has_no_attention_in_float32(planted: Callable[[str], Measured], tmp_path: Path) -> None:
-    """Where scores overflow, a fused kernel needs bfloat16. If this fails, TensorRT has learnt it."""
-    pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX is not installed: pip install 'glm-export[rtx]'")
-    from tests import rtx
+    """Where scores overflow, an engine needs bfloat16. If this fails, TensorRT has learnt it.
 
+    Several kernels are no way out: TensorRT-RTX 1.7 crashes where one attention is taken apart beside another in
+    float16.
+    """
+    pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX is not installed: pip install 'glm-export[rtx]'")
     program = export(planted("scores"), tmp_path / "out", "tensorrt")
-    assert rtx.build_program(program).record.decomposed
     with rtx.without_leave_to_decompose(), pytest.raises(rtx.NoFusedKernelError, match="by a dedicated kernel"):
         rtx.build_program(program)
 

@@ -29,6 +29,7 @@ from glm_export.proof import canonical_signature, parity_cases, run_both
 from glm_export.sessions import ort
 from glm_export.sessions.ort import OrtSession
 from glm_export.sessions.torch import TorchSession
+from tests import rtx
 from tests.tiny import random_tensors, tiny_values, write_checkpoint
 from tests.walked import GPTQ, Made, one_thread, poems, random_corpus, tracing_once, weight_bytes
 
@@ -182,8 +183,6 @@ def stored(program: OnnxProgram, name: str) -> np.ndarray:
 def test_tensorrt_builds_what_is_quantized(name: str, dialect: str, inputs: int, weights: int, made: Made) -> None:
     """Products a layer whose inputs are rounded, and whose weights are; and the head's where the recipe takes it."""
     pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX is not installed")
-    from tests import rtx
-
     program = made.program("demo", name, dialect, "float16" if dialect == "tensorrt" else "float32")
     built, layers = rtx.build_program(program), program.config.num_layers
     head = int(recipes.load(name).carried_by(dialect).head is not None)
