@@ -66,8 +66,12 @@ def load_program(folder: Path) -> OnnxProgram:
     """
     if not is_program(folder):
         raise InputError(f"{folder} holds no {MANIFEST}; give a folder that 'glm-export export' wrote")
-    manifest = read_manifest(folder / MANIFEST, "export")
-    return program_of(folder, manifest)
+    path = folder / MANIFEST
+    manifest = read_manifest(path, "export")
+    try:
+        return program_of(folder, manifest)
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} does not fit this version: {error!r}; export again") from error
 
 
 def program_of(folder: Path, manifest: dict[str, Any]) -> OnnxProgram:
@@ -98,6 +102,8 @@ def read_manifest(path: Path, verb: str) -> dict[str, Any]:
         manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise CheckpointError(f"{path} is not readable JSON: {error}; {verb} again") from error
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("sizes"), dict):
+        raise CheckpointError(f"{path} should hold a JSON object with the sizes of its files; {verb} again")
     if manifest.get("format") != MANIFEST_FORMAT:
         raise CheckpointError(
             f"{path} has format {manifest.get('format')!r}, this version reads {MANIFEST_FORMAT}; {verb} again"

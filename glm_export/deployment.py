@@ -16,7 +16,7 @@ from glm_export.engines.builder import BuildPlan, build_engine, plan_build
 from glm_export.engines.folder import Engine
 from glm_export.engines.implicit import CalibratorFactory
 from glm_export.engines.options import BuildOptions
-from glm_export.engines.profiles import PREFILL, settle_limits
+from glm_export.engines.profiles import PREFILL, Limits, settle_limits
 from glm_export.engines.source import ExportOptions, program_to_build, refuse_engine
 from glm_export.errors import InputError
 from glm_export.gpu import has_driver
@@ -71,9 +71,8 @@ def build(
         source: an exported folder of dialect ``tensorrt`` or ``portable``; or a checkpoint, which is exported first.
         out: the folder to write.
         runtime: ``tensorrt`` or ``tensorrt-rtx``; None takes :func:`usual_runtime`.
-        max_batch: rows of a decode step; for the other limits see
-            :func:`glm_export.engines.profiles.settle_limits`.
-        max_context: tokens of a row.
+        max_batch: rows of a decode step.
+        max_context: tokens of a row; for what None is, see :func:`glm_export.engines.profiles.settle_limits`.
         prefill_tokens: tokens read at once.
         prefill_batch: rows read at once.
         export: ``dtype``, ``recipe`` and ``ranges`` for a checkpoint.
@@ -81,48 +80,71 @@ def build(
         implicit_int8: for TensorRT up to 10 and a float program of dialect ``portable``.
         timing_cache: a file of measured kernels; None takes :data:`TIMING_CACHE`.
         family: of a checkpoint, where config.json leaves it open.
-        force: replace an engine's or program's folder.
+        force: replace a folder.
         progress: shows the export's steps and the builder's phases.
-        planned: is told the plan before the building begins.
+        planned: is told the plan beforehand.
 
     Raises:
-        InputError: an option is unknown, exceeds the program, or is not offered by this version; the parser refuses a
-            node; or ``out`` exists.
+        InputError: an option does not fit, the parser refuses a node, or ``out`` exists.
         EnvironmentMissingError: the runtime, a GPU, disk or memory is missing, or the builder gives up.
     """
     out, options, progress = Path(out), options or BuildOptions(), progress or Silent()
-    refuse_overwrite(out, force=force)
-    tensorrt = _ready(runtime, options)
-    asked = ExportOptions(**{**(export or {}), "max_length": max_context})
-    with program_to_build(_opened(source, family), tensorrt, asked, out, progress) as program:
+    asked = {**(export or {}), "max_length": max_context}
+    tensorrt = _ready(runtime, out, options, implicit_int8, force=force)
+    _refuse_contradictions(max_batch, max_context, prefill_tokens, prefill_batch)
+    with (
+        program_to_build(_opened(source, out, family), tensorrt, ExportOptions(**asked), out, progress) as program,
+        tempfile.TemporaryDirectory(prefix="glm-export-") as folder,
+    ):
         limits = settle_limits(
             program.signature, program.config.max_positions, max_batch=max_batch, max_context=max_context,
             prefill_tokens=prefill_tokens, prefill_batch=prefill_batch,
         )  # fmt: skip
         plan = plan_build(program, out, tensorrt, limits, options)
-        with tempfile.TemporaryDirectory(prefix="glm-export-") as folder:
-            cache = Path(folder) / CALIBRATION_CACHE
-            calibrator = _calibrator(tensorrt, plan, implicit_int8, cache) if implicit_int8 else None
-            return build_engine(
-                plan, out, tensorrt, options, calibrator=calibrator, calibration_cache=cache, force=force,
-                progress=progress, planned=planned, timing_cache=(timing_cache or TIMING_CACHE).expanduser(),
-            )  # fmt: skip
+        cache = Path(folder) / CALIBRATION_CACHE
+        calibrator = _calibrator(tensorrt, plan, implicit_int8, cache) if implicit_int8 else None
+        return build_engine(
+            plan, out, tensorrt, options, calibrator=calibrator, calibration_cache=cache, force=force,
+            progress=progress, planned=planned, timing_cache=(timing_cache or TIMING_CACHE).expanduser(),
+        )  # fmt: skip
 
 
-def _ready(runtime: str | None, options: BuildOptions) -> vendor.TensorRT:
+def _ready(
+    runtime: str | None, out: Path, options: BuildOptions, asked: ImplicitInt8 | None, *, force: bool
+) -> vendor.TensorRT:
     """The runtime, once nothing speaks against building with it: an export takes minutes."""
+    refuse_overwrite(out, force=force)
     tensorrt = vendor.load(runtime or usual_runtime())
     options.refuse_unoffered(tensorrt)
     if not tensorrt.rtx:
         tensorrt.require_driver(f"building with {tensorrt.name}")
+    if asked is not None:
+        implicit.require_implicit(tensorrt)
     return tensorrt
 
 
-def _opened(source: str | Path | Checkpoint, family: str | None) -> Path | Checkpoint:
+def _refuse_contradictions(
+    max_batch: int, max_context: int | None, prefill_tokens: int | None, prefill_batch: int | None
+) -> None:
+    """What limits say of each other is known before anything is exported."""
+    tokens = 1 if prefill_tokens is None else prefill_tokens
+    context = tokens if max_context is None else max_context
+    rows = 1 if prefill_batch is None else prefill_batch
+    Limits(max_batch=max_batch, max_context=context, prefill_tokens=tokens, prefill_batch=rows)
+
+
+def _opened(source: str | Path | Checkpoint, out: Path, family: str | None) -> Path | Checkpoint:
     if not isinstance(source, str | Path):
         return source
-    refuse_engine(Path(source))
-    return Path(source) if is_program(Path(source)) else api.open_checkpoint(source, family)
+    folder = Path(source)
+    refuse_engine(folder)
+    if not is_program(folder):
+        return api.open_checkpoint(source, family)
+    if folder.resolve() == out.resolve():
+        raise InputError(f"{out} is the exported folder itself; give another --out")
+    if family is not None:
+        raise InputError(f"{source} is exported already: --family cannot change it; leave it out")
+    return folder
 
 
 def _calibrator(tensorrt: vendor.TensorRT, plan: BuildPlan, asked: ImplicitInt8, cache: Path) -> CalibratorFactory:

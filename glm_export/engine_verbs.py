@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from rich.console import Console
 
 from glm_export import families
 from glm_export.calibration import recipes
+from glm_export.errors import InputError
 from glm_export.signature import DTYPES
 
 MESSAGES = Console(stderr=True, highlight=False)
@@ -36,9 +38,9 @@ GIGABYTE = 10**9
 @click.option("--ranges", type=FOLDER, help="For a checkpoint: what `calibrate` measured.")
 @click.option("--family", type=click.Choice(families.names()), help="Where config.json leaves it open.")
 @click.option("--implicit-int8", is_flag=True, help="TensorRT up to 10, dialect portable: it chooses what is INT8.")
-@click.option("--calibrator", type=click.Choice(["entropy", "min-max"]), default="entropy", show_default=True)
+@click.option("--calibrator", type=click.Choice(["entropy", "min-max"]), help="Of implicit INT8. Default: entropy.")
 @click.option("--calibration-cache", type=FOLDER, help="Measured before; default: the program's own, if it has one.")
-@click.option("--corpus", default="default", show_default=True, help="What implicit INT8 is measured on.")
+@click.option("--corpus", help="What implicit INT8 is measured on: a .txt or .jsonl, or default, poems, technical.")
 @click.option("--workspace", type=float, help="Gigabytes of scratch a kernel may use; default: TensorRT's.")
 @click.option("--optimization-level", type=click.IntRange(0, 5), help="0 builds fast, 5 searches long.")
 @click.option("--version-compatible", is_flag=True, help="Later versions of TensorRT load it.")
@@ -49,10 +51,7 @@ GIGABYTE = 10**9
 @click.option("--compute-capability", "targets", multiple=True, help="Target of TensorRT-RTX, e.g. 8.9; or current.")
 @click.option("--timing-cache", type=FOLDER, help="Kernels measured before; default: in ~/.cache/glm-export.")
 @click.option("--force", is_flag=True, help="Replace an engine.")
-def build(
-    source: str, out: Path, implicit_int8: bool, calibrator: str, calibration_cache: Path | None, corpus: str,
-    **options: Any,
-) -> None:  # fmt: skip
+def build(source: str, out: Path, implicit_int8: bool, **options: Any) -> None:
     """Build a TensorRT engine of SOURCE, an exported folder or a checkpoint.
 
     TensorRT-RTX builds without a GPU; engines run where there is one.
@@ -63,6 +62,12 @@ def build(
     from glm_export.show_engines import show_build_plan, show_built
 
     workspace = options.pop("workspace")
+    if workspace is not None and not math.isfinite(workspace):
+        raise InputError(f"--workspace is a number of gigabytes, found {workspace}")
+    measured = {name: options.pop(name) for name in ("calibrator", "calibration_cache", "corpus")}
+    if not implicit_int8 and any(measured.values()):
+        given = ", ".join(f"--{name.replace('_', '-')}" for name, value in measured.items() if value)
+        raise click.UsageError(f"{given} belongs to --implicit-int8; give that, too, or leave it out")
     chosen = BuildOptions(
         compute_capabilities=options.pop("targets"),
         workspace_bytes=None if workspace is None else int(workspace * GIGABYTE),
@@ -76,7 +81,10 @@ def build(
     )  # fmt: skip
     export = {name: options.pop(name) for name in ("dtype", "recipe", "ranges")}
     export["ranges"] = api.open_ranges(export["ranges"])
-    legacy = deployment.ImplicitInt8(algorithm=calibrator, cache=calibration_cache, corpus=corpus)
+    legacy = deployment.ImplicitInt8(
+        algorithm=measured["calibrator"] or "entropy", cache=measured["calibration_cache"],
+        corpus=measured["corpus"] or "default",
+    )  # fmt: skip
     with ProgressBars(MESSAGES) as bars:
         engine = deployment.build(
             source, out, **options, export=export, options=chosen, implicit_int8=legacy if implicit_int8 else None,

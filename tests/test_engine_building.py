@@ -320,7 +320,7 @@ def test_options_that_need_no_gpu(engine: Engine, program: OnnxProgram, tmp_path
 def test_options_that_need_a_gpu(option: str, program: OnnxProgram, tmp_path: Path) -> None:
     line = fails(3, "build", program.folder, "--out", tmp_path / "engine", *RTX, option)
     assert f"{option} with tensorrt-rtx needs an NVIDIA GPU and its driver" in line
-    line = fails(3, "build", program.folder, "--out", tmp_path / "engine", *RTX, "--compute-capability", "current")
+    line = fails(3, "build", program.folder, "--out", tmp_path, *RTX, "--compute-capability", "current", "--force")
     assert "the target 'current' needs an NVIDIA GPU" in line
     assert list(tmp_path.iterdir()) == []
 
@@ -334,8 +334,8 @@ def test_options_that_need_a_gpu(option: str, program: OnnxProgram, tmp_path: Pa
         (("--recipe", "int4-weights"), "is exported already: --recipe cannot change it"),
         (("--prefill-tokens", LENGTH + 1), f"--prefill-tokens {LENGTH + 1} exceeds --max-context {LENGTH}"),
         (("--max-context", LENGTH // 2), f"--max-context is {LENGTH // 2}, and the program holds {LENGTH} tokens"),
-        (("--max-context", 0), f"--max-context is 0, and the program holds {LENGTH} tokens"),
-        (("--workspace", -1), "--workspace must be more than 0"),
+        (("--max-context", 0), "--max-context must be at least 1, found 0"),
+        (("--family", "chatglm3"), "is exported already: --family cannot change it"),
         (("--workspace", 1e30), "--workspace must be more than 0 and fewer than 2^63 bytes"),
     ],
 )

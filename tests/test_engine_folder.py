@@ -208,13 +208,18 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no plan": (lambda folder: (folder / PLAN).unlink(), r"engine\.plan should have \d+ bytes, found no file"),
     "a short plan": (lambda folder: (folder / PLAN).write_bytes(b"short"), r"should have \d+ bytes, found 5"),
     "no JSON": (lambda folder: (folder / ENGINE_MANIFEST).write_text("{"), r"engine\.json is not readable JSON"),
-    "another JSON": (lambda folder: (folder / ENGINE_MANIFEST).write_text("[]"), r"\.json does not fit this version"),
+    "another JSON": (lambda folder: (folder / ENGINE_MANIFEST).write_text("[]"), "should hold a JSON object with"),
     "another format": (rewritten(lambda values: values.update(format=2)), "has format 2, this version reads 1"),
     "three corners": (
         rewritten(lambda values: values["profiles"][0]["shapes"]["input_ids"].pop()), "does not fit this version",
     ),
     "an unknown limit": (rewritten(lambda values: values["limits"].update(rows=3)), "does not fit this version"),
-    **{f"no {name}": (without(name), rf"does not fit this version: KeyError\('{name}'\)") for name in READ},
+    **{
+        f"no {name}": (
+            without(name), "the sizes of its files" if name == "sizes" else rf"fit this version: KeyError\('{name}'\)",
+        )
+        for name in READ
+    },
 }  # fmt: skip
 
 

@@ -75,7 +75,7 @@ GUARDED_ELSEWHERE = (
     ),
     Elsewhere(
         file=f"{ENGINES}/plan.py", function="_configured", names=("IBuilderConfig.set_calibration_profile",),
-        needs=("IInt8EntropyCalibrator2",), asked_in=f"{ENGINES}/implicit.py refuse_implicit",
+        needs=("IInt8EntropyCalibrator2",), asked_in=f"{ENGINES}/implicit.py require_implicit",
         reaching=("8.6", "10.16"), why="there is a calibrator only where implicit INT8 was not refused",
     ),
     Elsewhere(

@@ -35,9 +35,9 @@ def _engines(runtime: str) -> list[Part]:
     small = [
         Part(
             f"{runtime}-{model}",
-            f"{name}, embedded model {model}: float16, bfloat16, int8-weights, int4-weights and int8-smoothquant build, "
-            "equal PyTorch and ONNX Runtime, recall poems; equal rows answer alike; prompts in pieces; CUDA graph and "
-            "none write the same; INT8 products compute in 8 bits",
+            f"{name}, embedded model {model}, in float16, bfloat16, int8-weights, int4-weights and int8-smoothquant: "
+            "builds, equals PyTorch and ONNX Runtime (past and present at one address), recalls poems, equal rows "
+            "answer alike, prompts in pieces, CUDA graph and none write the same, INT8 products compute in 8 bits",
             6, "engine_parts", "embedded", (runtime, model),
         )
         for model in MODELS
@@ -79,7 +79,7 @@ def _full_size() -> list[Part]:
             ),
             Part(
                 f"full-engine-{form}",
-                f"that engine: speed at batch 1 and 8, CUDA graph against none, parity with PyTorch on the GPU",
+                "that engine: speed at batch 1 and 8, CUDA graph against none, parity with PyTorch on the GPU",
                 6, "full_size_parts", "engine", (form,),
             ),
         )

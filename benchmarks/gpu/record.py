@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -55,23 +55,25 @@ class Kit:
         return "cpu" if self.rehearse else "cuda"
 
 
-def code_fingerprint() -> str:
-    """Twelve digits that change with the code a result was made by."""
+def identity(kit: Kit) -> str:
+    """What a result belongs to: twelve digits that change with the code, and what was asked for beside the usual."""
     digest = hashlib.sha256()
     for path in sorted(path for room in CODE for path in (ROOT / room).rglob("*.py")):
         digest.update(path.read_bytes())
-    return digest.hexdigest()[:12]
+    unusual = (kit.shape if kit.shape != SHAPE else None, kit.runtime, "rehearsal" if kit.rehearse else None)
+    return " ".join(filter(None, (digest.hexdigest()[:12], *unusual)))
+
+
+def asked_alike(one: str, other: str) -> bool:
+    """Whether two identities differ in the code at most."""
+    return one.partition(" ")[2] == other.partition(" ")[2]
 
 
 def versions() -> dict[str, str]:
     """Of what is installed among :data:`PACKAGES`."""
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    installed = {one.metadata["Name"]: one.version for one in distributions()}
+    named = {str(name).lower().replace("_", "-"): found for name, found in installed.items()}
+    return {name: named[name] for name in PACKAGES if name in named}
 
 
 def this_device() -> dict[str, str | None]:
@@ -133,7 +135,9 @@ class Recorder:
         if self.again:
             shutil.rmtree(self.kit.work / self.part, ignore_errors=True)
             self._kept_path.unlink(missing_ok=True)
-        self._earlier = {step["step"]: step for step in kept_steps(self.kit.out, self.part, self.code) if step["passed"]}
+        self._earlier = {
+            step["step"]: step for step in kept_steps(self.kit.out, self.part, self.code) if step["passed"]
+        }
 
     @property
     def _kept_path(self) -> Path:
@@ -162,7 +166,6 @@ class Recorder:
         except NotAvailableError as missing:
             found = {"passed": None, "reason": str(missing)}
         except Exception as error:  # one thing that fails must not hide what the others show
-            traceback.print_exc()
             found = self._failure(error)
         seconds = round(time.perf_counter() - started, 2)
         return self._keep({"step": name, "code": self.code, "seconds": seconds} | plain(found))
@@ -172,6 +175,7 @@ class Recorder:
 
         if self.kit.rehearse and isinstance(error, EnvironmentMissingError):
             return {"passed": None, "reason": str(error)}
+        traceback.print_exception(error)
         return {"passed": False, "error": one_line(error)}
 
     def _keep(self, step: Facts) -> Facts:
@@ -220,9 +224,7 @@ def verdict_of(steps: list[Facts]) -> bool | None:
     return False if False in passed else (True if True in passed else None)
 
 
-def result_of(
-    part: str, steps: list[Facts], kit: Kit, seconds: float, *, facts: Mapping[str, Any], code: str
-) -> Facts:
+def result_of(part: str, steps: list[Facts], kit: Kit, seconds: float, *, facts: Mapping[str, Any], code: str) -> Facts:
     """A part's file as values."""
     return {
         "part": part, "passed": verdict_of(steps), "seconds": round(seconds, 1),

@@ -13,5 +13,4 @@ while [ $# -gt 0 ]; do
   esac
 done
 root=$(cd "$(dirname "$0")/../.." && pwd)
-export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 exec "$python" "$root/benchmarks/gpu/kit.py" ${words[@]+"${words[@]}"}

@@ -132,7 +132,7 @@ def _copy_beside(program: OnnxProgram, folder: Path, *, stripped: bool) -> None:
     """Tokenizer, configs and the numbers of a recipe; for a stripped plan the program that has the weights."""
     kept = NOT_COPIED - ({MODEL, WEIGHTS} if stripped else set())
     for path in program.folder.iterdir():
-        if path.name not in kept:
+        if path.is_file() and path.name not in kept:
             shutil.copyfile(path, folder / path.name)
 
 

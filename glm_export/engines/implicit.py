@@ -7,6 +7,7 @@ anew without data; so the line is written for the version at hand.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,17 +29,26 @@ CACHE_ALGORITHM = dict(zip(CALIBRATORS, ALGORITHMS, strict=True))
 CalibratorFactory = Callable[[Network], Any]
 
 
-def refuse_implicit(program: OnnxProgram, tensorrt: TensorRT) -> None:
-    """See that a program can be quantized implicitly.
+def require_implicit(tensorrt: TensorRT) -> None:
+    """See that a version has implicit INT8.
 
     Raises:
-        InputError: this version has no implicit INT8, the program is quantized already, or its cache is static.
+        InputError: it has not.
     """
     if tensorrt.rtx or tensorrt.find(CALIBRATORS[ENTROPY]) is None:
         raise InputError(
             f"{tensorrt.name} {tensorrt.version} has no implicit INT8 (TensorRT 11 dropped it); "
             "export with --recipe int8-smoothquant and build that"
         )
+
+
+def refuse_implicit(program: OnnxProgram, tensorrt: TensorRT) -> None:
+    """See that a program can be quantized implicitly.
+
+    Raises:
+        InputError: this version has no implicit INT8, the program is quantized already, or its cache is static.
+    """
+    require_implicit(tensorrt)
     if program.recipe is not None:
         raise InputError(f"{program.folder} is quantized by {program.recipe} already; leave --implicit-int8 out")
     if program.signature.cache is not Cache.GROWING:
@@ -47,7 +57,7 @@ def refuse_implicit(program: OnnxProgram, tensorrt: TensorRT) -> None:
 
 def cache_version(version: str) -> str:
     """A version as caches write it: ``8601`` for 8.6.1, ``101303`` for 10.13.3 (NV_TENSORRT_VERSION)."""
-    major, minor, patch = (int(part) for part in (*version.split(".")[:3], "0")[:3])
+    major, minor, patch = (int(part) for part in (*re.findall(r"\d+", version), "0", "0")[:3])
     return str(major * 10_000 + minor * 100 + patch if major >= 10 else major * 1000 + minor * 100 + patch)
 
 
@@ -60,11 +70,13 @@ def write_cache_for(tensorrt: TensorRT, source: Path, algorithm: str, path: Path
     if not source.is_file():
         written_by = "'glm-export export --dialect portable --ranges' writes one"
         raise InputError(f"{source} is missing; {written_by}")
-    text = cache_text(
-        read_cache(source.read_text(encoding="ascii")), version=cache_version(tensorrt.version),
-        algorithm=CACHE_ALGORITHM[algorithm],
-    )  # fmt: skip
-    path.write_text(text, encoding="ascii")
+    try:
+        text = source.read_text(encoding="ascii")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{source} is no calibration cache: {error}") from error
+    read_cache(text)
+    header = cache_text({}, version=cache_version(tensorrt.version), algorithm=CACHE_ALGORITHM[algorithm])
+    path.write_text(header + text.partition("\n")[2], encoding="ascii")
 
 
 def calibrator(

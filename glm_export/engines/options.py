@@ -63,6 +63,8 @@ class BuildOptions:
             if tensorrt.rtx and option in NEED_DRIVER_IN_RTX and not has_driver():
                 tensorrt.require_driver(f"--{option.replace('_', '-')} with {tensorrt.name}")
         if self.hardware_compatible is not None:
+            if tensorrt.rtx:
+                raise InputError(f"--hardware-compatible is TensorRT's; {tensorrt.name} has --compute-capability")
             if self.hardware_compatible not in HARDWARE:
                 raise InputError(f"--hardware-compatible is one of {', '.join(HARDWARE)}")
             name = f"HardwareCompatibilityLevel.{HARDWARE[self.hardware_compatible]}"

@@ -18,13 +18,14 @@ from glm_export.engines.network import Network
 from glm_export.engines.options import BuildOptions
 from glm_export.engines.profiles import OptimizationProfile
 from glm_export.engines.vendor import TensorRT
-from glm_export.errors import EnvironmentMissingError
+from glm_export.errors import EnvironmentMissingError, InputError
 from glm_export.gpu import has_driver
 from glm_export.progress import Advance, Progress
 
 ACTIVATIONS, WEIGHTS = "Total Activation Memory: ", "Total Weights Memory: "
 LAYERS = "Layers:\n"
 NO_FUSED_KERNEL = "not supported by a dedicated kernel"
+ATTENTION_PLACE = ".attention"
 NEEDS_GPU = "Cuda Runtime"
 SHOWN_DEPTH = 2
 """Of the builder's nested phases, those that last long enough to read."""
@@ -94,12 +95,32 @@ def build(tensorrt: TensorRT, job: BuildJob, progress: Progress) -> tuple[BuildR
         try:
             return _build(tensorrt, job, network, log.write, progress), dict(network.counts())
         except _NoFusedKernelError:
+            refuse_wide_attention(tensorrt, job.program)
             log.write("\n# attention has no fused kernel for this dtype and head size: built from several kernels\n\n")
         network = _parsed(tensorrt, job)
         network.allow_decomposition()
-        record = _build(tensorrt, job, network, log.write, progress)
+        try:
+            record = _build(tensorrt, job, network, log.write, progress)
+        except _NoFusedKernelError as error:
+            raise EnvironmentMissingError(
+                f"{tensorrt.name} {tensorrt.version} could not build {job.program.folder}: {tensorrt.log.reason}"
+            ) from error
     record.decomposed = True
     return record, dict(network.counts())
+
+
+def refuse_wide_attention(tensorrt: TensorRT, program: OnnxProgram) -> None:
+    """See that attention may be built from several kernels.
+
+    Raises:
+        InputError: some of it is computed in float32 over a float16 cache: TensorRT-RTX 1.7 ends the process there.
+    """
+    wide = [place for place in program.manifest.get("float32_islands", []) if ATTENTION_PLACE in place]
+    if wide:
+        raise InputError(
+            f"{tensorrt.name} {tensorrt.version} has no kernel for attention in float32 over a float16 cache, and "
+            f"{wide[0]} is kept in float32; export with --dtype bfloat16"
+        )
 
 
 class _NoFusedKernelError(Exception):
@@ -145,7 +166,7 @@ def _failure(tensorrt: TensorRT, job: BuildJob) -> Exception:
     hint = ""
     if any(sign in said for sign in OUT_OF_MEMORY):
         hint = "; free device memory, or ask for a smaller --max-batch, --prefill-tokens or --workspace"
-    elif NEEDS_GPU in said and not has_driver():
+    elif tensorrt.log.errors and NEEDS_GPU in tensorrt.log.errors[0] and not has_driver():
         hint = "; this version builds it on a machine with a GPU only"
     return EnvironmentMissingError(
         f"{tensorrt.name} {tensorrt.version} could not build {job.program.folder}: {tensorrt.log.reason}{hint}"
@@ -176,7 +197,10 @@ def _configured(tensorrt: TensorRT, job: BuildJob, network: Network, monitor: An
         if tensorrt.rtx:
             from polygraphy.backend.tensorrt_rtx import CreateConfigRTX
 
-            return CreateConfigRTX(**arguments)(network.builder, network.network)
+            config = CreateConfigRTX(**arguments)(network.builder, network.network)
+            # As Polygraphy does for TensorRT: float32 means float32.
+            config.clear_flag(tensorrt.module.BuilderFlag.TF32)
+            return config
         existing = job.timing_cache if job.timing_cache is not None and job.timing_cache.is_file() else None
         arguments["load_timing_cache"] = str(existing) if existing is not None else None
         calibrator = job.calibrator(network) if job.calibrator is not None else None

@@ -74,6 +74,9 @@ def program_to_build(
             )
         yield load_program(source)
         return
+    context = source.config.max_positions
+    if options.max_length is not None and options.max_length > context:
+        raise InputError(f"--max-context is {options.max_length}, the model's context {context}; ask for less")
     # An exported folder is built without PyTorch.
     from glm_export import exporter
 

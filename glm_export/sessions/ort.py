@@ -24,6 +24,8 @@ from glm_export.signature import LOGITS, Cache, past_names
 
 CUDA = "CUDAExecutionProvider"
 PREFERRED_PROVIDERS = (CUDA, "CPUExecutionProvider")
+EXACT = {"use_tf32": "0"}
+"""By default products of float32 are rounded to 11 bits on GPUs that can."""
 MANY_CORES = 4
 # ONNX Runtime 1.31 turns the Q/DQ of 8-bit floats into an integer product that does not take them, and fails.
 UNFUSED = {"fp8"}
@@ -81,7 +83,8 @@ def inference_session(
     if CUDA in chosen:
         onnxruntime.preload_dlls()
     try:
-        given = [(name, ENABLE) if cuda_graph and name == CUDA else name for name in chosen]
+        cuda = EXACT | ENABLE if cuda_graph else EXACT
+        given = [(name, cuda) if name == CUDA else name for name in chosen]
         return onnxruntime.InferenceSession(str(program.model_path), options, providers=given)
     except Exception as error:  # onnxruntime's exceptions share no public base
         hint = "; export with --dtype float32 for this machine" if program.dtype != "float32" else ""

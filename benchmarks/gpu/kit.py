@@ -1,0 +1,191 @@
+"""Everything a GPU can show, in parts: each in a process of its own, with a limit, skipped once it has passed.
+
+    bash benchmarks/gpu/run.sh [--python PYTHON] [--work DIR] [--out RESULTS] [PART ...]
+
+Exit code 0: nothing differed. 1: something did, failed or was cut off. 3: there is no GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from contextlib import suppress
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from parts import PARTS, Part
+from record import (
+    ROOT,
+    SHAPE,
+    Facts,
+    Kit,
+    NotAvailableError,
+    Recorder,
+    asked_alike,
+    identity,
+    kept_steps,
+    one_line,
+    read,
+    result_of,
+    save,
+    write_whole,
+)
+from report import headline, render
+
+LIMIT_S = 540
+SHAPES = (SHAPE, "medium")
+NO_GPU = "no NVIDIA GPU or driver was found here: every part needs one (run.sh --list shows the parts)"
+
+
+def main(words: list[str] | None = None) -> int:
+    """Run parts, or list them."""
+    arguments = parser().parse_args(words)
+    if arguments.list:
+        print(listing())
+        return 0
+    kit = Kit(
+        work=arguments.work.resolve(), out=arguments.out.resolve(), shape=arguments.shape, runtime=arguments.runtime,
+        rehearse=arguments.rehearse,
+    )  # fmt: skip
+    if not kit.rehearse and not gpu_is_there():
+        print(NO_GPU, file=sys.stderr)
+        return 3
+    if arguments.inside:
+        return inside(named(arguments.inside), kit, again=arguments.again)
+    chosen = [named(name) for name in arguments.parts] or PARTS
+    kit.out.mkdir(parents=True, exist_ok=True)
+    results = [one(part, kit, arguments) for part in chosen]
+    print(f"\nreport: {write_report(kit.out)}")
+    return int(any(result["passed"] is False for result in results))
+
+
+def parser() -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("parts", nargs="*", metavar="PART", help="default: all, in order")
+    options.add_argument("--list", action="store_true", help="what each part shows, and about how long it takes")
+    options.add_argument("--work", type=Path, default=Path("gpu-work"), help="for checkpoints, programs and engines")
+    options.add_argument("--out", type=Path, default=Path("gpu-results"), help="for results")
+    options.add_argument("--limit", type=float, default=LIMIT_S, help="seconds for a part (default %(default)s)")
+    options.add_argument("--again", action="store_true", help="also what has passed already")
+    options.add_argument("--shape", choices=SHAPES, default=SHAPE, help="of the full-size parts")
+    options.add_argument("--runtime", choices=("tensorrt", "tensorrt-rtx"), help="of the full-size engines")
+    options.add_argument("--rehearse", action="store_true", help="run the code without a GPU; shows nothing of one")
+    options.add_argument("--inside", help=argparse.SUPPRESS)
+    return options
+
+
+def gpu_is_there() -> bool:
+    from glm_export.gpu import has_driver
+
+    return has_driver()
+
+
+def listing() -> str:
+    """Every part with what it shows."""
+    width = max(len(part.name) for part in PARTS)
+    lines = [f"{part.name:{width}}  about {part.minutes} min  {part.shows}" for part in PARTS]
+    return "\n".join([*lines, f"{len(PARTS)} parts; minutes are guesses until they have run on a GPU"])
+
+
+def named(name: str) -> Part:
+    found = [part for part in PARTS if part.name == name]
+    if not found:
+        parser().error(f"part {name!r} is unknown; run.sh --list shows those there are")
+    return found[0]
+
+
+def one(part: Part, kit: Kit, arguments: argparse.Namespace) -> Facts:
+    """One part's result, from its file if it has passed, and a line on the terminal."""
+    earlier = read(kit.out, part.name)
+    stands = earlier is not None and earlier["passed"] and asked_alike(earlier["code"], identity(kit))
+    if earlier is not None and stands and not arguments.again and not part.always:
+        print(f"{part.name}: passed already, {earlier['made']} (--again runs it again)", flush=True)
+        return earlier
+    print(f"{part.name} ...", end=" ", flush=True)
+    result = apart(part, kit, arguments)
+    print(headline(result), flush=True)
+    write_report(kit.out)
+    return result
+
+
+def apart(part: Part, kit: Kit, arguments: argparse.Namespace) -> Facts:
+    """Run a part in a process of its own, and end it with all it started where it takes too long."""
+    (kit.out / f"{part.name}.json").unlink(missing_ok=True)
+    log, started = kit.out / f"{part.name}.log", time.perf_counter()
+    with log.open("w", encoding="utf-8") as said:
+        process = subprocess.Popen(
+            command(part, kit, again=arguments.again or part.always), stdout=said, stderr=subprocess.STDOUT, cwd=ROOT,
+            env=environment(), start_new_session=True,
+        )  # fmt: skip
+        try:
+            code = process.wait(arguments.limit)
+            why = f"ended with {f'signal {-code}' if code < 0 else f'exit code {code}'}"
+        except subprocess.TimeoutExpired:
+            why = f"cut off at its limit of {arguments.limit:g} s; run it again to go on from there"
+        finally:
+            end_group(process)
+    result = read(kit.out, part.name)
+    if result is None:
+        result = cut_off(part, kit, time.perf_counter() - started, why, log)
+    return result
+
+
+def command(part: Part, kit: Kit, *, again: bool) -> list[str]:
+    words = [sys.executable, str(Path(__file__).resolve()), "--inside", part.name, "--work", str(kit.work)]
+    words += ["--out", str(kit.out), "--shape", kit.shape, *(["--again"] if again else [])]
+    return [*words, *(["--runtime", kit.runtime] if kit.runtime else []), *(["--rehearse"] if kit.rehearse else [])]
+
+
+def environment() -> dict[str, str]:
+    """Processes that a part starts find this checkout, installed or not."""
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    return os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+
+
+def end_group(process: subprocess.Popen[bytes]) -> None:
+    """The part's process and those it started: they are a group of their own."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def cut_off(part: Part, kit: Kit, seconds: float, why: str, log: Path) -> Facts:
+    """The file of a part that could not write its own: the steps it had done, and why there are no more."""
+    said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    last = next((line for line in reversed(said) if not line.startswith("{")), "")
+    code = identity(kit)
+    steps = kept_steps(kit.out, part.name, code)
+    result = result_of(part.name, steps, kit, seconds, facts={}, code=code)
+    result |= {"passed": False, "error": one_line(f"{why}; its last words: {last}" if last else why)}
+    save(kit.out, result)
+    return result
+
+
+def inside(part: Part, kit: Kit, *, again: bool) -> int:
+    """A part's own process."""
+    recorder = Recorder(part.name, kit, identity(kit), again=again)
+    try:
+        part.run(recorder)
+    except NotAvailableError as missing:
+        recorder.reason = str(missing)
+    except Exception as error:  # what is known of a part must be written even where it breaks
+        traceback.print_exc()
+        recorder.error = one_line(error)
+    return int(recorder.finish()["passed"] is False)
+
+
+def write_report(out: Path) -> Path:
+    """The report of all results that are there."""
+    path = out / "report.md"
+    write_whole(path, render([found for part in PARTS if (found := read(out, part.name)) is not None]))
+    return path
+
+
+if __name__ == "__main__":
+    sys.exit(main())

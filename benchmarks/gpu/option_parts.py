@@ -1,0 +1,141 @@
+"""What may be asked of a build, and the implicit INT8 of TensorRT up to 10, on the embedded reciting model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from at_work import greedy, known_prompts, recalled
+from engine_parts import Small, available, build_facts
+from onnxruntime_parts import CORPUS, SAMPLES, measured_ranges
+from record import Facts, NotAvailableError, Recorder
+
+from glm_export import api, deployment
+from glm_export.calibration.tensorrt_cache import CALIBRATION_CACHE
+from glm_export.demo import DEMO
+from glm_export.deployment import ImplicitInt8
+from glm_export.engines import implicit, vendor
+from glm_export.engines.folder import Engine
+from glm_export.engines.inspection import refit
+from glm_export.engines.network import FROM_PRIMITIVES, dialect_for
+from glm_export.engines.options import AMPERE_PLUS, CURRENT, SAME_COMPUTE_CAPABILITY, BuildOptions
+from glm_export.errors import InputError
+from glm_export.sessions.tensorrt import EngineSession, load_onto_device
+
+OPTIONS: dict[str, BuildOptions] = {
+    "none": BuildOptions(),
+    "refittable": BuildOptions(refittable=True),
+    "stripped": BuildOptions(stripped=True),
+    "version-compatible": BuildOptions(version_compatible=True),
+    "weight-streaming": BuildOptions(weight_streaming=True),
+    "hardware-compatible ampere-plus": BuildOptions(hardware_compatible=AMPERE_PLUS),
+    "hardware-compatible same-compute-capability": BuildOptions(hardware_compatible=SAME_COMPUTE_CAPABILITY),
+    "compute-capability current": BuildOptions(compute_capabilities=(CURRENT,)),
+    "optimization-level 0": BuildOptions(optimization_level=0),
+    "optimization-level 5": BuildOptions(optimization_level=5),
+    "workspace 64 MB": BuildOptions(workspace_bytes=64 << 20),
+}
+ROWS = 4
+KL_BOUND = 0.1
+"""Nats a token: four times what explicit W8A8 without smoothing costs this model (0.025, `int8-static`)."""
+
+
+def options(recorder: Recorder, runtime: str) -> None:
+    """Every option builds an engine that loads and writes what the plain one writes, or is not offered."""
+    tensorrt = available(runtime, recorder.kit)
+    recorder.facts |= {"runtime": f"{runtime} {tensorrt.version}"}
+    small = Small(recorder, tensorrt, DEMO, dialect_for(tensorrt), "float16", None)
+    plain = recorder.step("none", lambda: built_with(small, "none", None))
+    for name in OPTIONS:
+        if name != "none":
+            recorder.step(name, lambda name=name: built_with(small, name, plain))
+
+
+def built_with(small: Small, name: str, plain: Facts | None) -> Facts:
+    """Build, load and write.
+
+    Raises:
+        NotAvailableError: this version does not offer the option.
+    """
+    chosen = OPTIONS[name]
+    try:
+        chosen.refuse_unoffered(small.tensorrt)
+    except InputError as error:
+        raise NotAvailableError(f"not offered: {error}") from error
+    engine = deployment.build(
+        small.program(), small.folder("option"), runtime=small.tensorrt.name, max_batch=ROWS, options=chosen,
+        timing_cache=small.recorder.kit.work / "timing.cache", force=True,
+    )  # fmt: skip
+    facts = build_facts(engine) | {"text": written(engine)}
+    if plain is not None and plain.get("text"):
+        facts["passed"] = facts["text"] == plain["text"]
+    if name == "stripped" and plain is not None and plain.get("plan_bytes"):
+        facts["found"] = f"{facts['plan_bytes'] / plain['plan_bytes']:.0%} of the plain plan's size"
+    if name == "refittable":
+        facts["text_refitted"] = refitted(engine, small.program())
+        facts["passed"] = facts["text_refitted"] == facts["text"] and facts.get("passed", True)
+    return facts
+
+
+def written(engine: Engine) -> list[str]:
+    """Greedy answers of poems the model knows."""
+    with EngineSession(engine) as session:
+        return [session.tokenizer.decode(ids) for ids in greedy(session, known_prompts(session, DEMO, ROWS))]
+
+
+def refitted(engine: Engine, program: Path) -> list[str]:
+    """The same with the weights put in once more."""
+    loaded = load_onto_device(engine)
+    refit(loaded.tensorrt, loaded.engine, program / "model.onnx")
+    with EngineSession(engine, loaded) as session:
+        return [session.tokenizer.decode(ids) for ids in greedy(session, known_prompts(session, DEMO, ROWS))]
+
+
+def implicit_int8(recorder: Recorder) -> None:
+    """TensorRT chooses what is INT8: measured by itself on text, and from our calibration cache.
+
+    Raises:
+        NotAvailableError: this version has no implicit INT8.
+    """
+    tensorrt = available(vendor.TENSORRT, recorder.kit)
+    if tensorrt.find(implicit.CALIBRATORS[implicit.ENTROPY]) is None:
+        raise NotAvailableError(f"{tensorrt.name} {tensorrt.version} has no implicit INT8 (TensorRT 11 dropped it)")
+    recorder.facts |= {"runtime": f"{tensorrt.name} {tensorrt.version}", "kl_bound": KL_BOUND}
+    for algorithm in implicit.CALIBRATORS:
+        cases: dict[str, Callable[[str], Engine]] = {
+            f"{algorithm} on text": lambda chosen: quantized(recorder, chosen, cached=False),
+            f"{algorithm} from our cache": lambda chosen: quantized(recorder, chosen, cached=True),
+        }
+        for name, build in cases.items():
+            recorder.step(name, lambda build=build, algorithm=algorithm: cost(build(algorithm)))
+
+
+def float_program(recorder: Recorder, *, cached: bool) -> Path:
+    """A float program of dialect ``portable``, with our calibration cache beside it or without."""
+    folder = recorder.folder() / f"portable{'-cached' if cached else ''}"
+    if not folder.is_dir():
+        ranges = measured_ranges(DEMO, recorder.folder()) if cached else None
+        api.export(DEMO, folder, dialect=FROM_PRIMITIVES, dtype="float16", logits="last", ranges=ranges)
+    return folder
+
+
+def quantized(recorder: Recorder, algorithm: str, *, cached: bool) -> Engine:
+    """An engine whose INT8 TensorRT chose."""
+    program = float_program(recorder, cached=cached)
+    cache = program / CALIBRATION_CACHE if cached else None
+    return deployment.build(
+        program, recorder.folder() / "engine", runtime=vendor.TENSORRT, max_batch=64,
+        implicit_int8=ImplicitInt8(algorithm=algorithm, cache=cache, corpus=CORPUS),
+        timing_cache=recorder.kit.work / "timing.cache", force=True,
+    )  # fmt: skip
+
+
+def cost(engine: Engine) -> Facts:
+    """What INT8 costs beside PyTorch in float32, on the poems."""
+    report = api.quality(engine, DEMO, corpus=CORPUS, max_samples=SAMPLES).report
+    with EngineSession(engine) as session:
+        lines = recalled(session, DEMO)
+    return build_facts(engine) | {
+        "passed": report.kl <= KL_BOUND, "kl": report.kl, "top1": report.top1,
+        "perplexity_ratio": report.perplexity_ratio, "written": str(lines),
+    }  # fmt: skip
