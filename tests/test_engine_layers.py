@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from glm_export import api, deployment
 from glm_export.engines.layers import (
     EngineLayer,
     LayerTensor,
@@ -212,3 +214,19 @@ def test_an_inspector_that_tells_names_only() -> None:
     """Where the engine was built without details, layers are strings."""
     assert layers_of_inspector(json.dumps({"Layers": ["a", "b"]})) == []
     assert layers_of_inspector("{}") == []
+
+
+def test_products_of_equal_heads_stay_in_int8(tmp_path: Path) -> None:
+    """As many heads for keys as for queries: a split of channels moved into the product, whose weight became float."""
+    pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX is not installed: pip install 'glm-export[rtx]'")
+    checkpoint = api.open_checkpoint("demo-glm")
+    assert checkpoint.config.kv_heads == checkpoint.config.num_heads
+    corpus = api.open_corpus("poems", checkpoint, max_samples=8)
+    ranges = api.calibrate(checkpoint, tmp_path / "ranges", corpus=corpus)
+    engine = deployment.build(
+        checkpoint, tmp_path / "engine", runtime="tensorrt-rtx", max_context=128,
+        export={"recipe": "int8-static", "ranges": ranges},
+    )  # fmt: skip
+    found = engine.manifest["engine_layers"]
+    assert found["not_integer"] == []
+    assert found["products"] == {name: {"int8": 16, "float16": 1} for name in ("prefill", "decode")}

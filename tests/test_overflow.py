@@ -248,6 +248,8 @@ def test_control_tensorrt_rtx_has_no_attention_in_float32(planted: Callable[[str
     program = export(planted("scores"), tmp_path / "out", "tensorrt")
     with rtx.without_leave_to_decompose(), pytest.raises(rtx.NoFusedKernelError, match="by a dedicated kernel"):
         rtx.build_program(program)
+    with pytest.raises(InputError, match=r"attention\.scores is kept in float32; export with --dtype bfloat16"):
+        rtx.build_program(program)
 
 
 # -- what is called what -------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from glm_export.progress import Advance, Progress
 ACTIVATIONS, WEIGHTS = "Total Activation Memory: ", "Total Weights Memory: "
 LAYERS = "Layers:\n"
 NO_FUSED_KERNEL = "not supported by a dedicated kernel"
-ATTENTION_PLACE = ".attention"
+ATTENTION_PLACE = ".attention.scores"
 NEEDS_GPU = "Cuda Runtime"
 SHOWN_DEPTH = 2
 """Of the builder's nested phases, those that last long enough to read."""

@@ -12,8 +12,8 @@ from glm_export.signature import Cache, Signature
 
 # What says where to write and who sees what, once per program; and heads set apart, in every layer.
 CACHE_OPS = {"Gather", "GatherND", "LessOrEqual", "Range", "Reshape", "TensorScatter", "Transpose", "Unsqueeze"}
-# Every layer takes q, k and v apart and puts the answer together again.
-CHANGES_OF_LAYOUT = 4
+# Every layer takes the heads apart and puts the answer together again.
+CHANGES_OF_LAYOUT = 2
 
 
 def expected_rewrites(config: GlmConfig, signature: Signature) -> Counter[str]:

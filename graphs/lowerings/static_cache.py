@@ -5,6 +5,8 @@ Shapes: B batch, S new tokens, M columns of the cache, N query heads, K key-valu
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import onnx_ir as ir
 
 from glm_export.graphs.lowerings.reading import int_attribute, producer_of
@@ -33,11 +35,14 @@ class AttentionOnStaticCache:
     ``RotaryEmbedding(q), RotaryEmbedding(k) -> Attention(q, k, v, mask, past) -> output, present``, with packed heads,
     becomes::
 
-        q -> Reshape, Transpose -> RotaryEmbedding ------------------------------------------+
-        k -> Reshape, Transpose -> RotaryEmbedding -> TensorScatter(past key, ., write) ---> Attention(., ., ., mask)
-        v -> Reshape, Transpose --------------------> TensorScatter(past value, ., write) ---+   -> Transpose, Reshape
+        qkv -> Reshape, Transpose -> Split
+          q -> RotaryEmbedding ---------------------------------------------+
+          k -> RotaryEmbedding -> TensorScatter(past key, ., write) --> Attention(., ., ., mask)
+          v --------------------> TensorScatter(past value, ., write) ------+   -> Transpose, Reshape
 
-    with heads apart (4-D) throughout; what the two ``TensorScatter`` return are the presents. A column that holds no
+    with heads apart (4-D) throughout; what the two ``TensorScatter`` return are the presents. Queries, keys and values
+    are split as heads: a split of channels TensorRT pulls into the product before it, where heads are as many for keys
+    as for queries, and dequantizes an INT8 weight for it in every step (TensorRT-RTX 1.7). A column that holds no
     token yet, or another batch's, lies beyond every position of its row, so the mask hides it.
 
     For a causal family ``write = position_ids[:, 0]`` and ``mask = columns <= position_ids``. A prefix family is told
@@ -68,10 +73,10 @@ class AttentionOnStaticCache:
         assert columns is not None
         head_dim = channels // heads
         write, mask = self._write_and_mask(columns, emit)
-        query = _turned_heads(q, heads, head_dim, emit)
+        query, new_key, new_value = _turned_together([q, k, v], [heads, kv_heads, kv_heads], head_dim, emit)
         key, value = (
-            emit.op("TensorScatter", past, _turned_heads(new, kv_heads, head_dim, emit), write, axis=CACHE_LENGTH_AXIS)
-            for past, new in ((past_key, k), (past_value, v))
+            emit.op("TensorScatter", past, new, write, axis=CACHE_LENGTH_AXIS)
+            for past, new in ((past_key, new_key), (past_value, new_value))
         )
         mixed = emit.op("Attention", query, key, value, mask)
         together = emit.op("Transpose", mixed, perm=[0, 2, 1, 3])
@@ -106,18 +111,34 @@ def _counting(end: int | ir.Value, emit: Emitter) -> ir.Value:
     return emit.op("Range", emit.scalar(0, INT64), stop, emit.scalar(1, INT64))
 
 
-def _turned_heads(x: ir.Value | None, heads: int, head_dim: int, emit: Emitter) -> ir.Value:
-    """``[B, S, heads * D] -> [B, heads, S, D]``; a rotation right before moves to the other side.
+def _turned_together(
+    packed: Sequence[ir.Value | None], heads: Sequence[int], head_dim: int, emit: Emitter
+) -> list[ir.Value]:
+    """Queries, keys and values ``[B, S, heads * D] -> [B, heads, S, D]``; a rotation right before comes after.
 
-    There it has the layout TensorRT's own layer wants, and no exchange of axes more than attention needs.
+    There it has the layout TensorRT's own layer wants, and no exchange of axes more than attention needs. What one
+    product made for all three changes its layout once.
     """
-    turn = producer_of(x, "RotaryEmbedding")
-    if turn is None:
-        apart = emit.op("Reshape", x, emit.ints(0, 0, heads, head_dim))
-        return emit.op("Transpose", apart, perm=[0, 2, 1, 3])
-    straight, *angles = turn.inputs
+    turns = [producer_of(x, "RotaryEmbedding") for x in packed]
+    straight = [turn.inputs[0] if turn is not None else x for turn, x in zip(turns, packed, strict=True)]
+    split = producer_of(straight[0], "Split")
+    if split is not None and list(split.outputs) == straight:
+        together = _turned(split.inputs[0], sum(heads), head_dim, emit)
+        parts = list(emit.many("Split", together, emit.ints(*heads), outputs=len(heads), axis=1))
+    else:
+        parts = [_turned(x, count, head_dim, emit) for x, count in zip(straight, heads, strict=True)]
+    return [part if turn is None else _rotated(part, turn, emit) for part, turn in zip(parts, turns, strict=True)]
+
+
+def _turned(x: ir.Value | None, heads: int, head_dim: int, emit: Emitter) -> ir.Value:
+    apart = emit.op("Reshape", x, emit.ints(0, 0, heads, head_dim))
+    return emit.op("Transpose", apart, perm=[0, 2, 1, 3])
+
+
+def _rotated(x: ir.Value, turn: ir.Node, emit: Emitter) -> ir.Value:
+    _, *angles = turn.inputs
     return emit.op(
-        "RotaryEmbedding", _turned_heads(straight, heads, head_dim, emit), *angles,
+        "RotaryEmbedding", x, *angles,
         interleaved=int_attribute(turn, "interleaved"),
         rotary_embedding_dim=int_attribute(turn, "rotary_embedding_dim"),
     )  # fmt: skip
