@@ -26,7 +26,6 @@ from glm_export.progress import Silent
 NAME = vendor.TENSORRT_RTX
 ROWS = 2
 INTERFACES = {"ROTARY_EMBEDDING": "IRotaryEmbeddingLayer", "ATTENTION_INPUT": "IAttentionInputLayer"}
-NoFusedKernelError = plan._NoFusedKernelError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
