@@ -102,12 +102,14 @@ def read_manifest(path: Path, verb: str) -> dict[str, Any]:
         manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise CheckpointError(f"{path} is not readable JSON: {error}; {verb} again") from error
-    if not isinstance(manifest, dict) or not isinstance(manifest.get("sizes"), dict):
+    if not isinstance(manifest, dict):
         raise CheckpointError(f"{path} should hold a JSON object with the sizes of its files; {verb} again")
     if manifest.get("format") != MANIFEST_FORMAT:
         raise CheckpointError(
             f"{path} has format {manifest.get('format')!r}, this version reads {MANIFEST_FORMAT}; {verb} again"
         )
+    if not isinstance(manifest.get("sizes"), dict):
+        raise CheckpointError(f"{path} does not state the sizes of its files; {verb} again")
     for name, size in manifest["sizes"].items():
         file = path.parent / name
         found = file.stat().st_size if file.is_file() else None
