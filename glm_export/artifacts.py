@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from glm_export.config import GlmConfig
-from glm_export.errors import CheckpointError, InputError
+from glm_export.errors import CheckpointError, EnvironmentMissingError, InputError
 from glm_export.signature import Signature
 
 if sys.platform != "win32":
@@ -145,6 +145,27 @@ def refuse_overwrite(out: Path, *, force: bool) -> None:
             f"{out} was not written by glm-export (no {MANIFEST} nor {ENGINE_MANIFEST}), so --force does not "
             "replace it; remove it yourself"
         )
+
+
+def free_disk_for(out: Path, needed: int, what: str) -> int:
+    """Free bytes of the disk that ``out`` will lie on.
+
+    Args:
+        out: a folder to write, which need not exist.
+        needed: bytes.
+        what: says who needs them, e.g. ``the export needs``.
+
+    Raises:
+        EnvironmentMissingError: there are fewer than needed.
+    """
+    home = next(parent for parent in (out, *out.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(home).free
+    if needed > free:
+        raise EnvironmentMissingError(
+            f"{what} {needed / 1e9:.2f} GB, and the disk of {home} has {free / 1e9:.2f} GB free; "
+            "free space or choose another --out"
+        )
+    return free
 
 
 @contextmanager

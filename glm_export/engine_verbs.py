@@ -13,13 +13,13 @@ from rich.console import Console
 
 from glm_export import families
 from glm_export.calibration import recipes
+from glm_export.engines.options import HARDWARE
+from glm_export.engines.vendor import RUNTIMES
 from glm_export.errors import InputError
 from glm_export.signature import DTYPES
 
 MESSAGES = Console(stderr=True, highlight=False)
 FOLDER = click.Path(path_type=Path)
-RUNTIMES = ("tensorrt", "tensorrt-rtx")
-HARDWARE = ("ampere-plus", "same-compute-capability")
 GIGABYTE = 10**9
 
 
@@ -44,7 +44,7 @@ GIGABYTE = 10**9
 @click.option("--workspace", type=float, help="Gigabytes of scratch a kernel may use; default: TensorRT's.")
 @click.option("--optimization-level", type=click.IntRange(0, 5), help="0 builds fast, 5 searches long.")
 @click.option("--version-compatible", is_flag=True, help="Later versions of TensorRT load it.")
-@click.option("--hardware-compatible", type=click.Choice(HARDWARE), help="Other GPUs load it.")
+@click.option("--hardware-compatible", type=click.Choice(list(HARDWARE)), help="Other GPUs load it.")
 @click.option("--refittable", is_flag=True, help="Weights can be exchanged.")
 @click.option("--stripped", is_flag=True, help="No weights in the plan: they are put in from ONNX when it is loaded.")
 @click.option("--weight-streaming", is_flag=True, help="Weights may stay in host memory.")

@@ -6,7 +6,6 @@ checkpoint into ``model.onnx.data``; a third hashes the source files. Memory doe
 
 from __future__ import annotations
 
-import shutil
 import sys
 import threading
 import time
@@ -27,6 +26,7 @@ from glm_export.artifacts import (
     MODEL,
     WEIGHTS,
     OnnxProgram,
+    free_disk_for,
     load_program,
     package_versions,
     refuse_overwrite,
@@ -39,7 +39,6 @@ from glm_export.calibration.ranges import Ranges, fingerprint
 from glm_export.calibration.recipe import EMBEDDING, Forms
 from glm_export.checkpoint import Checkpoint
 from glm_export.config import GlmConfig
-from glm_export.errors import EnvironmentMissingError
 from glm_export.graphs import dialects
 from glm_export.graphs.invariants import check_invariants
 from glm_export.graphs.lower import lower
@@ -89,13 +88,7 @@ def plan_export(checkpoint: Checkpoint, out: Path, dtype: str, quantization: Qua
         model = Decoder(untied(config))
     stored = plan_weights(model, quantization.forms(linear_weights(model), config) if quantization else None)
     output = stored[-1].offset + stored[-1].length + config.num_layers * GRAPH_BYTES_PER_LAYER
-    home = next(parent for parent in (out, *out.absolute().parents) if parent.exists())
-    free = shutil.disk_usage(home).free
-    if output > free:
-        raise EnvironmentMissingError(
-            f"the export needs {output / 1e9:.2f} GB, and the disk of {home} has {free / 1e9:.2f} GB free; "
-            "free space or choose another --out"
-        )
+    free = free_disk_for(out, output, "the export needs")
     tables = 2 * config.max_positions * config.rotary.dim * 4 if config.rotary else 0
     # A weight that smoothing changes is held in float32 while it is written.
     changed = quantization.smoothing.keys() | quantization.folded(config).keys() if quantization else set()

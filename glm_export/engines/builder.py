@@ -60,16 +60,13 @@ class BuildPlan:
 def plan_build(
     program: OnnxProgram, out: Path, tensorrt: vendor.TensorRT, limits: Limits, options: BuildOptions
 ) -> BuildPlan:
-    """Settle profiles and memory, and refuse what cannot go well.
+    """Settle profiles and memory.
 
     Raises:
-        InputError: the version cannot read the program's dialect, or does not offer an option.
-        EnvironmentMissingError: the disk cannot hold the plan, or the build needs a GPU and there is none.
+        InputError: the version cannot read the program's dialect.
+        EnvironmentMissingError: the disk cannot hold the plan.
     """
     refuse_dialect(program, tensorrt)
-    options.refuse_unoffered(tensorrt)
-    if not tensorrt.rtx:
-        tensorrt.require_driver(f"building with {tensorrt.name}")
     return BuildPlan(
         program=program, runtime=tensorrt.name, version=tensorrt.version, limits=limits,
         profiles=profiles_of(program.signature, limits),

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from glm_export.artifacts import WEIGHTS, OnnxProgram
+from glm_export.artifacts import WEIGHTS, OnnxProgram, free_disk_for
 from glm_export.engines.profiles import Limits
-from glm_export.errors import EnvironmentMissingError
 from glm_export.signature import BATCH, LOGITS, PAST, SEQUENCE, TOTAL, past_names
 
 HOST_BYTES_PER_WEIGHT_BYTE = 2.6
@@ -52,13 +50,7 @@ def plan_memory(program: OnnxProgram, limits: Limits, out: Path, workspace: int 
         sizes | {BATCH: limits.prefill_batch, SEQUENCE: limits.prefill_tokens},
         sizes | {BATCH: limits.max_batch},
     )
-    home = next(parent for parent in (out, *out.absolute().parents) if parent.exists())
-    free = shutil.disk_usage(home).free
-    if weights > free:
-        raise EnvironmentMissingError(
-            f"the plan needs about {weights / 1e9:.2f} GB, and the disk of {home} has {free / 1e9:.2f} GB free; "
-            "free space or choose another --out"
-        )
+    free = free_disk_for(out, weights, "the plan needs about")
     return MemoryPlan(
         weights=weights, cache_row=row, cache=row * limits.max_batch,
         logits=max(logits.nbytes(**call) for call in calls), workspace=workspace,
