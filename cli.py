@@ -12,10 +12,11 @@ from rich.console import Console
 
 from glm_export import __version__, families
 from glm_export.calibration import recipes
-from glm_export.engine_verbs import build, doctor
 from glm_export.errors import EnvironmentMissingError, GlmExportError
 from glm_export.graphs import dialects
-from glm_export.signature import DTYPES, LOGITS_KINDS
+from glm_export.spec.dtypes import DTYPES
+from glm_export.spec.signature import LOGITS_KINDS
+from glm_export.terminal.engines import build, doctor
 
 MESSAGES = Console(stderr=True, highlight=False)
 FOLDER = click.Path(path_type=Path)
@@ -89,11 +90,11 @@ def export(
 ) -> None:
     """Write an ONNX program for CHECKPOINT."""
     from glm_export import api
-    from glm_export.artifacts import refuse_overwrite
-    from glm_export.exporter import plan_export
-    from glm_export.show import ProgressBars, show_plan, show_written
-    from glm_export.show_quantization import show_float16_risk, show_mixed_precision
-    from glm_export.target import settle
+    from glm_export.artifacts.output_folder import refuse_overwrite
+    from glm_export.exporter.options import settle
+    from glm_export.exporter.plan import plan_export
+    from glm_export.terminal.console import ProgressBars
+    from glm_export.terminal.export import show_float16_risk, show_mixed_precision, show_plan, show_written
 
     refuse_overwrite(out, force=force)
     opened = api.open_checkpoint(checkpoint, family)
@@ -128,8 +129,8 @@ def calibrate(checkpoint: str, out: Path, family: str | None, **options: Any) ->
     A run that was interrupted goes on where it stopped.
     """
     from glm_export import api
-    from glm_export.show import ProgressBars
-    from glm_export.show_quantization import show_calibration_plan, show_ranges
+    from glm_export.terminal.calibrate import show_calibration_plan, show_ranges
+    from glm_export.terminal.console import ProgressBars
 
     opened = api.open_checkpoint(checkpoint, family)
     with ProgressBars(MESSAGES) as bars:
@@ -155,9 +156,8 @@ def quality(program: Path, against: str, as_json: bool, **options: Any) -> None:
     Perplexity, KL divergence, agreement of the likeliest tokens, greedy text, and tasks recalled exactly.
     """
     from glm_export import api
-    from glm_export.show import ProgressBars
-    from glm_export.show_quality import show_quality
-    from glm_export.show_quantization import show_costs
+    from glm_export.terminal.console import ProgressBars
+    from glm_export.terminal.quality import show_costs, show_quality
 
     with ProgressBars(MESSAGES) as bars:
         verdict = api.quality(program, against, progress=bars, **options)
@@ -177,7 +177,7 @@ def list_recipes(as_json: bool) -> None:
     """What `export --recipe` knows: how weights are stored and multiplied, and where that runs."""
     from dataclasses import asdict
 
-    from glm_export.show import show_recipes
+    from glm_export.terminal.recipes import show_recipes
 
     known = [recipes.load(name) for name in recipes.names()]
     if as_json:
@@ -198,7 +198,7 @@ def check(program: Path, against: str, reference_dtype: str, as_json: bool) -> N
     An engine can be held to the exported folder it was built of as well, in ONNX Runtime.
     """
     from glm_export import api
-    from glm_export.show import show_parity
+    from glm_export.terminal.check import show_parity
 
     report = api.check(program, against, reference_dtype=reference_dtype)
     if as_json:
@@ -245,8 +245,8 @@ def generate(
 ) -> None:
     """Continue a text with MODEL, an exported folder (ONNX Runtime), an engine or a checkpoint (PyTorch)."""
     from glm_export import api
-    from glm_export.sampling import Sampling
-    from glm_export.show import write_stream
+    from glm_export.generation.sampling import Sampling
+    from glm_export.terminal.generate import write_stream
 
     if stream and len(prompts) > 1:
         raise click.UsageError("--stream shows one text as it grows; give one --prompt, or leave --stream out")
@@ -271,7 +271,7 @@ def generate(
 def infill(model: str, text: str, max_new_tokens: int, as_json: bool, **sampling: Any) -> None:
     """Fill the blanks of a text with MODEL, a GLM or ChatGLM-6B."""
     from glm_export import api
-    from glm_export.sampling import Sampling
+    from glm_export.generation.sampling import Sampling
 
     chosen = Sampling(**sampling)
     with api.load_session(model) as session:
@@ -292,7 +292,7 @@ def infill(model: str, text: str, max_new_tokens: int, as_json: bool, **sampling
 def score(model: str, text: str, pattern: str, labels: str, whole: bool, as_json: bool) -> None:
     """Say which label fits the blank best, with MODEL, a GLM or ChatGLM-6B."""
     from glm_export import api
-    from glm_export.show import score_facts, show_scores
+    from glm_export.terminal.infill import score_facts, show_scores
 
     words = [word.strip() for word in labels.split(",")]
     with api.load_session(model) as session:
@@ -311,8 +311,8 @@ def score(model: str, text: str, pattern: str, labels: str, whole: bool, as_json
 def chat(model: str, max_new_tokens: int, system: str | None, **sampling: Any) -> None:
     """Talk with MODEL, an exported folder, an engine or a checkpoint. An empty line or end of input leaves."""
     from glm_export import api
-    from glm_export.sampling import Sampling
-    from glm_export.show import converse
+    from glm_export.generation.sampling import Sampling
+    from glm_export.terminal.generate import converse
 
     chosen = Sampling(**sampling)
     with api.load_session(model) as session:
@@ -325,8 +325,8 @@ def chat(model: str, max_new_tokens: int, system: str | None, **sampling: Any) -
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 def inspect(folder: str, family: str | None, as_json: bool) -> None:
     """Say what FOLDER is: a checkpoint (audited), an exported program or an engine."""
-    from glm_export.inspection import inspect_folder
-    from glm_export.show import show_facts
+    from glm_export.deployment.inspect import inspect_folder
+    from glm_export.terminal.inspect import show_facts
 
     facts = inspect_folder(folder, family)
     if as_json:
@@ -346,9 +346,9 @@ def inspect(folder: str, family: str | None, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 def bench(model: str, as_json: bool, **options: Any) -> None:
     """Measure speed and memory of MODEL, an exported folder (ONNX Runtime), an engine or a checkpoint (PyTorch)."""
-    from glm_export.bench import BenchOptions
-    from glm_export.bench import bench as run_bench
-    from glm_export.show_bench import show_bench
+    from glm_export.performance.bench import bench as run_bench
+    from glm_export.performance.report import BenchOptions
+    from glm_export.terminal.bench import show_bench
 
     report = run_bench(model, BenchOptions(**options))
     if as_json:
@@ -361,7 +361,7 @@ def bench(model: str, as_json: bool, **options: Any) -> None:
 @click.option("--out", type=FOLDER, default=Path("glm-export-demo"), show_default=True, help="Folder to write.")
 def demo(out: Path) -> None:
     """Export the embedded models, prove them, and let them recite and fill blanks."""
-    from glm_export.showcase import run_demo
+    from glm_export.terminal.demo import run_demo
 
     run_demo(Console(highlight=False), MESSAGES, out)
 

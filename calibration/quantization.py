@@ -15,13 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-from glm_export.calibration.folding import folds
-from glm_export.calibration.recipe import Forms, Recipe
-from glm_export.config import GlmConfig
+from glm_export.calibration.methods.smoothing_fold import folds
+from glm_export.calibration.recipe import Recipe
 from glm_export.errors import CheckpointError
+from glm_export.spec.config import GlmConfig
+from glm_export.spec.weight_formats import Forms
 
 if TYPE_CHECKING:  # a program is loaded without torch
-    from glm_export.calibration.weights import GivenIntegers
+    from glm_export.calibration.formats.prequantized import GivenIntegers
 
 QUANTIZATION = "quantization.safetensors"
 GENAI_KV_SCALES = "kv_cache_scales.json"

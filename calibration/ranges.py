@@ -5,9 +5,8 @@ The numbers belong to one checkpoint, and say so: used with another they are ref
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,12 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from glm_export.calibration.observers import OBSERVERS
+from glm_export.calibration.observers.statistics import OBSERVERS
 from glm_export.calibration.quantization import Quantization
-from glm_export.calibration.recipe import HEAD, LEVELS, QdqWeights, Recipe
+from glm_export.calibration.recipe import Recipe
 from glm_export.calibration.rounded_folder import RoundedFolder
 from glm_export.errors import CheckpointError, InputError
+from glm_export.spec.weight_formats import HEAD, LEVELS, QdqWeights
 
 RANGES, RANGES_MANIFEST = "ranges.safetensors", "ranges.json"
 RANGES_FORMAT = 1
@@ -31,7 +31,6 @@ THRESHOLDS, CHANNEL_MAXIMA, CHANNEL_MEANS, TOKEN_MAXIMA = (
 MAXIMA, LEVELLED = "/maximum", "/levelled"
 """Of a tensor's magnitudes; and the largest magnitude of an input after smoothing, behind the smoothing's name."""
 KEY, VALUE = "key", "value"
-FINGERPRINT_BYTES, FINGERPRINT_PLACES = 1 << 16, 64
 INT8_LEVELS = LEVELS["int8"]
 
 
@@ -177,24 +176,3 @@ def load_ranges(folder: Path) -> Ranges:
             "calibrate again"
         )
     return Ranges(folder=folder, manifest=manifest, tensors=tensors)
-
-
-def fingerprint(config: Path, weights: Sequence[Path]) -> str:
-    """What tells one checkpoint from another at once: config.json, and each weight file's name, size and 64 places.
-
-    Args:
-        config: ``config.json``.
-        weights: the weight files.
-
-    Returns:
-        sha256 in hexadecimal.
-    """
-    digest = hashlib.sha256(config.read_bytes())
-    for path in weights:
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size}\n".encode())
-        with path.open("rb") as file:
-            for place in range(FINGERPRINT_PLACES):
-                file.seek(max(0, size - FINGERPRINT_BYTES) * place // (FINGERPRINT_PLACES - 1))
-                digest.update(file.read(FINGERPRINT_BYTES))
-    return digest.hexdigest()

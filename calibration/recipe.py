@@ -8,85 +8,14 @@ from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 from glm_export.errors import InputError
+from glm_export.spec.weight_formats import EMBEDDING, HEAD, BlockWeights, Forms, QdqWeights, WeightForm
 
-HEAD, EMBEDDING = "head.weight", "embedding.weight"
-PROMPT_TOKENS = 8
-"""Calls with more tokens than this, over all rows, compute with a recipe's ``prompt`` form where it has one: about
-where integer products overtake 4-bit ones on a CPU with VNNI (Zen 5, two threads)."""
 ROUTED_BOUND = 0.5
 """A rounded activation can send a token to another expert, and its values jump: golden GLM-4.5 needs 0.25."""
-BITS = (4, 8)
-BLOCKS = (16, 32, 64, 128, 256)
-LEVELS = {"int8": 127, "int4": 7, "float8e4m3fn": 448}
-"""The largest value of a stored dtype that symmetric rounding uses."""
 RUNTIME_DIALECT = "ort"
 """The dialect with operators of its own for quantized products; the others say Q/DQ."""
 WIDE_QDQ_DIALECTS = frozenset({"onnx", "ort", "tensorrt"})
 """Dialects whose Q/DQ take float16 scales, 4-bit integers and 8-bit floats: opset 21 and later."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BlockWeights:
-    """Integers with one scale for ``block`` neighbours along the input axis: ``[N, K]`` has scales ``[N, K / block]``.
-
-    Symmetric: the value of largest magnitude takes the lowest integer, zero is exact, and there are no zero points.
-    Asymmetric: smallest and largest value take both ends, and each block has a zero point.
-    ``accuracy_level``: 4 multiplies with activations rounded to 8 bits a block, 0 in the activations' own dtype.
-    """
-
-    bits: int
-    block: int
-    symmetric: bool = True
-    accuracy_level: int = 4
-
-    def __post_init__(self) -> None:
-        if self.bits not in BITS or self.block not in BLOCKS:
-            raise InputError(f"block weights have {BITS} bits in blocks of {BLOCKS}; found {self.bits}, {self.block}")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ChannelWeights:
-    """8-bit integers, symmetric, one scale an output channel: ``[K, N]`` has scales ``[N]``.
-
-    Activations are rounded to 8 bits as they come, with one scale for the whole tensor. So the rounding of a row
-    depends on the rows beside it, in a batch and in a prompt.
-    """
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class QdqWeights:
-    """Explicit quantization: ``DequantizeLinear(weight) -> MatMul``, symmetric, zero point 0, positive scales.
-
-    ``dtype``: a key of :data:`LEVELS`. ``block`` None: one scale an output channel, ``[K, N]`` has scales ``[N]`` on
-    axis 1. Otherwise ``block`` neighbours along axis 0 share one: scales ``[ceil(K / block), N]``. ``activations``: the
-    product's input goes through ``QuantizeLinear -> DequantizeLinear`` in the same dtype, with one scale a tensor
-    that calibration found. So a runtime may multiply integers, and one that cannot computes the same in floats.
-    """
-
-    dtype: str = "int8"
-    block: int | None = None
-    activations: bool = False
-
-    def __post_init__(self) -> None:
-        if self.dtype not in LEVELS or (self.block is not None and self.block not in BLOCKS):
-            raise InputError(
-                f"Q/DQ weights are {', '.join(LEVELS)} with blocks of {BLOCKS} or none; "
-                f"found {self.dtype}, {self.block}"
-            )
-
-
-WeightForm = BlockWeights | ChannelWeights | QdqWeights
-
-
-class Forms(NamedTuple):
-    """What one weight is stored as: ``step`` for a few tokens at once, and ``prompt`` for many where that differs."""
-
-    step: WeightForm
-    prompt: WeightForm | None = None
-
-    def of(self, tokens: int) -> WeightForm:
-        """The form a call with that many tokens computes with."""
-        return self.prompt if self.prompt is not None and tokens > PROMPT_TOKENS else self.step
 
 
 class Spared(NamedTuple):
@@ -94,6 +23,10 @@ class Spared(NamedTuple):
 
     pattern: str
     reason: str
+
+
+TABLE_WEIGHTS = BlockWeights(bits=8, block=32)
+"""How recipes store the table tokens are looked up in, where they say nothing else."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,7 +57,7 @@ class Recipe:
     explicit: QdqWeights | None = None
     explicit_head: QdqWeights | None = None
     prompt: WeightForm | None = None
-    embedding: BlockWeights | None = BlockWeights(bits=8, block=32)
+    embedding: BlockWeights | None = TABLE_WEIGHTS
     smoothing: str | None = None
     rounding: str = "nearest"
     observer: str = "min_max"

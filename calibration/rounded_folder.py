@@ -6,8 +6,8 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-from glm_export.calibration.recipe import Forms
-from glm_export.calibration.weights import GivenIntegers
+from glm_export.calibration.formats.prequantized import GivenIntegers
+from glm_export.spec.weight_formats import Forms
 
 INTEGERS, SCALES = "/integers", "/scales"
 """Behind the name of a weight: int8 ``[N, K]``, float32 ``[N, C]``."""

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from glm_export.api import chat, check, export, generate, infill, load_session, open_checkpoint, score
-    from glm_export.artifacts import OnnxProgram, load_program
-    from glm_export.deployment import build
-    from glm_export.engines.folder import Engine, load_engine
+    from glm_export.artifacts.engine import Engine, load_engine
+    from glm_export.artifacts.program import OnnxProgram, load_program
+    from glm_export.deployment.build import build
     from glm_export.errors import GlmExportError
-    from glm_export.sampling import Sampling
+    from glm_export.generation.sampling import Sampling
 
 __all__ = [
     "Engine", "GlmExportError", "OnnxProgram", "Sampling", "__version__",
@@ -29,9 +29,14 @@ __all__ = [
 ]  # fmt: skip
 
 _HOME = {
-    "GlmExportError": "errors", "OnnxProgram": "artifacts", "load_program": "artifacts", "Sampling": "sampling",
-    "Engine": "engines.folder", "load_engine": "engines.folder", "build": "deployment",
-}  # fmt: skip
+    "GlmExportError": "errors",
+    "OnnxProgram": "artifacts.program",
+    "load_program": "artifacts.program",
+    "Engine": "artifacts.engine",
+    "load_engine": "artifacts.engine",
+    "Sampling": "generation.sampling",
+    "build": "deployment.build",
+}
 
 try:
     __version__ = version("glm-export")

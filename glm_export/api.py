@@ -6,26 +6,28 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
-from glm_export.artifacts import OnnxProgram, is_engine, is_program, load_program
-from glm_export.demo import FOLDERS
-from glm_export.engines.folder import Engine, load_engine
+from glm_export.artifacts.engine import Engine, load_engine
+from glm_export.artifacts.open import is_engine, is_program
+from glm_export.artifacts.program import OnnxProgram, load_program
+from glm_export.embedded import FOLDERS
 from glm_export.errors import InputError
-from glm_export.generation import Decode, Stopping, cut_at_stop, generate_ids
-from glm_export.infilling import infill, score
+from glm_export.generation.generate import generate_ids
+from glm_export.generation.infilling import infill, score
+from glm_export.generation.sampling import Sampling
+from glm_export.generation.stopping import Decode, Stopping, cut_at_stop
 from glm_export.progress import Progress
-from glm_export.sampling import Sampling
-from glm_export.sessions import Session
+from glm_export.sessions.session import Session
 from glm_export.tokenizers import stop_ids
 from glm_export.tokenizers.chat import Message
 
 if TYPE_CHECKING:  # an exported folder runs without torch; what needs it imports it when it is called
-    from glm_export.calibration.corpus import Corpus
+    from glm_export.calibration.corpus.corpus import Corpus
     from glm_export.calibration.ranges import Ranges
-    from glm_export.checkpoint import Checkpoint
-    from glm_export.proof import CheckReport
-    from glm_export.quality_verdict import QualityVerdict
-    from glm_export.sensitivity import MixedPrecision
-    from glm_export.target import Target
+    from glm_export.checkpoints.checkpoint import Checkpoint
+    from glm_export.evaluation.layer_costs import MixedPrecision
+    from glm_export.evaluation.report import QualityVerdict
+    from glm_export.exporter.options import Target
+    from glm_export.proof.check import CheckReport
 
 Source = str | Path
 
@@ -34,11 +36,11 @@ def open_checkpoint(source: Source | Checkpoint, family: str | None = None) -> C
     """Open a model folder, or an embedded model with ``"demo"`` or ``"demo-glm"``.
 
     Raises:
-        GlmExportError: see :func:`glm_export.checkpoint.open_checkpoint`.
+        GlmExportError: see :func:`glm_export.checkpoints.checkpoint.open_checkpoint`.
     """
     if not isinstance(source, str | Path):
         return source
-    from glm_export import checkpoint
+    from glm_export.checkpoints import checkpoint
 
     folder = Path(source)
     if not folder.is_dir():
@@ -62,7 +64,7 @@ def export(
     force: bool = False,
     progress: Progress | None = None,
 ) -> OnnxProgram:
-    """Export a checkpoint; see :func:`glm_export.exporter.export`.
+    """Export a checkpoint; see :func:`glm_export.exporter.export.export`.
 
     Args:
         source: a model folder, an open checkpoint, or ``"demo"``.
@@ -77,7 +79,7 @@ def export(
         force: replace an exported folder.
         progress: shows the long steps.
     """
-    from glm_export import exporter
+    from glm_export.exporter import export as exporter
 
     return exporter.export(
         open_checkpoint(source), Path(out), dialect=dialect, dtype=dtype, logits=logits, recipe=recipe,
@@ -109,11 +111,11 @@ def load_session(source: Source | OnnxProgram | Engine | Checkpoint, *, family: 
     if isinstance(source, str | Path) and (is_engine(Path(source)) or is_program(Path(source))):
         source = open_exported(source)
     if isinstance(source, Engine):
-        from glm_export.sessions.tensorrt import EngineSession
+        from glm_export.sessions.tensorrt.session import EngineSession
 
         return EngineSession(source)
     if isinstance(source, OnnxProgram):
-        from glm_export.sessions.ort import OrtSession
+        from glm_export.sessions.onnxruntime.session import OrtSession
 
         return OrtSession(source)
     from glm_export.sessions.torch import TorchSession
@@ -201,16 +203,16 @@ def check(
     family: str | None = None,
     reference_dtype: str = "float32",
 ) -> CheckReport:
-    """Compare an exported folder with the checkpoint it came from; see :func:`glm_export.proof.check`.
+    """Compare an exported folder with the checkpoint it came from; see :func:`glm_export.proof.check.check`.
 
     An engine is compared with its checkpoint or with the exported folder it was built of; see
-    :func:`glm_export.engine_proof.check_engine`.
+    :func:`glm_export.proof.check_engine.check_engine`.
     """
-    from glm_export.proof import check as check_program
+    from glm_export.proof.check import check as check_program
 
     loaded = open_exported(program) if isinstance(program, str | Path) else program
     if isinstance(loaded, Engine):
-        from glm_export.engine_proof import check_engine
+        from glm_export.proof.check_engine import check_engine
 
         if isinstance(against, str | Path) and is_program(Path(against)):
             return check_engine(loaded, load_program(Path(against)))
@@ -231,7 +233,7 @@ def calibrate(
     progress: Progress | None = None,
     plan: Callable[[Corpus], None] = lambda _: None,
 ) -> Ranges:
-    """Measure a checkpoint's activations on text; see :func:`glm_export.calibration.walk.calibrate`.
+    """Measure a checkpoint's activations on text; see :func:`glm_export.calibration.layerwise.calibrate.calibrate`.
 
     Args:
         source: a model folder, an open checkpoint, or ``"demo"``.
@@ -245,7 +247,8 @@ def calibrate(
         progress: shows how far it is.
         plan: is told what was read before the work begins.
     """
-    from glm_export.calibration import recipes, walk
+    from glm_export.calibration import recipes
+    from glm_export.calibration.layerwise import calibrate as walk
 
     checkpoint = open_checkpoint(source)
     walk.refuse_replacing(Path(out), force=force)
@@ -258,8 +261,9 @@ def calibrate(
 def open_corpus(
     corpus: Source | Corpus, checkpoint: Checkpoint, *, sequence_length: int = 512, max_samples: int | None = None
 ) -> Corpus:
-    """Text as a checkpoint's tokens; see :func:`glm_export.calibration.corpus.load_corpus`."""
-    from glm_export.calibration.corpus import Corpus, load_corpus
+    """Text as a checkpoint's tokens; see :func:`glm_export.calibration.corpus.load.load_corpus`."""
+    from glm_export.calibration.corpus.corpus import Corpus
+    from glm_export.calibration.corpus.load import load_corpus
     from glm_export.tokenizers import load_tokenizer
 
     if isinstance(corpus, Corpus):
@@ -276,13 +280,13 @@ def spare_layers(
     *,
     progress: Progress | None = None,
 ) -> MixedPrecision:
-    """The fewest layers to leave in float for a budget; see :func:`glm_export.sensitivity.spare_layers`.
+    """The fewest layers to leave in float for a budget; see :func:`glm_export.evaluation.layer_costs.spare_layers`.
 
     Raises:
         InputError: there is no recipe, or the budget limits something else than ``kl``.
     """
-    from glm_export import sensitivity
-    from glm_export.quality import Budget
+    from glm_export.evaluation import layer_costs as sensitivity
+    from glm_export.evaluation.budget import Budget
 
     limits = dict(Budget.parse(budget).limits)
     if target.quantization is None or limits.keys() != {"kl"}:
@@ -304,7 +308,7 @@ def quality(
     family: str | None = None,
     progress: Progress | None = None,
 ) -> QualityVerdict:
-    """Measure on text how far a program is from its checkpoint; see :func:`glm_export.quality.measure`.
+    """Measure on text how far a program is from its checkpoint; see :func:`glm_export.evaluation.measure.measure`.
 
     Args:
         program: an exported folder, or an engine.
@@ -318,9 +322,11 @@ def quality(
         family: where config.json leaves it open.
         progress: shows how far it is.
     """
-    from glm_export.proof import refuse_other_checkpoint
-    from glm_export.quality import Budget, measure
-    from glm_export.quality_verdict import QualityVerdict, costs_by_layer
+    from glm_export.evaluation.budget import Budget
+    from glm_export.evaluation.layer_costs import costs_by_layer
+    from glm_export.evaluation.measure import measure
+    from glm_export.evaluation.report import QualityVerdict
+    from glm_export.proof.check import refuse_other_checkpoint
     from glm_export.sessions.torch import TorchSession
 
     loaded = open_exported(program) if isinstance(program, str | Path) else program

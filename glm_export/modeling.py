@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from glm_export.config import Activation, ExpertsConfig, GlmConfig, Norm
 from glm_export.graphs.patterns.attention import causal_mask, grouped_attention, prefix_mask
 from glm_export.graphs.patterns.experts import mix_experts, route
 from glm_export.graphs.patterns.rotary import Rotation, rotary_embedding, rotary_tables, rotation
+from glm_export.spec.config import Activation, ExpertsConfig, GlmConfig, Norm
 
 ROUTER = ".router"
 KeyValue = tuple[Tensor, Tensor]
@@ -63,7 +63,7 @@ class Attention(nn.Module):
         if config.qk_norm:
             self.q_norm = nn.RMSNorm(config.head_dim, eps=config.norm_eps)
             self.k_norm = nn.RMSNorm(config.head_dim, eps=config.norm_eps)
-        # What a simulation does to new keys and values before they are kept: see calibration/simulation.py.
+        # What a simulation does to new keys and values before they are kept: see calibration/simulate.py.
         self.keep_rounded: tuple[Callable[[Tensor], Tensor], ...] = ()
 
     def forward(

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from glm_export.config import GlmConfig
-from glm_export.signature import Cache, Signature
+from glm_export.spec.config import GlmConfig
+from glm_export.spec.signature import Cache, Signature
 
 if TYPE_CHECKING:  # the command line lists dialects without loading onnx
-    from glm_export.graphs.rule import Rule
+    from glm_export.graphs.rewriter import Rule
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from glm_export.config import GlmConfig
 from glm_export.errors import GlmExportError
 from glm_export.graphs.dialect import Dialect
-from glm_export.graphs.rule import ONNX_DTYPES
-from glm_export.signature import Signature, TensorSpec
+from glm_export.graphs.rewriter import ONNX_DTYPES
+from glm_export.spec.config import GlmConfig
+from glm_export.spec.signature import Signature, TensorSpec
 
 
 class InvariantError(GlmExportError):

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
-from glm_export.config import GlmConfig
 from glm_export.graphs.dialect import Dialect
 from glm_export.graphs.invariants import InvariantError
-from glm_export.graphs.rule import MICROSOFT, ONNX_DTYPES, CountedRule, apply_rule
-from glm_export.signature import Signature
+from glm_export.graphs.rewriter import MICROSOFT, ONNX_DTYPES, CountedRule, apply_rule
+from glm_export.spec.config import GlmConfig
+from glm_export.spec.signature import Signature
 
 SHOWN_REASONS = 3
 

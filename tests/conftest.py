@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from glm_export import api
-from glm_export.artifacts import OnnxProgram
-from glm_export.checkpoint import Checkpoint, open_checkpoint
-from tests.golden_data import CAUSAL, Golden
+from glm_export.artifacts.program import OnnxProgram
+from glm_export.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from tests.helpers.golden_data import CAUSAL, Golden
 
 # Several processes share the cores already; PyTorch's own threads would wait for each other.
 if "PYTEST_XDIST_WORKER" in os.environ:

@@ -21,8 +21,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from watch import Usage, watch
 
-from glm_export.artifacts import load_program
-from glm_export.engines.profiles import OptimizationProfile, profiles_of, settle_limits
+from glm_export.artifacts.program import load_program
+from glm_export.engines.profiles import profiles_of, settle_limits
+from glm_export.spec.optimization_profile import OptimizationProfile
 
 HERE = Path(__file__).parent
 GLM_EXPORT = str(Path(sys.executable).with_name("glm-export"))

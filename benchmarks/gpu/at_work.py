@@ -9,13 +9,15 @@ import numpy as np
 from record import Facts
 
 from glm_export import api
-from glm_export.bench import FIRST_PLAIN_ID, BenchOptions
-from glm_export.demo import DEMO, Recall, blanked, fill_recall, poems, recall
-from glm_export.feeds import Prompt
-from glm_export.generation import generate_ids
-from glm_export.infilling import blank_context, blank_tokenizer
-from glm_export.proof import CheckReport
-from glm_export.sessions import Session
+from glm_export.embedded import DEMO, poems
+from glm_export.evaluation.recall import Recall, blanked, fill_recall, recall
+from glm_export.generation.generate import generate_ids
+from glm_export.generation.infilling import blank_context, blank_tokenizer
+from glm_export.inputs.feeds import Prompt
+from glm_export.performance.measure import FIRST_PLAIN_ID
+from glm_export.performance.report import BenchOptions
+from glm_export.proof.check import CheckReport
+from glm_export.sessions.session import Session
 
 ANSWER = 24
 """Tokens of a greedy answer."""

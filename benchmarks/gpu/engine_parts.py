@@ -10,14 +10,16 @@ from at_work import checked, graph_facts, greedy, known_prompts, long_prompt, re
 from onnxruntime_parts import measured_ranges
 from record import Facts, Kit, NotAvailableError, Recorder
 
-from glm_export import api, deployment
+from glm_export import api
+from glm_export.artifacts.engine import Engine, load_engine
 from glm_export.calibration import recipes
-from glm_export.demo import BATCH, DEMO
+from glm_export.deployment import build as deployment
+from glm_export.embedded import DEMO
 from glm_export.engines import vendor
-from glm_export.engines.folder import Engine, load_engine
 from glm_export.engines.network import FROM_PRIMITIVES, IN_PLACE, dialect_for
 from glm_export.errors import EnvironmentMissingError, InputError
-from glm_export.sessions.tensorrt import EngineSession
+from glm_export.evaluation.recall import BATCH
+from glm_export.sessions.tensorrt.session import EngineSession
 
 # dtype, recipe
 FORMS: list[tuple[str, str | None]] = [

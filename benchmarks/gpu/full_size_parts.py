@@ -14,25 +14,26 @@ from pathlib import Path
 
 import numpy as np
 from at_work import checked
-from engine_parts import available, build_facts, coverage
-from engine_parts import with_and_without as engine_graph
-from onnxruntime_parts import require_provider
-from onnxruntime_parts import with_and_without as program_graph
+from engine_parts import available, build_facts, coverage, with_and_without as engine_graph
+from onnxruntime_parts import require_provider, with_and_without as program_graph
 from record import ROOT, Facts, Kit, NotAvailableError, Recorder, verdict_of
 from speeds import ONNXRUNTIME, OURS, speed
 
-from glm_export import api, deployment
-from glm_export.artifacts import is_engine, is_program
-from glm_export.bench import FIRST_PLAIN_ID, BenchOptions, bench
-from glm_export.calibration.corpus import Corpus, Sample
+from glm_export import api
+from glm_export.artifacts.engine import Engine, load_engine
+from glm_export.artifacts.open import is_engine, is_program
+from glm_export.calibration.corpus.corpus import Corpus, Sample
 from glm_export.calibration.ranges import load_ranges
-from glm_export.deployment import usual_runtime
+from glm_export.deployment import build as deployment
+from glm_export.deployment.build import usual_runtime
 from glm_export.engines import vendor
-from glm_export.engines.folder import Engine, load_engine
 from glm_export.engines.network import IN_PLACE, dialect_for
-from glm_export.feeds import Prompt
-from glm_export.gpu import gpus
-from glm_export.sessions.torch import available_memory
+from glm_export.inputs.feeds import Prompt
+from glm_export.machine.gpu import gpus
+from glm_export.machine.memory import available_memory
+from glm_export.performance.bench import bench
+from glm_export.performance.measure import FIRST_PLAIN_ID
+from glm_export.performance.report import BenchOptions
 
 CHECKPOINT_BYTES = {"chatglm2-6b": 12.6e9, "medium": 2.9e9}
 NATIVE = "-native"

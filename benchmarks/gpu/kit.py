@@ -81,7 +81,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def gpu_is_there() -> bool:
-    from glm_export.gpu import has_driver
+    from glm_export.machine.gpu import has_driver
 
     return has_driver()
 

@@ -15,14 +15,14 @@ def machine(recorder: Recorder) -> None:
 
 
 def this_machine() -> Facts:
-    from glm_export import gpu, machine
+    from glm_export.machine import facts, gpu
 
-    return {"machine": asdict(machine.this_machine(PACKAGES)), "gpus": [asdict(one) for one in gpu.gpus()]}
+    return {"machine": asdict(facts.this_machine(PACKAGES)), "gpus": [asdict(one) for one in gpu.gpus()]}
 
 
 def doctor() -> Facts:
     """As ``glm-export doctor --json`` prints it."""
-    from glm_export.doctor import diagnose
+    from glm_export.deployment.doctor import diagnose
 
     return {"doctor": diagnose([]).to_json()}
 
@@ -31,8 +31,8 @@ def bandwidth(device: str) -> Facts:
     """The best of several reads of a buffer many times any cache: the roofline of decoding."""
     import torch
 
-    from glm_export.machine import read_bandwidth
-    from glm_export.sessions.ort import usable_threads
+    from glm_export.machine.memory import read_bandwidth
+    from glm_export.sessions.onnxruntime.runtime import usable_threads
 
     found = read_bandwidth(usable_threads(), device)
     if found is None:

@@ -10,9 +10,10 @@ from at_work import checked, graph_facts, recalled, timed_decode
 from record import Facts, Kit, NotAvailableError, Recorder
 
 from glm_export import api
-from glm_export.artifacts import load_program
+from glm_export.artifacts.program import load_program
 from glm_export.calibration import recipes
-from glm_export.sessions.ort import CUDA, OrtSession
+from glm_export.sessions.onnxruntime.runtime import CUDA
+from glm_export.sessions.onnxruntime.session import OrtSession
 
 # dialect, dtype, recipe
 CAUSAL: list[tuple[str, str, str | None]] = [

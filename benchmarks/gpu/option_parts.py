@@ -10,17 +10,18 @@ from engine_parts import Small, available, build_facts
 from onnxruntime_parts import CORPUS, SAMPLES, measured_ranges
 from record import Facts, NotAvailableError, Recorder
 
-from glm_export import api, deployment
-from glm_export.calibration.tensorrt_cache import CALIBRATION_CACHE
-from glm_export.demo import DEMO
-from glm_export.deployment import ImplicitInt8
-from glm_export.engines import implicit, vendor
-from glm_export.engines.folder import Engine
+from glm_export import api
+from glm_export.artifacts.engine import Engine
+from glm_export.calibration.trt_cache import CALIBRATION_CACHE
+from glm_export.deployment import build as deployment
+from glm_export.deployment.build import ImplicitInt8
+from glm_export.embedded import DEMO
+from glm_export.engines import implicit_int8 as implicit, vendor
 from glm_export.engines.inspection import refit
 from glm_export.engines.network import FROM_PRIMITIVES, dialect_for
 from glm_export.engines.options import AMPERE_PLUS, CURRENT, SAME_COMPUTE_CAPABILITY, BuildOptions
 from glm_export.errors import InputError
-from glm_export.sessions.tensorrt import EngineSession, load_onto_device
+from glm_export.sessions.tensorrt.session import EngineSession, load_onto_device
 
 OPTIONS: dict[str, BuildOptions] = {
     "none": BuildOptions(),

@@ -20,9 +20,10 @@ from full_size_parts import BATCHES, NATIVE, full_checkpoint
 from record import Facts, Kit, NotAvailableError, Recorder
 from speeds import COMPILED, EAGER, PEER, speed
 
-from glm_export.bench import FIRST_PLAIN_ID, BenchOptions
-from glm_export.machine import read_bandwidth
-from glm_export.sessions.ort import usable_threads
+from glm_export.machine.memory import read_bandwidth
+from glm_export.performance.measure import FIRST_PLAIN_ID
+from glm_export.performance.report import BenchOptions
+from glm_export.sessions.onnxruntime.runtime import usable_threads
 
 ROUNDS = 3
 USUAL = BenchOptions()

@@ -78,8 +78,8 @@ def versions() -> dict[str, str]:
 
 def this_device() -> dict[str, str | None]:
     """The first GPU and its driver."""
-    from glm_export.gpu import driver_version, gpus
-    from glm_export.machine import this_machine
+    from glm_export.machine.facts import this_machine
+    from glm_export.machine.gpu import driver_version, gpus
 
     first = next(iter(gpus()), None)
     return {

@@ -75,8 +75,13 @@ def grouped(cases, kind):
 def build(folder, profiles, precision, cases):
     """An engine with the profiles, prompts first."""
     import tensorrt as trt
-    from polygraphy.backend.trt import CreateConfig, Profile, engine_from_network, network_from_onnx_path
-    from polygraphy.backend.trt import util as trt_util
+    from polygraphy.backend.trt import (
+        CreateConfig,
+        Profile,
+        engine_from_network,
+        network_from_onnx_path,
+        util as trt_util,
+    )
 
     shapes = []
     for profile in profiles:

@@ -16,17 +16,18 @@ from onnxruntime_parts import CORPUS, measured_ranges
 from record import Facts, NotAvailableError, Recorder
 
 from glm_export import api
-from glm_export.artifacts import OnnxProgram, load_program
-from glm_export.compare import TOLERANCES
-from glm_export.demo import DEMO
-from glm_export.engines.folder import profile_json
-from glm_export.engines.implicit import calibration_feeds, packed_rows
+from glm_export.artifacts.engine import profile_json
+from glm_export.artifacts.program import OnnxProgram, load_program
+from glm_export.embedded import DEMO
+from glm_export.engines.implicit_int8 import calibration_feeds, packed_rows
 from glm_export.engines.network import FROM_PRIMITIVES
 from glm_export.engines.profiles import profiles_of, settle_limits
-from glm_export.feeds import Prompt, prefill_feeds
-from glm_export.proof import canonical_signature, parity_cases
+from glm_export.inputs.feeds import Prompt, prefill_feeds
+from glm_export.proof.cases import parity_cases
+from glm_export.proof.compare import TOLERANCES
+from glm_export.proof.runners import canonical_signature
 from glm_export.sessions.torch import TorchSession
-from glm_export.signature import BATCH, LOGITS, PAST
+from glm_export.spec.signature import BATCH, LOGITS, PAST
 
 PYTHON = "trt86-python"
 SCRIPT = Path(__file__).with_name("tensorrt86.py")

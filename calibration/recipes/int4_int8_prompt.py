@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from glm_export.calibration.recipe import BlockWeights, ChannelWeights, Recipe
+from glm_export.calibration.recipe import Recipe
+from glm_export.spec.weight_formats import BlockWeights, ChannelWeights
 
 RECIPE = Recipe(
     name="int4-int8-prompt",

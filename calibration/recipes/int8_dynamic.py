@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from glm_export.calibration.recipe import ChannelWeights, Recipe
+from glm_export.calibration.recipe import Recipe
+from glm_export.spec.weight_formats import ChannelWeights
 
 RECIPE = Recipe(
     name="int8-dynamic",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from glm_export.calibration.recipe import BlockWeights, QdqWeights, Recipe
+from glm_export.calibration.recipe import Recipe
+from glm_export.spec.weight_formats import BlockWeights, QdqWeights
 
 RECIPE = Recipe(
     name="int8-weights",

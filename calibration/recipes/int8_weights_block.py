@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from glm_export.calibration.recipe import QdqWeights, Recipe
+from glm_export.calibration.recipe import Recipe
+from glm_export.spec.weight_formats import QdqWeights
 
 RECIPE = Recipe(
     name="int8-weights-block",

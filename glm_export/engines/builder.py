@@ -12,34 +12,26 @@ from typing import Any
 
 import onnx_ir as ir
 
-from glm_export.artifacts import (
-    ENGINE_MANIFEST,
-    MANIFEST,
-    MANIFEST_FORMAT,
-    MODEL,
-    WEIGHTS,
-    OnnxProgram,
-    package_versions,
-    refuse_overwrite,
-    whole_folder,
-    write_json,
-)  # fmt: skip
-from glm_export.calibration.tensorrt_cache import CALIBRATION_CACHE
+from glm_export.artifacts.engine import BUILD_LOG, PLAN, BuiltOn, Compatibility, Engine, load_engine, profile_json
+from glm_export.artifacts.manifest import ENGINE_MANIFEST, MANIFEST, MANIFEST_FORMAT, package_versions, write_json
+from glm_export.artifacts.output_folder import refuse_overwrite, whole_folder
+from glm_export.artifacts.program import MODEL, WEIGHTS, OnnxProgram
+from glm_export.calibration.trt_cache import CALIBRATION_CACHE
+from glm_export.checkpoints.folder import file_sha256
 from glm_export.engines import vendor
-from glm_export.engines.folder import BUILD_LOG, PLAN, BuiltOn, Compatibility, Engine, load_engine, profile_json
-from glm_export.engines.implicit import CalibratorFactory
+from glm_export.engines.implicit_int8 import CalibratorFactory
 from glm_export.engines.inspection import Inspection, inspect_engine
 from glm_export.engines.layers import LayerSummary, summarize
 from glm_export.engines.memory import MemoryPlan, plan_memory
 from glm_export.engines.network import refuse_dialect
 from glm_export.engines.options import CURRENT, BuildOptions
 from glm_export.engines.plan import BuildJob, BuildRecord, build
-from glm_export.engines.profiles import Limits, OptimizationProfile, profiles_of
-from glm_export.genai_config import GENAI_CONFIG
-from glm_export.gpu import driver_version, gpus, has_driver
-from glm_export.model_folder import file_sha256
+from glm_export.engines.profiles import profiles_of
+from glm_export.exporter.genai_config import GENAI_CONFIG
+from glm_export.graphs.weight_traffic import program_step_bytes
+from glm_export.machine.gpu import driver_version, gpus, has_driver
 from glm_export.progress import Progress, Silent
-from glm_export.step_bytes import program_step_bytes
+from glm_export.spec.optimization_profile import Limits, OptimizationProfile
 
 NOT_COPIED = {MODEL, WEIGHTS, MANIFEST, GENAI_CONFIG, CALIBRATION_CACHE}
 """Of a program's folder; a stripped engine takes model and weights along."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 import platform
 from dataclasses import dataclass
 
+from glm_export.artifacts.engine import Engine
 from glm_export.engines import vendor
-from glm_export.engines.folder import Engine
 from glm_export.engines.options import AMPERE_PLUS
 from glm_export.errors import EnvironmentMissingError
-from glm_export.gpu import Gpu, gpus
+from glm_export.machine.gpu import Gpu, gpus
 
 AMPERE = (8, 0)
 

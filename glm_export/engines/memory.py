@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from glm_export.artifacts import WEIGHTS, OnnxProgram, free_disk_for
-from glm_export.engines.profiles import Limits
-from glm_export.signature import BATCH, LOGITS, PAST, SEQUENCE, TOTAL, past_names
+from glm_export.artifacts.output_folder import free_disk_for
+from glm_export.artifacts.program import WEIGHTS, OnnxProgram
+from glm_export.spec.optimization_profile import Limits
+from glm_export.spec.signature import BATCH, LOGITS, PAST, SEQUENCE, TOTAL, past_names
 
 HOST_BYTES_PER_WEIGHT_BYTE = 2.6
 """Anonymous memory of a build over the weights' size: 2.0 in float16, 1.5 in int8, 2.6 in int4 (benchmarks/engines)."""

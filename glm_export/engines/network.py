@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from glm_export.artifacts import OnnxProgram
+from glm_export.artifacts.program import OnnxProgram
 from glm_export.engines.vendor import TensorRT
 from glm_export.errors import EnvironmentMissingError, InputError
 

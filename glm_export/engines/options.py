@@ -7,7 +7,7 @@ from typing import Any
 
 from glm_export.engines.vendor import TensorRT
 from glm_export.errors import InputError
-from glm_export.gpu import has_driver
+from glm_export.machine.gpu import has_driver
 
 AMPERE_PLUS, SAME_COMPUTE_CAPABILITY = "ampere-plus", "same-compute-capability"
 HARDWARE = {AMPERE_PLUS: "AMPERE_PLUS", SAME_COMPUTE_CAPABILITY: "SAME_COMPUTE_CAPABILITY"}

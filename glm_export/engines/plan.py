@@ -12,15 +12,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from glm_export.artifacts import OnnxProgram
+from glm_export.artifacts.program import OnnxProgram
 from glm_export.engines.layers import EngineLayer, layers_of_log
 from glm_export.engines.network import Network
 from glm_export.engines.options import BuildOptions
-from glm_export.engines.profiles import OptimizationProfile
 from glm_export.engines.vendor import TensorRT
 from glm_export.errors import EnvironmentMissingError, InputError
-from glm_export.gpu import has_driver
+from glm_export.machine.gpu import has_driver
 from glm_export.progress import Advance, Progress
+from glm_export.spec.optimization_profile import OptimizationProfile
 
 ACTIVATIONS, WEIGHTS = "Total Activation Memory: ", "Total Weights Memory: "
 LAYERS = "Layers:\n"

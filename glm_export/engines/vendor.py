@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import Any
 
 from glm_export.errors import EnvironmentMissingError, InputError
-from glm_export.gpu import has_driver
+from glm_export.machine.gpu import has_driver
 
 TENSORRT, TENSORRT_RTX = "tensorrt", "tensorrt-rtx"
 RUNTIMES = (TENSORRT, TENSORRT_RTX)

@@ -121,7 +121,7 @@ def identify(values: Values) -> str:
 
 
 def read_config(values: Values, family: str | None = None) -> Any:
-    """``config.json`` as a :class:`~glm_export.config.GlmConfig`.
+    """``config.json`` as a :class:`~glm_export.spec.config.GlmConfig`.
 
     Args:
         values: the parsed file.

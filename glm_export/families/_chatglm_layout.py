@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from glm_export.config import GlmConfig, Norm, RotaryConfig
 from glm_export.families._keys import ConfigKeys
-from glm_export.tensor_rules import HeadwiseQkv, TensorRule, TensorRules, as_stored, norm_rules, rule
+from glm_export.spec.config import GlmConfig, Norm, RotaryConfig
+from glm_export.spec.weight_map import HeadwiseQkv, TensorRule, TensorRules, as_stored, norm_rules, rule
 
 INERT = {
     "apply_query_key_layer_scaling": "scales scores down and up again by the same number",

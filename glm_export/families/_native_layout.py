@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from glm_export.config import ExpertsConfig, GlmConfig, RotaryConfig
 from glm_export.errors import ConfigError
 from glm_export.families._keys import ConfigKeys
-from glm_export.tensor_rules import TensorRule, TensorRules, rule, stack_rows
+from glm_export.spec.config import ExpertsConfig, GlmConfig, RotaryConfig
+from glm_export.spec.weight_map import TensorRule, TensorRules, rule, stack_rows
 
 SPLIT_NAMES = ("q_proj", "k_proj", "v_proj")
 

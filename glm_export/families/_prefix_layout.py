@@ -5,8 +5,8 @@ Source: ``modeling_glm.py`` of THUDM/glm-10b, ``modeling_chatglm.py`` of THUDM/c
 
 from __future__ import annotations
 
-from glm_export.config import GlmConfig
-from glm_export.tensor_rules import Layout, TensorRule, linear_rules, norm_rules
+from glm_export.spec.config import GlmConfig
+from glm_export.spec.weight_map import Layout, TensorRule, linear_rules, norm_rules
 
 
 def body_rules(config: GlmConfig, *, qkv_layout: Layout) -> list[TensorRule]:

@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from glm_export.config import ExpertsConfig, GlmConfig
 from glm_export.families import _native_layout
 from glm_export.families._keys import ConfigKeys
-from glm_export.tensor_rules import TensorRule, TensorRules, rule, stack_rows
+from glm_export.spec.config import ExpertsConfig, GlmConfig
+from glm_export.spec.weight_map import TensorRule, TensorRules, rule, stack_rows
 
 TOKENIZER = "tokenizer_json"
 CHAT = "role_lines"

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from glm_export.config import GlmConfig
 from glm_export.families import _chatglm_layout
-from glm_export.tensor_rules import TensorRules
+from glm_export.spec.config import GlmConfig
+from glm_export.spec.weight_map import TensorRules
 
 TOKENIZER = "tiktoken"
 CHAT = "role_lines"

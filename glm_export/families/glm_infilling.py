@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from glm_export.config import Activation, GlmConfig, Norm
 from glm_export.families._keys import ConfigKeys
 from glm_export.families._prefix_layout import body_rules
-from glm_export.tensor_rules import TensorRules, as_stored, rule
+from glm_export.spec.config import Activation, GlmConfig, Norm
+from glm_export.spec.weight_map import TensorRules, as_stored, rule
 
 TOKENIZER = "infilling"
 CHAT = "none"

@@ -2,32 +2,31 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from glm_export.calibration.prepared import PreparedWeights
+from glm_export.calibration.formats.prequantized import rounded
 from glm_export.calibration.quantization import Quantization
-from glm_export.calibration.recipe import HEAD, PROMPT_TOKENS
-from glm_export.calibration.simulation import simulate
-from glm_export.calibration.weights import rounded
-from glm_export.checkpoint import Checkpoint
+from glm_export.calibration.simulate import simulate
+from glm_export.calibration.smoothed_weights import PreparedWeights
+from glm_export.checkpoints.checkpoint import Checkpoint
 from glm_export.errors import EnvironmentMissingError
-from glm_export.feeds import Feeds
+from glm_export.inputs.feeds import Feeds
+from glm_export.machine.memory import available_memory
 from glm_export.modeling import Decoder, KeyValue, building_in, linear_weights
-from glm_export.sessions import Logits, Session, Tensors
-from glm_export.signature import (
+from glm_export.sessions.session import Logits, Session, Tensors
+from glm_export.spec.dtypes import DTYPE_BYTES
+from glm_export.spec.signature import (
     ATTENTION_MASK,
-    DTYPE_BYTES,
     INPUT_IDS,
     LOGITS,
     POSITION_IDS,
     decoder_signature,
     past_names,
     present_names,
-)  # fmt: skip
+)
+from glm_export.spec.weight_formats import HEAD, PROMPT_TOKENS
 
 
 def load_reference(
@@ -85,16 +84,6 @@ def refuse_more_than_memory(checkpoint: Checkpoint, dtype: str) -> None:
             f"the PyTorch model in {dtype} needs {needed / 1e9:.1f} GB, and {available / 1e9:.1f} GB of memory are "
             f"available; {stored} reads the weights in place (check --reference-dtype {stored})"
         )
-
-
-def available_memory() -> int | None:
-    """Bytes the kernel can give without swapping; None where it does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    kilobytes = {line.split(":")[0]: int(line.split()[1]) for line in lines}
-    return kilobytes["MemAvailable"] * 1024 if "MemAvailable" in kilobytes else None
 
 
 class TorchSession(Session):

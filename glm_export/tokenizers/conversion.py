@@ -20,9 +20,9 @@ from sentencepiece import sentencepiece_model_pb2
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
 from glm_export import families
-from glm_export.config import GlmConfig
+from glm_export.checkpoints.folder import inside
 from glm_export.errors import CheckpointError, GlmExportError, InputError
-from glm_export.model_folder import inside
+from glm_export.spec.config import GlmConfig
 from glm_export.tokenizers import Tokenizer, load_tokenizer, sentencepiece, tiktoken
 from glm_export.tokenizers.chat import Message
 from glm_export.tokenizers.tokenizer_json import render_template

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
-from glm_export.config import Activation, GlmConfig, Norm
 from glm_export.graphs.dialect import Dialect
+from glm_export.spec.config import Activation, GlmConfig, Norm
 
 # What makes the attention mask out of attention_mask: a handful of nodes, once per program.
 MASK_OPS = {

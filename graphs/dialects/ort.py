@@ -8,17 +8,14 @@ from __future__ import annotations
 
 from collections import Counter
 
-from glm_export.config import GlmConfig, Norm
 from glm_export.graphs.dialect import Dialect
 from glm_export.graphs.dialects import onnx as canonical
-from glm_export.graphs.lowerings.fused import (
-    AddAndNorm,
-    AttentionToGroupQuery,
-    LastTokenOfEachRow,
-    PositionsFromLengths,
-    fuses_rotation,
-)
-from glm_export.signature import Cache, Signature
+from glm_export.graphs.rules.ort.group_query_attention import AttentionToGroupQuery
+from glm_export.graphs.rules.ort.last_token import LastTokenOfEachRow
+from glm_export.graphs.rules.ort.positions import PositionsFromLengths, fuses_rotation
+from glm_export.graphs.rules.ort.skip_norm import AddAndNorm
+from glm_export.spec.config import GlmConfig, Norm
+from glm_export.spec.signature import Cache, Signature
 
 GROUP_QUERY = "com.microsoft.GroupQueryAttention"
 SKIP_NORM = {

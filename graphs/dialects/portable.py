@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 
-from glm_export.config import Activation, GlmConfig, Norm
 from glm_export.graphs.dialect import Dialect
 from glm_export.graphs.dialects import onnx as canonical
-from glm_export.graphs.lowerings.primitives import (
-    AttentionToPrimitives,
-    GeluToPrimitives,
-    RmsNormToPrimitives,
-    RotaryToPrimitives,
-    SplitIntoSizes,
-)
-from glm_export.signature import Signature
+from glm_export.graphs.rules.opset17.attention import AttentionToPrimitives
+from glm_export.graphs.rules.opset17.gelu import GeluToPrimitives
+from glm_export.graphs.rules.opset17.rms_norm import RmsNormToPrimitives
+from glm_export.graphs.rules.opset17.rotary import RotaryToPrimitives
+from glm_export.graphs.rules.opset17.split import SplitIntoSizes
+from glm_export.spec.config import Activation, GlmConfig, Norm
+from glm_export.spec.signature import Signature
 
 PRIMITIVES = {
     "Cast", "Concat", "Div", "Erf", "Gather", "ReduceMean", "Reshape", "Softmax", "Split", "Sqrt", "Sub", "Tanh",

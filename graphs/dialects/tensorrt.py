@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 
-from glm_export.config import GlmConfig
 from glm_export.graphs.dialect import Dialect
 from glm_export.graphs.dialects import onnx as canonical
-from glm_export.graphs.lowerings.static_cache import AttentionOnStaticCache, LastTokenByIndex
-from glm_export.signature import Cache, Signature
+from glm_export.graphs.rules.tensorrt.last_token import LastTokenByIndex
+from glm_export.graphs.rules.tensorrt.static_kv_cache import AttentionOnStaticCache
+from glm_export.spec.config import GlmConfig
+from glm_export.spec.signature import Cache, Signature
 
 # What says where to write and who sees what, once per program; and heads set apart, in every layer.
 CACHE_OPS = {"Gather", "GatherND", "LessOrEqual", "Range", "Reshape", "TensorScatter", "Transpose", "Unsqueeze"}

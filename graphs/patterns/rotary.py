@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from glm_export.config import RotaryConfig
+from glm_export.spec.config import RotaryConfig
 
 
 def rotary_tables(
@@ -65,7 +65,7 @@ def rotation(cos_MR: Tensor, sin_MR: Tensor, position_ids: Tensor) -> Rotation:
 
     With two, the angles of both stand side by side: pair ``i`` of a head turns by the first position for
     ``i < R / 4`` and by the second above. ChatGLM-6B's weights are laid out for that
-    (:class:`glm_export.tensor_rules.HeadwiseQkv`), and its 2D rotary embedding is then one operator for q and one
+    (:class:`glm_export.spec.weight_map.HeadwiseQkv`), and its 2D rotary embedding is then one operator for q and one
     for k, as in every other family.
     """
     if position_ids.dim() == 2:

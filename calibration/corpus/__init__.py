@@ -1,0 +1,1 @@
+"""Text as rows of a model's own tokens, with provenance."""

@@ -1,0 +1,149 @@
+"""Texts that calibration and quality runs read, as rows of a model's own tokens, with where they come from.
+
+A corpus is a ``.txt`` of paragraphs, a ``.jsonl`` of rows, or an embedded set. Whatever a row was, it becomes the
+prompt a session would have made of it, so what is measured is what is served. Torch is not needed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from glm_export.calibration.corpus.corpus import Corpus, Sample
+from glm_export.calibration.corpus.rows import SHORTEST_ROW, RowReader, string_field
+from glm_export.embedded import EMBEDDED
+from glm_export.errors import InputError
+from glm_export.spec.config import GlmConfig
+from glm_export.tokenizers import Tokenizer
+
+POEMS, TECHNICAL = "tang_poems.jsonl", "technical.jsonl"
+EMBEDDED_SETS = {"default": (POEMS, TECHNICAL), "poems": (POEMS,), "technical": (TECHNICAL,)}
+"""What stands for an embedded corpus, where a corpus is asked for."""
+MINIMUM_TOKENS = 256
+"""Ids in all below which a text says nothing about a model."""
+NOT_STATED = "not stated"
+
+
+def load_corpus(
+    source: str | Path,
+    tokenizer: Tokenizer,
+    config: GlmConfig,
+    *,
+    sequence_length: int = 512,
+    max_samples: int | None = None,
+) -> Corpus:
+    """Read a corpus for one model.
+
+    Texts longer than a row are cut into rows of like length; chats, ids and prompts with completions stay whole. Poems
+    a blank-filling model has no room for are passed over.
+
+    Args:
+        source: ``"default"``, ``"poems"`` or ``"technical"`` (embedded), or a path. A ``.txt`` holds paragraphs with
+            blank lines between, packed into rows. Each line of a ``.jsonl`` is an object with ``text``, ``messages``,
+            ``input_ids``, ``prompt`` and ``completion``, or ``lines`` (a poem).
+        tokenizer: the model's.
+        config: the model's.
+        sequence_length: tokens of a row of text at most; the model's context where that is shorter.
+        max_samples: take so many rows, evenly spaced over the corpus; None takes all.
+
+    Raises:
+        InputError: the file is missing, empty, binary, not UTF-8 or too small; or a row, named by its line, is of no
+            known kind, has no token, or does not fit the model.
+    """
+    if sequence_length < SHORTEST_ROW or (max_samples is not None and max_samples < 1):
+        raise InputError(
+            f"a corpus needs rows of at least {SHORTEST_ROW} tokens and at least 1 sample; "
+            f"found sequence_length {sequence_length}, max_samples {max_samples}"
+        )
+    names = EMBEDDED_SETS.get(str(source), ())
+    paths = [EMBEDDED / name for name in names] or [Path(source)]
+    rows, digest = RowReader(tokenizer, config, min(sequence_length, config.max_positions)), hashlib.sha256()
+    samples: list[Sample] = []
+    for path in paths:
+        data = _read(path)
+        digest.update(data)
+        samples += _samples(path, data, rows)
+    origins, licences = zip(*map(_provenance, paths), strict=True)
+    corpus = Corpus(
+        name=str(source) if names else paths[0].name, origin="; ".join(dict.fromkeys(origins)),
+        licence="; ".join(dict.fromkeys(licences)), sha256=digest.hexdigest(), samples=tuple(samples),
+    )  # fmt: skip
+    if corpus.tokens < MINIMUM_TOKENS:
+        raise InputError(
+            f"{source} has {corpus.tokens} tokens, at least {MINIMUM_TOKENS} are expected: too small to calibrate; "
+            "add text of the kind the model will read, or take the embedded corpus 'default'"
+        )
+    return replace(corpus, samples=_evenly_spaced(corpus.samples, max_samples))
+
+
+def _evenly_spaced(samples: tuple[Sample, ...], most: int | None) -> tuple[Sample, ...]:
+    if most is None or most >= len(samples):
+        return samples
+    return tuple(samples[index * len(samples) // most] for index in range(most))
+
+
+# -- files -------------------------------------------------------------------------------------------------------------
+
+
+def _read(path: Path) -> bytes:
+    """The file's bytes, seen to be text."""
+    if not path.is_file():
+        raise InputError(f"{path} is no file; give a .txt or .jsonl file, or one of {', '.join(EMBEDDED_SETS)}")
+    if path.suffix.lower() not in (".txt", ".jsonl"):
+        raise InputError(f"{path} should end in .txt or .jsonl, found {path.suffix!r}; rename it after what it holds")
+    data = path.read_bytes()
+    if not data.strip():
+        raise InputError(f"{path} is empty; a corpus needs at least {MINIMUM_TOKENS} tokens of text")
+    if 0 in data:
+        number = data[: data.index(0)].count(b"\n") + 1
+        raise InputError(
+            f"line {number} of {path} has a NUL byte; plain UTF-8 text is expected, is this a binary file?"
+        )
+    return data
+
+
+def _samples(path: Path, data: bytes, rows: RowReader) -> list[Sample]:
+    try:
+        text = data.decode("utf-8").removeprefix("\ufeff").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        number = data[: error.start].count(b"\n") + 1
+        raise InputError(f"line {number} of {path} is not UTF-8 ({error.reason}); save the file as UTF-8") from error
+    if path.suffix.lower() == ".txt":
+        return [rows.checked(sample) for sample in rows.packed(text)]
+    samples: list[Sample] = []
+    # Not splitlines: a JSON string may hold what Unicode counts as line ends.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            samples += map(rows.checked, rows.of_row(_row(line)))
+        except InputError as error:
+            raise InputError(f"line {number} of {path}: {error}") from error
+    return samples
+
+
+def _row(line: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        reason = str(error).split(":")[0]  # behind it stands a line number, within this line
+        raise InputError(f"a JSON object is expected, found {line[:40]!r} ({reason}); write one a line") from error
+    if not isinstance(row, dict):
+        raise InputError(f"a JSON object is expected, found {type(row).__name__}; write one a line")
+    return row
+
+
+def _provenance(path: Path) -> tuple[str, str]:
+    """Origin and licence, from the file beside."""
+    beside = path.with_name(f"{path.name}.source.json")
+    if not beside.is_file():
+        return NOT_STATED, NOT_STATED
+    try:
+        values = json.loads(beside.read_text(encoding="utf-8"))
+        origin, licence = (string_field(values.get(key, NOT_STATED), key) for key in ("origin", "licence"))
+    except (ValueError, AttributeError, InputError) as error:
+        raise InputError(f"{beside} should be a JSON object with origin and licence as text: {error}") from error
+    return origin, licence

@@ -1,0 +1,86 @@
+"""Integers with one scale a block, as ``MatMulNBits`` and ``GatherBlockQuantized`` read them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from glm_export.spec.weight_formats import BlockWeights
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantizedRows:
+    """Rows of a weight as ``MatMulNBits`` reads them.
+
+    ``packed``: uint8 ``[N, C, block * bits / 8]``, two 4-bit integers a byte, the first one low. ``scales``: float32
+    ``[N, C]``. ``zero_points``: uint8 ``[N, C]`` or, of 4 bits, ``[N, ceil(C / 2)]`` packed alike; None if symmetric.
+    """
+
+    packed: Tensor
+    scales: Tensor
+    zero_points: Tensor | None
+
+
+def quantize_rows(rows_NK: Tensor, form: BlockWeights) -> QuantizedRows:
+    """Round to nearest. A row's last block is filled with zeros where K is no multiple of the block."""
+    blocks_NCB = _blocks(rows_NK, form)
+    low_NC, high_NC = torch.aminmax(blocks_NCB, dim=-1)
+    levels = 1 << form.bits
+    if form.symmetric:
+        # The extreme value, with its sign, becomes the lowest integer: the range has one more step on that side.
+        extreme_NC = torch.where(high_NC > -low_NC, high_NC, low_NC)
+        scales_NC, zero = extreme_NC / (-levels // 2), torch.tensor(levels / 2)
+        zeros_NC1: Tensor = zero
+        stored_zeros = None
+    else:
+        low_NC, high_NC = low_NC.clamp(max=0), high_NC.clamp(min=0)
+        scales_NC = (high_NC - low_NC) / (levels - 1)
+        zeros_NC = torch.nan_to_num(-low_NC / scales_NC).round_().clamp_(0, levels - 1)
+        zeros_NC1, stored_zeros = zeros_NC.unsqueeze(-1), pack_integers(zeros_NC.to(torch.uint8), form.bits)
+    inverse_NC1 = torch.where(scales_NC == 0, 0, 1 / scales_NC).unsqueeze(-1)
+    integers = (blocks_NCB * inverse_NC1).add_(zeros_NC1).round_().clamp_(0, levels - 1).to(torch.uint8)
+    return QuantizedRows(packed=pack_integers(integers, form.bits), scales=scales_NC, zero_points=stored_zeros)
+
+
+def dequantize_rows(rows: QuantizedRows, form: BlockWeights, columns: int) -> Tensor:
+    """The values the integers stand for, float32 ``[N, K]``."""
+    integers_NCB = _unpacked(rows.packed, form.bits, form.block).float()
+    if rows.zero_points is None:
+        zeros_NC1 = torch.tensor(float(1 << (form.bits - 1)))
+    else:
+        zeros_NC1 = _unpacked(rows.zero_points, form.bits, rows.scales.shape[1]).float().unsqueeze(-1)
+    values_NCB = (integers_NCB - zeros_NC1) * rows.scales.float().unsqueeze(-1)
+    return values_NCB.flatten(1)[:, :columns]
+
+
+def integers_of_rows(rows: QuantizedRows, form: BlockWeights, columns: int) -> Tensor:
+    """Symmetric rows' integers counted from zero, int8 ``[N, K]``."""
+    unsigned_NCB = _unpacked(rows.packed, form.bits, form.block).to(torch.int16)
+    return (unsigned_NCB - (1 << form.bits - 1)).to(torch.int8).flatten(1)[:, :columns]
+
+
+def _blocks(rows_NK: Tensor, form: BlockWeights) -> Tensor:
+    """``[N, C, block]`` float32."""
+    rows = rows_NK.float()
+    missing = -rows.shape[1] % form.block
+    if missing:
+        rows = functional.pad(rows, (0, missing))
+    return rows.view(rows.shape[0], -1, form.block)
+
+
+def pack_integers(integers: Tensor, bits: int) -> Tensor:
+    """Two 4-bit integers a byte, along the last axis."""
+    if bits == 8:
+        return integers
+    if integers.shape[-1] % 2:
+        integers = functional.pad(integers, (0, 1))
+    return integers[..., 0::2] | integers[..., 1::2] << 4
+
+
+def _unpacked(stored: Tensor, bits: int, count: int) -> Tensor:
+    if bits == 8:
+        return stored
+    return torch.stack((stored & 15, stored >> 4), dim=-1).flatten(-2)[..., :count]

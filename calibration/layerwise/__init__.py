@@ -1,0 +1,4 @@
+"""A checkpoint calibrated layer by layer, in the memory of one.
+
+Imports checkpoints, modeling, corpus, observers, methods.
+"""

@@ -1,0 +1,308 @@
+"""Calibration: a checkpoint walked layer by layer, with text passing through.
+
+One layer's weights are in memory at a time; between layers hidden states lie on disk. A killed run goes on where it
+stopped and ends in the same bits: each layer reads what the one before it wrote, never what it still had in memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.numpy import load_file, save_file
+from torch import Tensor, nn
+
+from glm_export.calibration.corpus.corpus import Corpus, Sample
+from glm_export.calibration.layerwise.hidden_states import SpoolWriter, read_spool
+from glm_export.calibration.layerwise.observe import LayerObserver, Numbers
+from glm_export.calibration.layerwise.search import round_layer, search_smoothing
+from glm_export.calibration.ranges import RANGES, RANGES_FORMAT, RANGES_MANIFEST, Ranges, load_ranges
+from glm_export.calibration.recipe import Recipe
+from glm_export.calibration.rounded_folder import rounded_name
+from glm_export.checkpoints.checkpoint import Checkpoint
+from glm_export.checkpoints.identity import fingerprint
+from glm_export.errors import InputError
+from glm_export.inputs.feeds import prefill_feeds
+from glm_export.modeling import Decoder, Layer, building_in, norm
+from glm_export.progress import Advance, Progress, Silent
+from glm_export.spec.config import GlmConfig
+from glm_export.spec.weight_formats import EMBEDDING, HEAD
+
+KEPT_SAMPLES = 128
+"""Tokens, evenly spaced over the corpus, whose inputs decide about smoothing."""
+STATE = "state.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Walk:
+    """One run: what is walked, with which text, where to."""
+
+    checkpoint: Checkpoint
+    corpus: Corpus
+    recipe: Recipe | None
+    work: Path
+    device: torch.device
+
+    @property
+    def config(self) -> GlmConfig:
+        return self.checkpoint.config
+
+    def spool(self, layer: int) -> Path:
+        """Hidden states that a layer reads."""
+        return self.work / f"spool-{layer:03}"
+
+    def numbers(self, layer: int) -> Path:
+        """What was measured in a layer; the head's come after the last."""
+        return self.work / f"layer-{layer:03}.safetensors"
+
+
+def calibrate(
+    checkpoint: Checkpoint,
+    corpus: Corpus,
+    out: Path,
+    *,
+    recipe: Recipe | None = None,
+    device: str = "cpu",
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Ranges:
+    """Measure a checkpoint's activations on a corpus.
+
+    Args:
+        checkpoint: the model.
+        corpus: the text.
+        out: the folder to write. While running, what is done so far lies in ``.{name}.work`` beside it; a run with the
+            same checkpoint, corpus and recipe goes on from there.
+        recipe: one that rounds weights itself (``int4-gptq``), to do so.
+        device: where layers are computed, ``cpu`` or ``cuda``.
+        force: replace a folder of ranges.
+        progress: shows how far it is.
+
+    Returns:
+        The ranges, loaded from ``out``.
+
+    Raises:
+        InputError: ``out`` exists; or activations are NaN, infinite or all zero.
+        CheckpointError: tensors are missing, mis-shaped or damaged.
+    """
+    refuse_replacing(out, force=force)
+    checkpoint.audit()
+    rounding = recipe if recipe is not None and recipe.rounding == "gptq" else None
+    work = out.parent / f".{out.name}.work"
+    walk = _Walk(checkpoint=checkpoint, corpus=corpus, recipe=rounding, work=work, device=torch.device(device))
+    identity = {
+        "format": RANGES_FORMAT,
+        "checkpoint": {
+            "name": checkpoint.folder.absolute().name,
+            "fingerprint": fingerprint(checkpoint.folder / "config.json", checkpoint.files),
+        },
+        "corpus": corpus.to_json(),
+        # The same file makes other rows of another length, and with another tokenizer.
+        "rows": hashlib.sha256(repr(corpus.samples).encode()).hexdigest(),
+        "rounded_for": rounding.name if rounding else None,
+        "device": device,
+    }
+    _resume_or_start(work, identity)
+    layers = checkpoint.config.num_layers
+    advance = (progress or Silent()).task("layers", (layers + 1) * corpus.tokens)
+    with torch.inference_mode():
+        _pass_through(walk, advance)
+    return _finish(walk, out, identity)
+
+
+def refuse_replacing(out: Path, *, force: bool) -> None:
+    """See that a folder of ranges may be written.
+
+    Raises:
+        InputError: it exists and ``force`` is not given, or it is something else.
+    """
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not force:
+        raise InputError(f"{out} exists; give another --out, or --force to replace it")
+    if not (out / RANGES_MANIFEST).is_file():
+        raise InputError(f"{out} holds no {RANGES_MANIFEST}, so --force does not replace it; remove it yourself")
+
+
+def _resume_or_start(work: Path, identity: dict[str, Any]) -> None:
+    state = work / STATE
+    if state.is_file() and json.loads(state.read_text(encoding="utf-8")) == identity:
+        return
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    partial = state.with_suffix(".partial")
+    partial.write_text(json.dumps(identity), encoding="utf-8")
+    partial.rename(state)
+
+
+def _pass_through(walk: _Walk, advance: Advance) -> None:
+    """Every step that is not done yet, the embedding first and the head last."""
+    decoder = _bare_decoder(walk)
+    for layer in range(walk.config.num_layers + 1):
+        if walk.numbers(layer).is_file():
+            advance(walk.corpus.tokens)
+            continue
+        if layer == 0 and not walk.spool(0).is_file():
+            with SpoolWriter(walk.spool(0)) as spool:
+                for sample in walk.corpus.samples:
+                    spool.add(_entered(decoder, sample, walk)[0][0])
+        if layer < walk.config.num_layers:
+            numbers = _through_layer(walk, decoder, layer, advance)
+        else:
+            numbers = _through_head(walk, advance)
+        _save(numbers, walk.numbers(layer))
+        walk.spool(layer).unlink(missing_ok=True)
+
+
+def _through_layer(walk: _Walk, decoder: Decoder, layer: int, advance: Advance) -> Numbers:
+    """Run one layer over the corpus; its outputs become the next one's spool."""
+    prefix = f"layers.{layer}"
+    module = _loaded(Layer, walk, layer, prefix)
+    observer = LayerObserver(module, prefix, gram=walk.recipe is not None)
+    if walk.recipe is not None:
+        for _ in _outputs(walk, decoder, module, layer, observer):
+            pass
+        observer.close()
+        round_layer(module, observer, walk.recipe, walk.work / rounded_name(layer))
+    with SpoolWriter(walk.spool(layer + 1)) as spool:
+        for hidden_SH in _outputs(walk, decoder, module, layer, observer if walk.recipe is None else None):
+            spool.add(hidden_SH)
+            advance(len(hidden_SH))
+    observer.close()
+    numbers = observer.numbers()
+    for name in observer.inputs:
+        weight = module.get_parameter(name.removeprefix(f"{prefix}."))
+        numbers |= search_smoothing(name, weight, observer)
+    return numbers
+
+
+def _outputs(
+    walk: _Walk, decoder: Decoder, module: nn.Module, layer: int, observer: LayerObserver | None
+) -> Iterator[Tensor]:
+    """A layer's output for each row, float32 ``[S, H]``."""
+    before = 0
+    for sample, hidden_SH in zip(walk.corpus.samples, read_spool(walk.spool(layer)), strict=True):
+        _, turn, mask_B1ST = _entered(decoder, sample, walk)
+        if observer is not None:
+            observer.turn = turn
+            observer.rows_to_keep = _kept_rows(before, len(hidden_SH), walk.corpus.tokens)
+        empty = hidden_SH.new_empty(1, walk.config.kv_heads, 0, walk.config.head_dim).to(walk.device)
+        output_BSH, _ = module(hidden_SH[None].to(walk.device), turn, mask_B1ST, (empty, empty))
+        before += len(hidden_SH)
+        yield output_BSH[0]
+
+
+def _through_head(walk: _Walk, advance: Advance) -> Numbers:
+    """The last norm and the head: only measured."""
+    final_norm = _loaded_norm(walk)
+    head = nn.Linear(walk.config.hidden_size, walk.config.vocab_size, bias=False, device="meta")
+    tied = walk.config.tied_head
+    rules = {rule.target: rule for rule in walk.checkpoint.rules.rules}
+    weight = walk.checkpoint.parameter(rules[EMBEDDING if tied else HEAD])
+    head.weight = nn.Parameter(weight.to(walk.device).float(), requires_grad=False)
+    module = nn.Sequential()
+    module.add_module("final_norm", final_norm)
+    module.add_module("head", head)
+    observer = LayerObserver(module, "model")
+    for hidden_SH in read_spool(walk.spool(walk.config.num_layers)):
+        module(hidden_SH[None].to(walk.device))
+        advance(len(hidden_SH))
+    observer.close()
+    return {name.removeprefix("model."): value for name, value in observer.numbers().items()}
+
+
+def _kept_rows(before: int, count: int, total: int) -> Tensor:
+    """Which of a row's tokens are samples, so that they lie evenly over the corpus."""
+    wanted = min(KEPT_SAMPLES, total)
+    places = torch.arange(wanted) * total // wanted
+    return places[(places >= before) & (places < before + count)] - before
+
+
+def _bare_decoder(walk: _Walk) -> Decoder:
+    """What stands before the first layer: embeddings, memory-mapped, and rotary tables."""
+    config = replace(walk.config, num_layers=1)
+    with torch.device("meta"), building_in(torch.float32):
+        decoder = Decoder(config)
+    for rule in walk.checkpoint.rules.rules:
+        if "embedding" in rule.target:
+            module = decoder.get_submodule(rule.target.rsplit(".", 1)[0])
+            module.weight = nn.Parameter(walk.checkpoint.parameter(rule), requires_grad=False)
+            module.register_forward_hook(_widened)
+    decoder.rebuild_tables(torch.float32)
+    return decoder
+
+
+def _widened(_: nn.Module, __: tuple[Tensor], rows: Tensor) -> Tensor:
+    """What is looked up is float32 from here on; the table stays as it is stored."""
+    return rows.float()
+
+
+def _entered(decoder: Decoder, sample: Sample, walk: _Walk) -> tuple[Tensor, Any, Tensor]:
+    """Hidden states ``[1, S, H]`` float32, rotation and mask of one row."""
+    feeds = prefill_feeds([sample.prompt], walk.config)
+    ids, mask, positions = (torch.from_numpy(array) for array in feeds.named().values())
+    hidden_BSH, turn, mask_B1ST = decoder.enter(ids, mask, positions, 0)
+    if turn is not None:
+        places = None if turn.position_ids is None else turn.position_ids.to(walk.device)
+        turn = replace(turn, cos=turn.cos.to(walk.device), sin=turn.sin.to(walk.device), position_ids=places)
+    return hidden_BSH, turn, mask_B1ST.to(walk.device)
+
+
+def _loaded(kind: type[Layer], walk: _Walk, layer: int, prefix: str) -> nn.Module:
+    """One layer in float32."""
+    with torch.device("meta"), building_in(torch.float32):
+        module = kind(walk.config, layer)
+    weights = {
+        rule.target.removeprefix(f"{prefix}."): walk.checkpoint.parameter(rule).to(walk.device).float()
+        for rule in walk.checkpoint.rules.rules
+        if rule.target.startswith(f"{prefix}.")
+    }
+    module.load_state_dict(weights, assign=True)
+    return module.eval().requires_grad_(False)
+
+
+def _loaded_norm(walk: _Walk) -> nn.Module:
+    if not walk.config.final_norm:
+        return nn.Identity()
+    with torch.device("meta"), building_in(torch.float32):
+        module = norm(walk.config)
+    rules = {rule.target: rule for rule in walk.checkpoint.rules.rules}
+    weights = {
+        name: walk.checkpoint.parameter(rules[f"final_norm.{name}"]).to(walk.device).float()
+        for name in module.state_dict()
+    }
+    module.load_state_dict(weights, assign=True)
+    return module.eval()
+
+
+def _save(numbers: Numbers, path: Path) -> None:
+    partial = path.with_suffix(".partial")
+    save_file({name: value.copy() for name, value in numbers.items()}, partial)
+    partial.rename(path)
+
+
+def _finish(walk: _Walk, out: Path, identity: dict[str, Any]) -> Ranges:
+    """Put the layers' numbers together, and give the folder its name."""
+    numbers: Numbers = {}
+    for layer in range(walk.config.num_layers + 1):
+        numbers |= load_file(walk.numbers(layer))
+    manifest = identity | {"layers": walk.config.num_layers, "family": walk.config.family}
+    _save(dict(sorted(numbers.items())), walk.work / RANGES)
+    (walk.work / RANGES_MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    # The state first: without it a run that is killed here starts anew, and misses nothing that is gone already.
+    for path in (walk.work / STATE, *walk.work.glob("layer-*"), *walk.work.glob("spool-*")):
+        path.unlink()
+    replaced = out.parent / f".{out.name}.replaced"
+    shutil.rmtree(replaced, ignore_errors=True)
+    if out.exists():
+        os.rename(out, replaced)
+    walk.work.rename(out)
+    shutil.rmtree(replaced, ignore_errors=True)
+    return load_ranges(out)

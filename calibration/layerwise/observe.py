@@ -1,0 +1,140 @@
+"""What is measured while rows of text pass through one layer: inputs of products, keys and values, maxima.
+
+Shapes: S tokens of a row, K input channels, N query heads, D head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from glm_export.calibration.methods.gptq import GramMatrix
+from glm_export.calibration.observers.statistics import OBSERVERS, TensorStatistics
+from glm_export.calibration.ranges import (
+    CHANNEL_MAXIMA,
+    CHANNEL_MEANS,
+    KEY,
+    MAXIMA,
+    THRESHOLDS,
+    TOKEN_MAXIMA,
+    VALUE,
+)  # fmt: skip
+from glm_export.errors import InputError
+from glm_export.graphs.patterns.rotary import Rotation
+from glm_export.modeling import ROUTER, Attention
+
+SCORES = "attention.scores"
+INPUT = ".input"
+Numbers = dict[str, NDArray[Any]]
+
+
+class LayerObserver:
+    """Hooks on a module's parts, and what they have seen.
+
+    ``chosen``: which of a row's tokens are kept as samples, given how many it has and how many came before.
+    """
+
+    def __init__(self, module: nn.Module, prefix: str, *, gram: bool = False) -> None:
+        self.prefix = prefix
+        self.inputs: dict[str, TensorStatistics] = {}
+        self.kept: dict[str, TensorStatistics] = {}
+        self.maxima: dict[str, float] = {}
+        self.grams: dict[str, GramMatrix] = {}
+        self.turn: Rotation | None = None
+        self.rows_to_keep: Tensor = torch.empty(0, dtype=torch.int64)
+        self._samples: dict[str, list[Tensor]] = {}
+        self._hooks: list[Any] = []
+        for name, part in module.named_modules():
+            self._watch(name, part, gram=gram)
+
+    def _watch(self, name: str, part: nn.Module, *, gram: bool) -> None:
+        place = f"{self.prefix}.{name}" if name else self.prefix
+        if isinstance(part, nn.Linear) and not name.endswith(ROUTER):
+            weight = f"{place}.weight"
+            self.inputs[weight] = TensorStatistics(part.in_features)
+            self._samples[weight] = []
+            if gram:
+                self.grams[weight] = GramMatrix(part.in_features, device=part.weight.device)
+            self._hooks.append(part.register_forward_pre_hook(partial(self._see_input, weight)))
+        if isinstance(part, Attention):
+            for kind in (KEY, VALUE):
+                self.kept[f"{self.prefix}.{kind}"] = TensorStatistics(part.config.kv_size)
+            self._hooks.append(part.qkv.register_forward_hook(partial(self._see_projection, part)))
+        if not isinstance(part, nn.Identity):
+            self._hooks.append(part.register_forward_pre_hook(partial(self._see_maximum, f"{place}{INPUT}")))
+            self._hooks.append(part.register_forward_hook(partial(self._see_output, place)))
+
+    def close(self) -> None:
+        """Take the hooks away."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def samples(self, weight: str) -> Tensor:
+        """The inputs kept of a product, float32 ``[R, K]``."""
+        return torch.cat(self._samples[weight])
+
+    def numbers(self) -> Numbers:
+        """Everything as arrays, under the names of a ranges file.
+
+        Raises:
+            InputError: a tensor was all zero.
+        """
+        numbers: Numbers = {name + MAXIMA: np.array([value], np.float32) for name, value in self.maxima.items()}
+        for name, statistics in (*self.inputs.items(), *self.kept.items()):
+            thresholds = named(name, statistics.thresholds)
+            channels = statistics.channels
+            numbers[name + THRESHOLDS] = np.array([thresholds[key] for key in OBSERVERS], np.float32)
+            numbers[name + CHANNEL_MAXIMA] = channels.maxima_K.float().numpy()
+            numbers[name + CHANNEL_MEANS] = (channels.sums_K / max(1, channels.count)).float().numpy()
+            numbers[name + TOKEN_MAXIMA] = np.array([statistics.tokens.least, statistics.tokens.largest], np.float32)
+        return numbers
+
+    def _see_input(self, weight: str, _: nn.Module, given: tuple[Tensor]) -> None:
+        rows_SK = given[0].detach().flatten(0, -2)
+        named(weight, partial(self.inputs[weight].observe, rows_SK))
+        self._samples[weight].append(rows_SK[self.rows_to_keep.to(rows_SK.device)].float().cpu())
+        if weight in self.grams:
+            self.grams[weight].add(rows_SK)
+
+    def _see_projection(self, attention: Attention, _: nn.Module, __: tuple[Tensor], qkv_BSC: Tensor) -> None:
+        q_BSC, k_BSC, v_BSC = attention.turned(qkv_BSC, self.turn)
+        for kind, values in ((KEY, k_BSC), (VALUE, v_BSC)):
+            name = f"{self.prefix}.{kind}"
+            named(name, partial(self.kept[name].observe, values.flatten(0, -2)))
+        config = attention.config
+        group = config.num_heads // config.kv_heads
+        q_SKGD = q_BSC[0].reshape(-1, config.kv_heads, group, config.head_dim) * config.head_dim**-0.5
+        k_SKD = k_BSC[0].reshape(-1, config.kv_heads, config.head_dim)
+        largest = max(
+            float(torch.einsum("sgd,td->sgt", q_SKGD[:, head], k_SKD[:, head]).abs().max())
+            for head in range(config.kv_heads)
+        )
+        self._raise_maximum(f"{self.prefix}.{SCORES}", largest)
+
+    def _see_maximum(self, place: str, _: nn.Module, given: tuple[Any, ...]) -> None:
+        self._raise_maximum(place, float(given[0].abs().max()))
+
+    def _see_output(self, place: str, _: nn.Module, __: tuple[Any, ...], output: Any) -> None:
+        values = output[0] if isinstance(output, tuple) else output
+        self._raise_maximum(place, float(values.abs().max()))
+
+    def _raise_maximum(self, place: str, largest: float) -> None:
+        if not largest < float("inf"):
+            raise InputError(
+                f"{place}: NaN or infinity among activations; the checkpoint is damaged, or its training diverged"
+            )
+        self.maxima[place] = max(self.maxima.get(place, 0.0), largest)
+
+
+def named(name: str, call: Callable[[], Any]) -> Any:
+    """A refusal says which tensor it is about."""
+    try:
+        return call()
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error

@@ -1,0 +1,1 @@
+"""What is measured of activations: histograms and thresholds, each a small pure thing."""

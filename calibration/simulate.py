@@ -1,0 +1,63 @@
+"""The reference model made to compute as a quantized program does: rounded inputs, rounded keys and values.
+
+Weights are rounded where the model is loaded; here are the parts that happen while it runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from glm_export.calibration.quantization import Quantization
+from glm_export.calibration.quantize import fake_quantize, round_float8
+from glm_export.modeling import Attention, Decoder
+from glm_export.spec.weight_formats import Forms, QdqWeights
+
+Rounding = Callable[[Tensor], Tensor]
+
+
+def simulate(model: Decoder, quantization: Quantization, forms: Mapping[str, Forms]) -> None:
+    """Round what a model's products read, and what its layers keep, in place.
+
+    Args:
+        model: with the weights the quantized program has.
+        quantization: the numbers.
+        forms: of the weights that are quantized.
+    """
+    divisors = quantization.divisors(model.config)
+    for name in quantization.smoothing.keys() | forms.keys():
+        module = model.get_submodule(name.removesuffix(".weight"))
+        if isinstance(module, nn.Linear):
+            steps = _steps(name, quantization, forms, divisors.get(name) is not None)
+            if steps:
+                module.register_forward_pre_hook(partial(_enter, steps))
+    for attention, scales in zip(_attentions(model), quantization.kv_scales, strict=False):
+        attention.keep_rounded = tuple(partial(fake_quantize, scale=scale) for scale in scales)
+
+
+def _steps(name: str, quantization: Quantization, forms: Mapping[str, Forms], divided: bool) -> list[Rounding]:
+    """What happens to a product's input, in order."""
+    steps: list[Rounding] = []
+    if divided:
+        inverse_K = 1 / torch.from_numpy(quantization.smoothing[name])
+        steps.append(partial(torch.mul, inverse_K))
+    form = forms[name].step if name in forms else None
+    if isinstance(form, QdqWeights) and form.activations:
+        rounding = round_float8 if form.dtype.startswith("float8") else fake_quantize
+        steps.append(partial(rounding, scale=quantization.input_scales[name]))
+    return steps
+
+
+def _enter(steps: list[Rounding], _: nn.Module, given: tuple[Tensor]) -> tuple[Tensor]:
+    (x,) = given
+    dtype = x.dtype
+    for step in steps:
+        x = step(x)
+    return (x.to(dtype),)
+
+
+def _attentions(model: Decoder) -> list[Attention]:
+    return [module for module in model.modules() if isinstance(module, Attention)]

@@ -1,0 +1,143 @@
+"""What a folder is, as plain facts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from glm_export import api
+from glm_export.artifacts.engine import load_engine
+from glm_export.artifacts.open import is_engine, is_program
+from glm_export.artifacts.program import MODEL, load_program
+from glm_export.checkpoints.checkpoint import Checkpoint
+from glm_export.errors import GlmExportError
+from glm_export.spec.config import ExpertsConfig, GlmConfig
+from glm_export.tokenizers import load_tokenizer, stop_ids
+
+
+def inspect_folder(source: str, family: str | None = None) -> dict[str, Any]:
+    """Facts about a checkpoint or an exported folder.
+
+    Raises:
+        GlmExportError: it is neither, or its files do not fit together.
+    """
+    if is_engine(Path(source)):
+        return engine_facts(Path(source))
+    if is_program(Path(source)):
+        return program_facts(Path(source))
+    return checkpoint_facts(api.open_checkpoint(source, family))
+
+
+def checkpoint_facts(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Family, sizes, files, audit."""
+    checkpoint.audit()
+    tensors = Counter(str(checkpoint.tensor(name).dtype).removeprefix("torch.") for name in checkpoint.weight_of)
+    return {
+        "kind": "checkpoint",
+        "folder": str(checkpoint.folder),
+        **config_facts(checkpoint.config),
+        "weight_files": [path.name for path in checkpoint.files],
+        "weight_bytes": checkpoint.source_bytes,
+        "tensors": dict(tensors),
+        "audit": "every tensor present, none unexpected",
+        "tokenizer": tokenizer_facts(checkpoint.folder, checkpoint.config),
+    }
+
+
+def program_facts(folder: Path) -> dict[str, Any]:
+    """Dialect, operators, inputs and outputs, provenance."""
+    program = load_program(folder)
+    graph = onnx.load(str(folder / MODEL), load_external_data=False).graph
+    signature = program.signature.to_json()
+    return {
+        "kind": "ONNX program",
+        "folder": str(folder),
+        **config_facts(program.config),
+        "dialect": program.dialect,
+        "opset": program.manifest["opset"],
+        "dtype": program.dtype,
+        "logits": program.logits,
+        "recipe": program.recipe or "none",
+        "parameters": program.manifest["parameters"],
+        "operators": dict(Counter(node.op_type for node in graph.node).most_common()),
+        "inputs": [f"{spec['name']} {spec['dtype']}{spec['dims']}" for spec in signature["inputs"]],
+        "outputs": [f"{spec['name']} {spec['dtype']}{spec['dims']}" for spec in signature["outputs"]],
+        "sizes": program.manifest["sizes"],
+        "exported_from": program.manifest["checkpoint"],
+        "created": program.manifest["created"],
+        "packages": program.manifest["packages"],
+        "tokenizer": tokenizer_facts(folder, program.config),
+    }
+
+
+def engine_facts(folder: Path) -> dict[str, Any]:
+    """Runtime, where it loads, profiles, memory, layers, provenance."""
+    engine = load_engine(folder)
+    manifest, program = engine.manifest, engine.program
+    built_on, compatibility, memory = manifest["built_on"], manifest["compatibility"], manifest["memory"]
+    return {
+        "kind": "TensorRT engine",
+        "folder": str(folder),
+        **config_facts(program.config),
+        "runtime": f"{engine.runtime} {engine.version}",
+        "built_on": {key: value for key, value in built_on.items() if value is not None},
+        "compatibility": {key: value for key, value in compatibility.items() if value} or "this version alone",
+        "limits": manifest["limits"],
+        "dialect": program.dialect,
+        "dtype": program.dtype,
+        "logits": program.logits,
+        "recipe": program.recipe or ("implicit INT8" if manifest["implicit_int8"] else "none"),
+        "memory": {name: memory[name] for name in ("weights", "cache_row")}
+        | {f"activations, {name}": count for name, count in memory["activations"].items()},
+        "network_layers": manifest["network_layers"],
+        "products": manifest["engine_layers"]["products"],
+        "sizes": manifest["sizes"],
+        "exported_from": program.manifest["checkpoint"],
+        "created": manifest["created"],
+        "packages": manifest["packages"],
+        "tokenizer": tokenizer_facts(folder, program.config),
+    }
+
+
+def config_facts(config: GlmConfig) -> dict[str, Any]:
+    """The sizes people ask for first."""
+    return {
+        "family": config.family,
+        "layers": config.num_layers,
+        "hidden_size": config.hidden_size,
+        "heads": f"{config.num_heads} query, {config.kv_heads} key-value, {config.head_dim} channels each",
+        "ffn_size": config.ffn_size,
+        "vocab_size": config.vocab_size,
+        "context": config.max_positions,
+        "rotary": _rotary_fact(config),
+        **({"experts": _experts_fact(config.experts)} if config.experts else {}),
+        "tied_head": config.tied_head,
+    }
+
+
+def _rotary_fact(config: GlmConfig) -> str:
+    rotary = config.rotary
+    if rotary is None:
+        return "none: learned positions in the text and in the blank"
+    scaled = f", positions / {rotary.position_scale:g}" if rotary.position_scale != 1 else ""
+    axes = f" for each of {rotary.axes} positions" if rotary.axes > 1 else ""
+    return f"{rotary.dim} of {config.head_dim} channels{axes}, base {rotary.base:g}{scaled}"
+
+
+def _experts_fact(experts: ExpertsConfig) -> str:
+    return (
+        f"{experts.per_token} of {experts.routed} and {experts.shared} shared, width {experts.ffn_size}, "
+        f"from layer {experts.first_layer}"
+    )
+
+
+def tokenizer_facts(folder: Path, config: GlmConfig) -> dict[str, Any]:
+    """Which reader, and the ids that end a reply; or why there is none."""
+    try:
+        tokenizer = load_tokenizer(folder, config)
+    except GlmExportError as error:
+        return {"missing": str(error)}
+    return {"reader": type(tokenizer).__name__, "stop_ids": list(stop_ids(config, tokenizer))}

@@ -1,0 +1,223 @@
+"""Which layer costs how much, and which to spare so that a budget holds.
+
+Measured on the PyTorch model that computes as a quantized program does: one linear layer after another is quantized
+alone, and the distance of its predictions from the float model's is what it costs. Then the dearest are left in float,
+the fewest that suffice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from glm_export.artifacts.program import OnnxProgram
+from glm_export.calibration.corpus.corpus import Corpus, Sample
+from glm_export.calibration.quantization import Quantization
+from glm_export.checkpoints.checkpoint import Checkpoint
+from glm_export.errors import InputError
+from glm_export.inputs.feeds import prefill_feeds
+from glm_export.modeling import Decoder, linear_weights
+from glm_export.progress import Advance, Progress, Silent
+from glm_export.proof.check import quantization_of
+from glm_export.sessions.torch import load_reference
+from glm_export.spec.weight_formats import EMBEDDING
+
+LOGITS_BYTES = 512 << 20
+"""Predictions of the float model are kept while the others are compared with them; a corpus is thinned to fit."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerCost:
+    """What quantizing one linear layer alone costs. ``kl``: nats a token."""
+
+    weight: str
+    kl: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MixedPrecision:
+    """A choice of layers to leave in float.
+
+    ``costs``: of every layer alone, the dearest first. ``spared``: weight and why. ``kl``: of the rest together, and
+    ``kl_all``: with nothing spared.
+    """
+
+    costs: tuple[LayerCost, ...]
+    spared: dict[str, str]
+    kl: float
+    kl_all: float
+
+
+class _Simulation:
+    """A float model whose linear layers can be exchanged for quantized ones, each on its own."""
+
+    def __init__(self, checkpoint: Checkpoint, quantization: Quantization, dtype: str, corpus: Corpus) -> None:
+        # Smoothing is done by each layer itself: folded into its neighbours it could not be exchanged alone.
+        alone = replace(quantization, folded_into_parameters=False)
+        self.model = load_reference(checkpoint, dtype)
+        self.quantized = load_reference(checkpoint, dtype, alone)
+        names = linear_weights(self.model)
+        self.weights = [name for name in alone.forms(names, checkpoint.config) if name != EMBEDDING]
+        self._float = {name: self.model.get_submodule(_module(name)) for name in self.weights}
+        samples = _that_fit(corpus, checkpoint.config.vocab_size)
+        self._rows = [(sample, _predicted(self.model, sample)) for sample in samples]
+        self.tokens = sum(len(logits) for _, logits in self._rows)
+
+    @contextmanager
+    def exchanged(self, weights: Sequence[str]) -> Iterator[None]:
+        """Inside, these layers are the quantized ones."""
+        for name in weights:
+            self._set(name, self.quantized.get_submodule(_module(name)))
+        try:
+            yield
+        finally:
+            for name in weights:
+                self._set(name, self._float[name])
+
+    def kl(self, weights: Sequence[str], advance: Advance) -> float:
+        """Mean KL divergence of the predictions with these layers quantized, from the float model's; nats a token."""
+        total = 0.0
+        with self.exchanged(weights):
+            for sample, expected in self._rows:
+                total += float(_divergences(expected, _predicted(self.model, sample)).sum())
+        advance(1)
+        return total / self.tokens
+
+    def _set(self, name: str, module: nn.Module) -> None:
+        parent, _, child = _module(name).rpartition(".")
+        setattr(self.model.get_submodule(parent), child, module)
+
+
+def _module(weight: str) -> str:
+    return weight.removesuffix(".weight")
+
+
+def _that_fit(corpus: Corpus, vocabulary: int) -> list[Sample]:
+    """Evenly spaced samples whose predictions stay within :data:`LOGITS_BYTES`, at least one.
+
+    Raises:
+        InputError: no sample has anything to predict.
+    """
+    samples = [sample for sample in corpus.samples if sample.counted_from < len(sample.prompt.ids)]
+    if not samples:
+        raise InputError("the corpus has nothing to predict; give texts, or prompts with completions")
+    room = LOGITS_BYTES // (4 * vocabulary)
+    for step in range(1, len(samples) + 1):
+        thinned = samples[::step]
+        if sum(len(sample.prompt.ids) - sample.counted_from for sample in thinned) <= room:
+            return thinned
+    return samples[:1]
+
+
+@torch.inference_mode()
+def _predicted(model: Decoder, sample: Sample) -> Tensor:
+    """Log-probabilities for each token that is counted, float32 ``[S, V]``."""
+    feeds = prefill_feeds([sample.prompt], model.config)
+    tensors = [torch.from_numpy(array) for array in feeds.named().values()]
+    logits_SV = model(*tensors).logits[0, sample.counted_from - 1 : -1]
+    return torch.log_softmax(logits_SV.float(), dim=-1)
+
+
+def _divergences(expected_SV: Tensor, found_SV: Tensor) -> Tensor:
+    """KL(expected || found) of each token, ``[S]``; infinite where ``found`` is no number."""
+    divergences_S = torch.sum(expected_SV.exp() * (expected_SV - found_SV), dim=-1)
+    # Never negative, but for the rounding of a sum over the vocabulary.
+    return torch.nan_to_num(divergences_S, nan=float("inf")).clamp_(min=0)
+
+
+def sensitivity(
+    checkpoint: Checkpoint,
+    quantization: Quantization,
+    corpus: Corpus,
+    *,
+    dtype: str = "float32",
+    progress: Progress | None = None,
+) -> tuple[LayerCost, ...]:
+    """What each linear layer costs, quantized alone; the dearest first.
+
+    Args:
+        checkpoint: the model; it and its quantized layers are held in memory.
+        quantization: what would be done to all layers.
+        corpus: the text; thinned where its predictions would take more than :data:`LOGITS_BYTES`.
+        dtype: of the simulation.
+        progress: shows how far it is.
+
+    Raises:
+        InputError: the corpus has nothing to predict.
+        EnvironmentMissingError: memory does not suffice.
+    """
+    simulation = _Simulation(checkpoint, quantization, dtype, corpus)
+    return _costs(simulation, (progress or Silent()).task("layer by layer", len(simulation.weights)))
+
+
+def _costs(simulation: _Simulation, advance: Advance) -> tuple[LayerCost, ...]:
+    costs = [LayerCost(weight=name, kl=simulation.kl([name], advance)) for name in simulation.weights]
+    return tuple(sorted(costs, key=lambda cost: -cost.kl))
+
+
+def spare_layers(
+    checkpoint: Checkpoint,
+    quantization: Quantization,
+    corpus: Corpus,
+    kl: float,
+    *,
+    dtype: str = "float32",
+    progress: Progress | None = None,
+) -> MixedPrecision:
+    """Find the fewest layers to leave in float so that the rest together cost at most ``kl``.
+
+    Layers are spared in the order of what they cost alone; how many is searched by halving, and the answer holds what
+    it promises: it was measured, and one layer fewer was measured to be too few.
+
+    Args:
+        checkpoint: as :func:`sensitivity`, which it starts with.
+        quantization: what is done to the layers that are not spared.
+        corpus: the text.
+        kl: largest mean KL divergence from the float model, nats a token.
+        dtype: of the simulation.
+        progress: shows how far it is.
+
+    Raises:
+        InputError: the corpus has nothing to predict.
+        EnvironmentMissingError: memory does not suffice.
+    """
+    simulation = _Simulation(checkpoint, quantization, dtype, corpus)
+    show = progress or Silent()
+    costs = _costs(simulation, show.task("layer by layer", len(simulation.weights)))
+    order = [cost.weight for cost in costs]
+    advance = show.task("together", len(order).bit_length() + 1)
+    measured: dict[int, float] = {len(order): 0.0}
+
+    def with_spared(count: int) -> float:
+        if count not in measured:
+            measured[count] = simulation.kl(order[count:], advance)
+        return measured[count]
+
+    low, high = 0, len(order)  # sparing `high` suffices
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if with_spared(middle) <= kl else (middle + 1, high)
+    reasons = {cost.weight: f"costs KL {cost.kl:.2g} alone" for cost in costs[:high]}
+    return MixedPrecision(costs=costs, spared=reasons, kl=with_spared(high), kl_all=with_spared(0))
+
+
+def costs_by_layer(
+    program: OnnxProgram,
+    checkpoint: Checkpoint,
+    corpus: Corpus,
+    dtype: str = "float32",
+    progress: Progress | None = None,
+) -> tuple[LayerCost, ...]:
+    """What each layer of a quantized program costs alone.
+
+    Raises:
+        InputError: the program is not quantized.
+    """
+    quantization = quantization_of(program)
+    if quantization is None:
+        raise InputError(f"{program.folder} is not quantized; there is nothing to tell apart by layer")
+    return sensitivity(checkpoint, quantization, corpus, dtype=dtype, progress=progress)

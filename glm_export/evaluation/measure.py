@@ -1,0 +1,186 @@
+"""How far a program is from its reference, on text: what quantizing cost.
+
+Both read the same ids, each token given the true ones before it, and what they predict is compared token by token.
+Then both write. Torch is not needed: an exported folder can be measured against another one.
+
+Shapes: B batch, S tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import zip_longest
+from statistics import median
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from glm_export.calibration.corpus.corpus import Corpus, Sample, Task
+from glm_export.errors import InputError
+from glm_export.evaluation.budget import KL
+from glm_export.evaluation.logits import row_logits, rows_at_once
+from glm_export.evaluation.report import QualityReport
+from glm_export.generation.generate import generate_ids
+from glm_export.generation.stopping import Stopping
+from glm_export.inputs.feeds import Prompt
+from glm_export.progress import Advance, Progress, Silent
+from glm_export.sessions.session import Logits, Session
+from glm_export.tokenizers import Tokenizer, stop_ids
+
+BLOCK_BYTES = 32 << 20
+LIKELIEST = 5
+
+Figures = NDArray[np.float64]
+
+
+def _compare(reference_SV: Logits, candidate_SV: Logits, ids: Sequence[int]) -> Figures:
+    """``[S, 5]``: negative log-likelihood for the reference, for the candidate, KL, top-1 and top-5 agreement."""
+    # In blocks: float64 of a large vocabulary takes gigabytes.
+    size = max(1, BLOCK_BYTES // (8 * reference_SV.shape[-1]))
+    blocks = [slice(start, start + size) for start in range(0, len(ids), size)]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.concatenate([_compare_block(reference_SV[at], candidate_SV[at], np.array(ids[at])) for at in blocks])
+
+
+def _compare_block(reference_SV: Logits, candidate_SV: Logits, ids_S: NDArray[np.int64]) -> Figures:
+    log_p_SV, log_q_SV = _log_softmax(reference_SV), _log_softmax(candidate_SV)
+    if np.isnan(log_p_SV).any():
+        raise InputError("the reference's logits should be numbers, found NaN or infinity; check it, or its dtype")
+    lost_S = np.isnan(log_q_SV).any(axis=-1)
+    # Probability 0 for every token: infinitely far from any reference.
+    log_q_SV[lost_S] = -np.inf
+    p_SV = np.exp(log_p_SV)
+    # What the reference never says adds nothing, even where the candidate's logarithm is infinite.
+    kl_S = np.where(p_SV > 0, p_SV * (log_p_SV - log_q_SV), 0.0).sum(axis=-1)
+    likeliest = min(LIKELIEST, log_p_SV.shape[-1])
+    best_p, best_q = (np.argpartition(log_SV, -likeliest)[:, -likeliest:] for log_SV in (log_p_SV, log_q_SV))
+    top1_S = log_p_SV.argmax(axis=-1) == log_q_SV.argmax(axis=-1)
+    top5_S = (best_p[:, :, None] == best_q[:, None, :]).sum(axis=(1, 2)) / likeliest
+    rows = np.arange(len(ids_S))
+    # KL is below 0 only by rounding.
+    columns = (-log_p_SV[rows, ids_S], -log_q_SV[rows, ids_S], np.maximum(kl_S, 0), top1_S * ~lost_S, top5_S * ~lost_S)
+    return np.stack(columns, axis=-1)
+
+
+def _log_softmax(logits_SV: Logits) -> Figures:
+    """In float64; a row with NaN or plus infinity becomes NaN."""
+    wide_SV = logits_SV.astype(np.float64)
+    shifted_SV = wide_SV - wide_SV.max(axis=-1, keepdims=True)
+    return shifted_SV - np.log(np.exp(shifted_SV).sum(axis=-1, keepdims=True))  # type: ignore[no-any-return]
+
+
+def measure(
+    reference: Session,
+    candidate: Session,
+    corpus: Corpus,
+    *,
+    greedy_tokens: int = 64,
+    greedy_rows: int = 16,
+    tasks: int | None = None,
+    progress: Progress | None = None,
+) -> QualityReport:
+    """Run both over a corpus and compare.
+
+    Args:
+        reference: in PyTorch, or a program that is not quantized; its tokenizer reads the answers.
+        candidate: may be the same session.
+        corpus: of the model's own ids; samples with nothing to predict are passed over.
+        greedy_tokens: written after each greedy prompt, at most.
+        greedy_rows: so many samples, evenly spaced; each is continued from its middle, or from its task's prompt.
+        tasks: ask so many, evenly spaced; None asks all. An answer is exact if it begins with the completion's lines.
+        progress: shows samples read and texts written.
+
+    Raises:
+        InputError: two vocabularies, nothing to predict, a sample one side has no room for, a negative count, or a
+            reference whose logits are no numbers.
+    """
+    sizes = [session.config.vocab_size for session in (reference, candidate)]
+    if sizes[0] != sizes[1]:
+        raise InputError(f"both should have one vocabulary, found {sizes[0]} and {sizes[1]} tokens; compare one model")
+    if min(greedy_tokens - 1, greedy_rows, tasks or 0) < 0:
+        raise InputError(f"counts should not be negative, found {greedy_tokens=}, {greedy_rows=}, {tasks=}; raise them")
+    samples = {index: one for index, one in enumerate(corpus.samples) if one.counted_from < len(one.prompt.ids)}
+    if not samples:
+        raise InputError(f"{corpus.name} should have text to predict, found none; take another corpus")
+    known = [sample.task for sample in corpus.samples if sample.task]
+    asked = [known[index] for index in _evenly_spaced(len(known), len(known) if tasks is None else tasks)]
+    continued = [_opening([*samples.values()][index]) for index in _evenly_spaced(len(samples), greedy_rows)]
+    progress = progress or Silent()
+    predicted = _predicted(reference, candidate, samples, progress.task("samples read", len(samples)))
+    advance = progress.task("texts written", 2 * (len(continued) + len(asked)))
+    ends = frozenset(stop_ids(reference.config, reference.tokenizer))
+    limits = [max(1, min(greedy_tokens, *(one.room(prompt) for one in (reference, candidate)))) for prompt in continued]
+    texts = [_written(session, continued, limits, ends, advance) for session in (reference, candidate)]
+    # First steps that differ; an equal row has none.
+    steps = [[n for n, (a, b) in enumerate(zip_longest(*pair), 1) if a != b][:1] for pair in zip(*texts, strict=True)]
+    partings = [step for found in steps for step in found]
+    exact = [_exact(session, asked, reference.tokenizer, ends, advance) for session in (reference, candidate)]
+    return QualityReport(
+        corpus=corpus.to_json(), samples=len(samples), **predicted,
+        greedy_rows=len(continued), greedy_tokens=greedy_tokens, greedy_identical=len(continued) - len(partings),
+        greedy_first_difference=median(partings) if partings else None,
+        tasks=len(asked), reference_exact=exact[0], candidate_exact=exact[1],
+    )  # fmt: skip
+
+
+def _evenly_spaced(count: int, most: int) -> list[int]:
+    return [index * count // most for index in range(most)] if most < count else list(range(count))
+
+
+def _predicted(reference: Session, candidate: Session, samples: dict[int, Sample], advance: Advance) -> dict[str, Any]:
+    """The report's figures of tokens."""
+    # Rows of like length side by side need the least padding.
+    order = sorted(samples, key=lambda index: len(samples[index].prompt.ids))
+    prompts, first = [samples[index].prompt for index in order], [samples[index].counted_from for index in order]
+    figures: list[Figures] = []
+    sides = (row_logits(session, prompts, first) for session in (reference, candidate))
+    for prompt, start, one_SV, other_SV in zip(prompts, first, *sides, strict=True):
+        figures.append(_compare(one_SV, other_SV, prompt.ids[start:]))
+        advance(1)
+    every = np.concatenate(figures)
+    kl, kl_by_sample = np.sort(every[:, KL]), [float(one[:, KL].mean()) for one in figures]
+    worst = max(range(len(order)), key=kl_by_sample.__getitem__)
+    with np.errstate(over="ignore"):
+        perplexities = np.exp(every[:, :KL].mean(axis=0)).tolist()
+    mean_kl, top1, top5 = every[:, KL:].mean(axis=0).tolist()
+    return {
+        "tokens": len(every), "reference_perplexity": perplexities[0], "candidate_perplexity": perplexities[1],
+        "kl": mean_kl, "kl_99": float(kl[math.ceil(0.99 * len(kl)) - 1]), "kl_largest": float(kl[-1]),
+        "top1": top1, "top5": top5, "worst_sample": order[worst], "worst_kl": kl_by_sample[worst],
+    }  # fmt: skip
+
+
+def _opening(sample: Sample) -> Prompt:
+    """What is given of a sample to be continued."""
+    if sample.task:
+        return sample.task.prompt
+    ids = sample.prompt.ids
+    return replace(sample.prompt, ids=ids[: max(sample.counted_from, len(ids) // 2)])
+
+
+def _written(
+    session: Session, prompts: Sequence[Prompt], limits: Sequence[int], ends: frozenset[int], advance: Advance
+) -> list[list[int]]:
+    """Greedy ids behind each prompt, as many as its limit."""
+    size, rows = rows_at_once(session), []
+    for start in range(0, len(prompts), size):
+        group, most = prompts[start : start + size], max(limits[start : start + size])
+        # A row that is full cannot wait for others in a static cache.
+        batches = [group] if min(map(session.room, group)) >= most else [[prompt] for prompt in group]
+        for batch in batches:
+            rows += generate_ids(session, batch, stopping=Stopping(max_new_tokens=most, stop_ids=ends))
+            advance(len(batch))
+    return [row.ids[:limit] for row, limit in zip(rows, limits, strict=True)]
+
+
+def _exact(session: Session, asked: list[Task], tokenizer: Tokenizer, ends: frozenset[int], advance: Advance) -> int:
+    """How many answers begin with the completion, line by line."""
+    rows = _written(session, [task.prompt for task in asked], [task.longest for task in asked], ends, advance)
+    exact = 0
+    for task, ids in zip(asked, rows, strict=True):
+        answer, expected = (text.strip().split("\n") for text in (tokenizer.decode(ids), task.completion))
+        exact += [line.strip() for line in answer[: len(expected)]] == [line.strip() for line in expected]
+    return exact

@@ -1,0 +1,279 @@
+"""Checkpoint folder -> ONNX program folder, streaming.
+
+The reference model is traced without weights (fake tensors) while another thread streams the weights from the
+checkpoint into ``model.onnx.data``; a third hashes the source files. Memory does not grow with the model.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import torch
+
+from glm_export.artifacts.manifest import MANIFEST, MANIFEST_FORMAT, package_versions, write_json
+from glm_export.artifacts.output_folder import refuse_overwrite, whole_folder
+from glm_export.artifacts.program import MODEL, WEIGHTS, OnnxProgram, load_program
+from glm_export.calibration.quantization import Quantization
+from glm_export.calibration.ranges import Ranges
+from glm_export.calibration.smoothed_weights import PreparedWeights
+from glm_export.checkpoints.checkpoint import Checkpoint
+from glm_export.checkpoints.identity import fingerprint
+from glm_export.exporter.calibration_cache import write_calibration_cache
+from glm_export.exporter.loader_files import write_runtime_files
+from glm_export.exporter.options import Target, settle
+from glm_export.exporter.plan import ExportPlan, plan_export
+from glm_export.exporter.trace import attach_weights, trace
+from glm_export.exporter.weight_layout import StoredTensor
+from glm_export.exporter.weight_stream import CancelledError, write_weights
+from glm_export.graphs import dialects
+from glm_export.graphs.canonicalize import tidy
+from glm_export.graphs.invariants import check_invariants
+from glm_export.graphs.lower import lower
+from glm_export.graphs.precision.activation_names import annotate
+from glm_export.graphs.precision.float32_regions import island_dialect, make_islands
+from glm_export.graphs.quantized import quantized_cache_rules, quantized_dialect, quantizing_rules
+from glm_export.graphs.rewriter import CountedRule
+from glm_export.graphs.rules.qdq.matmul import InputNumbers
+from glm_export.progress import Progress, Silent
+from glm_export.spec.config import GlmConfig
+from glm_export.spec.signature import decoder_signature
+from glm_export.spec.weight_formats import EMBEDDING, Forms
+
+TRACE_STEPS = 3
+
+
+WRAPPER = "decoder."
+CANONICAL = "onnx"
+ISLANDS = "float32_islands"
+"""Places of a float16 program that are computed in float32: a key of the manifest, and of the graph's ``meta``."""
+IMPLICIT_INT8 = "portable"
+"""The dialect of runtimes that quantize a float program by a calibration cache."""
+
+
+def program_graph(config: GlmConfig, target: Target, stored: tuple[StoredTensor, ...]) -> ir.Model:
+    """Trace, tidy, lower and check; weights are left to :func:`attach_weights`.
+
+    Returns:
+        The program; its ``meta`` lists the places kept in float32 under :data:`ISLANDS`.
+
+    Raises:
+        InputError: what leaves a float16 program does not fit float16.
+        InvariantError: the graph is not what the canonical dialect, or the one asked for, promises.
+    """
+    canonical = dialects.load(CANONICAL)
+    dtype, logits = target.dtype, target.logits
+    signature = decoder_signature(config, dtype=dtype, logits=logits)
+    model = trace(config, signature, dtype=dtype, logits=logits, opset=canonical.opset)
+    quantized = {entry.source for entry in stored if entry.form is not None}
+    quantization = target.quantization
+    forms = quantization.forms(sorted(quantized - {EMBEDDING}), config) if quantization else {}
+    transposed = frozenset(entry.source for entry in stored if entry.transposed) | quantized - {EMBEDDING}
+    tidy(model, signature, wrapper=WRAPPER, transposed=transposed)
+    check_invariants(model, canonical, config, signature)
+    annotate(model, target.maxima)
+    promised = target.dialect
+    if target.dialect is not canonical or quantization:
+        lower(model, target.dialect, config, target.signature, _rules_of(quantization, forms, target, config))
+        promised = quantized_dialect(target.dialect, forms, kv=bool(quantization and quantization.kv_scales))
+    model.meta[ISLANDS] = make_islands(model, target.signature) if target.maxima else []
+    if model.meta[ISLANDS]:
+        promised = island_dialect(promised)
+    check_invariants(model, promised, config, target.signature)
+    return model
+
+
+def _rules_of(
+    quantization: Quantization | None, forms: Mapping[str, Forms], target: Target, config: GlmConfig
+) -> list[CountedRule]:
+    """What a recipe adds to the dialect's own rules."""
+    if quantization is None:
+        return []
+    numbers = InputNumbers(scales=quantization.input_scales, divisors=quantization.divisors(config))
+    return [
+        *quantizing_rules(forms, target.dtype, numbers),
+        *quantized_cache_rules(quantization.kv_scales, target.dtype, config, target.dialect.name),
+    ]
+
+
+def export(
+    checkpoint: Checkpoint,
+    out: Path,
+    *,
+    dialect: str = "onnx",
+    dtype: str = "float32",
+    logits: str | None = None,
+    recipe: str | None = None,
+    max_length: int | None = None,
+    ranges: Ranges | None = None,
+    left_in_float: Mapping[str, str] | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> OnnxProgram:
+    """Write an ONNX program for a checkpoint, whole or not at all.
+
+    Args:
+        checkpoint: from :func:`glm_export.checkpoints.checkpoint.open_checkpoint`.
+        out: the folder to write.
+        dialect: a name from ``graphs/dialects``.
+        dtype: ``float32``, ``float16`` or ``bfloat16``, of weights, cache and logits.
+        logits: ``all``: of every token, ``last``: of the last one; None: as the dialect has it.
+        recipe: a name from ``calibration/recipes``: which weights are quantized, and how.
+        max_length: tokens a static cache holds, where the dialect has one.
+        ranges: what calibration measured on this checkpoint: where the recipe needs it, and so that a float16 program
+            keeps in float32 what float16 cannot hold.
+        left_in_float: linear weights to spare besides the recipe's, and why.
+        force: replace an exported folder.
+        progress: shows the long steps.
+
+    Returns:
+        The program, loaded from ``out``.
+
+    Raises:
+        InputError: an option is unknown, or ``out`` exists.
+        CheckpointError: tensors are missing, mis-shaped, damaged, or not finite.
+        EnvironmentMissingError: the disk cannot hold the output.
+    """
+    refuse_other_ranges(ranges, checkpoint)
+    target = settle(
+        checkpoint.config, dialect=dialect, dtype=dtype, logits=logits, recipe=recipe, max_length=max_length,
+        ranges=ranges, left_in_float=left_in_float,
+    )  # fmt: skip
+    refuse_overwrite(out, force=force)
+    checkpoint.audit()
+    plan = plan_export(checkpoint, out, dtype, target.quantization)
+    with whole_folder(out) as folder:
+        # First: converting a tokenizer takes memory that tracing takes again.
+        write_runtime_files(checkpoint, folder, dtype, target.signature)
+        if target.quantization is not None:
+            target.quantization.save(folder)
+        written = _write_model(checkpoint, folder, plan, target, progress or Silent())
+        if ranges is not None and target.quantization is None and dialect == IMPLICIT_INT8:
+            write_calibration_cache(folder, ranges)
+        write_json(folder / MANIFEST, _manifest(checkpoint, folder, plan, target, written))
+    return load_program(out)
+
+
+def refuse_other_ranges(ranges: Ranges | None, checkpoint: Checkpoint) -> None:
+    """See that ranges were measured on this checkpoint.
+
+    Raises:
+        InputError: they were not.
+    """
+    if ranges is not None:
+        ranges.refuse_other(fingerprint(checkpoint.folder / "config.json", checkpoint.files), checkpoint.folder)
+
+
+def _manifest(
+    checkpoint: Checkpoint, folder: Path, plan: ExportPlan, target: Target, written: _Written
+) -> dict[str, Any]:
+    return {
+        "format": MANIFEST_FORMAT,
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "checkpoint": checkpoint.folder.absolute().name,
+        "source_sha256": written.hashes,
+        "seconds": written.seconds,
+        "config": checkpoint.config.to_json(),
+        "dialect": target.dialect.name,
+        "opset": target.dialect.opset,
+        "dtype": target.dtype,
+        "logits": target.logits,
+        "recipe": target.recipe.name if target.recipe else None,
+        "left_in_float": dict(target.quantization.left_in_float) if target.quantization else {},
+        ISLANDS: written.islands,
+        "parameters": plan.parameters,
+        "signature": target.signature.to_json(),
+        "packages": package_versions(),
+        "sizes": {path.name: path.stat().st_size for path in sorted(folder.iterdir())},
+    }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Written:
+    """What was found out while writing: hashes of the source files, seconds each part took, what stays float32."""
+
+    hashes: dict[str, str]
+    seconds: dict[str, float]
+    islands: list[str]
+
+
+def _write_model(
+    checkpoint: Checkpoint, folder: Path, plan: ExportPlan, target: Target, progress: Progress
+) -> _Written:
+    """Trace, stream weights and hash sources side by side, then write the graph."""
+    cancelled = threading.Event()
+    seconds: dict[str, float] = {}
+    writing = progress.task("weights", sum(entry.length for entry in plan.stored))
+    hashing = progress.task("source hashes", plan.source_bytes)
+    tracing = progress.task("graph", TRACE_STEPS)
+
+    def write() -> None:
+        with _timed(seconds, "weights"):
+            waited = write_weights(
+                folder / WEIGHTS,
+                list(plan.stored),
+                PreparedWeights(checkpoint, target.quantization),
+                cancelled=cancelled,
+                advance=writing,
+            )
+        seconds["weights, waiting for the disk"] = round(waited, 2)
+
+    def advance_hashing(count: int) -> None:
+        if cancelled.is_set():
+            raise CancelledError
+        hashing(count)
+
+    def hash_sources() -> dict[str, str]:
+        with _timed(seconds, "source hashes"):
+            return checkpoint.hashes(advance_hashing)
+
+    with _sharing_cores(), ThreadPoolExecutor(2) as pool:
+        weights, hashes = pool.submit(write), pool.submit(hash_sources)
+        try:
+            with _timed(seconds, "graph"):
+                tracing(1)
+                model = program_graph(checkpoint.config, target, plan.stored)
+                tracing(1)
+            jobs: tuple[Future[Any], ...] = (weights, hashes)
+            for job in wait(jobs, return_when=FIRST_EXCEPTION).done:
+                job.result()
+        except BaseException:
+            cancelled.set()
+            raise
+    attach_weights(model, plan.stored, folder)
+    ir.save(model, folder / MODEL)
+    tracing(1)
+    return _Written(hashes=hashes.result(), seconds=seconds, islands=model.meta[ISLANDS])
+
+
+@contextmanager
+def _sharing_cores() -> Iterator[None]:
+    """Let three threads run side by side.
+
+    Tracing is pure Python and gives way only every 5 ms by default; and copies gain nothing from PyTorch's own
+    threads, which would spin on the cores the others need.
+    """
+    interval, threads = sys.getswitchinterval(), torch.get_num_threads()
+    sys.setswitchinterval(2e-4)
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(interval)
+        torch.set_num_threads(threads)
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    started = time.perf_counter()
+    yield
+    seconds[name] = round(time.perf_counter() - started, 2)

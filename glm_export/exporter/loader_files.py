@@ -1,0 +1,139 @@
+"""The small files beside the program that loaders read: configs (transformers, Optimum, genai) and tokenizer."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from glm_export import families
+from glm_export.artifacts.manifest import write_json
+from glm_export.artifacts.program import MODEL
+from glm_export.checkpoints.checkpoint import Checkpoint
+from glm_export.checkpoints.folder import inside, read_json
+from glm_export.errors import CheckpointError
+from glm_export.exporter.genai_config import GENAI_CONFIG, genai_config
+from glm_export.spec.config import GlmConfig
+from glm_export.spec.signature import Cache, Signature
+from glm_export.tokenizers import JSON_INSTEAD, has_tokenizer, load_tokenizer, stop_ids
+
+if TYPE_CHECKING:
+    from glm_export.tokenizers.conversion import Conversion
+
+logger = logging.getLogger(__name__)
+
+TOKENIZER_FILES = (
+    "tokenizer.model", "tokenizer.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
+    "ice_text.model", "cog-pretrain.model", "vocab.json", "merges.txt", "vocab.txt",
+)  # fmt: skip
+TOKENIZER_CONFIG = "tokenizer_config.json"
+TOKENIZER_JSON = "tokenizer.json"
+GENERATION_CONFIG = "generation_config.json"
+
+
+def loader_config(config: GlmConfig, dtype: str, stops: Sequence[int]) -> dict[str, Any]:
+    """``config.json`` in the keys of transformers' native GLM, whatever the checkpoint's family.
+
+    Optimum's ``ORTModelForCausalLM`` takes the cache's shape from ``num_key_value_heads`` only for model types it
+    knows, and ``glm`` is one; ``chatglm`` and ``glm4`` are not. The decoder itself is described in ``manifest.json``.
+    Prefix families cannot run there (Optimum has no such mask), so nothing about rotary embedding is claimed for them.
+    """
+    rotary = config.rotary
+    turned = {} if rotary is None or config.prefix_mask else {
+        "partial_rotary_factor": rotary.dim / config.head_dim, "rope_theta": rotary.base,
+    }  # fmt: skip
+    return turned | {
+        "architectures": ["GlmForCausalLM"],
+        "model_type": "glm",
+        "attention_bias": config.qkv_bias,
+        "head_dim": config.head_dim,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.ffn_size,
+        "max_position_embeddings": config.max_positions,
+        "num_attention_heads": config.num_heads,
+        "num_hidden_layers": config.num_layers,
+        "num_key_value_heads": config.kv_heads,
+        "rms_norm_eps": config.norm_eps,
+        "tie_word_embeddings": config.tied_head,
+        "torch_dtype": dtype,
+        "use_cache": True,
+        "vocab_size": config.vocab_size,
+        "eos_token_id": list(stops),
+        "pad_token_id": config.pad_token_id,
+    }
+
+
+def every_stop_id(checkpoint: Checkpoint) -> tuple[int, ...]:
+    """The ids config.json names, and those of the prompt format where the folder has a tokenizer.
+
+    Raises:
+        CheckpointError: the tokenizer's file is damaged.
+    """
+    if not has_tokenizer(checkpoint.folder, checkpoint.config):
+        return checkpoint.config.eos_token_ids
+    return stop_ids(checkpoint.config, load_tokenizer(checkpoint.folder, checkpoint.config))
+
+
+def write_runtime_files(checkpoint: Checkpoint, folder: Path, dtype: str, signature: Signature) -> None:
+    """Write what loaders read; tokenizer files are copied by their known names, nothing else is.
+
+    Args:
+        checkpoint: whose files are read.
+        folder: the program's.
+        dtype: of the program.
+        signature: of the program.
+
+    Raises:
+        CheckpointError: a file is damaged or links out of the checkpoint's folder.
+    """
+    config = checkpoint.config
+    stops = every_stop_id(checkpoint)
+    write_json(folder / "config.json", loader_config(config, dtype, stops))
+    generation: dict[str, Any] = {}
+    if inside(checkpoint.folder, GENERATION_CONFIG).is_file():
+        generation = read_json(checkpoint.folder, GENERATION_CONFIG)
+    named = generation.get("eos_token_id", [])
+    stops = tuple(sorted({*stops, *([named] if isinstance(named, int) else named)}))
+    ids = {"eos_token_id": list(stops), "pad_token_id": generation.get("pad_token_id", config.pad_token_id)}
+    write_json(folder / GENERATION_CONFIG, generation | ids)
+    # genai has no mask for prefix families, and does not feed what a static cache asks for.
+    if not config.prefix_mask and signature.cache is not Cache.STATIC:
+        values = genai_config(config, signature, filename=MODEL, stops=stops)
+        write_json(folder / GENAI_CONFIG, values)
+    _write_tokenizer(checkpoint, folder)
+
+
+def _write_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
+    conversion = _conversion(checkpoint)
+    for name in TOKENIZER_FILES:
+        if inside(checkpoint.folder, name).is_file() and not (conversion and name in conversion.superseded):
+            shutil.copyfile(checkpoint.folder / name, folder / name)
+    values: dict[str, Any] | None = None
+    if inside(checkpoint.folder, TOKENIZER_CONFIG).is_file():
+        values = read_json(checkpoint.folder, TOKENIZER_CONFIG)
+        # auto_map names Python files of the publisher; none is copied, and none may be run.
+        values.pop("auto_map", None)
+    if conversion:
+        conversion.tokenizer.save(str(folder / TOKENIZER_JSON), pretty=False)
+        values = conversion.loader_config(values or {})
+    if values is not None:
+        text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+        (folder / TOKENIZER_CONFIG).write_text(text, encoding="utf-8")
+
+
+def _conversion(checkpoint: Checkpoint) -> Conversion | None:
+    """``tokenizer.json`` where the publisher has none; None where there is nothing to convert, or not exactly."""
+    folder, config = checkpoint.folder, checkpoint.config
+    kind = families.load(config.family).TOKENIZER
+    if kind not in JSON_INSTEAD or inside(folder, TOKENIZER_JSON).is_file() or not has_tokenizer(folder, config):
+        return None
+    from glm_export.tokenizers.conversion import convert
+
+    try:
+        return convert(folder, config)
+    except CheckpointError as error:
+        logger.warning("%s", error)
+        return None

@@ -1,0 +1,77 @@
+"""Where each tensor lies in ``model.onnx.data``, fixed before anything is traced or read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from glm_export.spec.dtypes import STORED_BITS
+from glm_export.spec.signature import TensorSpec
+from glm_export.spec.weight_formats import (
+    PROMPT,
+    Forms,
+    WeightForm,
+    stored_parts,
+)
+
+# Runtimes map large external tensors only from aligned offsets; 64 KiB serves every platform.
+LARGE_BYTES, LARGE_ALIGNMENT, SMALL_ALIGNMENT = 1 << 20, 1 << 16, 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredTensor:
+    """Where one tensor lies in the file; ``shape`` is as stored.
+
+    ``source`` is the parameter it comes from, which with a ``form`` becomes several tensors, one after another.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    transposed: bool
+    offset: int
+    length: int
+    source: str
+    form: WeightForm | None = None
+
+
+def plan_weights(model: nn.Module, forms: Mapping[str, Forms] | None = None) -> list[StoredTensor]:
+    """Lay out every parameter and rotary table of a reference model made on the meta device.
+
+    Args:
+        model: without aliased parameters; each tensor is stored in the dtype it has there.
+        forms: the weights that are quantized.
+
+    Returns:
+        Tensors in file order. Weights of products (of linear layers, and stacked ones of experts) are stored with
+        their last two axes exchanged, ``[in, out]``, ready for ``MatMul``.
+    """
+    linear = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    stored: list[StoredTensor] = []
+    end = 0
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        both = (forms or {}).get(name)
+        transposed = both is None and (name in linear or tensor.dim() == 3)
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        shape = (*tensor.shape[:-2], tensor.shape[-1], tensor.shape[-2]) if transposed else tuple(tensor.shape)
+        specs: list[tuple[TensorSpec, WeightForm | None]] = [(TensorSpec(name=name, dtype=dtype, dims=shape), None)]
+        if both is not None:
+            specs = [(spec, both.step) for spec in stored_parts(name, shape[0], shape[1], both.step, dtype)]
+            if both.prompt is not None:
+                parts = stored_parts(name + PROMPT, shape[0], shape[1], both.prompt, dtype)
+                specs += [(spec, both.prompt) for spec in parts]
+        for spec, form in specs:
+            length = torch.Size(spec.shape()).numel() * STORED_BITS[spec.dtype] // 8
+            alignment = LARGE_ALIGNMENT if length >= LARGE_BYTES else SMALL_ALIGNMENT
+            offset = -(-end // alignment) * alignment
+            end = offset + length
+            stored.append(
+                StoredTensor(
+                    name=spec.name, dtype=spec.dtype, shape=spec.shape(), transposed=transposed, offset=offset,
+                    length=length, source=name, form=form,
+                )
+            )  # fmt: skip
+    return stored

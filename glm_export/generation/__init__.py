@@ -1,0 +1,4 @@
+"""Tokens to tokens over any session: greedy and sampled, streams, blanks, labels.
+
+Imports sessions' protocol, inputs, tokenizers.
+"""

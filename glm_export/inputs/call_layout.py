@@ -1,0 +1,196 @@
+"""One call in the canonical program's layout, carried over to caches that each row fills on its own, and back.
+
+Canonical: rows padded on the left, past and new tokens in columns one after another, ``[B, T]``.
+Own lengths: each row's real tokens from column 0 on, what follows is free.
+Shapes: B batch, S new tokens, P past columns, T = P + S, K key-value heads, D head size, L columns of the cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from glm_export.inputs.feeds import Ids
+from glm_export.spec.signature import (
+    ATTENTION_MASK,
+    CACHE_LENGTH_AXIS,
+    INPUT_IDS,
+    LAST_TOKEN_IDS,
+    LOGITS,
+    POSITION_IDS,
+    WRITE_INDICES,
+    Cache,
+    Signature,
+    past_names,
+    present_names,
+)
+
+Tensors = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwnLengths:
+    """Which canonical columns are real: ``past`` bool ``[B, P]`` and ``new`` bool ``[B, S]``."""
+
+    past: NDArray[np.bool_]
+    new: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, tensors: Tensors) -> OwnLengths:
+        """Read them from a causal family's ``attention_mask`` ``[B, T]``."""
+        real = tensors[ATTENTION_MASK].astype(bool)
+        columns = real.shape[1] - tensors[INPUT_IDS].shape[1]
+        return cls(past=real[:, :columns], new=real[:, columns:])
+
+    @property
+    def before(self) -> Ids:
+        """Real past tokens of each row."""
+        count: Ids = self.past.sum(axis=1)
+        return count
+
+    @property
+    def all(self) -> NDArray[np.bool_]:
+        """Real columns of past and new tokens, ``[B, T]``."""
+        return np.concatenate([self.past, self.new], axis=1)
+
+
+def to_own_lengths(tensors: Tensors, signature: Signature) -> Tensors:
+    """A causal family's canonical inputs as a program with own lengths takes them.
+
+    Args:
+        tensors: by canonical name, left padded.
+        signature: of the program; a static cache gives L, a shared one takes T.
+    """
+    rows = OwnLengths.of(tensors)
+    total = rows.before + rows.new.sum(axis=1)
+    batch, queries = rows.new.shape
+    ids = np.zeros((batch, queries), np.int64)
+    for index, new in enumerate(rows.new):
+        ids[index, : new.sum()] = tensors[INPUT_IDS][index, new]
+    given: Tensors = {
+        INPUT_IDS: ids,
+        ATTENTION_MASK: (np.arange(total.max()) < total[:, None]).astype(np.int64),
+        POSITION_IDS: rows.before[:, None] + np.arange(queries),
+        LAST_TOKEN_IDS: np.maximum(rows.new.sum(axis=1) - 1, 0),
+    }
+    for spec in signature.inputs:
+        if spec.name in given:
+            continue
+        past = tensors[spec.name]
+        fixed = spec.dims[CACHE_LENGTH_AXIS]
+        length = fixed if isinstance(fixed, int) else rows.all.shape[1]
+        cache = np.zeros((*past.shape[:2], length, past.shape[3]), past.dtype)
+        for index, real in enumerate(rows.past):
+            cache[index, :, : real.sum()] = past[index][:, real]
+        given[spec.name] = cache
+    return {spec.name: given[spec.name] for spec in signature.inputs}
+
+
+def to_canonical(outputs: Tensors, tensors: Tensors) -> Tensors:
+    """Outputs of own lengths back in the columns of the canonical inputs; padding is 0."""
+    rows = OwnLengths.of(tensors)
+    result: Tensors = {}
+    for name, output in outputs.items():
+        real = rows.new if name == LOGITS else rows.all
+        if name == LOGITS and output.shape[1] == 1:
+            result[name] = output
+            continue
+        # Column axis 1 of logits, 2 of a cache.
+        output_BTX = output if name == LOGITS else output.swapaxes(1, 2)
+        back_BTX = np.zeros((real.shape[0], real.shape[1], *output_BTX.shape[2:]), output.dtype)
+        for index, columns in enumerate(real):
+            back_BTX[index, columns] = output_BTX[index, : columns.sum()]
+        result[name] = back_BTX if name == LOGITS else back_BTX.swapaxes(1, 2)
+    return result
+
+
+def without_padding(outputs: Tensors, tensors: Tensors) -> Tensors:
+    """Canonical outputs with 0 where there is padding, as :func:`to_canonical` leaves it."""
+    rows = OwnLengths.of(tensors)
+    return {
+        name: output
+        if name == LOGITS and output.shape[1] == 1
+        else np.where(rows.new[:, :, None] if name == LOGITS else rows.all[:, None, :, None], output, 0)
+        for name, output in outputs.items()
+    }
+
+
+def enter_static_prefix(named: Tensors, signature: Signature, *, prefix: bool) -> Tensors:
+    """Inputs other than the cache, with what a static cache wants of prefix families besides.
+
+    The mask covers every column, and the program is told where to write; rows are padded on the left all the same.
+    """
+    if not prefix or signature.cache is not Cache.STATIC:
+        return named
+    mask = named[ATTENTION_MASK]
+    batch, queries = named[INPUT_IDS].shape
+    free = signature.static_length - mask.shape[-1]
+    return named | {
+        ATTENTION_MASK: np.pad(mask, ((0, 0), (0, 0), (0, 0), (0, free))),
+        WRITE_INDICES: np.full(batch, mask.shape[-1] - queries, np.int64),
+        LAST_TOKEN_IDS: np.full(batch, queries - 1, np.int64),
+    }
+
+
+def to_static(tensors: Tensors, signature: Signature) -> Tensors:
+    """A prefix family's canonical inputs over a static cache: the same columns, and free ones behind."""
+    length = signature.static_length
+    given = enter_static_prefix(tensors, signature, prefix=True)
+    for spec in signature.inputs:
+        if len(spec.dims) > CACHE_LENGTH_AXIS and spec.dims[CACHE_LENGTH_AXIS] == length and spec.name in tensors:
+            past = tensors[spec.name]
+            given[spec.name] = np.pad(past, ((0, 0), (0, 0), (0, length - past.shape[2]), (0, 0)))
+    return {spec.name: given[spec.name] for spec in signature.inputs}
+
+
+def from_static(outputs: Tensors, total: int) -> Tensors:
+    """The columns in use."""
+    return {name: output if name == LOGITS else output[:, :, :total] for name, output in outputs.items()}
+
+
+def enter(tensors: Tensors, signature: Signature, *, prefix: bool) -> Tensors:
+    """Canonical inputs as a program of this signature takes them."""
+    if signature.cache is Cache.GROWING:
+        return tensors
+    return to_static(tensors, signature) if prefix else to_own_lengths(tensors, signature)
+
+
+def leave(outputs: Tensors, tensors: Tensors, signature: Signature, *, prefix: bool) -> Tensors:
+    """A program's outputs in canonical columns; ``tensors`` are the canonical inputs."""
+    if signature.cache is Cache.GROWING:
+        return outputs
+    return from_static(outputs, tensors[ATTENTION_MASK].shape[-1]) if prefix else to_canonical(outputs, tensors)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IntegerCache:
+    """Keys and values of float callers for a program that keeps int8. ``scales``: of key and value by layer."""
+
+    scales: NDArray[np.float32]
+
+    def enter(self, tensors: Tensors) -> Tensors:
+        """Pasts as the program keeps them."""
+        return tensors | {
+            name: np.clip(np.rint(tensors[name].astype(np.float32) / scale), -128, 127).astype(np.int8)
+            for name, scale in self._scale_of(past_names)
+        }
+
+    def rounded(self, tensors: Tensors) -> Tensors:
+        """Pasts as floats that the program can keep."""
+        integers = self.enter(tensors)
+        return integers | {
+            name: (integers[name] * scale).astype(tensors[name].dtype) for name, scale in self._scale_of(past_names)
+        }
+
+    def leave(self, outputs: Tensors) -> Tensors:
+        """Presents as floats."""
+        scale_of = dict(self._scale_of(present_names))
+        return outputs | {name: outputs[name].astype(np.float32) * scale for name, scale in scale_of.items()}
+
+    def _scale_of(self, names: Callable[[int], tuple[str, str]]) -> Iterator[tuple[str, np.float32]]:
+        for layer, scales in enumerate(self.scales):
+            yield from zip(names(layer), scales, strict=True)

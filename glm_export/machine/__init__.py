@@ -1,0 +1,4 @@
+"""What this machine is: processor, memory, GPU as the driver tells it.
+
+Imports errors alone.
+"""

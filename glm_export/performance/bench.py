@@ -1,0 +1,116 @@
+"""Measure a model in a process of its own, and memory's bandwidth before and after.
+
+The model runs apart (``python -m glm_export.performance.measure``), so that memory is the model's alone. A decode step
+cannot be faster than reading every weight it uses and the cache once: that time is the floor here. Only weights small
+enough to stay in the processor's cache from step to step go below it.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from glm_export import errors
+from glm_export.errors import EnvironmentMissingError, InputError
+from glm_export.machine.facts import this_machine
+from glm_export.machine.memory import resident_bytes
+from glm_export.spec.config import GlmConfig
+
+if TYPE_CHECKING:  # runtimes are imported where they are used
+    pass
+
+from glm_export.performance.measure import open_model
+from glm_export.performance.report import BenchOptions, BenchReport
+
+PACKAGES = ("glm-export", "onnxruntime", "onnxruntime-gpu", "torch", "numpy")
+SAMPLED_EVERY_S = 0.02
+
+
+def bench(model: str | Path, options: BenchOptions | None = None) -> BenchReport:
+    """Measure a model.
+
+    Args:
+        model: an engine (TensorRT), an exported folder (ONNX Runtime) or a checkpoint (PyTorch, float32).
+        options: what to measure.
+
+    Raises:
+        GlmExportError: the model cannot be opened or run here, or its context is too short for the options.
+    """
+    options = options or BenchOptions()
+    refuse_beyond_context(open_model(model).config, options)
+    from glm_export.sessions.onnxruntime.runtime import usable_threads
+
+    options = replace(options, threads=options.threads or usable_threads())
+    before = _bandwidth("cpu", options)
+    facts, peak = _measured_apart(["measure", str(model), json.dumps(asdict(options))])
+    after = _bandwidth(facts["device"], options)
+    # A floor is what the memory can do at its best; the first pass read the processor's.
+    passes = [one for one in (before if facts["device"] == "cpu" else None, after) if one is not None]
+    return BenchReport(
+        model=str(model), options=options, machine=this_machine(PACKAGES),
+        bandwidth_bytes_s=max(passes, default=None), peak_anonymous_bytes=peak and peak[0],
+        peak_file_bytes=peak and peak[1], **facts,
+    )  # fmt: skip
+
+
+def _bandwidth(device: str, options: BenchOptions) -> float | None:
+    answer, _ = _measured_apart(["bandwidth", device, str(options.threads)])
+    return None if answer["bandwidth"] is None else float(answer["bandwidth"])
+
+
+def refuse_beyond_context(config: GlmConfig, options: BenchOptions) -> None:
+    """Check that what is to be read and written fits the model.
+
+    Raises:
+        InputError: it does not.
+    """
+    for name, tokens in (
+        ("prompt tokens", options.prompt_tokens),
+        ("context and new tokens", options.context + options.new_tokens),
+    ):
+        if tokens > config.max_positions:
+            raise InputError(
+                f"{tokens} {name} are wanted, the model's context is {config.max_positions}; ask for fewer"
+            )
+
+
+def _measured_apart(arguments: list[str]) -> tuple[dict[str, Any], tuple[int, int] | None]:
+    """Run one of this module's commands in a process of its own; its answer and its peak memory."""
+    command = [sys.executable, "-m", "glm_export.performance.measure", *arguments]
+    # Files, because a pipe that nobody reads meanwhile holds only so much.
+    with tempfile.TemporaryFile("w+") as printed, tempfile.TemporaryFile("w+") as complaints:
+        process = subprocess.Popen(command, stdout=printed, stderr=complaints)
+        try:
+            peak = _watch(process)
+        finally:
+            process.kill()
+        code = process.wait()
+        printed.seek(0)
+        complaints.seek(0)
+        lines, said = (file.read().strip().splitlines() for file in (printed, complaints))
+    if code or not lines:
+        why = f"signal {-code}, which may mean too little memory" if code < 0 else f"exit code {code}"
+        raise EnvironmentMissingError(
+            f"the measuring process ended with {why}: {said[-1] if said else 'it said nothing'}"
+        )
+    answer: dict[str, Any] = json.loads(lines[-1])
+    if "error" in answer:
+        raise getattr(errors, answer["error"])(answer["message"])
+    return answer, peak
+
+
+def _watch(process: subprocess.Popen[bytes]) -> tuple[int, int] | None:
+    """Wait for a process to end, and say the most memory it held."""
+    peak: tuple[int, int] | None = None
+    while process.poll() is None:
+        now = resident_bytes(process.pid)
+        if now is not None:
+            peak = now if peak is None else (max(peak[0], now[0]), max(peak[1], now[1]))
+        time.sleep(SAMPLED_EVERY_S)
+    return peak

@@ -1,0 +1,236 @@
+"""One model loaded and run in this process; its figures as a line of JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from glm_export.artifacts.engine import Engine, load_engine
+from glm_export.artifacts.open import is_engine, is_program
+from glm_export.artifacts.program import OnnxProgram, load_program
+from glm_export.checkpoints.checkpoint import Checkpoint
+from glm_export.errors import GlmExportError
+from glm_export.graphs.weight_traffic import program_step_bytes
+from glm_export.inputs.feeds import Feeds, Prompt
+from glm_export.machine.memory import read_bandwidth, resident_bytes
+from glm_export.sessions.session import Session
+from glm_export.spec.dtypes import DTYPE_BYTES
+from glm_export.spec.signature import past_names
+
+if TYPE_CHECKING:  # runtimes are imported where they are used
+    from glm_export.sessions.tensorrt.session import EngineSession
+
+from typing import TYPE_CHECKING
+
+from glm_export.performance.report import BenchOptions
+
+if TYPE_CHECKING:
+    import torch
+
+
+WARM_UP_STEPS = 4
+FIRST_PLAIN_ID = 3
+"""Prompts are random ids from here on; those below are usually special."""
+
+
+def open_model(model: str | Path) -> OnnxProgram | Engine | Checkpoint:
+    """What ``model`` names, without its weights."""
+    if is_engine(Path(model)):
+        return load_engine(Path(model))
+    if is_program(Path(model)):
+        return load_program(Path(model))
+    # What exports is not needed to run a program, and would count as its memory.
+    from glm_export import api
+
+    return api.open_checkpoint(model)
+
+
+def measure(model: str, options: BenchOptions) -> dict[str, Any]:
+    """Load and run a model in this process; the fields of :class:`BenchReport` that come from it."""
+    before = resident_bytes()
+    started = time.perf_counter()
+    with _open_session(model, options.threads) as session:
+        loaded = time.perf_counter() - started
+        rounds = _Rounds(session, options)
+        return (
+            {"load_s": loaded, "libraries_anonymous_bytes": before and before[0]}
+            | rounds.run()
+            | _facts(session, options)
+        )
+
+
+def _open_session(model: str, threads: int | None) -> Session:
+    # Runtimes are imported where they are used: what is not used takes no memory.
+    opened = open_model(model)
+    if isinstance(opened, OnnxProgram):
+        from glm_export.sessions.onnxruntime.session import OrtSession
+
+        return OrtSession(opened, threads=threads)
+    if isinstance(opened, Engine):
+        from glm_export.sessions.tensorrt.session import EngineSession
+
+        return EngineSession(opened)
+    import torch
+
+    from glm_export.sessions.torch import TorchSession
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return TorchSession(opened)
+
+
+def _facts(session: Session, options: BenchOptions) -> dict[str, Any]:
+    """Runtime, device, and the bytes of a decode step."""
+    from glm_export.sessions.onnxruntime.runtime import CUDA
+    from glm_export.sessions.onnxruntime.session import OrtSession
+    from glm_export.sessions.tensorrt.session import EngineSession
+    from glm_export.sessions.torch import TorchSession
+
+    if isinstance(session, OrtSession):
+        program = session.program
+        on_cuda = session.runtime.get_providers()[0] == CUDA
+        signature = program.signature
+        facts: dict[str, Any] = {
+            "runtime": "onnxruntime", "dialect": program.dialect, "dtype": program.dtype,
+            "device": "cuda" if on_cuda else "cpu",
+            "step_weight_bytes": program_step_bytes(program.model_path, options.batch),
+        }  # fmt: skip
+    elif isinstance(session, EngineSession):
+        signature, facts = session.program.signature, _engine_facts(session, options)
+    else:
+        assert isinstance(session, TorchSession)
+        signature = session.signature
+        weight = session.model.head.weight
+        facts = {
+            "runtime": "pytorch", "dialect": None, "dtype": str(weight.dtype).removeprefix("torch."),
+            "device": weight.device.type, "step_weight_bytes": torch_step_bytes(session.model, options.batch),
+        }  # fmt: skip
+    config = session.config
+    number_bytes = DTYPE_BYTES[signature.input(past_names(0)[0]).dtype]
+    columns = options.context + options.new_tokens // 2
+    values = 2 * config.num_layers * options.batch * columns * config.kv_heads * config.head_dim
+    return facts | {"step_cache_bytes": values * number_bytes}
+
+
+def _engine_facts(session: EngineSession, options: BenchOptions) -> dict[str, Any]:
+    import torch
+
+    engine, bytes_read = session.engine, session.engine.manifest["step_bytes"]
+    free, total = torch.cuda.mem_get_info()
+    return {
+        "runtime": f"{engine.runtime} {engine.version}", "dialect": engine.program.dialect,
+        "dtype": engine.program.dtype, "device": "cuda", "device_memory_bytes": total - free,
+        "step_weight_bytes": bytes_read["weights"] + options.batch * bytes_read["row"],
+    }  # fmt: skip
+
+
+class _Rounds:
+    """A session put through the same work several times, with other random tokens each time."""
+
+    def __init__(self, session: Session, options: BenchOptions) -> None:
+        self._session = session
+        self._options = options
+        self._random = np.random.default_rng(0)
+
+    def run(self) -> dict[str, Any]:
+        """Medians over the rounds, after a warm-up of every shape."""
+        options = self._options
+        self._prefill(options.prompt_tokens)
+        self._decode(min(WARM_UP_STEPS, options.new_tokens))
+        prefills, firsts, rates = [], [], []
+        steps: list[float] = []
+        for _ in range(options.rounds):
+            prefill, first = self._prefill(options.prompt_tokens)
+            prefills.append(options.batch * options.prompt_tokens / prefill)
+            firsts.append(first)
+            taken = self._decode(options.new_tokens)
+            rates.append(options.batch * len(taken) / sum(taken))
+            steps += taken
+        return {
+            "prefill_tokens_s": statistics.median(prefills),
+            "first_token_s": statistics.median(firsts),
+            "decode_tokens_s": statistics.median(rates),
+            **{f"step_p{percent}_ms": 1000 * percentile(steps, percent) for percent in (50, 90, 99)},
+        }
+
+    def _prompt(self, tokens: int) -> Feeds:
+        config = self._session.config
+        first = min(FIRST_PLAIN_ID, config.vocab_size - 1)
+        rows = self._random.integers(first, config.vocab_size, (self._options.batch, tokens)).tolist()
+        # A prefix family's context and its start-of-piece token; which ids they are changes no timing.
+        context = tokens - 1 if config.prefix_mask else 0
+        return self._session.feeds([Prompt(ids=tuple(row), context_length=context) for row in rows])
+
+    def _prefill(self, tokens: int) -> tuple[float, float]:
+        """Seconds to the logits, and to the first token chosen from them."""
+        feeds = self._prompt(tokens)
+        started = time.perf_counter()
+        logits = self._session.prefill(feeds)
+        read = time.perf_counter() - started
+        _choose(logits)
+        return read, time.perf_counter() - started
+
+    def _decode(self, steps: int) -> list[float]:
+        """Seconds of each greedy step: feeding, running, choosing."""
+        feeds = self._prompt(self._options.context)
+        chosen = _choose(self._session.prefill(feeds))
+        last_position = self._session.config.max_positions - 1
+        taken = []
+        for _ in range(steps):
+            started = time.perf_counter()
+            feeds = feeds.followed_by(chosen, last_position)
+            chosen = _choose(self._session.decode(feeds))
+            taken.append(time.perf_counter() - started)
+        return taken
+
+
+def _choose(logits_BSV: np.ndarray[Any, Any]) -> list[int]:
+    chosen: list[int] = logits_BSV[:, -1].argmax(axis=-1).tolist()
+    return chosen
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """The smallest value that at least ``percent`` of all do not exceed."""
+    return sorted(values)[max(0, math.ceil(percent / 100 * len(values)) - 1)]
+
+
+def main(arguments: Sequence[str]) -> None:
+    """``measure MODEL OPTIONS`` or ``bandwidth DEVICE THREADS``: one line of JSON, an error included."""
+    command, *rest = arguments
+    try:
+        if command == "measure":
+            answer = measure(rest[0], BenchOptions(**json.loads(rest[1])))
+        else:
+            answer = {"bandwidth": read_bandwidth(int(rest[1]), rest[0])}
+    except GlmExportError as error:
+        answer = {"error": type(error).__name__, "message": str(error)}
+    # The runtimes print what they like; the last line is ours.
+    sys.stdout.write("\n" + json.dumps(answer) + "\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
+
+
+def torch_step_bytes(model: torch.nn.Module, batch: int) -> int:
+    """Bytes of a PyTorch model's parameters that a step of ``batch`` tokens reads."""
+    import torch
+
+    whole: dict[int, int] = {}
+    tables: dict[int, int] = {}
+    for module in model.modules():
+        for weight in module.parameters(recurse=False):
+            if isinstance(module, torch.nn.Embedding):
+                tables[id(weight)] = batch * weight[0].nbytes
+            else:
+                whole[id(weight)] = weight.nbytes
+    # A table that is also the head's weight is read whole.
+    return sum((tables | whole).values())

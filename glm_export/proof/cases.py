@@ -1,0 +1,130 @@
+"""What is compared: prefill, chunks, cached decode, padded batches, the end of the context."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from glm_export.inputs.feeds import Feeds, Prompt, prefill_feeds
+from glm_export.sessions.session import Session, Tensors
+from glm_export.spec.config import GlmConfig
+from glm_export.spec.signature import (
+    BATCH,
+    PAST,
+    Cache,
+    Signature,
+    past_names,
+    present_names,
+)
+
+SINGLE_PROMPT, BATCH_PROMPTS = 33, (17, 9, 2)
+"""Tokens of the prompts compared."""
+RANDOM_PAST_BYTES = 256 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One call to compare: its feeds, and the past the reference computed for it."""
+
+    name: str
+    tensors: Tensors
+
+
+def parity_cases(
+    reference: Session,
+    config: GlmConfig,
+    signature: Signature,
+    cache: Cache = Cache.GROWING,
+    room: int = 0,
+    *,
+    rows: int = len(BATCH_PROMPTS),
+    tokens: int = SINGLE_PROMPT,
+) -> list[Case]:
+    """Prefill, chunked prefill, cached decode, a padded batch and its decode, and the end of the context.
+
+    Token ids are random; pasts come from the reference, so each case stands alone.
+
+    Args:
+        reference: computes the pasts.
+        config: the sizes.
+        signature: the canonical one; cases are in its layout.
+        cache: the program's. Where a token's position is its column, far positions need a long past: random keys.
+        room: tokens the program can hold; 0: the context.
+        rows: at most, in the batch.
+        tokens: at most, read at once.
+    """
+    random = np.random.default_rng(0)
+    room = min(room or config.max_positions, config.max_positions)
+
+    def token() -> int:
+        return int(random.integers(0, config.vocab_size))
+
+    def prompt(length: int) -> Prompt:
+        return random_prompt(random, max(2, min(length, room - 8, tokens)), config)
+
+    single = prefill_feeds([prompt(SINGLE_PROMPT)], config)
+    head, tail = single.chunks(max(1, single.input_ids.shape[1] * 2 // 3))[:2]
+    batch = prefill_feeds([prompt(length) for length in BATCH_PROMPTS[:rows]], config)
+    last = room - 1
+    pairs: list[tuple[str, Feeds | None, Feeds]] = [
+        ("prefill", None, single),
+        ("chunk on a past", head, tail),
+        ("decode", single, single.followed_by([token()], last)),
+        ("padded batch", None, batch),
+        ("batch decode", batch, batch.followed_by([token() for _ in range(batch.batch)], last)),
+    ]
+    cases = [Case(name=name, tensors=_tensors(reference, signature, past, feeds)) for name, past, feeds in pairs]
+    distant = prefill_feeds([prompt(16)], config)
+    if cache is Cache.GROWING or config.prefix_mask:
+        far = replace(
+            distant, position_ids=distant.position_ids + config.max_positions - 1 - distant.position_ids.max()
+        )
+        return [*cases, Case(name="end of context", tensors=_tensors(reference, signature, None, far))]
+    return [*cases, _behind_random_past(random, config, signature, distant, room)]
+
+
+def _behind_random_past(
+    random: np.random.Generator, config: GlmConfig, signature: Signature, feeds: Feeds, room: int
+) -> Case:
+    """A prompt at the end of what the program can hold, or of what fits :data:`RANDOM_PAST_BYTES`."""
+    column_bytes = 4 * config.num_layers * 2 * config.kv_size
+    columns = min(room - feeds.input_ids.shape[1], RANDOM_PAST_BYTES // column_bytes)
+    spec = signature.input(past_names(0)[0])
+    shape = spec.shape(**{BATCH: 1, PAST: columns})
+    names = [name for layer in range(config.num_layers) for name in past_names(layer)]
+    past = {name: random.standard_normal(shape, np.float32).astype(np.dtype(spec.dtype)) for name in names}
+    placed = replace(
+        feeds,
+        attention_mask=np.ones((1, columns + feeds.input_ids.shape[1]), np.int64),
+        position_ids=feeds.position_ids + columns,
+    )
+    end = columns + feeds.input_ids.shape[1]
+    return Case(
+        name="end of context" if end == config.max_positions else f"at {end} tokens", tensors=placed.named() | past
+    )
+
+
+def random_prompt(random: np.random.Generator, length: int, config: GlmConfig) -> Prompt:
+    """Random ids; for a prefix family two thirds are context, and the written part stands for a place within it."""
+    ids = tuple(int(i) for i in random.integers(0, config.vocab_size, length))
+    if not config.prefix_mask:
+        return Prompt(ids=ids)
+    context = max(1, length * 2 // 3)
+    return Prompt(ids=ids, context_length=context, mask_position=int(random.integers(0, context)))
+
+
+def _tensors(reference: Session, signature: Signature, past: Feeds | None, feeds: Feeds) -> Tensors:
+    layers = range(reference.config.num_layers)
+    cache_dtype = np.dtype(signature.input(past_names(0)[0]).dtype)
+    empty = {
+        name: np.zeros(signature.input(name).shape(**{BATCH: feeds.batch, PAST: 0}), cache_dtype)
+        for i in layers
+        for name in past_names(i)
+    }
+    tensors: Tensors = {**feeds.named(), **empty}
+    if past is not None:
+        before = reference.run({**past.named(), **empty})
+        for i in layers:
+            tensors |= {name: before[kept] for name, kept in zip(past_names(i), present_names(i), strict=True)}
+    return {name: array.astype(cache_dtype) if array.dtype.kind == "f" else array for name, array in tensors.items()}

@@ -1,0 +1,161 @@
+"""Prove an ONNX program equal to the PyTorch reference: Polygraphy runs both, ``compare`` judges."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from glm_export.artifacts.program import OnnxProgram
+from glm_export.calibration import recipes
+from glm_export.calibration.quantization import Quantization
+from glm_export.calibration.recipe import Recipe
+from glm_export.checkpoints.checkpoint import Checkpoint
+from glm_export.checkpoints.folder import file_sha256
+from glm_export.errors import InputError
+from glm_export.generation.generate import generate_ids
+from glm_export.generation.stopping import Stopping
+from glm_export.inputs.call_layout import IntegerCache
+from glm_export.proof.cases import parity_cases, random_prompt
+from glm_export.proof.compare import TOLERANCES, ParityReport, compare_runs
+from glm_export.proof.runners import canonical_signature, run_both
+from glm_export.proof.stored_integers import ProgramIntegers
+from glm_export.sessions.onnxruntime.session import OrtSession
+from glm_export.sessions.session import Session
+from glm_export.sessions.torch import TorchSession
+from glm_export.spec.signature import (
+    Cache,
+)
+
+GREEDY_TOKENS = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckReport:
+    """Parity of single calls, and whether both sides write the same greedy tokens, each with its own cache."""
+
+    parity: ParityReport
+    greedy_equal: int
+    greedy_total: int
+    recipe: str | None = None
+    usual_bound: float | None = None
+    others: tuple[ParityReport, ...] = ()
+    """The same cases through other runners of the same program."""
+
+    @property
+    def usual(self) -> float:
+        """The median over cases of the smallest passing tolerance: what a case needs where no value is a tie."""
+        worst: dict[str, float] = {}
+        for output in self.parity.outputs:
+            worst[output.case] = max(worst.get(output.case, 0.0), output.needed)
+        return float(np.median(list(worst.values())))
+
+    @property
+    def passed(self) -> bool:
+        """Outputs within tolerance; in float32 the greedy tokens equal too, or the usual where the recipe bounds it."""
+        within = self.parity.passed and all(other.passed for other in self.others)
+        within = within and (self.usual_bound is None or self.usual <= self.usual_bound)
+        exact = self.parity.dtype == "float32" and self.recipe is None
+        return within and (not exact or self.greedy_equal == self.greedy_total)
+
+    def to_json(self) -> dict[str, object]:
+        """Plain values."""
+        return self.parity.to_json() | {
+            "passed": self.passed, "recipe": self.recipe, "usual": self.usual, "usual_bound": self.usual_bound,
+            "greedy_tokens_equal": self.greedy_equal, "greedy_tokens": self.greedy_total,
+            "others": [other.to_json() for other in self.others],
+        }  # fmt: skip
+
+
+def check(program: OnnxProgram, checkpoint: Checkpoint, reference_dtype: str = "float32") -> CheckReport:
+    """Run the PyTorch reference and the ONNX program side by side.
+
+    The reference of a quantized program computes with the weights its recipe keeps, in floating point: so what
+    differs is the rounding of activations, and any defect. How much the recipe itself costs is another question.
+
+    Args:
+        program: an exported folder.
+        checkpoint: what it was exported from.
+        reference_dtype: of the reference; with float16 or bfloat16 the bound is that dtype's.
+
+    Raises:
+        InputError: the program was exported from another checkpoint.
+        CheckpointError: the checkpoint's tensors do not fit.
+        EnvironmentMissingError: no runtime here can load the program.
+    """
+    refuse_other_checkpoint(program, checkpoint)
+    looser = max(program.dtype, reference_dtype, key=TOLERANCES.__getitem__)
+    quantization = quantization_of(program)
+    recipe = quantization.recipe if quantization else None
+    with (
+        TorchSession(checkpoint, reference_dtype, quantization=quantization) as reference,
+        OrtSession(program) as candidate,
+    ):
+        signature = candidate.program.signature
+        room = signature.static_length if signature.cache is Cache.STATIC else 0
+        canonical = canonical_signature(candidate.program)
+        cases = parity_cases(reference, program.config, canonical, signature.cache, room)
+        if quantization is not None and signature.cache_is_integer:
+            integers = IntegerCache(scales=np.array(quantization.kv_scales, np.float32))
+            cases = [replace(case, tensors=integers.rounded(case.tensors)) for case in cases]
+        granted = recipe.granted(experts=program.config.experts is not None) if recipe else 0.0
+        results = run_both(reference, program, candidate, cases)
+        parity = compare_runs(results, [case.name for case in cases], looser, granted)
+        equal, total = greedy_agreement(reference, candidate)
+    usual_bound = recipe.usual if recipe is not None and looser == "float32" else None
+    return CheckReport(
+        parity=parity, greedy_equal=equal, greedy_total=total, recipe=program.recipe, usual_bound=usual_bound
+    )
+
+
+def recipe_of(program: OnnxProgram) -> Recipe | None:
+    """A program's recipe in the forms of its dialect; None where it is not quantized."""
+    return None if program.recipe is None else recipes.load(program.recipe).carried_by(program.dialect)
+
+
+def quantization_of(program: OnnxProgram) -> Quantization | None:
+    """What a program was quantized with; None where it was not."""
+    recipe = recipe_of(program)
+    if recipe is None:
+        return None
+    quantization = Quantization.load(program.folder, recipe, program.manifest["left_in_float"])
+    return replace(quantization, rounded=ProgramIntegers(program)) if recipe.rounding != "nearest" else quantization
+
+
+def greedy_agreement(
+    reference: Session, candidate: Session, seed: int = 1, *, rows: int = 3, room: int = 0
+) -> tuple[int, int]:
+    """Greedy tokens both sides write alike, of how many: prompts one after another and as a padded batch.
+
+    ``rows``: of the batch at most. ``room``: tokens the candidate can hold; 0: the context.
+    """
+    config = reference.config
+    random = np.random.default_rng(seed)
+    prompts = [random_prompt(random, length, config) for length in (12, 5, 2)[:rows]]
+    stopping = Stopping(max_new_tokens=min(GREEDY_TOKENS, (room or config.max_positions) - 16))
+    batch = generate_ids(reference, prompts, stopping=stopping)
+    answers = generate_ids(candidate, prompts, stopping=stopping)
+    alone = [generate_ids(candidate, [prompt], stopping=stopping)[0] for prompt in prompts]
+    pairs = [
+        (a, b)
+        for expected, rows in zip(batch, zip(answers, alone, strict=True), strict=True)
+        for row in rows
+        for a, b in zip(expected.ids, row.ids, strict=True)
+    ]
+    return sum(a == b for a, b in pairs), len(pairs)
+
+
+def refuse_other_checkpoint(program: OnnxProgram, checkpoint: Checkpoint) -> None:
+    """Compare file names and the config's hash; weights themselves are compared by running.
+
+    Raises:
+        InputError: naming what differs.
+    """
+    recorded = program.manifest["source_sha256"]
+    found = {path.name for path in checkpoint.files} | {"config.json"}
+    config_hash = file_sha256(checkpoint.folder / "config.json")
+    if set(recorded) != found or recorded["config.json"] != config_hash:
+        raise InputError(
+            f"{program.folder} was exported from {program.manifest['checkpoint']!r}, and {checkpoint.folder} is "
+            "another checkpoint (files or config.json differ); give the one it came from"
+        )

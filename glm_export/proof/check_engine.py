@@ -1,0 +1,171 @@
+"""Prove an engine equal to what it was made of: the ONNX program in ONNX Runtime, or the checkpoint in PyTorch.
+
+Our session and Polygraphy's own TensorRT runner are held to the same cases.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+import numpy as np
+from polygraphy.backend.base import BaseRunner
+from polygraphy.comparator import Comparator, RunResults
+from polygraphy.datatype import DataType as PolygraphyType
+from polygraphy.logger import G_LOGGER
+from typing_extensions import Self
+
+from glm_export.artifacts.engine import Engine
+from glm_export.artifacts.program import OnnxProgram
+from glm_export.calibration.quantization import kv_scales
+from glm_export.checkpoints.checkpoint import Checkpoint
+from glm_export.errors import InputError
+from glm_export.inputs.call_layout import IntegerCache, enter, leave
+from glm_export.proof.cases import parity_cases
+from glm_export.proof.check import CheckReport, greedy_agreement, quantization_of, recipe_of, refuse_other_checkpoint
+from glm_export.proof.compare import TOLERANCES, compare_runs
+from glm_export.proof.runners import ReferenceRunner, SessionRunner
+from glm_export.sessions.onnxruntime.cache import NUMPY_DTYPES
+from glm_export.sessions.onnxruntime.session import OrtSession
+from glm_export.sessions.session import Session, Tensors
+from glm_export.sessions.tensorrt.session import EngineSession, load_onto_device
+from glm_export.sessions.tensorrt.step import LoadedEngine
+from glm_export.sessions.torch import TorchSession
+from glm_export.spec.signature import INPUT_IDS, Signature, decoder_signature
+
+OURS, POLYGRAPHYS = "tensorrt", "polygraphy's TrtRunner"
+
+
+def check_engine(
+    engine: Engine,
+    against: Checkpoint | OnnxProgram,
+    reference_dtype: str = "float32",
+    *,
+    loaded: LoadedEngine | None = None,
+    polygraphy: bool = True,
+) -> CheckReport:
+    """Run the reference and the engine side by side.
+
+    Args:
+        engine: from :func:`glm_export.artifacts.engine.load_engine`.
+        against: the checkpoint, run by PyTorch with the rounding of the engine's recipe; or the exported folder.
+        reference_dtype: of a checkpoint's reference.
+        loaded: the engine in device memory, if it is.
+        polygraphy: run the cases through Polygraphy's own runner, too (not bfloat16, which numpy has not).
+
+    Raises:
+        InputError: the engine was made of something else.
+        EnvironmentMissingError: the engine will not load here.
+    """
+    program, limits = engine.program, engine.limits
+    recipe = recipe_of(program)
+    looser = max(program.dtype, reference_dtype, key=TOLERANCES.__getitem__)
+    granted = recipe.granted(experts=program.config.experts is not None) if recipe else 0.0
+    with ExitStack() as stack:
+        loaded = loaded or load_onto_device(engine)
+        candidate = stack.enter_context(EngineSession(engine, loaded))
+        reference, name = _reference(engine, against, reference_dtype)
+        stack.enter_context(reference)
+        canonical = canonical_of(program)
+        cases = parity_cases(
+            reference, program.config, canonical, program.signature.cache, limits.max_context,
+            rows=limits.max_batch, tokens=limits.prefill_tokens,
+        )  # fmt: skip
+        runners = [ReferenceRunner(reference, program, canonical, name), SessionRunner(OURS, candidate, canonical)]
+        if polygraphy and program.dtype in NUMPY_DTYPES:
+            theirs = stack.enter_context(PolygraphySession(engine, loaded))
+            runners.append(SessionRunner(POLYGRAPHYS, theirs, canonical))
+        with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
+            results = Comparator.run(runners, data_loader=[case.tensors for case in cases])
+        names = [case.name for case in cases]
+        first, *others = (
+            compare_runs(RunResults([results[0], other]), names, looser, granted) for other in list(results)[1:]
+        )
+        equal, total = greedy_agreement(reference, candidate, rows=limits.max_batch, room=limits.max_context)
+    usual_bound = recipe.usual if recipe is not None and looser == "float32" else None
+    return CheckReport(
+        parity=first, greedy_equal=equal, greedy_total=total, recipe=program.recipe, usual_bound=usual_bound,
+        others=tuple(others),
+    )  # fmt: skip
+
+
+def canonical_of(program: OnnxProgram) -> Signature:
+    """The canonical signature; numpy has no bfloat16, so it is float32 there."""
+    dtype = program.dtype if program.dtype in NUMPY_DTYPES else "float32"
+    return decoder_signature(program.config, dtype=dtype, logits=program.logits)
+
+
+def _reference(engine: Engine, against: Checkpoint | OnnxProgram, dtype: str) -> tuple[Session, str]:
+    import torch
+
+    if isinstance(against, OnnxProgram):
+        refuse_other_program(engine, against)
+        return OrtSession(against), "onnxruntime"
+    refuse_other_checkpoint(engine.program, against)
+    recipe = recipe_of(engine.program)
+    if recipe is not None and recipe.rounding != "nearest":
+        raise InputError(
+            f"the integers of {recipe.name} are in the exported folder {engine.folder} was built of; check against that"
+        )
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return TorchSession(against, dtype, device, quantization_of(engine.program)), "pytorch"
+
+
+def refuse_other_program(engine: Engine, program: OnnxProgram) -> None:
+    """See that an engine was built of an exported folder.
+
+    Raises:
+        InputError: it was not; what differs is named.
+    """
+    built_of = engine.program.manifest
+    for key in ("source_sha256", "dialect", "dtype", "recipe", "logits", "created"):
+        if built_of.get(key) != program.manifest.get(key):
+            raise InputError(
+                f"{engine.folder} was built of another export than {program.folder} ({key} differs); "
+                "give the one it was built of, or its checkpoint"
+            )
+
+
+class PolygraphySession:
+    """An engine run by Polygraphy, one runner for each profile, in the canonical program's layout."""
+
+    def __init__(self, engine: Engine, loaded: LoadedEngine) -> None:
+        self._engine, self._signature = engine, engine.program.signature
+        runner = loaded.tensorrt.polygraphy().TrtRunner
+        self._runners = [
+            runner(loaded.engine, name=profile.name, optimization_profile=index)
+            for index, profile in enumerate(engine.profiles)
+        ]
+
+    def __enter__(self) -> Self:
+        for runner in self._runners:
+            runner.activate()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for runner in self._runners:
+            runner.deactivate()
+
+    def run(self, tensors: Tensors) -> Tensors:
+        """One call, rows in groups of as many as the profile takes."""
+        prefix, limits = self._engine.program.config.prefix_mask, self._engine.limits
+        integers = IntegerCache(scales=kv_scales(self._engine.folder)) if self._signature.cache_is_integer else None
+        given = enter(integers.enter(tensors) if integers else tensors, self._signature, prefix=prefix)
+        batch, new = given[INPUT_IDS].shape
+        prefill, decode = self._runners
+        runner, group = (decode, limits.max_batch) if new == 1 else (prefill, limits.prefill_batch)
+        parts = [
+            # Outputs are memory of the runner's: the next call writes over it.
+            {name: np.array(array) for name, array in runner.infer(self._rows(given, runner, start, group)).items()}
+            for start in range(0, batch, group)
+        ]
+        outputs: Tensors = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        return leave(integers.leave(outputs) if integers else outputs, tensors, self._signature, prefix=prefix)
+
+    def _rows(self, given: Tensors, runner: BaseRunner, start: int, group: int) -> Tensors:
+        dtypes = {name: entry.dtype for name, entry in runner.get_input_metadata().items()}
+        return {
+            name: np.ascontiguousarray(array[start : start + group]).astype(
+                PolygraphyType.to_dtype(dtypes[name], "numpy"), copy=False
+            )
+            for name, array in given.items()
+        }

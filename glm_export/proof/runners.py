@@ -1,0 +1,94 @@
+"""Sessions as Polygraphy runners, fed in the canonical program's layout."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from polygraphy.backend.base import BaseRunner
+from polygraphy.backend.onnxrt import OnnxrtRunner
+from polygraphy.common import TensorMetadata
+from polygraphy.comparator import Comparator, RunResults
+from polygraphy.logger import G_LOGGER
+
+from glm_export.artifacts.program import OnnxProgram
+from glm_export.inputs.call_layout import without_padding
+from glm_export.proof.cases import Case
+from glm_export.sessions.onnxruntime.session import OrtSession
+from glm_export.sessions.session import Session, Tensors
+from glm_export.sessions.torch import TorchSession
+from glm_export.spec.signature import (
+    LOGITS,
+    Cache,
+    Signature,
+    decoder_signature,
+)
+
+
+class Runs(Protocol):
+    """Single calls in the canonical program's layout, cache handed in and out."""
+
+    def run(self, tensors: Tensors) -> Tensors:
+        """One call by the names of the canonical signature."""
+
+
+class SessionRunner(BaseRunner):  # type: ignore[misc]  # polygraphy has no types
+    """A session as a Polygraphy runner, fed in the canonical program's layout."""
+
+    def __init__(self, name: str, session: Runs, signature: Signature) -> None:
+        super().__init__(name=name, prefix=name)
+        self._session = session
+        self._signature = signature
+
+    def get_input_metadata_impl(self) -> TensorMetadata:
+        """Names, dtypes and shapes of the canonical signature."""
+        metadata = TensorMetadata()
+        for spec in self._signature.inputs:
+            metadata.add(spec.name, np.dtype(spec.dtype), [None if isinstance(dim, str) else dim for dim in spec.dims])
+        return metadata
+
+    def infer_impl(self, feed_dict: Tensors) -> OrderedDict[str, np.ndarray]:
+        """One call of the session."""
+        outputs = self._outputs(dict(feed_dict))
+        self.inference_time = 0.0
+        # Polygraphy views them as bytes.
+        return OrderedDict((name, np.ascontiguousarray(array)) for name, array in outputs.items())
+
+    def _outputs(self, tensors: Tensors) -> Tensors:
+        return self._session.run(tensors)
+
+
+class ReferenceRunner(SessionRunner):
+    """The reference, saying as much as the program does: its logits, and padding only where it has any."""
+
+    def __init__(self, session: Session, program: OnnxProgram, signature: Signature, name: str = "pytorch") -> None:
+        super().__init__(name, session, signature)
+        self._program = program
+
+    def _outputs(self, tensors: Tensors) -> Tensors:
+        outputs = self._session.run(tensors)
+        if self._program.signature.last_logits_only:
+            outputs[LOGITS] = outputs[LOGITS][:, -1:]
+        own_lengths = self._program.signature.cache is not Cache.GROWING and not self._program.config.prefix_mask
+        return without_padding(outputs, tensors) if own_lengths else outputs
+
+
+def run_both(reference: TorchSession, program: OnnxProgram, candidate: OrtSession, cases: Sequence[Case]) -> RunResults:
+    """Record both runs; Polygraphy calls each runner once a case."""
+    signature = canonical_signature(candidate.program)
+    own = SessionRunner("onnxruntime", candidate, signature)
+    # Where the program's layout is the canonical one, Polygraphy runs it without our session between.
+    own_cache = candidate.program.signature.cache is not Cache.GROWING or candidate.program.signature.cache_is_integer
+    runners = [
+        ReferenceRunner(reference, program, signature),
+        OnnxrtRunner(lambda: candidate.runtime, name="onnxruntime") if not own_cache else own,
+    ]
+    with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
+        return Comparator.run(runners, data_loader=[case.tensors for case in cases])
+
+
+def canonical_signature(program: OnnxProgram) -> Signature:
+    """The inputs and outputs the program would have in the canonical dialect."""
+    return decoder_signature(program.config, dtype=program.dtype, logits=program.logits)

@@ -1,0 +1,72 @@
+"""One decode step captured as a CUDA graph: the same kernels launched at once instead of one by one.
+
+Everything a captured step touches stays at one address and in one shape. So the mask is as wide as the cache, and a
+step is captured anew when the batch or the cache changes size.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnxruntime
+
+from glm_export.inputs.feeds import Feeds
+from glm_export.sessions.onnxruntime.cache import NUMPY_DTYPES, InPlace
+from glm_export.sessions.session import Logits
+from glm_export.spec.signature import ATTENTION_MASK, BATCH, INPUT_IDS, LOGITS, SEQUENCE, TOTAL, Signature
+
+ENABLE = {"enable_cuda_graph": "1"}
+GRAPH_ID = "gpu_graph_id"
+NOT_CAPTURED = "-1"
+
+
+def without_capture() -> onnxruntime.RunOptions:
+    """For calls of changing shape, prompts above all."""
+    return _options(NOT_CAPTURED)
+
+
+def _options(graph_id: str) -> onnxruntime.RunOptions:
+    options = onnxruntime.RunOptions()
+    options.add_run_config_entry(GRAPH_ID, graph_id)
+    return options
+
+
+class CapturedStep:
+    """The decode step of a program with a shared cache, on CUDA."""
+
+    def __init__(self, runtime: onnxruntime.InferenceSession, signature: Signature) -> None:
+        self._runtime = runtime
+        self._signature = signature
+        self._shape = (0, 0)
+        self._captured = 0
+
+    def run(self, feeds: Feeds, cache: InPlace) -> Logits:
+        """One token a row; logits float32 ``[B, 1, V]``."""
+        if self._shape != (feeds.batch, cache.columns):
+            self._prepare(feeds.batch, cache)
+        mask = np.zeros((feeds.batch, cache.columns), np.int64)
+        mask[:, : feeds.attention_mask.shape[1]] = feeds.attention_mask
+        self._values[INPUT_IDS].update_inplace(np.ascontiguousarray(feeds.input_ids))
+        self._values[ATTENTION_MASK].update_inplace(mask)
+        self._runtime.run_with_iobinding(self._binding, self._run_options)
+        logits: Logits = self._values[LOGITS].numpy().astype(np.float32, copy=False)
+        return logits
+
+    def _prepare(self, batch: int, cache: InPlace) -> None:
+        sizes = {BATCH: batch, SEQUENCE: 1, TOTAL: cache.columns}
+        logits = next(spec for spec in self._signature.outputs if spec.name == LOGITS)
+        specs = [self._signature.input(INPUT_IDS), self._signature.input(ATTENTION_MASK), logits]
+        dtypes = {"int64": np.int64, **NUMPY_DTYPES}
+        self._values = {
+            spec.name: onnxruntime.OrtValue.ortvalue_from_shape_and_type(
+                spec.shape(**sizes), dtypes[spec.dtype], "cuda"
+            )
+            for spec in specs
+        }
+        self._binding = self._runtime.io_binding()
+        for name in (INPUT_IDS, ATTENTION_MASK):
+            self._binding.bind_ortvalue_input(name, self._values[name])
+        self._binding.bind_ortvalue_output(LOGITS, self._values[LOGITS])
+        cache.bind(self._binding)
+        self._captured += 1
+        self._run_options = _options(str(self._captured))
+        self._shape = (batch, cache.columns)

@@ -1,0 +1,83 @@
+"""ONNX Runtime's own session: which providers, how many threads, which options."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import onnxruntime
+
+from glm_export.artifacts.program import OnnxProgram
+from glm_export.errors import EnvironmentMissingError
+from glm_export.machine.gpu import has_driver
+from glm_export.sessions.onnxruntime.cuda_graph import ENABLE
+
+CUDA = "CUDAExecutionProvider"
+PREFERRED_PROVIDERS = (CUDA, "CPUExecutionProvider")
+EXACT = {"use_tf32": "0"}
+"""By default products of float32 are rounded to 11 bits on GPUs that can."""
+MANY_CORES = 4
+# ONNX Runtime 1.31 turns the Q/DQ of 8-bit floats into an integer product that does not take them, and fails.
+UNFUSED = {"fp8"}
+
+
+def providers() -> list[str]:
+    """Execution providers to use here, best first."""
+    available = set(onnxruntime.get_available_providers())
+    if not has_driver():
+        # The GPU wheel lists its provider on every machine, and complains at length when it cannot load it.
+        available.discard(CUDA)
+    return [name for name in PREFERRED_PROVIDERS if name in available]
+
+
+def usable_threads() -> int:
+    """One thread a core this process may use; both of its hyperthreads where there are few cores.
+
+    The runtime's own choice counts cores of the machine, not those of the container.
+    """
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    cores = set()
+    for processor in allowed:
+        siblings = Path(f"/sys/devices/system/cpu/cpu{processor}/topology/thread_siblings_list")
+        cores.add(siblings.read_text(encoding="ascii") if siblings.is_file() else str(processor))
+    return len(cores) if len(cores) >= MANY_CORES else len(allowed)
+
+
+def inference_session(
+    program: OnnxProgram,
+    chosen: list[str] | None = None,
+    *,
+    threads: int | None = None,
+    cuda_graph: bool = False,
+) -> onnxruntime.InferenceSession:
+    """Load a program into ONNX Runtime.
+
+    Args:
+        program: an exported folder.
+        chosen: execution providers; None takes the best there are.
+        threads: of one operator; None takes :func:`usable_threads`.
+        cuda_graph: prepare CUDA for capturing steps.
+
+    Raises:
+        EnvironmentMissingError: this machine's providers cannot run it.
+    """
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads or usable_threads()
+    # Products with dequantized weights are float products: by default the runtime would round their inputs as well.
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
+    if program.recipe in UNFUSED:
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
+    chosen = chosen or providers()
+    if CUDA in chosen:
+        onnxruntime.preload_dlls()
+    try:
+        cuda = EXACT | ENABLE if cuda_graph else EXACT
+        given = [(name, cuda) if name == CUDA else name for name in chosen]
+        return onnxruntime.InferenceSession(str(program.model_path), options, providers=given)
+    except Exception as error:  # onnxruntime's exceptions share no public base
+        hint = "; export with --dtype float32 for this machine" if program.dtype != "float32" else ""
+        raise EnvironmentMissingError(
+            f"ONNX Runtime {onnxruntime.__version__} ({', '.join(chosen)}) cannot load {program.model_path}: "
+            f"{' '.join(str(error).split())[:300]}{hint}"
+        ) from error

@@ -1,0 +1,116 @@
+"""ONNX Runtime as a session."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from glm_export.artifacts.program import MODEL, WEIGHTS, OnnxProgram
+from glm_export.calibration.quantization import kv_scales
+from glm_export.errors import InputError
+from glm_export.inputs.call_layout import IntegerCache, enter, enter_static_prefix, leave
+from glm_export.inputs.feeds import Feeds, Prompt, prefill_feeds
+from glm_export.sessions.onnxruntime.cache import NUMPY_DTYPES, InPlace, buffers
+from glm_export.sessions.onnxruntime.cuda_graph import CapturedStep, without_capture
+from glm_export.sessions.onnxruntime.runtime import CUDA, inference_session, providers
+from glm_export.sessions.session import Logits, Session, Tensors
+from glm_export.spec.signature import LOGITS, Cache, past_names
+
+CACHE_PREFIX = past_names(0)[0].split(".")[0]
+
+
+class OrtSession(Session):
+    """A program of any dialect. Its cache stays inside the runtime; where the dialect shares one buffer, in place.
+
+    ``threads`` of one operator, ``cuda_graph`` to capture decode steps: see :func:`inference_session`.
+
+    A bfloat16 program runs as its float32 twin, written to a temporary folder: numpy cannot feed bfloat16, and the
+    CPU provider has no kernels for it.
+    """
+
+    def __init__(
+        self,
+        program: OnnxProgram,
+        chosen: list[str] | None = None,
+        *,
+        threads: int | None = None,
+        cuda_graph: bool = False,
+    ) -> None:
+        super().__init__(program.folder, program.config)
+        self._twin: tempfile.TemporaryDirectory[str] | None = None
+        if program.dtype not in NUMPY_DTYPES:
+            self._twin = tempfile.TemporaryDirectory(prefix="glm-export-")
+            program = _widened(program, Path(self._twin.name))
+        self.program = program
+        if cuda_graph and (program.signature.cache is not Cache.SHARED or CUDA not in (chosen or providers())):
+            raise InputError("a CUDA graph needs an NVIDIA GPU and a program of dialect ort of a causal family")
+        self.runtime = inference_session(program, chosen, threads=threads, cuda_graph=cuda_graph)
+        self._captured = CapturedStep(self.runtime, program.signature) if cuda_graph else None
+        self._inputs = [spec.name for spec in program.signature.inputs if not spec.name.startswith(CACHE_PREFIX)]
+        self._one_row_chunks = program.signature.cache is Cache.SHARED
+        device = "cuda" if self.runtime.get_providers()[0] == CUDA else "cpu"
+        self._buffers = buffers(program.signature, program.config.num_layers, device, program.config.max_positions)
+
+    def feeds(self, prompts: Sequence[Prompt]) -> Feeds:
+        """Padded on the right where each row fills the cache on its own."""
+        return prefill_feeds(prompts, self.config, own_lengths=self.program.signature.cache is not Cache.GROWING)
+
+    @property
+    def capacity(self) -> int | None:
+        """A static cache may be shorter than the context."""
+        signature = self.program.signature
+        return signature.static_length if signature.cache is Cache.STATIC else None
+
+    def prefill(self, feeds: Feeds) -> Logits:
+        """Start a batch from an empty cache."""
+        self._buffers.start(feeds.batch, feeds.columns)
+        return self.decode(feeds)
+
+    def decode(self, feeds: Feeds) -> Logits:
+        """Read on from the cache."""
+        if not self._buffers.started:
+            raise InputError("decode was called before prefill; there is no cache to read on from")
+        if self._one_row_chunks and feeds.batch > 1 and 1 < feeds.input_ids.shape[1] < feeds.columns:
+            raise InputError("GroupQueryAttention reads several tokens on a past one row at a time; pass rows alone")
+        self._buffers.make_room(feeds.columns)
+        if self._captured is not None and feeds.input_ids.shape[1] == 1 and isinstance(self._buffers, InPlace):
+            return self._captured.run(feeds, self._buffers)
+        binding = self._buffers.binding(self.runtime)
+        arrays = enter_static_prefix(feeds.named(), self.program.signature, prefix=self.config.prefix_mask)
+        for name in self._inputs:
+            binding.bind_cpu_input(name, np.ascontiguousarray(arrays[name]))
+        # Anew each time: a binding keeps the array it got last, and with it its shape.
+        binding.bind_output(LOGITS, "cpu")
+        self.runtime.run_with_iobinding(binding, without_capture() if self._captured is not None else None)
+        logits, *presents = binding.get_outputs()
+        self._buffers.take(presents)
+        result: Logits = logits.numpy().astype(np.float32, copy=False)
+        return result
+
+    def run(self, tensors: Tensors) -> Tensors:
+        """One call with the cache handed in and out, in the canonical program's layout whatever the dialect's."""
+        signature, prefix = self.program.signature, self.config.prefix_mask
+        names = [spec.name for spec in signature.outputs]
+        integers = IntegerCache(scales=kv_scales(self.folder)) if signature.cache_is_integer else None
+        given = enter(integers.enter(tensors) if integers else tensors, signature, prefix=prefix)
+        outputs = dict(zip(names, self.runtime.run(names, given), strict=True))
+        return leave(integers.leave(outputs) if integers else outputs, tensors, signature, prefix=prefix)
+
+    def close(self) -> None:
+        """Free the runtime and the cache."""
+        self._buffers.clear()
+        self._captured = None
+        del self.runtime
+        if self._twin is not None:
+            self._twin.cleanup()
+
+
+def _widened(program: OnnxProgram, folder: Path) -> OnnxProgram:
+    from glm_export.graphs.precision.upcast import widen, widened_signature
+
+    widen(program.model_path, folder / MODEL, WEIGHTS)
+    return replace(program, folder=folder, dtype="float32", signature=widened_signature(program.signature))

@@ -1,0 +1,138 @@
+"""Running a model: one protocol, one file per runtime.
+
+A session keeps one batch's cache: ``prefill`` starts anew, ``decode`` goes on. ``run`` is a single call with the
+cache handed in and out, for proof.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+from typing_extensions import Self
+
+from glm_export.errors import InputError
+from glm_export.inputs.feeds import Feeds, Prompt, RowFeeds, prefill_feeds
+from glm_export.spec.config import GlmConfig
+from glm_export.tokenizers import Tokenizer, load_tokenizer
+from glm_export.tokenizers.infilling import InfillingTokenizer
+
+Logits = NDArray[np.float32]
+Tensors = dict[str, NDArray[np.generic]]
+
+
+def prefix_prompt(ids: Sequence[int], sop_id: int, masks: Sequence[set[int]]) -> Prompt:
+    """Find ``<sop>`` and the mask token written for.
+
+    Args:
+        ids: the context, ``<sop>``, and what was written already.
+        sop_id: the token that ends the context.
+        masks: sets of mask tokens, the first that occurs counts.
+
+    Raises:
+        InputError: either is missing.
+    """
+    if sop_id not in ids:
+        raise InputError(f"the prompt has no start-of-piece token ({sop_id}); a prefix family writes after it")
+    context_length = list(ids).index(sop_id)
+    for kinds in masks:
+        places = [place for place, token in enumerate(ids[:context_length]) if token in kinds]
+        if places:
+            return Prompt(ids=tuple(ids), context_length=context_length, mask_position=places[0])
+    raise InputError("the prompt has no mask token to write for; put [MASK] or [gMASK] into the text")
+
+
+class Session(ABC):
+    """A model ready to run. Use it in a ``with`` block, or call :meth:`close`."""
+
+    def __init__(self, folder: Path, config: GlmConfig) -> None:
+        self.folder = folder
+        self.config = config
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer beside the model."""
+        return load_tokenizer(self.folder, self.config)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids from which the model writes on, with whatever its family puts around a text."""
+        tokenizer = self.tokenizer
+        return tokenizer.generation_ids(text) if isinstance(tokenizer, InfillingTokenizer) else tokenizer.encode(text)
+
+    def prompt(self, ids: Sequence[int]) -> Prompt:
+        """Token ids as a prompt; for prefix families this finds ``<sop>`` and the mask token.
+
+        ChatGLM-6B writes for [gMASK] where there is one, else for [MASK]; GLM for the first mask of any kind.
+
+        Raises:
+            InputError: a prefix family's prompt without ``<sop>`` or without a mask token.
+        """
+        if not self.config.prefix_mask:
+            return Prompt(ids=tuple(ids))
+        if self.config.sop_token_id is not None:
+            return prefix_prompt(ids, self.config.sop_token_id, [{i} for i in self.config.mask_token_ids])
+        if not isinstance(self.tokenizer, InfillingTokenizer):
+            raise InputError(f"family {self.config.family} needs its tokenizer to find <sop> and masks in a prompt")
+        return prefix_prompt(ids, self.tokenizer.sop_id, [set(self.tokenizer.mask_ids.values())])
+
+    def feeds(self, prompts: Sequence[Prompt]) -> Feeds:
+        """Prompts as this session wants them padded.
+
+        Raises:
+            InputError: no prompt, an empty one, an id beyond the vocabulary, or one longer than the context.
+        """
+        return prefill_feeds(prompts, self.config)
+
+    @property
+    def capacity(self) -> int | None:
+        """Columns the cache can hold, where there is a limit besides the context."""
+        return None
+
+    @property
+    def max_rows(self) -> int | None:
+        """Rows of a batch at most, where there is a limit."""
+        return None
+
+    def room(self, prompt: Prompt) -> int:
+        """How many tokens can be written after a prompt."""
+        room = prompt.room(self.config)
+        return room if self.capacity is None else min(room, self.capacity - len(prompt.ids))
+
+    def last_position(self, feeds: Feeds) -> int:
+        """Where a row that is finished waits for others: where a position is a column, not beyond the cache."""
+        positions = self.config.max_positions
+        columns = self.capacity if isinstance(feeds, RowFeeds) and self.capacity is not None else positions
+        return min(positions, columns) - 1
+
+    @abstractmethod
+    def prefill(self, feeds: Feeds) -> Logits:
+        """Forget the cache and read a prompt.
+
+        Returns:
+            float32 ``[B, S, V]``, or ``[B, 1, V]`` where the program computes only the last row.
+        """
+
+    @abstractmethod
+    def decode(self, feeds: Feeds) -> Logits:
+        """Read on from the cache: one token a row, or a chunk. Returns as :meth:`prefill`."""
+
+    @abstractmethod
+    def run(self, tensors: Tensors) -> Tensors:
+        """One call by the names of the program's signature, cache included; keeps no state."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free the model and its cache; the session cannot be used afterwards."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,224 @@
+"""A TensorRT engine as a session.
+
+Two contexts, one a profile: prompts are read by the first, as many rows at once as it was built for; tokens are decoded
+by the second, captured as a CUDA graph where the cache is static. Keys and values never leave the device; of the
+logits, those the program computes are copied out, usually the last token's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from glm_export.artifacts.engine import Engine
+from glm_export.artifacts.program import MODEL
+from glm_export.calibration.quantization import kv_scales
+from glm_export.engines import vendor
+from glm_export.engines.fit import require_fit
+from glm_export.engines.inspection import activations, deserialize, refit
+from glm_export.errors import CheckpointError, InputError
+from glm_export.inputs.call_layout import IntegerCache, enter, enter_static_prefix, leave
+from glm_export.inputs.feeds import Feeds, Prompt, RowFeeds, prefill_feeds
+from glm_export.sessions.session import Logits, Session, Tensors
+from glm_export.sessions.tensorrt.cache import engine_cache
+from glm_export.sessions.tensorrt.device import CudaDevice
+from glm_export.sessions.tensorrt.kernel_cache import KernelCache
+from glm_export.sessions.tensorrt.step import CachePair, EngineStep, LoadedEngine, contexts
+from glm_export.spec.optimization_profile import PREFILL
+from glm_export.spec.signature import INPUT_IDS, LOGITS, Cache, past_names, present_names
+
+
+def load_onto_device(engine: Engine) -> LoadedEngine:
+    """Load an engine's plan, and put weights into one that has none.
+
+    Raises:
+        EnvironmentMissingError: it will not load here; why, and what to do.
+        CheckpointError: the plan is damaged, or TensorRT refuses it.
+    """
+    require_fit(engine)
+    tensorrt = vendor.load(engine.runtime)
+    device = CudaDevice()
+    try:
+        runtime, loaded = deserialize(tensorrt, engine.plan_path)
+    except CheckpointError as error:
+        if engine.plan_is_whole:
+            raise
+        raise CheckpointError(f"{engine.plan_path} is damaged: its sha256 is another; build again") from error
+    if engine.compatibility.stripped:
+        refit(tensorrt, loaded, engine.folder / MODEL)
+    if engine.manifest["options"]["weight_streaming"]:
+        loaded.weight_streaming_budget_v2 = loaded.get_weight_streaming_automatic_budget()
+    return LoadedEngine(tensorrt=tensorrt, runtime=runtime, engine=loaded, device=device)
+
+
+class EngineSession(Session):
+    """An engine of either runtime. ``loaded`` is its plan in device memory; without it, it is loaded.
+
+    ``cuda_graph``: capture decode steps, where the cache is static.
+    """
+
+    def __init__(self, engine: Engine, loaded: LoadedEngine | None = None, *, cuda_graph: bool = True) -> None:
+        super().__init__(engine.folder, engine.program.config)
+        self.engine = engine
+        self.program = engine.program
+        self._signature = engine.program.signature
+        self._loaded = loaded or load_onto_device(engine)
+        self._kernels = KernelCache.of(self._loaded.tensorrt, engine.folder)
+        needed = activations(self._loaded.tensorrt, self._loaded.engine)
+        made, self._scratch = contexts(self._loaded, needed, self._kernels)
+        self._prefill, self._decode = (
+            EngineStep(self._loaded, index, profile, self._signature, context, self._scratch)
+            for index, (profile, context) in enumerate(zip(engine.profiles, made, strict=True))
+        )
+        self._cache = engine_cache(self._signature, self.config.num_layers, self._loaded.device)
+        self._static = self._signature.cache is Cache.STATIC
+        self._graph = cuda_graph and self._static
+
+    def feeds(self, prompts: Sequence[Prompt]) -> Feeds:
+        """Padded on the right where each row fills the cache on its own."""
+        feeds = prefill_feeds(prompts, self.config, own_lengths=self._static)
+        self._require(feeds)
+        return feeds
+
+    @property
+    def capacity(self) -> int:
+        """The engine may hold less than the model's context."""
+        return self.engine.limits.max_context
+
+    @property
+    def max_rows(self) -> int:
+        """As many as it was built for."""
+        return self.engine.limits.max_batch
+
+    def _require(self, feeds: Feeds) -> None:
+        limits = self.engine.limits
+        if feeds.batch > limits.max_batch:
+            raise InputError(
+                f"{feeds.batch} rows, and the engine was built for {limits.max_batch}; build with --max-batch"
+            )
+        if feeds.columns > limits.max_context:
+            raise InputError(
+                f"{feeds.columns} tokens, and the engine was built for {limits.max_context}; build with --max-context"
+            )
+
+    def prefill(self, feeds: Feeds) -> Logits:
+        """Start a batch from an empty cache."""
+        self._require(feeds)
+        if feeds.batch != self._cache.rows:
+            self._decode.forget()
+        self._cache.start(feeds.batch, self.engine.limits.max_context)
+        return self._read(feeds)
+
+    def decode(self, feeds: Feeds) -> Logits:
+        """Read on from the cache."""
+        if not self._cache.rows:
+            raise InputError("decode was called before prefill; there is no cache to read on from")
+        self._require(feeds)
+        if feeds.input_ids.shape[1] == 1:
+            return self._call(self._decode, feeds, slice(0, feeds.batch), capture=self._graph)
+        return self._read(feeds)
+
+    def _read(self, feeds: Feeds) -> Logits:
+        """Several tokens a row, in groups of as many rows as the profile takes."""
+        batch, width = feeds.input_ids.shape
+        group = self.engine.limits.prefill_batch if self._static else batch
+        found = []
+        for start in range(0, batch, group):
+            chosen = slice(start, min(start + group, batch))
+            logits = self._read_together(feeds.rows(chosen), chosen)
+            if logits.shape[1] != 1:
+                logits = np.pad(logits, ((0, 0), (0, width - logits.shape[1]), (0, 0)))
+            found.append(logits)
+        return np.concatenate(found)
+
+    def _read_together(self, feeds: Feeds, chosen: slice) -> Logits:
+        """One group, in pieces of as many tokens as the profile takes."""
+        found: list[Logits] = []
+        for piece in self._pieces(feeds):
+            step = self._decode if self._beyond_prefill(piece) else self._prefill
+            logits = self._call(step, piece, chosen)
+            if isinstance(feeds, RowFeeds) and self._signature.last_logits_only and found:
+                # A row that ended in an earlier piece keeps what it got there.
+                ended = feeds.lengths <= piece.position_ids[:, 0]
+                logits = np.where(ended[:, None, None], found[-1], logits)
+            found.append(logits)
+        return found[-1] if self._signature.last_logits_only else np.concatenate(found, axis=1)
+
+    def _pieces(self, feeds: Feeds) -> Iterator[Feeds]:
+        size = self.engine.limits.prefill_tokens
+        for piece in feeds.chunks(size):
+            if piece.input_ids.shape[1] > size:
+                raise InputError(
+                    f"the prompt's context of {piece.input_ids.shape[1]} tokens must be read at once, and the engine "
+                    f"was built for {size}; build with --prefill-tokens"
+                )
+            yield from piece.chunks(1) if self._beyond_prefill(piece) else [piece]
+
+    def _beyond_prefill(self, piece: Feeds) -> bool:
+        """Whether a growing cache holds more before a piece than the prefill profile was built for."""
+        before = piece.columns - piece.input_ids.shape[1]
+        return not self._static and before > self._longest_past
+
+    @property
+    def _longest_past(self) -> int:
+        profile = next(profile for profile in self.engine.profiles if profile.name == PREFILL)
+        return profile.shapes[past_names(0)[0]][2][2]
+
+    def _call(self, step: EngineStep, feeds: Feeds, chosen: slice, *, capture: bool = False) -> Logits:
+        arrays = enter_static_prefix(feeds.named(), self._signature, prefix=self.config.prefix_mask)
+        new = feeds.input_ids.shape[1]
+        pairs: Sequence[CachePair] = self._cache.pairs(feeds.columns - new, new)
+        if chosen != slice(0, self._cache.rows):
+            pairs = [replace(pair, past=pair.past[chosen], present=pair.present[chosen]) for pair in pairs]
+        logits = step.run(arrays, pairs, capture=capture)
+        self._cache.written()
+        found: Logits = self._loaded.device.get(logits).astype(np.float32, copy=False)
+        return found
+
+    def run(self, tensors: Tensors) -> Tensors:
+        """One call with the cache handed in and out, in the canonical program's layout whatever the dialect's."""
+        signature, prefix = self._signature, self.config.prefix_mask
+        integers = IntegerCache(scales=kv_scales(self.folder)) if signature.cache_is_integer else None
+        given = enter(integers.enter(tensors) if integers else tensors, signature, prefix=prefix)
+        batch, new = given[INPUT_IDS].shape
+        step, group = (
+            (self._decode, self.engine.limits.max_batch)
+            if new == 1
+            else (self._prefill, self.engine.limits.prefill_batch)
+        )
+        parts = [self._run_rows(step, given, slice(start, start + group)) for start in range(0, batch, group)]
+        outputs: Tensors = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        return leave(integers.leave(outputs) if integers else outputs, tensors, signature, prefix=prefix)
+
+    def _run_rows(self, step: EngineStep, given: Tensors, chosen: slice) -> Tensors:
+        device, layers = self._loaded.device, range(self.config.num_layers)
+        arrays = {name: array[chosen] for name, array in given.items()}
+        new = arrays[INPUT_IDS].shape[1]
+        pairs = []
+        for layer in layers:
+            for name, present in zip(past_names(layer), present_names(layer), strict=True):
+                array, dtype = arrays[name], self._signature.input(name).dtype
+                rows, heads, columns, channels = array.shape
+                # Never empty: TensorRT wants an address.
+                past = device.zeros(max(1, array.size), dtype)[: array.size].view(array.shape)
+                device.put(past, array)
+                shape = (rows, heads, columns + new, channels)
+                grown = past if self._static else device.zeros(rows * heads * (columns + new) * channels, dtype)
+                pairs.append(
+                    CachePair(
+                        past_name=name, present_name=present, past=past,
+                        present=past if self._static else grown.view(shape),
+                    )
+                )  # fmt: skip
+        outputs = {LOGITS: device.get(step.run(arrays, pairs))}
+        return outputs | {pair.present_name: device.get(pair.present) for pair in pairs}
+
+    def close(self) -> None:
+        """Free the engine and the cache."""
+        if self._kernels is not None:
+            self._kernels.save()
+        self._cache.clear()
+        self._loaded.device.release()
+        del self._prefill, self._decode, self._scratch, self._loaded

@@ -1,0 +1,222 @@
+"""Names, dtypes and symbolic dims of every graph input and output: written here, read everywhere.
+
+The names are those of the ecosystem (Optimum, onnxruntime-genai).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from enum import Enum
+from typing import Any
+
+from glm_export.errors import ConfigError
+from glm_export.spec.config import GlmConfig
+from glm_export.spec.dtypes import STORED_BITS
+
+BATCH = "batch_size"
+SEQUENCE = "sequence_length"
+PAST = "past_sequence_length"
+TOTAL = "total_sequence_length"
+"""PAST + SEQUENCE."""
+
+INPUT_IDS = "input_ids"
+ATTENTION_MASK = "attention_mask"
+POSITION_IDS = "position_ids"
+WRITE_INDICES = "write_indices"
+LAST_TOKEN_IDS = "last_token_ids"
+LOGITS = "logits"
+CACHE_LENGTH_AXIS = 2
+LOGITS_KINDS = ("all", "last")
+"""Logits of every token ``[B, S, V]``, or of the last one ``[B, 1, V]``."""
+
+
+class Cache(Enum):
+    """How a program keeps keys and values from one call to the next.
+
+    ``GROWING``: present is past and new tokens, one after another; rows are padded on the left together.
+    ``SHARED``: one buffer is past and present at once; each row has a length of its own, is padded on the right, and
+    position and column of a token are the same. The program counts positions itself, from ``attention_mask``.
+    ``STATIC``: as SHARED, with a buffer of fixed size, and the program is told where each token stands.
+    """
+
+    GROWING = "growing"
+    SHARED = "shared"
+    STATIC = "static"
+
+
+CACHE_PREFIXES = ("past_key_values.", "present.")
+
+
+def past_names(layer: int) -> tuple[str, str]:
+    """Cache inputs of a layer: key, value."""
+    return f"past_key_values.{layer}.key", f"past_key_values.{layer}.value"
+
+
+def present_names(layer: int) -> tuple[str, str]:
+    """Cache outputs of a layer: key, value."""
+    return f"present.{layer}.key", f"present.{layer}.value"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorSpec:
+    """One graph input or output; a dim is a size or a symbol."""
+
+    name: str
+    dtype: str
+    dims: tuple[int | str, ...]
+
+    @property
+    def is_cache(self) -> bool:
+        """Whether it is keys or values."""
+        return self.name.startswith(CACHE_PREFIXES)
+
+    def shape(self, **sizes: int) -> tuple[int, ...]:
+        """Concrete sizes, e.g. ``spec.shape(batch_size=1, past_sequence_length=0)``.
+
+        Raises:
+            ConfigError: a symbol was given no size.
+        """
+        missing = [dim for dim in self.dims if isinstance(dim, str) and dim not in sizes]
+        if missing:
+            raise ConfigError(f"{self.name} has symbolic dims {missing} that were given no size")
+        return tuple(sizes[dim] if isinstance(dim, str) else dim for dim in self.dims)
+
+    def nbytes(self, **sizes: int) -> int:
+        """Bytes of a tensor of these sizes; see :meth:`shape`."""
+        return math.prod(self.shape(**sizes)) * STORED_BITS[self.dtype] // 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Signature:
+    """All inputs and outputs of a program, in graph order."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    def input(self, name: str) -> TensorSpec:
+        """The input of that name.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        for spec in self.inputs:
+            if spec.name == name:
+                return spec
+        raise ConfigError(f"the program has no input {name!r}; it has {', '.join(s.name for s in self.inputs)}")
+
+    @property
+    def cache(self) -> Cache:
+        """How the program keeps keys and values; its inputs say it."""
+        if isinstance(self.input(past_names(0)[0]).dims[CACHE_LENGTH_AXIS], int):
+            return Cache.STATIC
+        names = {spec.name for spec in self.inputs}
+        return Cache.GROWING if POSITION_IDS in names else Cache.SHARED
+
+    @property
+    def static_length(self) -> int:
+        """Columns of a static cache.
+
+        Raises:
+            ConfigError: the cache is of another kind.
+        """
+        length = self.input(past_names(0)[0]).dims[CACHE_LENGTH_AXIS]
+        if not isinstance(length, int):
+            raise ConfigError(f"the program's cache has no fixed size; its dims are {length!r}")
+        return length
+
+    @property
+    def cache_is_integer(self) -> bool:
+        """Whether keys and values are kept as integers."""
+        return self.input(past_names(0)[0]).dtype == "int8"
+
+    @property
+    def last_logits_only(self) -> bool:
+        """Whether logits are ``[B, 1, V]``."""
+        return any(spec.name == LOGITS and spec.dims[1] == 1 for spec in self.outputs)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for ``manifest.json``."""
+        return {
+            "inputs": [asdict(s) | {"dims": list(s.dims)} for s in self.inputs],
+            "outputs": [asdict(s) | {"dims": list(s.dims)} for s in self.outputs],
+        }
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Signature:
+        """Inverse of :meth:`to_json`.
+
+        Raises:
+            ConfigError: the values are not a signature.
+        """
+        try:
+            inputs, outputs = (
+                tuple(TensorSpec(name=s["name"], dtype=s["dtype"], dims=tuple(s["dims"])) for s in values[side])
+                for side in ("inputs", "outputs")
+            )
+        except (KeyError, TypeError) as error:
+            raise ConfigError(
+                f"the signature in manifest.json does not fit this version of glm-export: {error!r}"
+            ) from error
+        return cls(inputs=inputs, outputs=outputs)
+
+
+def decoder_signature(
+    config: GlmConfig,
+    *,
+    dtype: str,
+    logits: str,
+    cache: Cache = Cache.GROWING,
+    max_length: int = 0,
+    cache_dtype: str | None = None,
+) -> Signature:
+    """What a decoder takes and returns.
+
+    Args:
+        config: the sizes.
+        dtype: of logits and cache, one of :data:`DTYPES`.
+        logits: one of :data:`LOGITS_KINDS`.
+        cache: how keys and values are kept.
+        max_length: columns of a static cache.
+        cache_dtype: of keys and values, where it is another.
+    """
+    layers = range(config.num_layers)
+    static = cache is Cache.STATIC
+    past, present = (max_length, max_length) if static else (PAST, TOTAL)
+
+    def pairs(names: tuple[str, str], length: int | str) -> list[TensorSpec]:
+        dims = (BATCH, config.kv_heads, length, config.head_dim)
+        return [TensorSpec(name=name, dtype=cache_dtype or dtype, dims=dims) for name in names]
+
+    rows = SEQUENCE if logits == "all" else 1
+    return Signature(
+        inputs=(
+            TensorSpec(name=INPUT_IDS, dtype="int64", dims=(BATCH, SEQUENCE)),
+            *_masks_and_positions(config, cache, present),
+            *((TensorSpec(name=LAST_TOKEN_IDS, dtype="int64", dims=(BATCH,)),) if static and rows == 1 else ()),
+            *(spec for i in layers for spec in pairs(past_names(i), past)),
+        ),
+        outputs=(
+            TensorSpec(name=LOGITS, dtype=dtype, dims=(BATCH, rows, config.vocab_size)),
+            *(spec for i in layers for spec in pairs(present_names(i), present)),
+        ),
+    )
+
+
+def _masks_and_positions(config: GlmConfig, cache: Cache, total: int | str) -> list[TensorSpec]:
+    """What tells a program who sees whom, and where each token stands.
+
+    Prefix families are told which token sees which; causal ones only which tokens are real, and with a static cache
+    not even that: a token sees the columns up to its position.
+    """
+    mask = TensorSpec(name=ATTENTION_MASK, dtype="int64", dims=(BATCH, total))
+    if config.prefix_mask:
+        mask = TensorSpec(name=ATTENTION_MASK, dtype="bool", dims=(BATCH, 1, SEQUENCE, total))
+    axes = () if config.position_axes == 1 else (config.position_axes,)
+    positions = TensorSpec(name=POSITION_IDS, dtype="int64", dims=(BATCH, *axes, SEQUENCE))
+    if cache is Cache.SHARED:
+        return [mask]
+    if cache is Cache.STATIC:
+        write = TensorSpec(name=WRITE_INDICES, dtype="int64", dims=(BATCH,))
+        return [mask, positions, write] if config.prefix_mask else [positions]
+    return [mask, positions]

@@ -1,0 +1,110 @@
+"""How official tensors become reference parameters: a name table, and layout functions with names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
+
+from glm_export.spec.config import GlmConfig, Norm
+
+if TYPE_CHECKING:  # families are read by runtimes that need no torch
+    from torch import Tensor
+
+Shape = tuple[int, ...]
+Layout = Callable[[Sequence["Tensor"]], "Tensor"]
+
+
+def as_stored(sources: Sequence[Tensor]) -> Tensor:
+    """The one source, untouched."""
+    (source,) = sources
+    return source
+
+
+def stack_rows(sources: Sequence[Tensor]) -> Tensor:
+    """Several projections of the same input become one: ``[a, H], [b, H] -> [a + b, H]``."""
+    import torch
+
+    return torch.cat(list(sources))
+
+
+@dataclass(frozen=True, slots=True)
+class HeadwiseQkv:
+    """Rows stored as head 0: ``q k v``, head 1: ``q k v``, … become all q, all k, all v.
+
+    ``[N * 3 * D, H] -> [3 * N * D, H]`` (biases likewise). The layout of ChatGLM-6B, and of ChatGLM2 without
+    multi-query attention.
+
+    With two rotary ``axes`` (ChatGLM-6B) the channels of each q and k head are dealt anew as well. The official code
+    turns each half of a head by a position of its own, pairing channel ``i`` with ``i + D / 4`` inside the half:
+    a head is ``[first axis: low high | second axis: low high]``. Here it becomes
+    ``[low: first second | high: first second]``, so that one rotation of pairs ``(i, i + D / 2)`` does both.
+    Scores do not change: q and k are dealt alike.
+    """
+
+    num_heads: int
+    axes: int = 1
+
+    def __call__(self, sources: Sequence[Tensor]) -> Tensor:
+        """Reorder the rows of the one source."""
+        (rows,) = sources
+        q, k, v = rows.reshape(self.num_heads, 3, -1, *rows.shape[1:]).unbind(1)
+        import torch
+
+        return torch.cat([self._deal(q), self._deal(k), v]).flatten(0, 1)
+
+    def _deal(self, heads: Tensor) -> Tensor:
+        """``[N, D, …]``: axis by axis becomes low and high."""
+        return heads.reshape(len(heads), self.axes, 2, -1, *heads.shape[2:]).transpose(1, 2).reshape(heads.shape)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorRule:
+    """One reference parameter: which official tensors it is made of, their shapes, and how.
+
+    With ``each`` the parameter is a stack, and every ``each`` sources make one slice of its leading axis: a layer's
+    experts are read one by one, never all at once.
+    """
+
+    target: str
+    sources: tuple[str, ...]
+    shapes: tuple[Shape, ...]
+    layout: Layout = as_stored
+    each: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorRules:
+    """Everything a family says about its weight files.
+
+    ``ignored`` maps patterns of official names (``*`` stands for anything) to the reason why they are not loaded.
+    ``prefix`` is what some releases put before every name and others do not.
+    """
+
+    rules: tuple[TensorRule, ...]
+    ignored: dict[str, str]
+    prefix: str = ""
+
+    def ignores(self, name: str) -> bool:
+        """Whether an official tensor is known and left aside."""
+        return any(fnmatchcase(name, pattern) for pattern in self.ignored)
+
+
+def rule(target: str, source: str, *shape: int, layout: Layout = as_stored) -> TensorRule:
+    """A parameter made of one official tensor."""
+    return TensorRule(target=target, sources=(source,), shapes=(shape,), layout=layout)
+
+
+def norm_rules(target: str, source: str, config: GlmConfig) -> list[TensorRule]:
+    """A norm's weight, and its bias where it is a LayerNorm."""
+    parts = ("weight",) if config.norm is Norm.RMS else ("weight", "bias")
+    return [rule(f"{target}.{part}", f"{source}.{part}", config.hidden_size) for part in parts]
+
+
+def linear_rules(
+    target: str, source: str, rows: int, columns: int, *, bias: bool, layout: Layout = as_stored
+) -> list[TensorRule]:
+    """A linear layer ``[rows, columns]`` made of one official one."""
+    weight = rule(f"{target}.weight", f"{source}.weight", rows, columns, layout=layout)
+    return [weight, rule(f"{target}.bias", f"{source}.bias", rows, layout=layout)] if bias else [weight]

@@ -1,0 +1,84 @@
+"""What a person sees of a measurement."""
+
+from __future__ import annotations
+
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from glm_export.performance.report import BenchReport
+from glm_export.terminal.console import size
+
+
+def show_bench(console: Console, report: BenchReport) -> None:
+    """Speed, the floor of a step, memory, and what it was measured on."""
+    options, machine = report.options, report.machine
+    written_as = " ".join(filter(None, (report.dialect, report.dtype)))
+    title = (
+        f"{escape(report.model)}: {report.runtime}, {written_as}; {_count(options.threads or 0, 'thread')}, "
+        f"batch {options.batch}, {'median' if options.rounds > 1 else 'result'} of {_count(options.rounds, 'round')}"
+    )
+    console.print(title, soft_wrap=True)
+    table = Table(box=SIMPLE, show_header=False, pad_edge=False)
+    table.add_column(style="dim")
+    table.add_column(justify="right")
+    table.add_column(style="dim")
+    for row in (*_speed(report), *_memory(report)):
+        table.add_row(*row)
+    console.print(table)
+    memory = "" if machine.memory_bytes is None else f", {size(machine.memory_bytes)} of memory"
+    packages = ", ".join(f"{name} {version}" for name, version in machine.packages.items())
+    console.print(
+        f"{escape(machine.processor)}, {_count(machine.cores, 'core')}{memory}; "
+        f"{escape(machine.gpu) if machine.gpu else 'no GPU'}\n"
+        f"{escape(machine.system)}; Python {machine.python}, {packages}",
+        style="dim",
+        soft_wrap=True,
+    )
+
+
+def _speed(report: BenchReport) -> list[tuple[str, str, str]]:
+    options = report.options
+    rows = [
+        ("prefill", f"{report.prefill_tokens_s:,.1f} tokens/s", f"a prompt of {options.prompt_tokens}"),
+        ("first token", f"{1000 * report.first_token_s:,.1f} ms", "that prompt read, a token chosen"),
+        (
+            "decode",
+            f"{report.decode_tokens_s:,.1f} tokens/s",
+            f"{_count(options.new_tokens, 'token')} after {options.context}",
+        ),
+        (
+            "a step",
+            f"{report.step_p50_ms:.2f} ms",
+            f"p50; p90 {report.step_p90_ms:.2f}, p99 {report.step_p99_ms:.2f}",
+        ),
+    ]
+    if report.floor_ms is None or report.share_of_floor is None or report.bandwidth_bytes_s is None:
+        return [*rows, ("floor of a step", "unknown", "PyTorch here cannot read that memory")]
+    read = size(report.step_weight_bytes + report.step_cache_bytes)
+    bandwidth = f"{size(report.bandwidth_bytes_s)}/s"
+    return [
+        *rows,
+        ("floor of a step", f"{report.floor_ms:.2f} ms", f"{read} to read at {bandwidth}"),
+        ("of the floor", f"{report.share_of_floor:.0%}", "100 %: nothing but reading memory"),
+    ]
+
+
+def _memory(report: BenchReport) -> list[tuple[str, str, str]]:
+    rows = [("load", f"{report.load_s:.2f} s", "")]
+    if report.peak_anonymous_bytes is None or report.peak_file_bytes is None:
+        return [*rows, ("peak memory", "unknown", "this system does not tell anonymous from file-backed")]
+    if report.device_memory_bytes is not None:
+        rows.append(("device memory", size(report.device_memory_bytes), "in use on the GPU, by all"))
+    libraries = report.libraries_anonymous_bytes
+    before = "" if libraries is None else f"{size(libraries)} before the model"
+    return [
+        *rows,
+        ("peak memory", size(report.peak_anonymous_bytes), f"anonymous; {before}".removesuffix("; ")),
+        ("", size(report.peak_file_bytes), "file-backed"),
+    ]
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"

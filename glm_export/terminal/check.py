@@ -1,0 +1,56 @@
+"""The verb ``check`` and its table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+
+from glm_export.spec.signature import LOGITS
+
+if TYPE_CHECKING:  # these need torch; showing what they made does not
+    from glm_export.proof.check import CheckReport
+    from glm_export.proof.compare import OutputParity
+
+
+def show_parity(console: Console, report: CheckReport) -> None:
+    """One row for the logits and one for the whole cache, per case."""
+    parity = report.parity
+    rounded = f", both with the weights of {report.recipe}" if report.recipe else ""
+    title = f"{parity.candidate} against {parity.reference}, {parity.dtype}{rounded}; cache: its worst layer"
+    table = Table(title=title, title_justify="left", box=SIMPLE)
+    for name in ("case", "output", "max abs", "max rel", "needed", "top-1", ""):
+        table.add_column(name, justify="left" if name in ("case", "output", "") else "right")
+    for case in dict.fromkeys(output.case for output in parity.outputs):
+        outputs = [output for output in parity.outputs if output.case == case]
+        for label, group in (
+            (LOGITS, [o for o in outputs if o.output == LOGITS]),
+            ("cache", [o for o in outputs if o.output != LOGITS]),
+        ):
+            _parity_row(table, case if label == LOGITS else "", label, group)
+    console.print(table)
+    first = next((o for o in parity.outputs if not o.passed), None)
+    if first is not None:
+        console.print(f"first output beyond tolerance: {first.output} in case {first.case!r}")
+    console.print(
+        f"greedy tokens equal: {report.greedy_equal} of {report.greedy_total}\n"
+        f"smallest passing tolerance: {parity.needed:.1e} of an output's largest value "
+        f"({parity.outputs[0].tolerance:.0e} allowed)"
+    )
+    if report.usual_bound is not None:
+        console.print(f"usually, over cases: {report.usual:.1e} ({report.usual_bound:.0e} allowed)")
+    for other in report.others:
+        console.print(f"{other.candidate}: smallest passing tolerance {other.needed:.1e}")
+    console.print("[bold green]PASSED[/]" if report.passed else "[bold red]FAILED[/]")
+
+
+def _parity_row(table: Table, case: str, label: str, group: Sequence[OutputParity]) -> None:
+    worst = max(group, key=lambda output: output.needed)
+    passed = all(output.passed for output in group)
+    table.add_row(
+        case, label, f"{worst.max_abs:.1e}", f"{worst.max_rel:.1e}", f"{worst.needed:.1e}",
+        "" if worst.top1 is None else f"{worst.top1:.1%}", "[green]pass[/]" if passed else "[red]FAIL[/]",
+    )  # fmt: skip

@@ -1,0 +1,91 @@
+"""What a person sees of a quality report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from glm_export.evaluation.layer_costs import LayerCost
+from glm_export.evaluation.report import QualityReport
+
+
+def show_quality(console: Console, report: QualityReport, name: str, broken: Sequence[str] | None) -> None:
+    """One row a figure, and the verdict where there is one.
+
+    Args:
+        console: where to.
+        report: from :func:`glm_export.evaluation.measure.measure`.
+        name: of the candidate.
+        broken: what :meth:`glm_export.evaluation.budget.Budget.broken` says; None where no budget was given.
+    """
+    console.print(
+        f"{escape(name)} against its reference: {report.tokens:,} tokens of {report.samples:,} samples, "
+        f"corpus {escape(str(report.corpus['name']))}",
+        soft_wrap=True,
+    )
+    table = Table(box=SIMPLE, show_header=False, pad_edge=False)
+    table.add_column(style="dim")
+    table.add_column(justify="right")
+    table.add_column(style="dim")
+    for row in (*_predicted(report), *_written(report)):
+        table.add_row(*row)
+    console.print(table)
+    for sentence in broken or ():
+        console.print(escape(sentence), soft_wrap=True)
+    if broken is not None:
+        console.print("[bold red]FAILED[/]" if broken else "[bold green]PASSED[/]")
+
+
+def _predicted(report: QualityReport) -> list[tuple[str, str, str]]:
+    reference = f"the reference {report.reference_perplexity:.4g}, {report.perplexity_ratio:.4f} times"
+    return [
+        ("perplexity", f"{report.candidate_perplexity:.4g}", reference),
+        ("KL", f"{report.kl:.2e}", "nats a token, mean"),
+        ("", f"{report.kl_99:.2e}", "99th percentile"),
+        ("", f"{report.kl_largest:.2e}", "largest"),
+        ("", f"{report.worst_kl:.2e}", f"mean of the worst sample, number {report.worst_sample}"),
+        ("top-1", _share(report.top1), "same likeliest token"),
+        ("top-5", _share(report.top5), "of the five likeliest, in any order"),
+    ]
+
+
+def _written(report: QualityReport) -> list[tuple[str, str, str]]:
+    rows = []
+    if report.greedy_rows:
+        step = report.greedy_first_difference
+        parted = "" if step is None else f"; the others part at step {step:g} (median)"
+        alike = f"{report.greedy_identical} of {report.greedy_rows}"
+        rows.append(("greedy", alike, f"texts alike in {report.greedy_tokens} tokens{parted}"))
+    if report.tasks:
+        exact = f"{report.candidate_exact} of {report.tasks}"
+        rows.append(("recall", exact, f"tasks done exactly; the reference {report.reference_exact}"))
+    return rows
+
+
+def _share(value: float) -> str:
+    """Rounded down: only what is whole is 100 %."""
+    return f"{int(value * 10_000) / 100:.2f} %"
+
+
+SHOWN_COSTS = 12
+BAR = 24
+
+
+def show_costs(console: Console, costs: Sequence[LayerCost]) -> None:
+    """The dearest layers, with bars as long as what they cost."""
+    table = Table(box=SIMPLE, title="what each layer costs, quantized alone", title_justify="left")
+    table.add_column("layer")
+    table.add_column("KL, nats a token", justify="right")
+    table.add_column("")
+    most = max((cost.kl for cost in costs), default=0.0)
+    for cost in costs[:SHOWN_COSTS]:
+        bar = "█" * round(BAR * cost.kl / most) if 0 < most < float("inf") else ""
+        table.add_row(cost.weight.removesuffix(".weight"), f"{cost.kl:.2e}", f"[cyan]{bar}[/]")
+    if len(costs) > SHOWN_COSTS:
+        rest = sum(cost.kl for cost in costs[SHOWN_COSTS:])
+        table.add_row(f"… {len(costs) - SHOWN_COSTS} more, together", f"{rest:.2e}", "")
+    console.print(table)

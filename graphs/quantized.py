@@ -1,0 +1,101 @@
+"""What a recipe adds to a dialect: rules for weights and caches, and the operators they need."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from glm_export.graphs.dialect import Dialect
+from glm_export.graphs.rewriter import MICROSOFT, CountedRule
+from glm_export.graphs.rules.ort.gather_block_quantized import LOOKUP, GatherToForm
+from glm_export.graphs.rules.ort.matmul_nbits import BLOCK_PRODUCT, CHANNEL_PRODUCT, MatMulToForm
+from glm_export.graphs.rules.ort.quantized_kv_cache import GroupQueryOfIntegers
+from glm_export.graphs.rules.qdq.kv_cache import AttentionOfIntegers, ConcatOfIntegers
+from glm_export.graphs.rules.qdq.matmul import InputNumbers, MatMulToExplicit
+from glm_export.spec.config import GlmConfig
+from glm_export.spec.signature import past_names
+from glm_export.spec.weight_formats import (
+    EMBEDDING,
+    BlockWeights,
+    ChannelWeights,
+    Forms,
+    QdqWeights,
+)
+
+
+def quantizing_rules(forms: Mapping[str, Forms], dtype: str, numbers: InputNumbers | None = None) -> list[CountedRule]:
+    """The rules that put weights into these forms, and how often each must fire."""
+    numbers = numbers or InputNumbers()
+    explicit = sum(isinstance(both.step, QdqWeights) for both in forms.values())
+    lookups = int(EMBEDDING in forms)
+    rules: list[CountedRule] = [
+        (MatMulToForm(forms, dtype, numbers), len(forms) - lookups - explicit),
+        (MatMulToExplicit(forms, dtype, numbers), explicit),
+        (GatherToForm(forms, dtype), lookups),
+    ]
+    return rules if forms else []
+
+
+KvScales = Sequence[tuple[float, float]]
+"""Of key and value, by layer."""
+
+
+def quantized_cache_rules(scales: KvScales, dtype: str, config: GlmConfig, dialect: str) -> list[CountedRule]:
+    """The rule that keeps integers in this dialect, and how often it must fire."""
+    if not scales:
+        return []
+    scale_of = dict(zip((name for i in range(len(scales)) for name in past_names(i)), np.ravel(scales), strict=True))
+    if dialect == "portable":
+        return [(ConcatOfIntegers(scale_of, dtype), 2 * config.num_layers)]
+    if dialect == "ort" and not config.prefix_mask:
+        return [(GroupQueryOfIntegers(scale_of), config.num_layers)]
+    return [(AttentionOfIntegers(scale_of, dtype), config.num_layers)]
+
+
+PRODUCT = {BlockWeights: BLOCK_PRODUCT, ChannelWeights: CHANNEL_PRODUCT}
+GROUP_QUERY = f"{MICROSOFT}.GroupQueryAttention"
+# Heads are set apart, and integers put behind integers.
+CACHE_OPS = {"Concat", "Reshape", "Transpose"}
+
+
+def quantized_dialect(dialect: Dialect, forms: Mapping[str, Forms], *, kv: bool = False) -> Dialect:
+    """The dialect with the products that weights in these forms need, each once.
+
+    Args:
+        dialect: the target.
+        forms: of the weights that are quantized.
+        kv: keys and values are kept as integers.
+    """
+    linear = [both for name, both in forms.items() if name != EMBEDDING]
+    explicit = [both.step for both in linear if isinstance(both.step, QdqWeights)]
+    rounded_inputs = sum(form.activations for form in explicit)
+    every = [form for both in linear for form in both if form is not None]
+    products = Counter(f"{MICROSOFT}.{PRODUCT[type(form)]}" for form in every if type(form) in PRODUCT)
+    if EMBEDDING in forms:
+        products[f"{MICROSOFT}.{LOOKUP}"] = 1
+    choices = sum(both.prompt is not None for both in forms.values())
+    extra = {"If", "Size", "Greater"} if choices else set()
+    if explicit or kv:
+        extra |= {"QuantizeLinear", "DequantizeLinear"}
+    if kv:
+        extra |= CACHE_OPS
+
+    def expected_counts(config: GlmConfig) -> Counter[str]:
+        counts = dialect.expected_counts(config)
+        # Where one operator holds attention and cache, it rounds by itself.
+        caches = 2 * config.num_layers if kv and not counts[GROUP_QUERY] else 0
+        changed = {
+            "MatMul": counts["MatMul"] - len(linear) + len(explicit),
+            "If": choices,
+            "QuantizeLinear": rounded_inputs + caches,
+            "DequantizeLinear": rounded_inputs + len(explicit) + caches,
+        }
+        # Some dialects count operators that an integer cache is made of as well.
+        free = CACHE_OPS if caches else set()
+        return Counter({name: count for name, count in counts.items() if name not in free} | products | changed)
+
+    allowed = dialect.allowed_ops | products.keys() | extra
+    return replace(dialect, allowed_ops=allowed, expected_counts=expected_counts)

@@ -1,0 +1,171 @@
+"""A graph rule: which node it takes, why it does not match, and what it puts there instead."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.convenience import replace_nodes_and_values
+from onnx_ir.tape import Tape
+
+from glm_export.spec.signature import TensorSpec
+
+ONNX_DTYPES = {
+    "bool": "BOOL", "int4": "INT4", "int8": "INT8", "uint8": "UINT8", "int64": "INT64", "float32": "FLOAT",
+    "float16": "FLOAT16", "bfloat16": "BFLOAT16", "float8e4m3fn": "FLOAT8E4M3FN",
+}  # fmt: skip
+"""Our dtype names in ONNX's words."""
+Attribute = int | float | str | list[int] | ir.Graph
+MICROSOFT = "com.microsoft"
+"""The domain of ONNX Runtime's own operators."""
+PLACE = "place"
+"""Under which a value's ``meta`` says what ``precision/activation_names.py`` found out; it is never written."""
+FITS = ""
+"""The note of a value that was measured and fits float16. Of one that does not, the note is its place."""
+
+
+class Rule(Protocol):
+    """One rewrite. Its class docstring shows the two graphs: matched, and replacement."""
+
+    @property
+    def name(self) -> str:
+        """Under which its rewrites are counted."""
+
+    def matches(self, node: ir.Node) -> str | None:
+        """None where the rule applies; otherwise why it does not."""
+
+    def rewrite(self, node: ir.Node, emit: Emitter) -> list[ir.Value]:
+        """Emit the replacement; returns one value for each output of the node."""
+
+
+CountedRule = tuple[Rule, int]
+"""A rule and how often it must fire."""
+
+
+@dataclass(slots=True)
+class Emitter:
+    """Makes the nodes of one replacement, named after the node they replace.
+
+    ``shared`` lives as long as the lowering: what several replacements need is made once, before the first.
+    ``weights`` are new initializers whose values the file will hold. ``inputs`` are the graph inputs of the dialect's
+    signature, by name. ``replaced`` pairs values of other nodes with what takes their place.
+    """
+
+    scope: str
+    shared: dict[tuple[object, ...], ir.Value]
+    constants: dict[tuple[object, ...], ir.Value]
+    inputs: Mapping[str, ir.Value]
+    replaced: list[tuple[ir.Value, ir.Value]] = field(default_factory=list)
+    weights: list[ir.Value] = field(default_factory=list)
+    tape: Tape = field(default_factory=Tape)
+
+    def op(self, op_type: str, *inputs: ir.Value | None, domain: str = "", **attributes: Attribute) -> ir.Value:
+        """A node with one output."""
+        return self.many(op_type, *inputs, outputs=1, domain=domain, **attributes)[0]
+
+    def many(
+        self,
+        op_type: str,
+        *inputs: ir.Value | None,
+        outputs: int,
+        domain: str = "",
+        **attributes: Attribute,
+    ) -> Sequence[ir.Value]:
+        """A node with several outputs."""
+        made = self.tape.op_multi_out(op_type, list(inputs), attributes, num_outputs=outputs, domain=domain)
+        node = made[0].producer()
+        assert node is not None
+        node.name = f"{self.scope}/{op_type}_{len(self.tape.nodes)}"
+        for index, value in enumerate(made):
+            value.name = node.name if outputs == 1 else f"{node.name}.{index}"
+        return made
+
+    def weight(self, spec: TensorSpec) -> ir.Value:
+        """A new initializer, its value to be attached when the graph is whole."""
+        value = ir.Value(
+            name=spec.name, shape=ir.Shape(spec.dims), type=ir.TensorType(ir.DataType[ONNX_DTYPES[spec.dtype]])
+        )
+        self.weights.append(value)
+        return value
+
+    def branch(self, name: str) -> Emitter:
+        """An emitter for a branch of a condition; it reads this graph's values and makes no initializers of its own."""
+        return Emitter(scope=f"{self.scope}/{name}", shared=self.shared, constants=self.constants, inputs=self.inputs)
+
+    def graph(self, output: ir.Value) -> ir.Graph:
+        """What was emitted, as a branch with one output."""
+        return ir.Graph([], [output], nodes=self.tape.nodes, name=self.scope)
+
+    def ints(self, *values: int) -> ir.Value:
+        """An int64 list, one initializer for each content."""
+        return self._constant(("ints", values), np.array(values, np.int64))
+
+    def scalar(self, value: float, dtype: ir.DataType) -> ir.Value:
+        """A scalar of a floating dtype."""
+        return self._constant(("scalar", value, dtype), np.array(value, dtype.numpy()))
+
+    def array(self, name: str, values: float | np.ndarray, dtype: ir.DataType) -> ir.Value:
+        """A named initializer that lies in the graph itself, not in the file of weights."""
+        tensor = ir.tensor(np.asarray(values, dtype.numpy()), dtype=dtype, name=name)
+        value = ir.Value(name=name, const_value=tensor)
+        self.weights.append(value)
+        return value
+
+    def _constant(self, key: tuple[object, ...], array: np.ndarray) -> ir.Value:
+        if key not in self.constants:
+            name = f"constant_{len(self.constants)}"
+            self.constants[key] = ir.Value(name=name, const_value=ir.tensor(array, name=name))
+        return self.constants[key]
+
+
+def apply_rule(
+    model: ir.Model, rule: Rule, constants: dict[tuple[object, ...], ir.Value], inputs: Mapping[str, ir.Value]
+) -> tuple[int, list[str]]:
+    """Rewrite every node a rule matches, in place.
+
+    Args:
+        model: the program.
+        rule: the rewrite.
+        constants: those made so far, by content; grows.
+        inputs: the graph inputs of the dialect's signature, by name.
+
+    Returns:
+        How often it fired, and for nodes of its operator that it passed over, why.
+    """
+    shared: dict[tuple[object, ...], ir.Value] = {}
+    fired, reasons = 0, []
+    for node in list(model.graph):
+        reason = rule.matches(node)
+        if reason is not None:
+            if reason:
+                reasons.append(f"{node.name}: {reason}")
+            continue
+        emit = Emitter(scope=node.name or rule.name, shared=shared, constants=constants, inputs=inputs)
+        replacements = rule.rewrite(node, emit)
+        _carry_notes(node, replacements, emit)
+        replace_nodes_and_values(
+            model.graph, node, [node], emit.tape.nodes, node.outputs[: len(replacements)], replacements
+        )
+        for weight in emit.weights:
+            assert weight.name is not None
+            model.graph.initializers[weight.name] = weight
+        for before, after in emit.replaced:
+            before.replace_all_uses_with(after)
+        fired += 1
+    for value in constants.values():
+        if value.name not in model.graph.initializers and value.uses():
+            model.graph.register_initializer(value)
+    return fired, reasons
+
+
+def _carry_notes(node: ir.Node, replacements: Sequence[ir.Value], emit: Emitter) -> None:
+    """What is known of a value holds for what takes its place; what is known of a node, for all it is made of."""
+    for before, after in (*zip(node.outputs, replacements, strict=False), *emit.replaced):
+        if PLACE in before.meta:
+            after.meta[PLACE] = before.meta[PLACE]
+    if PLACE in node.meta:
+        for made in emit.tape.nodes:
+            made.meta[PLACE] = node.meta[PLACE]

@@ -1,0 +1,1 @@
+"""Primitives of opset 17."""

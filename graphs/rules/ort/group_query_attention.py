@@ -1,0 +1,75 @@
+"""Canonical operators in ONNX Runtime's fused ones: attention with its rotation and cache, norms with their residual.
+
+Shapes: B batch, S query, T columns of the cache in use, N query heads, K key-value heads, D head size, H hidden size.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from glm_export.graphs.queries import int_attribute, last_dim, producer_of
+from glm_export.graphs.rewriter import MICROSOFT, Emitter
+from glm_export.graphs.rules.ort.positions import fuses_rotation
+from glm_export.spec.signature import ATTENTION_MASK
+
+INT32 = int(ir.DataType.INT32)
+
+
+class AttentionToGroupQuery:
+    """Rotation of q and k, attention and cache in one operator.
+
+    ``Split -> RotaryEmbedding(q), RotaryEmbedding(k) -> Attention(q, k, v, mask, past)``
+    becomes ``GroupQueryAttention(qkv, past, lengths, total, cos, sin)``: packed as the projection wrote them where
+    nothing stands between it and the rotation, else q, k and v apart.
+
+    The operator counts positions itself, from each row's length; so rows are padded on the right. It is causal.
+    Where it cannot rotate (:func:`fuses_rotation`), the rotation stays before it.
+    """
+
+    name = "attention"
+
+    def matches(self, node: ir.Node) -> str | None:
+        """Queries and keys come straight from one rotation each, of the same kind."""
+        if node.op_type != "Attention":
+            return ""
+        turns = [producer_of(value, "RotaryEmbedding") for value in node.inputs[:2]]
+        if turns[0] is None or turns[1] is None:
+            return "queries or keys are not rotated right before"
+        if len(turns[0].inputs) != 4 or turns[0].inputs[3] is None:
+            return "the rotation has angles of its own instead of positions in a table"
+        if any(turns[0].inputs[i] is not turns[1].inputs[i] for i in (1, 2, 3)):
+            return "queries and keys turn by different tables or positions"
+        return None
+
+    def rewrite(self, node: ir.Node, emit: Emitter) -> list[ir.Value]:
+        """Return output ``[B, S, N * D]`` and the two presents ``[B, K, T, D]``."""
+        q, k, v, _, past_key, past_value = node.inputs
+        turn, turn_key = producer_of(q, "RotaryEmbedding"), producer_of(k, "RotaryEmbedding")
+        assert turn is not None
+        assert turn_key is not None
+        x_q, cos, sin, _ = turn.inputs
+        fused = fuses_rotation(last_dim(cos))
+        projected: tuple[ir.Value | None, ...] = (x_q, turn_key.inputs[0], v) if fused else (q, k, v)
+        split = producer_of(x_q, "Split")
+        if split is not None and all(made is value for made, value in zip(split.outputs, projected, strict=True)):
+            projected = (split.inputs[0], None, None)
+        lengths, total = self._lengths(emit)
+        rotation = {"do_rotary": 1, "rotary_interleaved": int_attribute(turn, "interleaved")} if fused else {}
+        return list(
+            emit.many(
+                "GroupQueryAttention", *projected, past_key, past_value, lengths, total,
+                *((cos, sin) if fused else ()), outputs=3, domain=MICROSOFT,
+                num_heads=int_attribute(node, "q_num_heads"), kv_num_heads=int_attribute(node, "kv_num_heads"),
+                **rotation,
+            )
+        )  # fmt: skip
+
+    def _lengths(self, emit: Emitter) -> tuple[ir.Value, ir.Value]:
+        """Index of each row's last token int32 ``[B]``, and the columns in use, an int32 scalar; once per program."""
+        if ("lengths",) not in emit.shared:
+            mask = emit.inputs[ATTENTION_MASK]
+            real = emit.op("ReduceSum", mask, emit.ints(1), keepdims=0)
+            emit.shared["lengths",] = emit.op("Cast", emit.op("Sub", real, emit.ints(1)), to=INT32)
+            columns = emit.op("Squeeze", emit.op("Shape", mask, start=1, end=2))
+            emit.shared["total",] = emit.op("Cast", columns, to=INT32)
+        return emit.shared["lengths",], emit.shared["total",]

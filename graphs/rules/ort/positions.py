@@ -1,0 +1,48 @@
+"""Positions counted from lengths, for rotations that attention cannot do itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import onnx_ir as ir
+
+from glm_export.graphs.queries import last_dim
+from glm_export.graphs.rewriter import Emitter
+from glm_export.spec.signature import ATTENTION_MASK, INPUT_IDS
+
+TABLE_WIDTH_MULTIPLE = 8
+
+
+def fuses_rotation(table_width: int) -> bool:
+    """Whether GroupQueryAttention takes tables ``[M, table_width]``; ONNX Runtime 1.31 wants a multiple of 8."""
+    return table_width % TABLE_WIDTH_MULTIPLE == 0
+
+
+class PositionsFromLengths:
+    """Rotations that attention cannot do itself read positions counted from ``attention_mask``.
+
+    ``RotaryEmbedding(x, cos, sin, position_ids)`` keeps all but its positions: a row's new tokens follow the real ones
+    before them.
+    """
+
+    name = "positions"
+
+    def matches(self, node: ir.Node) -> str | None:
+        """Tables too narrow for the fused operator."""
+        if node.op_type != "RotaryEmbedding" or len(node.inputs) != 4:
+            return ""
+        return "" if fuses_rotation(last_dim(node.inputs[1])) else None
+
+    def rewrite(self, node: ir.Node, emit: Emitter) -> list[ir.Value]:
+        """Return the rotated ``x``."""
+        if ("positions",) not in emit.shared:
+            real = emit.op("ReduceSum", emit.inputs[ATTENTION_MASK], emit.ints(1), keepdims=1)
+            queries = emit.op("Shape", emit.inputs[INPUT_IDS], start=1, end=2)
+            # A prefill's padding makes this negative; it starts at 0.
+            first = emit.op("Max", emit.op("Sub", real, queries), emit.ints(0))
+            zero, one = (emit.op("Squeeze", emit.ints(value)) for value in (0, 1))
+            steps = emit.op("Range", zero, emit.op("Squeeze", queries), one)
+            emit.shared["positions",] = emit.op("Add", first, steps)
+        x, cos, sin, _ = node.inputs
+        kept: dict[str, Any] = {name: attribute.as_int() for name, attribute in node.attributes.items()}
+        return [emit.op("RotaryEmbedding", x, cos, sin, emit.shared["positions",], **kept)]

@@ -1,0 +1,1 @@
+"""Explicit quantization: ``QuantizeLinear`` and ``DequantizeLinear``."""

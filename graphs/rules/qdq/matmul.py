@@ -1,0 +1,78 @@
+"""Explicit quantization: products between ``QuantizeLinear`` and ``DequantizeLinear``, as TensorRT reads them.
+
+Shapes: K input channels, N output channels, C = ceil(K / block) blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from glm_export.graphs.queries import product_weight
+from glm_export.graphs.rewriter import ONNX_DTYPES, Emitter
+from glm_export.spec.weight_formats import Forms, QdqWeights, stored_parts
+
+Scales = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputNumbers:
+    """What calibration found for the inputs of products, by weight.
+
+    ``scales``: of rounded inputs. ``divisors``: float32 ``[K]``, smoothing that no parameter could take.
+    """
+
+    scales: Mapping[str, float] = field(default_factory=dict)
+    divisors: Mapping[str, Scales] = field(default_factory=dict)
+
+
+def divided(x: ir.Value, weight: str, numbers: InputNumbers, emit: Emitter, dtype: str) -> ir.Value:
+    """The input of a product, smoothed where the program must do it: ``Mul(x, 1 / s[K])``."""
+    divisor = numbers.divisors.get(weight)
+    if divisor is None:
+        return x
+    return emit.op("Mul", x, emit.array(f"{weight}.divisor", 1 / divisor, ir.DataType[ONNX_DTYPES[dtype]]))
+
+
+@dataclass(frozen=True, slots=True)
+class MatMulToExplicit:
+    """A product with a float weight becomes one with a dequantized weight, and its input is rounded where calibrated.
+
+    ``MatMul(x, W[K, N])`` becomes ``MatMul(x', DequantizeLinear(packed[K, N], scales))``, with scales ``[N]`` on axis 1
+    or ``[C, N]`` for blocks along axis 0; and ``x' = DequantizeLinear(QuantizeLinear(x, scale, 0), scale, 0)`` where
+    the form rounds activations.
+    """
+
+    forms: Mapping[str, Forms]
+    dtype: str
+    numbers: InputNumbers
+    name: str = "explicit weights"
+
+    def matches(self, node: ir.Node) -> str | None:
+        """A product with a weight the recipe gives such a form."""
+        weight = node.inputs[1] if node.op_type == "MatMul" else None
+        if weight is None or weight.name is None or weight.name not in self.forms:
+            return ""
+        return None if isinstance(self.forms[weight.name].step, QdqWeights) else ""
+
+    def rewrite(self, node: ir.Node, emit: Emitter) -> list[ir.Value]:
+        """Return ``[..., N]``."""
+        x, name, columns, rows = product_weight(node)
+        form = self.forms[name].step
+        assert isinstance(form, QdqWeights)
+        x = divided(x, name, self.numbers, emit, self.dtype)
+        if form.activations:
+            x = self._rounded(x, name, form, emit)
+        packed, scales = (emit.weight(spec) for spec in stored_parts(name, rows, columns, form, self.dtype))
+        attributes: dict[str, Any] = {"axis": 1} if form.block is None else {"axis": 0, "block_size": form.block}
+        return [emit.op("MatMul", x, emit.op("DequantizeLinear", packed, scales, **attributes))]
+
+    def _rounded(self, x: ir.Value, weight: str, form: QdqWeights, emit: Emitter) -> ir.Value:
+        scale = emit.array(f"{weight}.input_scale", self.numbers.scales[weight], ir.DataType[ONNX_DTYPES[self.dtype]])
+        zero = emit.scalar(0, ir.DataType[ONNX_DTYPES[form.dtype]])
+        return emit.op("DequantizeLinear", emit.op("QuantizeLinear", x, scale, zero), scale, zero)

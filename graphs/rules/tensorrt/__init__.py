@@ -1,0 +1,1 @@
+"""A cache of fixed size, as TensorRT has it."""

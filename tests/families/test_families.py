@@ -1,0 +1,114 @@
+"""Telling GLM generations apart, reading their configs, refusing what is not understood."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from glm_export import families
+from glm_export.errors import ConfigError
+from glm_export.spec.config import GlmConfig, Norm, RotaryConfig
+from tests.helpers.golden_data import Golden
+from tests.helpers.published_configs import PUBLISHED
+from tests.helpers.tiny import tiny_values
+
+FAMILY_OF_GOLDEN = {
+    "chatglm2": "chatglm2", "chatglm2_32k": "chatglm2", "chatglm3": "chatglm3",
+    "glm4_remote": "glm4_remote", "glm_hf": "glm", "glm4_hf": "glm4", "glm4_moe": "glm4_moe",
+    "glm": "glm_infilling", "chatglm": "chatglm",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FAMILY_OF_GOLDEN)
+def test_golden_checkpoints_are_told_apart(name: str) -> None:
+    import json
+
+    values = json.loads((Golden(name).folder / "config.json").read_text())
+    assert families.identify(values) == FAMILY_OF_GOLDEN[name]
+
+
+@pytest.mark.parametrize("name", sorted(PUBLISHED))
+def test_published_configs(name: str) -> None:
+    """Real configs: family, and the sizes and rotary that other builders get wrong."""
+    values, family, expected = PUBLISHED[name]
+    config = families.read_config(values)
+    assert config.family == family
+    found = {key: getattr(config, key) for key in expected if not key.startswith("rotary")}
+    assert found == {key: value for key, value in expected.items() if not key.startswith("rotary")}
+    assert config.rotary == RotaryConfig(**expected["rotary"])
+
+
+@pytest.mark.parametrize("family", families.names())
+def test_every_family_has_a_tiny_config_of_its_own(family: str) -> None:
+    values = families.load(family).TINY
+    assert families.identify(values) == family
+    assert families.read_config(values).family == family
+
+
+@pytest.mark.parametrize("family", families.names())
+def test_unknown_key_is_named(family: str) -> None:
+    with pytest.raises(ConfigError, match="rope_twist"):
+        families.read_config(tiny_values(family, rope_twist=2))
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "message"),
+    [
+        ("chatglm2", {"quantization_bit": 4}, "quantization_bit = 4"),
+        ("chatglm2", {"pre_seq_len": 128}, "pre_seq_len"),
+        ("chatglm3", {"original_rope": False}, "original_rope"),
+        ("chatglm3", {"num_hidden_layers": 3}, "num_hidden_layers"),
+        ("glm", {"hidden_act": "gelu"}, "hidden_act"),
+        ("glm", {"rope_scaling": {"type": "linear"}}, "rope_scaling"),
+        ("glm4", {"rope_parameters": {"rope_type": "yarn"}}, "rope_type"),
+        ("glm4", {"rope_parameters": {"rope_type": "default", "twist": 1}}, "twist"),
+        ("glm4", {"quantization_config": {"bits": 4}}, "quantization_config"),
+        ("chatglm2", {"num_attention_heads": 3}, "cannot share"),
+        ("chatglm2", {"hidden_size": -1}, "hidden_size"),
+        ("chatglm2", {"eos_token_id": 10**6}, "outside the vocabulary"),
+        ("chatglm2", {"layernorm_epsilon": None}, "layernorm_epsilon"),
+    ],
+)
+def test_values_that_would_change_numbers_are_refused(family: str, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        families.read_config(tiny_values(family, **changes), family)
+
+
+def test_rope_ratio_without_a_published_name_is_ambiguous() -> None:
+    values = tiny_values("chatglm2", rope_ratio=16, _name_or_path="/data/my-model")
+    with pytest.raises(ConfigError, match="--family"):
+        families.identify(values)
+    assert families.read_config(values, "chatglm2").rotary.position_scale == 16
+    assert families.read_config(values, "chatglm3").rotary.base == 160000
+
+
+def test_folder_like_names_decide_nothing() -> None:
+    values = tiny_values("chatglm3", _name_or_path="/models/chatglm3-6b")
+    assert families.identify(values) == "chatglm2"  # same graph; only the published id says 3
+
+
+def test_unknown_model_lists_what_is_known() -> None:
+    with pytest.raises(ConfigError, match="glm4_remote"):
+        families.identify({"model_type": "llama", "architectures": ["LlamaForCausalLM"]})
+
+
+def test_native_rope_in_the_keys_of_transformers_5() -> None:
+    values = tiny_values("glm4")
+    del values["rope_theta"], values["partial_rotary_factor"]
+    values["rope_parameters"] = {"rope_type": "default", "rope_theta": 5e6, "partial_rotary_factor": 0.25}
+    config = families.read_config(values)
+    assert config.rotary == RotaryConfig(dim=4, base=5e6)
+
+
+def test_every_inert_key_says_why() -> None:
+    from glm_export.families import _chatglm_layout, _keys
+
+    for reasons in (_keys.INERT_EVERYWHERE, _chatglm_layout.INERT):
+        assert all(len(reason) > 10 for reason in reasons.values())
+
+
+def test_config_survives_json() -> None:
+    config = families.read_config(tiny_values("chatglm2", rmsnorm=False, rope_ratio=4))
+    assert config.norm is Norm.LAYER
+    assert GlmConfig.from_json(config.to_json()) == config

@@ -1,0 +1,161 @@
+"""Generation: batches equal single prompts, stops are exact, streams equal the whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from hypothesis import given, strategies as st
+
+from glm_export import api
+from glm_export.artifacts.program import OnnxProgram
+from glm_export.checkpoints.checkpoint import open_checkpoint
+from glm_export.errors import InputError
+from glm_export.generation.generate import generate_ids, generate_steps
+from glm_export.generation.sampling import Sampling
+from glm_export.generation.stopping import Stopping, TextStream, cut_at_stop
+from glm_export.inputs.feeds import prefill_feeds
+from glm_export.sessions.onnxruntime.session import OrtSession
+from glm_export.sessions.session import Session
+from glm_export.spec.signature import Cache
+from tests.helpers.golden_data import BOUND, Golden, difference
+
+FIRST_LINES = ["千山鸟飞绝，万径人踪灭。", "床前明月光，疑是地上霜。", "白日依山尽，黄河入海流。"]
+
+
+@pytest.fixture(scope="module", params=["torch", "onnx", "ort", "tensorrt"])
+def session(
+    request: pytest.FixtureRequest, demo_program: OnnxProgram, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Session]:
+    """The embedded model in PyTorch, and with each kind of cache in ONNX Runtime."""
+    source: OnnxProgram | str = demo_program if request.param == "onnx" else "demo"
+    if request.param in ("ort", "tensorrt"):
+        out = tmp_path_factory.mktemp("generation") / request.param
+        source = api.export("demo", out, dialect=request.param, logits="all")
+    with api.load_session(source) as made:
+        yield made
+
+
+def test_batch_of_different_lengths_equals_each_alone(session: Session) -> None:
+    prompts = [*FIRST_LINES, "春", "国破山河在，城春草木深。\n感时花溅泪，"]
+    together = api.generate(session, prompts, max_new_tokens=40)
+    assert together == [api.generate(session, prompt, max_new_tokens=40) for prompt in prompts]
+    assert together[0].strip() == "孤舟蓑笠翁，独钓寒江雪。"
+
+
+def test_chunked_prefill_and_steps_equal_one_prefill(session: Session) -> None:
+    ids = session.tokenizer.encode("".join(FIRST_LINES))
+    shared = isinstance(session, OrtSession) and session.program.signature.cache is Cache.SHARED
+    # GroupQueryAttention reads several tokens on a past for one row only.
+    prompts = [ids] if shared else [ids, ids[:9]]
+    feeds = session.feeds([session.prompt(prompt) for prompt in prompts])
+    whole = session.prefill(feeds)
+    for size in (1, 7):
+        first, *others = feeds.chunks(size)
+        parts = [session.prefill(first), *(session.decode(part) for part in others)]
+        assert difference(np.concatenate(parts, axis=1), whole, feeds.attention_mask) <= BOUND
+
+
+def test_a_new_prefill_forgets_the_last(session: Session) -> None:
+    once = api.generate(session, FIRST_LINES[0])
+    api.generate(session, FIRST_LINES[1])
+    assert api.generate(session, FIRST_LINES[0]) == once
+
+
+def test_stop_ids_end_a_row_and_are_left_out(session: Session) -> None:
+    ids = session.tokenizer.encode(FIRST_LINES[1])
+    (row,) = generate_ids(session, [ids], stopping=api.stopping_for(session, 100))
+    assert row.finish_reason == "stop"
+    assert 2 not in row.ids
+    (longer,) = generate_ids(session, [ids], stopping=Stopping(max_new_tokens=len(row.ids) + 1))
+    assert longer.ids == [*row.ids, 2]
+    assert longer.finish_reason == "length"
+
+
+def test_stop_strings_are_cut_off(session: Session) -> None:
+    assert api.generate(session, FIRST_LINES[0], stop_strings=["，", "雪"]).strip() == "孤舟蓑笠翁"
+    (row,) = generate_ids(
+        session, [session.tokenizer.encode(FIRST_LINES[0])], decode=session.tokenizer.decode,
+        stopping=Stopping(max_new_tokens=50, stop_strings=("笠翁",)),
+    )  # fmt: skip
+    assert row.finish_reason == "stop"
+    assert session.tokenizer.decode(row.ids).strip() == "孤舟蓑笠翁"
+
+
+def test_stream_equals_the_whole(session: Session) -> None:
+    decode = session.tokenizer.decode
+    ids = session.tokenizer.encode(FIRST_LINES[2])
+    for stops in ((), ("，更",), ("一层楼。X",)):
+        stream = TextStream(decode, stops)
+        stopping = Stopping(max_new_tokens=30, stop_ids=frozenset({2}), stop_strings=stops)
+        parts = [
+            stream.text(row.ids, finished=bool(row.finish_reason))
+            for (row,) in generate_steps(session, [ids], stopping=stopping, decode=decode)
+        ]
+        assert "".join(parts) == api.generate(session, FIRST_LINES[2], max_new_tokens=30, stop_strings=stops)
+        assert len([part for part in parts if part]) > 3
+
+
+def test_sampling_is_repeatable_and_rows_draw_apart(session: Session) -> None:
+    def draw(seed: int) -> list[str]:
+        sampling = Sampling(temperature=3.0, top_k=200, top_p=0.98, seed=seed)
+        return api.generate(session, ["春眠", "春眠"], max_new_tokens=12, sampling=sampling)
+
+    first = draw(5)
+    assert draw(5) == first
+    assert first[0] != first[1]
+    assert draw(6) != first
+
+
+def test_context_ends_a_row_but_not_its_neighbour() -> None:
+    """A row at the end of its context waits for the others without running past the rotary tables."""
+    checkpoint = open_checkpoint(Golden("chatglm2").folder)
+    context = checkpoint.config.max_positions
+    long, short = [5] * (context - 3), [7]
+    with api.load_session(checkpoint) as session:
+        rows = generate_ids(session, [long, short], stopping=Stopping(max_new_tokens=8))
+        (alone,) = generate_ids(session, [short], stopping=Stopping(max_new_tokens=8))
+    assert (rows[0].finish_reason, len(rows[0].ids)) == ("context", 3)
+    assert (rows[1].finish_reason, rows[1].ids) == ("length", alone.ids)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [([], "at least one"), ([[]], "empty"), ([[1] * 600], "600 tokens"), ([[99999]], "99999"), ([[-1]], "-1")],
+)
+def test_bad_prompts(session: Session, prompts: list[list[int]], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        generate_ids(session, prompts, stopping=Stopping())
+
+
+def test_decode_needs_a_prefill(demo_program: OnnxProgram) -> None:
+    with api.load_session(demo_program) as session, pytest.raises(InputError, match="before prefill"):
+        session.decode(prefill_feeds([session.prompt([1])], session.config))
+
+
+def test_stop_strings_need_a_decoder(session: Session) -> None:
+    with pytest.raises(InputError, match="tokenizer"):
+        generate_ids(session, [[5]], stopping=Stopping(stop_strings=("x",)))
+
+
+def test_chat_follows_the_familys_prompt(session: Session) -> None:
+    reply = api.chat(session, [{"role": "user", "content": FIRST_LINES[0]}])
+    assert reply == "孤舟蓑笠翁，独钓寒江雪。"
+
+
+@given(text=st.text("ab，。", max_size=12), stops=st.lists(st.text("ab", min_size=1, max_size=3), max_size=2))
+def test_any_stream_equals_the_cut_text(text: str, stops: list[str]) -> None:
+    """Character by character, whatever the stop strings: what is sent is never taken back, and all of it is sent."""
+    stream = TextStream(lambda ids: text[: len(ids)], stops)
+    sent = ""
+    for length in range(1, len(text) + 1):
+        sent += stream.text([0] * length, finished=False)
+        assert cut_at_stop(text, stops).startswith(sent)
+    assert sent + stream.text([0] * len(text), finished=True) == cut_at_stop(text, stops)
+
+
+def test_half_a_character_is_held_back() -> None:
+    whole = "好".encode()
+    stream = TextStream(lambda ids: whole[: len(ids)].decode(errors="replace"))
+    assert [stream.text([0] * n, finished=n == 3) for n in (1, 2, 3)] == ["", "", "好"]

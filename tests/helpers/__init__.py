@@ -1,0 +1,1 @@
+"""What tests share: golden data, small checkpoints, stand-ins, planted defects."""

@@ -1,0 +1,212 @@
+"""An engine without TensorRT: its calls, answered by ONNX Runtime over the program the engine would be built of.
+
+It shows what the session does with TensorRT's interface: shapes, addresses, profiles, caches written in place, work
+captured and launched again. What it cannot show is TensorRT itself: numbers, kernels, speed; that needs a GPU.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+
+from glm_export.artifacts.engine import BuiltOn, Compatibility, Engine
+from glm_export.artifacts.program import OnnxProgram
+from glm_export.engines import vendor
+from glm_export.engines.profiles import profiles_of, settle_limits
+from glm_export.sessions.tensorrt.device import TORCH_DTYPES
+from glm_export.sessions.tensorrt.session import EngineSession
+from glm_export.sessions.tensorrt.step import DTYPES, LoadedEngine
+from glm_export.spec.optimization_profile import OptimizationProfile
+from glm_export.spec.signature import BATCH, LOGITS, Cache
+
+SCRATCH = (4096, 512)
+"""Bytes the profiles would need."""
+NUMPY = {"float32": np.float32, "float16": np.float16, "int64": np.int64, "bool": np.bool_, "int8": np.int8}
+
+
+class HostDevice:
+    """Host memory in place of a GPU's. While ``recording``, contexts put their work there instead of doing it."""
+
+    def __init__(self) -> None:
+        self.stream = 7
+        self.captures = self.replays = 0
+        self.recording: list[Callable[[], None]] | None = None
+
+    def zeros(self, count: int, dtype: str) -> torch.Tensor:
+        return torch.zeros(count, dtype=TORCH_DTYPES[dtype])
+
+    def put(self, tensor: torch.Tensor, array: NDArray[Any]) -> None:
+        tensor.copy_(torch.from_numpy(np.require(array, requirements=["C", "W"])).view(tensor.shape))
+
+    def get(self, tensor: torch.Tensor) -> NDArray[Any]:
+        return tensor.clone().numpy()
+
+    def capture(self, launch: Callable[[], None]) -> Callable[[], None]:
+        recorded: list[Callable[[], None]] = []
+        self.recording = recorded
+        launch()
+        self.recording = None
+        self.captures += 1
+
+        def replay() -> None:
+            self.replays += 1
+            for work in recorded:
+                work()
+
+        return replay
+
+    def release(self) -> None:
+        """Nothing is kept."""
+
+
+class StandInContext:
+    """An execution context. As TensorRT it answers False to what it will not have."""
+
+    def __init__(self, engine: StandInEngine) -> None:
+        self._engine = engine
+        self._profile: OptimizationProfile | None = None
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._addresses: dict[str, int] = {}
+        self._memory = 0
+
+    def set_optimization_profile_async(self, index: int, stream: int) -> bool:
+        self._profile = self._engine.profiles[index]
+        self._needed = SCRATCH[index]
+        return stream == self._engine.device.stream
+
+    def set_device_memory(self, pointer: int, size: int) -> None:
+        assert pointer
+        self._memory = size
+
+    def set_input_shape(self, name: str, shape: Sequence[int]) -> bool:
+        assert self._profile is not None
+        least, _, most = self._profile.shapes[name]
+        self._shapes[name] = tuple(shape)
+        return len(shape) == len(most) and all(a <= b <= c for a, b, c in zip(least, shape, most, strict=True))
+
+    def set_tensor_address(self, name: str, pointer: int) -> bool:
+        self._addresses[name] = pointer
+        return pointer != 0
+
+    def execute_async_v3(self, stream: int) -> bool:
+        assert self._memory >= self._needed
+        if stream != self._engine.device.stream:
+            return False
+        shapes, addresses = dict(self._shapes), dict(self._addresses)
+        if self._engine.device.recording is not None:
+            self._engine.device.recording.append(lambda: self._engine.compute(shapes, addresses))
+        else:
+            self._engine.compute(shapes, addresses)
+        return True
+
+
+class StandInEngine:
+    """An engine of a program: ONNX Runtime reads and writes at the addresses it is given."""
+
+    def __init__(self, program: OnnxProgram, profiles: Sequence[OptimizationProfile], device: HostDevice) -> None:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        self.device, self.profiles = device, profiles
+        self.calls: list[tuple[int, ...]] = []
+        self._signature = program.signature
+        self._session = onnxruntime.InferenceSession(str(program.model_path), options, ["CPUExecutionProvider"])
+        self.num_optimization_profiles = len(profiles)
+
+    def get_tensor_dtype(self, name: str) -> Any:
+        specs = (*self._signature.inputs, *self._signature.outputs)
+        dtype = next(spec.dtype for spec in specs if spec.name == name)
+        trt_name = next(theirs for theirs, ours in DTYPES.items() if ours == dtype)
+        return getattr(vendor.load(vendor.TENSORRT_RTX).module.DataType, trt_name)
+
+    def get_device_memory_size_for_profile_v2(self, index: int) -> int:
+        return SCRATCH[index]
+
+    def create_runtime_config(self) -> StandInConfig:
+        return StandInConfig()
+
+    def create_execution_context(self, config: StandInConfig) -> StandInContext:
+        assert config.cache is not None
+        return StandInContext(self)
+
+    def compute(self, shapes: dict[str, tuple[int, ...]], addresses: dict[str, int]) -> None:
+        """Read every input where it lies, run, write every output."""
+        feeds = {}
+        for spec in self._signature.inputs:
+            feeds[spec.name] = _at(addresses[spec.name], shapes[spec.name], spec.dtype).copy()
+            if spec.is_cache and self._signature.cache is Cache.STATIC:
+                present = spec.name.replace("past_key_values", "present")
+                assert addresses[present] == addresses[spec.name], f"{present} is not bound to its past"
+        self.calls.append(feeds["input_ids"].shape)
+        names = [spec.name for spec in self._signature.outputs]
+        for spec, output in zip(self._signature.outputs, self._session.run(names, feeds), strict=True):
+            _at(addresses[spec.name], output.shape, spec.dtype)[...] = output
+
+    def logits(self, addresses: dict[str, int], rows: int) -> NDArray[Any]:
+        """The last token's, where they lie."""
+        spec = next(spec for spec in self._signature.outputs if spec.name == LOGITS)
+        return _at(addresses[LOGITS], spec.shape(**{BATCH: rows}), spec.dtype)
+
+
+class StandInConfig:
+    """A runtime configuration with a cache of kernels."""
+
+    def __init__(self) -> None:
+        self.cache: Any = None
+
+    def set_execution_context_allocation_strategy(self, strategy: Any) -> None:
+        assert strategy.name == "USER_MANAGED"
+
+    def create_runtime_cache(self) -> StandInKernels:
+        return StandInKernels()
+
+    def set_runtime_cache(self, cache: Any) -> None:
+        self.cache = cache
+
+
+class StandInKernels:
+    """Compiled kernels: some bytes."""
+
+    def __init__(self) -> None:
+        self.loaded: bytes | None = None
+
+    def deserialize(self, blob: bytes) -> bool:
+        self.loaded = blob
+        return True
+
+    def serialize(self) -> bytes:
+        return b"kernels"
+
+
+def _at(pointer: int, shape: Sequence[int], dtype: str) -> NDArray[Any]:
+    kind = np.dtype(NUMPY[dtype])
+    if not math.prod(shape):
+        return np.empty(shape, kind)
+    memory = (ctypes.c_uint8 * (math.prod(shape) * kind.itemsize)).from_address(pointer)
+    return np.ctypeslib.as_array(memory).view(kind).reshape(shape)
+
+
+def stand_in_session(
+    program: OnnxProgram, *, max_batch: int = 4, prefill_tokens: int | None = None, prefill_batch: int | None = None,
+    cuda_graph: bool = True,
+) -> tuple[EngineSession, StandInEngine]:  # fmt: skip
+    """A session over a stand-in for the engine of a program."""
+    limits = settle_limits(
+        program.signature, program.config.max_positions, max_batch=max_batch, prefill_tokens=prefill_tokens,
+        prefill_batch=prefill_batch,
+    )  # fmt: skip
+    profiles = profiles_of(program.signature, limits)
+    engine = Engine(
+        folder=program.folder, program=program, runtime=vendor.TENSORRT_RTX, version="0", limits=limits,
+        profiles=profiles, built_on=BuiltOn(system="Linux"), compatibility=Compatibility(), manifest={},
+    )  # fmt: skip
+    device = HostDevice()
+    made = StandInEngine(program, profiles, device)
+    loaded = LoadedEngine(tensorrt=vendor.load(vendor.TENSORRT_RTX), runtime=None, engine=made, device=device)
+    return EngineSession(engine, loaded, cuda_graph=cuda_graph), made

@@ -1,0 +1,101 @@
+"""The cache inside ONNX Runtime: in place, growing when it must, and bounded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from glm_export import api
+from glm_export.artifacts.program import OnnxProgram
+from glm_export.errors import InputError
+from glm_export.generation.generate import generate_ids
+from glm_export.generation.stopping import Stopping
+from glm_export.inputs.feeds import Prompt
+from glm_export.machine.gpu import has_driver
+from glm_export.sessions.onnxruntime import cache as buffers
+from glm_export.sessions.onnxruntime.cache import InPlace
+from glm_export.sessions.onnxruntime.runtime import usable_threads
+from glm_export.sessions.onnxruntime.session import OrtSession
+
+IDS = [5, 900, 31, 7, 12]
+
+
+@pytest.fixture(scope="module")
+def fused(tmp_path_factory: pytest.TempPathFactory) -> OnnxProgram:
+    return api.export("demo", tmp_path_factory.mktemp("sessions") / "ort", dialect="ort")
+
+
+@pytest.fixture(scope="module")
+def static(tmp_path_factory: pytest.TempPathFactory) -> OnnxProgram:
+    return api.export("demo", tmp_path_factory.mktemp("sessions") / "static", dialect="tensorrt", max_length=24)
+
+
+def cache_of(session: OrtSession) -> InPlace:
+    assert isinstance(session._buffers, InPlace)
+    return session._buffers
+
+
+def test_a_step_writes_into_the_memory_it_reads(fused: OnnxProgram) -> None:
+    """Past and present are one address from prefill on, and a step changes one column of it."""
+    with OrtSession(fused) as session:
+        feeds = session.feeds([Prompt(ids=tuple(IDS))])
+        session.prefill(feeds)
+        cache = cache_of(session)
+        addresses = [value.data_ptr() for value in cache._values]
+        before = cache._values[0].numpy().copy()
+        session.decode(feeds.followed_by([3], 1000))
+        assert [value.data_ptr() for value in cache._values] == addresses
+        changed = np.flatnonzero((cache._values[0].numpy() != before).any(axis=(0, 1, 3)))
+        assert changed.tolist() == [len(IDS)]
+
+
+def test_a_cache_that_is_outgrown_grows(fused: OnnxProgram, monkeypatch: pytest.MonkeyPatch) -> None:
+    stopping = Stopping(max_new_tokens=40)
+    with OrtSession(fused) as session:
+        (expected,) = generate_ids(session, [IDS], stopping=stopping)
+        assert cache_of(session).columns >= len(IDS) + buffers.FIRST_ROOM
+        monkeypatch.setattr(buffers, "FIRST_ROOM", 3)
+        (found,) = generate_ids(session, [IDS], stopping=stopping)
+        # 8 columns, doubled to 16, 32 and 64.
+        assert cache_of(session).columns == 64
+    assert found.ids == expected.ids
+
+
+def test_a_static_cache_ends_a_row(static: OnnxProgram) -> None:
+    with OrtSession(static) as session:
+        (row,) = generate_ids(session, [IDS], stopping=Stopping(max_new_tokens=100))
+        assert (row.finish_reason, len(row.ids)) == ("context", 24 - len(IDS))
+        with pytest.raises(InputError, match="25 tokens are wanted, the program's static cache holds 24"):
+            generate_ids(session, [[1] * 25], stopping=Stopping())
+
+
+def test_max_length_is_for_static_caches(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="dialect ort has no cache of fixed size"):
+        api.export("demo", tmp_path / "out", dialect="ort", max_length=64)
+    with pytest.raises(InputError, match="--max-length must be 1 to"):
+        api.export("demo", tmp_path / "out", dialect="tensorrt", max_length=10**9)
+
+
+def test_chunks_of_several_rows_on_a_past_are_refused(fused: OnnxProgram) -> None:
+    """The operator reads several tokens on a past for one row only; better said than wrong."""
+    with OrtSession(fused) as session:
+        first, second = session.feeds([Prompt(ids=tuple(IDS)), Prompt(ids=(4, 4, 4))]).chunks(3)
+        session.prefill(first)
+        with pytest.raises(InputError, match="one row at a time"):
+            session.decode(second)
+
+
+@pytest.mark.skipif(has_driver(), reason="speaks of machines without an NVIDIA driver")
+def test_a_cuda_graph_needs_a_gpu(fused: OnnxProgram) -> None:
+    with pytest.raises(InputError, match="needs an NVIDIA GPU"):
+        OrtSession(fused, cuda_graph=True)
+
+
+def test_threads_are_those_of_the_process(fused: OnnxProgram) -> None:
+    assert usable_threads() >= 1
+    with OrtSession(fused, threads=1) as session:
+        assert session.runtime.get_session_options().intra_op_num_threads == 1
+    with OrtSession(fused) as session:
+        assert session.runtime.get_session_options().intra_op_num_threads == usable_threads()
