@@ -90,22 +90,22 @@ def export(
 ) -> None:
     """Write an ONNX program for CHECKPOINT."""
     from glm_export import api
-    from glm_export.artifacts.output_folder import refuse_overwrite
-    from glm_export.exporter.options import settle
+    from glm_export.artifacts.output_folder import require_writable
+    from glm_export.exporter.options import resolve_options
     from glm_export.exporter.plan import plan_export
     from glm_export.terminal.console import ProgressBars
     from glm_export.terminal.export import show_float16_risk, show_mixed_precision, show_plan, show_written
 
-    refuse_overwrite(out, force=force)
+    require_writable(out, force=force)
     opened = api.open_checkpoint(checkpoint, family)
     options["ranges"] = api.open_ranges(options["ranges"])
-    target = settle(opened.config, **options)
+    target = resolve_options(opened.config, **options)
     if budget is not None:
         with ProgressBars(MESSAGES) as bars:
-            mixed = api.spare_layers(opened, target, budget, corpus, progress=bars)
+            mixed = api.exclude_layers(opened, target, budget, corpus, progress=bars)
         show_mixed_precision(MESSAGES, mixed)
-        options["left_in_float"] = mixed.spared
-        target = settle(opened.config, **options)
+        options["excluded"] = mixed.excluded
+        target = resolve_options(opened.config, **options)
     show_plan(MESSAGES, opened, plan_export(opened, out, target.dtype, target.quantization), target)
     show_float16_risk(MESSAGES, target, measured=options["ranges"] is not None)
     with ProgressBars(MESSAGES) as bars:
@@ -135,7 +135,7 @@ def calibrate(checkpoint: str, out: Path, family: str | None, **options: Any) ->
     opened = api.open_checkpoint(checkpoint, family)
     with ProgressBars(MESSAGES) as bars:
         ranges = api.calibrate(
-            opened, out, **options, progress=bars, plan=lambda read: show_calibration_plan(MESSAGES, opened, read)
+            opened, out, **options, progress=bars, on_plan=lambda read: show_calibration_plan(MESSAGES, opened, read)
         )
     show_ranges(MESSAGES, ranges)
 
@@ -175,13 +175,11 @@ def quality(program: Path, against: str, as_json: bool, **options: Any) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 def list_recipes(as_json: bool) -> None:
     """What `export --recipe` knows: how weights are stored and multiplied, and where that runs."""
-    from dataclasses import asdict
-
     from glm_export.terminal.recipes import show_recipes
 
     known = [recipes.load(name) for name in recipes.names()]
     if as_json:
-        rows = [asdict(recipe) | {"needs": recipe.needs} for recipe in known]
+        rows = [recipe.to_json() for recipe in known]
         click.echo(json.dumps(rows, indent=2, default=sorted))
     else:
         show_recipes(Console(highlight=False), known)

@@ -68,7 +68,7 @@ def main() -> None:
     arguments = options.parse_args()
     values = SHAPES[arguments.shape]
     config = families.read_config(values)
-    rules = families.load(config.family).tensor_rules(config).rules
+    rules = families.load(config.family).weight_map(config).rules
     # A tied head is read from the embedding, which is written once.
     tensors = list(
         {name: shape for rule in rules for name, shape in zip(rule.sources, rule.shapes, strict=True)}.items()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from glm_export.calibration.quantization import Quantization
-from glm_export.calibration.ranges import CHANNEL_MAXIMA, KEY, LEVELLED, VALUE, Ranges, kept
+from glm_export.calibration.ranges import CHANNEL_MAXIMA, KEY, LEVELLED, VALUE, Ranges, kv_name
 from glm_export.errors import InputError
 from glm_export.spec.config import GlmConfig
 from glm_export.spec.weight_formats import HEAD
@@ -18,7 +18,7 @@ LOGITS_PLACE = HEAD.removesuffix(".weight")
 ENDS = ("input", "model")
 
 
-def overflows(ranges_maxima: Mapping[str, float], headroom: float = HEADROOM) -> dict[str, float]:
+def beyond_float16(ranges_maxima: Mapping[str, float], headroom: float = HEADROOM) -> dict[str, float]:
     """The places whose values float16 may not hold, and the largest magnitude seen there.
 
     A corpus shows a lower bound of what other text can reach: so a place counts as soon as its maximum times
@@ -54,7 +54,7 @@ def summary(overflowing: Mapping[str, float]) -> str:
     return f"{tensors} {verb} float16's {FLOAT16_MAX:.0f}: {shown}{more}"
 
 
-def places_beyond_float16(
+def activations_beyond_float16(
     ranges: Ranges, config: GlmConfig, quantization: Quantization | None = None
 ) -> dict[str, float]:
     """The places a float16 program must keep in float32.
@@ -74,7 +74,7 @@ def places_beyond_float16(
     for same_again in ENDS:
         maxima.pop(same_again, None)
     leaving = {LOGITS_PLACE: maxima.pop(LOGITS_PLACE, 0.0)}
-    for name in (kept(layer, kind) for layer in range(ranges.layers) for kind in (KEY, VALUE)):
+    for name in (kv_name(layer, kind) for layer in range(ranges.layers) for kind in (KEY, VALUE)):
         leaving[name] = float(ranges.tensors[name + CHANNEL_MAXIMA].max())
     for place, largest in leaving.items():
         if largest > FLOAT16_MAX:
@@ -82,7 +82,7 @@ def places_beyond_float16(
                 f"{place}: float16 logits, keys and values go up to {FLOAT16_MAX:.0f}, calibration found "
                 f"{largest:,.0f}; export with --dtype bfloat16"
             )
-    return overflows(maxima)
+    return beyond_float16(maxima)
 
 
 def _folded(ranges: Ranges, config: GlmConfig, quantization: Quantization | None) -> dict[str, float]:

@@ -19,10 +19,10 @@ from glm_export.calibration.methods.smoothing_fold import folds
 from glm_export.calibration.recipe import Recipe
 from glm_export.errors import CheckpointError
 from glm_export.spec.config import GlmConfig
-from glm_export.spec.weight_formats import Forms
+from glm_export.spec.weight_formats import WeightFormats
 
 if TYPE_CHECKING:  # a program is loaded without torch
-    from glm_export.calibration.formats.prequantized import GivenIntegers
+    from glm_export.calibration.formats.prequantized import PrequantizedWeight
 
 QUANTIZATION = "quantization.safetensors"
 GENAI_KV_SCALES = "kv_cache_scales.json"
@@ -34,7 +34,7 @@ Scales = NDArray[np.float32]
 class RoundedWeights(Protocol):
     """Somewhere weights lie that were rounded beforehand."""
 
-    def given(self, name: str, forms: Forms, columns: int) -> GivenIntegers | None:
+    def given(self, name: str, formats: WeightFormats, columns: int) -> PrequantizedWeight | None:
         """One weight's integers and scales, ``[N, columns]``; None where it is not among them."""
 
 
@@ -42,7 +42,7 @@ class RoundedWeights(Protocol):
 class Quantization:
     """A recipe as one program carries it.
 
-    ``recipe``: in the forms of the program's dialect. ``left_in_float``: linear weights spared besides the recipe's,
+    ``recipe``: in the formats of the program's dialect. ``excluded``: linear weights excluded besides the recipe's,
     and why. ``input_scales``: of rounded inputs, by weight, after smoothing. ``smoothing``: float32 ``[K]`` by weight;
     the input is divided by it, the weight's columns are multiplied. ``kv_scales``: of key and value, by layer.
     ``rounded``: weights that were rounded beforehand.
@@ -50,16 +50,16 @@ class Quantization:
     """
 
     recipe: Recipe
-    left_in_float: Mapping[str, str] = field(default_factory=dict)
+    excluded: Mapping[str, str] = field(default_factory=dict)
     input_scales: Mapping[str, float] = field(default_factory=dict)
     smoothing: Mapping[str, Scales] = field(default_factory=dict)
     kv_scales: tuple[tuple[float, float], ...] = ()
     rounded: RoundedWeights | None = None
     folded_into_parameters: bool = True
 
-    def forms(self, linear_weights: list[str], config: GlmConfig) -> dict[str, Forms]:
+    def formats(self, linear_weights: list[str], config: GlmConfig) -> dict[str, WeightFormats]:
         """The form of each weight that is quantized, by parameter name."""
-        return self.recipe.forms(linear_weights, config.hidden_size, self.left_in_float)
+        return self.recipe.formats(linear_weights, config.hidden_size, self.excluded)
 
     def divisors(self, config: GlmConfig) -> dict[str, Scales]:
         """Smoothing that the program itself does, because no parameter can take it; by weight."""
@@ -88,13 +88,13 @@ class Quantization:
             (folder / GENAI_KV_SCALES).write_text(json.dumps(scales, indent=1) + "\n", encoding="utf-8")
 
     @classmethod
-    def load(cls, folder: Path, recipe: Recipe, left_in_float: Mapping[str, str]) -> Quantization:
+    def load(cls, folder: Path, recipe: Recipe, excluded: Mapping[str, str]) -> Quantization:
         """Inverse of :meth:`save`.
 
         Args:
             folder: of the program.
-            recipe: in the forms of the program's dialect.
-            left_in_float: as the manifest has it.
+            recipe: in the formats of the program's dialect.
+            excluded: as the manifest has it.
 
         Raises:
             CheckpointError: the recipe needs numbers and the file is missing.
@@ -110,7 +110,7 @@ class Quantization:
         kv = ending(KV_SCALES).get("", np.empty((0, 2), np.float32))
         return cls(
             recipe=recipe,
-            left_in_float=left_in_float,
+            excluded=excluded,
             input_scales={name: float(scale[0]) for name, scale in ending(INPUT_SCALE).items()},
             smoothing=ending(SMOOTHING),
             kv_scales=tuple((float(key), float(value)) for key, value in kv),

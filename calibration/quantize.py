@@ -16,29 +16,30 @@ import torch
 from torch import Tensor
 
 from glm_export.errors import InputError
+from glm_export.spec.weight_formats import QMAX
 
-INT8_LEVELS, INT4_LEVELS = 127, 7
+INT8_QMAX, INT4_QMAX = QMAX["int8"], QMAX["int4"]
 FLOAT8_LARGEST = 448.0
 """The largest finite value of E4M3FN (arXiv:2209.05433, table 1)."""
 PIECE_ELEMENTS = 1 << 22
 """Weights are worked on in pieces of about this many elements: 16 MiB in float32."""
 
 
-def symmetric_scales(rows_NK: Tensor, *, levels: int, block: int | None) -> Tensor:
-    """Scales that map each block's largest magnitude to ``levels``.
+def symmetric_scales(rows_NK: Tensor, *, qmax: int, block: int | None) -> Tensor:
+    """Scales that map each block's largest magnitude to ``qmax``.
 
     A block of zeros, or one so small that its scale is below float32's range, gets scale 1: TensorRT refuses 0.
 
     Args:
         rows_NK: ``[N, K]``, any float dtype.
-        levels: the largest integer: 127 for int8, 7 for int4.
+        qmax: the largest integer: 127 for int8, 7 for int4.
         block: neighbours along K that share a scale, or None for one scale a row.
 
     Returns:
-        ``max |block| / levels``, float32 ``[N, C]``, all positive (arXiv:2004.09602, section 3.1.2).
+        ``max |block| / qmax``, float32 ``[N, C]``, all positive (arXiv:2004.09602, section 3.1.2).
     """
     maxima_NC = torch.cat([largest_magnitudes(rows, dim=-1) for rows, _ in _blocks(rows_NK, block)], dim=1)
-    scales_NC = maxima_NC / levels
+    scales_NC = maxima_NC / qmax
     return scales_NC.masked_fill_(scales_NC == 0, 1.0)
 
 
@@ -48,15 +49,15 @@ def largest_magnitudes(values: Tensor, *, dim: int) -> Tensor:
     return torch.maximum(-low, high).float()
 
 
-def quantize_symmetric(rows_NK: Tensor, scales_NC: Tensor, *, levels: int, block: int | None) -> Tensor:
-    """Integers ``clamp(round(rows / scale))`` between ``-levels`` and ``levels``; a scale of 0 gives zeros.
+def quantize_symmetric(rows_NK: Tensor, scales_NC: Tensor, *, qmax: int, block: int | None) -> Tensor:
+    """Integers ``clamp(round(rows / scale))`` between ``-qmax`` and ``qmax``; a scale of 0 gives zeros.
 
     ONNX's int8 and int4 reach one step further down; with :func:`symmetric_scales` no value gets there.
 
     Args:
         rows_NK: ``[N, K]``, any float dtype.
         scales_NC: float32 ``[N, C]``.
-        levels: the largest integer, at most 127.
+        qmax: the largest integer, at most 127.
         block: as for :func:`symmetric_scales`.
 
     Returns:
@@ -66,7 +67,7 @@ def quantize_symmetric(rows_NK: Tensor, scales_NC: Tensor, *, levels: int, block
     divisors_NC = scales_NC.float().masked_fill(scales_NC == 0, math.inf)
     integers_NK = torch.empty(rows_NK.shape, dtype=torch.int8, device=rows_NK.device)
     for (rows, blocks), (integers, _) in zip(_blocks(rows_NK, block), _blocks(integers_NK, block), strict=True):
-        integers.copy_((rows.float() / divisors_NC[:, blocks, None]).round_().clamp_(-levels, levels))
+        integers.copy_((rows.float() / divisors_NC[:, blocks, None]).round_().clamp_(-qmax, qmax))
     return integers_NK
 
 
@@ -87,13 +88,13 @@ def dequantize_symmetric(integers_NK: Tensor, scales_NC: Tensor, *, block: int |
     return values_NK
 
 
-def fake_quantize(values: Tensor, scale: float, *, levels: int = INT8_LEVELS) -> Tensor:
+def fake_quantize(values: Tensor, scale: float, *, qmax: int = INT8_QMAX) -> Tensor:
     """Round a tensor to integers with one scale, and back, as a QuantizeLinear and DequantizeLinear pair does.
 
     Args:
         values: any shape, any float dtype.
         scale: one step, in the unit of the values.
-        levels: the largest integer. The smallest is one further from zero, as the integer types' own: -128 for 127.
+        qmax: the largest integer. The smallest is one further from zero, as the integer types' own: -128 for 127.
 
     Returns:
         ``saturate(round(values / scale)) * scale``, float32, in the shape of ``values`` (ONNX QuantizeLinear,
@@ -103,7 +104,7 @@ def fake_quantize(values: Tensor, scale: float, *, levels: int = INT8_LEVELS) ->
         InputError: scale is not positive and finite in float32.
     """
     divisor = _scale(scale, values)
-    return (values.float() / divisor).round_().clamp_(-levels - 1, levels).mul_(divisor)
+    return (values.float() / divisor).round_().clamp_(-qmax - 1, qmax).mul_(divisor)
 
 
 def round_float8(values: Tensor, scale: float) -> Tensor:

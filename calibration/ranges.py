@@ -21,7 +21,7 @@ from glm_export.calibration.quantization import Quantization
 from glm_export.calibration.recipe import Recipe
 from glm_export.calibration.rounded_folder import RoundedFolder
 from glm_export.errors import CheckpointError, InputError
-from glm_export.spec.weight_formats import HEAD, LEVELS, QdqWeights
+from glm_export.spec.weight_formats import HEAD, QMAX, QdqWeights
 
 RANGES, RANGES_MANIFEST = "ranges.safetensors", "ranges.json"
 RANGES_FORMAT = 1
@@ -31,10 +31,10 @@ THRESHOLDS, CHANNEL_MAXIMA, CHANNEL_MEANS, TOKEN_MAXIMA = (
 MAXIMA, LEVELLED = "/maximum", "/levelled"
 """Of a tensor's magnitudes; and the largest magnitude of an input after smoothing, behind the smoothing's name."""
 KEY, VALUE = "key", "value"
-INT8_LEVELS = LEVELS["int8"]
+INT8_QMAX = QMAX["int8"]
 
 
-def kept(layer: int, kind: str) -> str:
+def kv_name(layer: int, kind: str) -> str:
     """The name of a layer's keys or values in a ranges file."""
     return f"layers.{layer}.{kind}"
 
@@ -61,7 +61,7 @@ class Ranges:
         """The magnitude that maps to the last integer.
 
         Args:
-            name: a linear weight (its input), or :func:`kept`.
+            name: a linear weight (its input), or :func:`kv_name`.
             observer: one of :data:`OBSERVERS`.
         """
         return float(self.tensors[name + THRESHOLDS][OBSERVERS.index(observer)])
@@ -76,15 +76,17 @@ class Ranges:
         """The scales a recipe's smoothing found for each input, float32 ``[K]``; inputs not worth it are missing."""
         ending = f"/{recipe.smoothing}"
         found = {name.removesuffix(ending): value for name, value in self.tensors.items() if name.endswith(ending)}
-        return {name: value for name, value in found.items() if recipe.spares(name) is None and not np.all(value == 1)}
+        return {
+            name: value for name, value in found.items() if recipe.excludes(name) is None and not np.all(value == 1)
+        }
 
-    def quantization(self, recipe: Recipe, dtype: str, left_in_float: Mapping[str, str] | None = None) -> Quantization:
+    def quantization(self, recipe: Recipe, dtype: str, excluded: Mapping[str, str] | None = None) -> Quantization:
         """A recipe with these numbers.
 
         Args:
             recipe: in the forms of a dialect.
             dtype: of the program, to which scales are rounded.
-            left_in_float: linear weights to spare, and why.
+            excluded: linear weights to leave in float, and why.
 
         Raises:
             InputError: the recipe needs ranges that were made for it.
@@ -98,42 +100,42 @@ class Ranges:
                 f"{self.folder} was measured behind weights rounded for {self.manifest['rounded_for']}, and recipe "
                 f"{recipe.name} has others; calibrate without --recipe"
             )
-        spared = dict(left_in_float or {})
-        smoothing = {name: value for name, value in self.smoothing(recipe).items() if name not in spared}
+        excluded = dict(excluded or {})
+        smoothing = {name: value for name, value in self.smoothing(recipe).items() if name not in excluded}
         return Quantization(
             recipe=recipe,
-            left_in_float=spared,
+            excluded=excluded,
             smoothing=smoothing,
-            input_scales=self._input_scales(recipe, smoothing, spared, dtype),
+            input_scales=self._input_scales(recipe, smoothing, excluded, dtype),
             kv_scales=self._kv_scales(recipe, dtype) if recipe.kv else (),
             rounded=RoundedFolder(self.folder) if recipe.rounding == "gptq" else None,
         )
 
     def _input_scales(
-        self, recipe: Recipe, smoothing: Mapping[str, Any], spared: Mapping[str, str], dtype: str
+        self, recipe: Recipe, smoothing: Mapping[str, Any], excluded: Mapping[str, str], dtype: str
     ) -> dict[str, float]:
         form = recipe.layers
         if not isinstance(form, QdqWeights) or not form.activations:
             return {}
         scales = {}
         for name in self.inputs:
-            if name in spared or recipe.spares(name) is not None or (name == HEAD and recipe.head is None):
+            if name in excluded or recipe.excludes(name) is not None or (name == HEAD and recipe.head is None):
                 continue
             threshold = (
                 float(self.tensors[f"{name}/{recipe.smoothing}{LEVELLED}"][0])
                 if name in smoothing
                 else self.threshold(name, recipe.observer)
             )
-            scales[name] = _rounded(threshold / LEVELS[form.dtype], dtype)
+            scales[name] = _rounded(threshold / QMAX[form.dtype], dtype)
         return scales
 
     def _kv_scales(self, recipe: Recipe, dtype: str) -> tuple[tuple[float, float], ...]:
         def scale(layer: int, kind: str) -> float:
-            return _rounded(self.threshold(kept(layer, kind), recipe.observer) / INT8_LEVELS, dtype)
+            return _rounded(self.threshold(kv_name(layer, kind), recipe.observer) / INT8_QMAX, dtype)
 
         return tuple((scale(layer, KEY), scale(layer, VALUE)) for layer in range(self.layers))
 
-    def refuse_other(self, fingerprint: str, folder: Path) -> None:
+    def require_checkpoint(self, fingerprint: str, folder: Path) -> None:
         """See that the numbers were measured on this checkpoint.
 
         Raises:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from glm_export.errors import InputError
-from glm_export.spec.weight_formats import EMBEDDING, HEAD, BlockWeights, Forms, QdqWeights, WeightForm
+from glm_export.spec.weight_formats import EMBEDDING, HEAD, BlockWeights, QdqWeights, WeightFormat, WeightFormats
 
-ROUTED_BOUND = 0.5
+ROUTED_TOLERANCE = 0.5
 """A rounded activation can send a token to another expert, and its values jump: golden GLM-4.5 needs 0.25."""
 RUNTIME_DIALECT = "ort"
 """The dialect with operators of its own for quantized products; the others say Q/DQ."""
@@ -18,7 +18,7 @@ WIDE_QDQ_DIALECTS = frozenset({"onnx", "ort", "tensorrt"})
 """Dialects whose Q/DQ take float16 scales, 4-bit integers and 8-bit floats: opset 21 and later."""
 
 
-class Spared(NamedTuple):
+class ExcludedWeights(NamedTuple):
     """Linear weights a recipe leaves in float: a pattern of parameter names (``*`` stands for anything), and why."""
 
     pattern: str
@@ -38,32 +38,32 @@ class Recipe:
     None spares it.
     ``prompt``: a second form of the same layers that reads prompts, kept beside the first, which then decodes.
     ``embedding``: of the table tokens are looked up in, which costs no speed and leaves 9 bits of a value; None spares
-    it. ``dialects`` and ``dtypes``: where the form has operators. ``bound``: what ``check`` grants the rounding of
+    it. ``dialects`` and ``dtypes``: where the form has operators. ``tolerance``: what ``check`` grants the rounding of
     activations, as a share of an output's largest value; weights are rounded in its reference as well.
 
     ``smoothing``: ``smoothquant`` or ``awq``, scales moved from activations into weights. ``rounding``: ``nearest`` or
     ``gptq``, which calibration itself does. ``observer``: which threshold of the ranges scales activations.
     ``usual``: what the median of a float32 program's cases must keep to besides, since ties are rare.
-    ``kv``: keys and values are kept as int8. ``spared``: linear weights left in float.
+    ``kv``: keys and values are kept as int8. ``excluded``: linear weights left in float.
     """
 
     name: str
     summary: str
-    layers: WeightForm | None
-    head: WeightForm | None
+    layers: WeightFormat | None
+    head: WeightFormat | None
     dialects: frozenset[str]
     dtypes: frozenset[str]
-    bound: float
+    tolerance: float
     explicit: QdqWeights | None = None
     explicit_head: QdqWeights | None = None
-    prompt: WeightForm | None = None
+    prompt: WeightFormat | None = None
     embedding: BlockWeights | None = TABLE_WEIGHTS
     smoothing: str | None = None
     rounding: str = "nearest"
     observer: str = "min_max"
     usual: float | None = None
     kv: bool = False
-    spared: tuple[Spared, ...] = ()
+    excluded: tuple[ExcludedWeights, ...] = ()
 
     @property
     def static_activations(self) -> bool:
@@ -77,44 +77,51 @@ class Recipe:
             return "ranges of its own"
         return "ranges" if self.static_activations or self.smoothing or self.kv else "nothing"
 
+    def to_json(self) -> dict[str, Any]:
+        """Every field by its name and :attr:`needs`; two have the names that ``recipes --json`` gave them first."""
+        values = asdict(self) | {"needs": self.needs}
+        return values | {"bound": values.pop("tolerance"), "spared": values.pop("excluded")}
+
     def carried_by(self, dialect: str) -> Recipe:
-        """The recipe in the forms this dialect has operators for."""
+        """The recipe in the formats this dialect has operators for."""
         if dialect == RUNTIME_DIALECT and self.layers is not None:
             return self
-        bound = self.bound if self.static_activations or self.kv else 0.0
-        return replace(self, layers=self.explicit, head=self.explicit_head, prompt=None, embedding=None, bound=bound)
+        tolerance = self.tolerance if self.static_activations or self.kv else 0.0
+        return replace(
+            self, layers=self.explicit, head=self.explicit_head, prompt=None, embedding=None, tolerance=tolerance
+        )
 
-    def forms(
-        self, linear_weights: list[str], hidden_size: int, left_in_float: Collection[str] = ()
-    ) -> dict[str, Forms]:
-        """The forms of each linear layer's weight and the embedding, by parameter name; spared ones are missing.
+    def formats(
+        self, linear_weights: list[str], hidden_size: int, excluded: Collection[str] = ()
+    ) -> dict[str, WeightFormats]:
+        """The formats of each linear layer's weight and the embedding, by parameter name; excluded ones are missing.
 
-        An embedding whose rows are no multiple of its block is spared too: its operator cuts no block short.
+        An embedding whose rows are no multiple of its block is excluded too: its operator cuts no block short.
 
         Args:
             linear_weights: parameter names.
             hidden_size: width of an embedding's row.
-            left_in_float: linear weights spared besides those the recipe names.
+            excluded: linear weights excluded besides those the recipe names.
         """
         table = {}
         if self.embedding is not None and hidden_size % self.embedding.block == 0:
-            table[EMBEDDING] = Forms(self.embedding)
-        kept = [name for name in linear_weights if name not in left_in_float and self.spares(name) is None]
-        return table | self._linear_forms(kept)
+            table[EMBEDDING] = WeightFormats(self.embedding)
+        kept = [name for name in linear_weights if name not in excluded and self.excludes(name) is None]
+        return table | self._linear_formats(kept)
 
-    def spares(self, name: str) -> Spared | None:
+    def excludes(self, name: str) -> ExcludedWeights | None:
         """The first rule that leaves this weight in float."""
-        return next((rule for rule in self.spared if fnmatchcase(name, rule.pattern)), None)
+        return next((rule for rule in self.excluded if fnmatchcase(name, rule.pattern)), None)
 
-    def _linear_forms(self, linear_weights: list[str]) -> dict[str, Forms]:
+    def _linear_formats(self, linear_weights: list[str]) -> dict[str, WeightFormats]:
         chosen = {name: (self.head, None) if name == HEAD else (self.layers, self.prompt) for name in linear_weights}
-        return {name: Forms(step, prompt) for name, (step, prompt) in chosen.items() if step is not None}
+        return {name: WeightFormats(step, prompt) for name, (step, prompt) in chosen.items() if step is not None}
 
-    def granted(self, *, experts: bool) -> float:
-        """:attr:`bound`, or where tokens are routed :data:`ROUTED_BOUND`."""
-        return max(self.bound, ROUTED_BOUND) if experts else self.bound
+    def tolerance_for(self, *, experts: bool) -> float:
+        """:attr:`tolerance`, or where tokens are routed :data:`ROUTED_TOLERANCE`."""
+        return max(self.tolerance, ROUTED_TOLERANCE) if experts else self.tolerance
 
-    def refuse_unfit(self, dialect: str, dtype: str) -> None:
+    def require_fit_for(self, dialect: str, dtype: str) -> None:
         """See that dialect and dtype can carry the recipe.
 
         Raises:

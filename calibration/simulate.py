@@ -14,37 +14,39 @@ from torch import Tensor, nn
 from glm_export.calibration.quantization import Quantization
 from glm_export.calibration.quantize import fake_quantize, round_float8
 from glm_export.modeling import Attention, Decoder
-from glm_export.spec.weight_formats import Forms, QdqWeights
+from glm_export.spec.weight_formats import QdqWeights, WeightFormats
 
 Rounding = Callable[[Tensor], Tensor]
 
 
-def simulate(model: Decoder, quantization: Quantization, forms: Mapping[str, Forms]) -> None:
+def simulate(model: Decoder, quantization: Quantization, formats: Mapping[str, WeightFormats]) -> None:
     """Round what a model's products read, and what its layers keep, in place.
 
     Args:
         model: with the weights the quantized program has.
         quantization: the numbers.
-        forms: of the weights that are quantized.
+        formats: of the weights that are quantized.
     """
     divisors = quantization.divisors(model.config)
-    for name in quantization.smoothing.keys() | forms.keys():
+    for name in quantization.smoothing.keys() | formats.keys():
         module = model.get_submodule(name.removesuffix(".weight"))
         if isinstance(module, nn.Linear):
-            steps = _steps(name, quantization, forms, divisors.get(name) is not None)
+            steps = _steps(name, quantization, formats, divisors.get(name) is not None)
             if steps:
                 module.register_forward_pre_hook(partial(_enter, steps))
     for attention, scales in zip(_attentions(model), quantization.kv_scales, strict=False):
         attention.keep_rounded = tuple(partial(fake_quantize, scale=scale) for scale in scales)
 
 
-def _steps(name: str, quantization: Quantization, forms: Mapping[str, Forms], divided: bool) -> list[Rounding]:
+def _steps(
+    name: str, quantization: Quantization, formats: Mapping[str, WeightFormats], divided: bool
+) -> list[Rounding]:
     """What happens to a product's input, in order."""
     steps: list[Rounding] = []
     if divided:
         inverse_K = 1 / torch.from_numpy(quantization.smoothing[name])
         steps.append(partial(torch.mul, inverse_K))
-    form = forms[name].step if name in forms else None
+    form = formats[name].decode if name in formats else None
     if isinstance(form, QdqWeights) and form.activations:
         rounding = round_float8 if form.dtype.startswith("float8") else fake_quantize
         steps.append(partial(rounding, scale=quantization.input_scales[name]))

@@ -16,7 +16,7 @@ SHOWN_SOURCES = 3
 Parts = Callable[[], Iterator[Tensor]]
 
 
-class PreparedWeights:
+class SmoothedWeights:
     """Parameters by name, read when asked for; those no smoothing touches are views of the mapped file.
 
     ``quantization`` None: the checkpoint's own.
@@ -27,7 +27,7 @@ class PreparedWeights:
         self._multiplied = dict(quantization.smoothing) if quantization else {}
         self._divided = quantization.folded(checkpoint.config) if quantization else {}
         self.rounded = quantization.rounded if quantization else None
-        self._rules = {rule.target: rule for rule in checkpoint.rules.rules}
+        self._rules = {rule.target: rule for rule in checkpoint.weight_map.rules}
 
     def parts(self, name: str) -> Iterator[Tensor]:
         """One parameter, in slices of its leading axis where the checkpoint stacks them."""

@@ -13,10 +13,10 @@ import struct
 from collections.abc import Mapping
 
 from glm_export.errors import InputError
+from glm_export.spec.weight_formats import QMAX
 
 CALIBRATION_CACHE = "calibration.cache"
 ALGORITHMS = ("EntropyCalibration2", "MinMaxCalibration")
-LEVELS = 127
 
 
 def cache_text(thresholds: Mapping[str, float], *, version: str = "8601", algorithm: str = ALGORITHMS[0]) -> str:
@@ -36,7 +36,7 @@ def cache_text(thresholds: Mapping[str, float], *, version: str = "8601", algori
     for name, threshold in thresholds.items():
         if not 0 < threshold < float("inf") or "\n" in name:
             raise InputError(f"tensor {name!r} needs a positive threshold, found {threshold}")
-        lines.append(f"{name}: {struct.pack('>f', threshold / LEVELS).hex()}")
+        lines.append(f"{name}: {struct.pack('>f', threshold / QMAX['int8']).hex()}")
     return "\n".join(lines) + "\n"
 
 
@@ -58,5 +58,5 @@ def read_cache(text: str) -> dict[str, float]:
             scale = float("nan")
         if not separator or not scale >= 0:
             raise InputError(f"line {number} of the calibration cache should be 'tensor: digits', found {line[:40]!r}")
-        thresholds[name] = scale * LEVELS
+        thresholds[name] = scale * QMAX["int8"]
     return thresholds

@@ -144,7 +144,7 @@ def main() -> None:
         model, InfillingCollator(OBJECTIVE, objective_tokens(tokenizer)), samples,
         epochs=arguments.epochs, seed=arguments.seed,
     )  # fmt: skip
-    state, rules = model.state_dict(), families.load("glm_infilling").tensor_rules(model.config).rules
+    state, rules = model.state_dict(), families.load("glm_infilling").weight_map(model.config).rules
     torch.save({rule.sources[0]: state[rule.target].half() for rule in rules}, arguments.out / "pytorch_model.bin")
 
 

@@ -107,7 +107,7 @@ def save(model: Decoder, values: dict[str, object], tokenizer: bytes, out: Path)
     """Write the published layout under the official tensor names."""
     out.mkdir(parents=True)
     state = model.state_dict()
-    rules = families.load("chatglm2").tensor_rules(model.config).rules
+    rules = families.load("chatglm2").weight_map(model.config).rules
     save_file(
         {rule.sources[0]: state[rule.target].half() for rule in rules}, out / "model.safetensors", {"format": "pt"}
     )

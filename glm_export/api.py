@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # an exported folder runs without torch; what needs it import
     from glm_export.checkpoints.checkpoint import Checkpoint
     from glm_export.evaluation.layer_costs import MixedPrecision
     from glm_export.evaluation.report import QualityVerdict
-    from glm_export.exporter.options import Target
+    from glm_export.exporter.options import ResolvedOptions
     from glm_export.proof.check import CheckReport
 
 Source = str | Path
@@ -60,7 +60,7 @@ def export(
     recipe: str | None = None,
     max_length: int | None = None,
     ranges: Source | Ranges | None = None,
-    left_in_float: Mapping[str, str] | None = None,
+    excluded: Mapping[str, str] | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> OnnxProgram:
@@ -75,7 +75,7 @@ def export(
         recipe: a name from ``calibration/recipes``, to quantize.
         max_length: tokens a static cache holds, where the dialect has one.
         ranges: a folder of :func:`calibrate`, where the recipe needs it.
-        left_in_float: linear weights to spare besides the recipe's, and why.
+        excluded: linear weights to leave in float besides the recipe's, and why.
         force: replace an exported folder.
         progress: shows the long steps.
     """
@@ -83,7 +83,7 @@ def export(
 
     return exporter.export(
         open_checkpoint(source), Path(out), dialect=dialect, dtype=dtype, logits=logits, recipe=recipe,
-        max_length=max_length, ranges=open_ranges(ranges), left_in_float=left_in_float, force=force,
+        max_length=max_length, ranges=open_ranges(ranges), excluded=excluded, force=force,
         progress=progress,
     )  # fmt: skip
 
@@ -231,7 +231,7 @@ def calibrate(
     device: str = "cpu",
     force: bool = False,
     progress: Progress | None = None,
-    plan: Callable[[Corpus], None] = lambda _: None,
+    on_plan: Callable[[Corpus], None] = lambda _: None,
 ) -> Ranges:
     """Measure a checkpoint's activations on text; see :func:`glm_export.calibration.layerwise.calibrate.calibrate`.
 
@@ -245,15 +245,15 @@ def calibrate(
         device: ``cpu`` or ``cuda``.
         force: replace a folder of ranges.
         progress: shows how far it is.
-        plan: is told what was read before the work begins.
+        on_plan: is told what was read before the work begins.
     """
     from glm_export.calibration import recipes
     from glm_export.calibration.layerwise import calibrate as walk
 
     checkpoint = open_checkpoint(source)
-    walk.refuse_replacing(Path(out), force=force)
+    walk.require_replaceable(Path(out), force=force)
     read = open_corpus(corpus, checkpoint, sequence_length=sequence_length, max_samples=max_samples)
-    plan(read)
+    on_plan(read)
     chosen = recipes.load(recipe) if recipe is not None else None
     return walk.calibrate(checkpoint, read, Path(out), recipe=chosen, device=device, force=force, progress=progress)
 
@@ -272,15 +272,15 @@ def open_corpus(
     return load_corpus(corpus, tokenizer, checkpoint.config, sequence_length=sequence_length, max_samples=max_samples)
 
 
-def spare_layers(
+def exclude_layers(
     checkpoint: Checkpoint,
-    target: Target,
+    target: ResolvedOptions,
     budget: str,
     corpus: Source | Corpus = "default",
     *,
     progress: Progress | None = None,
 ) -> MixedPrecision:
-    """The fewest layers to leave in float for a budget; see :func:`glm_export.evaluation.layer_costs.spare_layers`.
+    """The fewest layers to leave in float for a budget; see :func:`glm_export.evaluation.layer_costs.exclude_layers`.
 
     Raises:
         InputError: there is no recipe, or the budget limits something else than ``kl``.
@@ -292,7 +292,7 @@ def spare_layers(
     if target.quantization is None or limits.keys() != {"kl"}:
         raise InputError(f"an export's budget is kl=NUMBER, and needs --recipe; found {budget!r}")
     read = open_corpus(corpus, checkpoint)
-    return sensitivity.spare_layers(checkpoint, target.quantization, read, limits["kl"], progress=progress)
+    return sensitivity.exclude_layers(checkpoint, target.quantization, read, limits["kl"], progress=progress)
 
 
 def quality(
@@ -326,13 +326,13 @@ def quality(
     from glm_export.evaluation.layer_costs import costs_by_layer
     from glm_export.evaluation.measure import measure
     from glm_export.evaluation.report import QualityVerdict
-    from glm_export.proof.check import refuse_other_checkpoint
+    from glm_export.proof.check import require_same_checkpoint
     from glm_export.sessions.torch import TorchSession
 
     loaded = open_exported(program) if isinstance(program, str | Path) else program
     exported = loaded.program if isinstance(loaded, Engine) else loaded
     checkpoint = open_checkpoint(against, family or loaded.config.family)
-    refuse_other_checkpoint(exported, checkpoint)
+    require_same_checkpoint(exported, checkpoint)
     limits = Budget.parse(budget) if budget else None
     read = open_corpus(corpus, checkpoint, sequence_length=sequence_length, max_samples=max_samples)
     with TorchSession(checkpoint, reference_dtype) as reference, load_session(loaded) as candidate:
@@ -360,6 +360,7 @@ __all__ = [
     "calibrate",
     "chat",
     "check",
+    "exclude_layers",
     "export",
     "generate",
     "infill",
@@ -369,6 +370,5 @@ __all__ = [
     "open_ranges",
     "quality",
     "score",
-    "spare_layers",
     "stopping_for",
 ]

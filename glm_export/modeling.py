@@ -67,11 +67,11 @@ class Attention(nn.Module):
         self.keep_rounded: tuple[Callable[[Tensor], Tensor], ...] = ()
 
     def forward(
-        self, x_BSH: Tensor, turn: Rotation | None, mask_B1ST: Tensor, past: KeyValue
+        self, x_BSH: Tensor, rotary: Rotation | None, mask_B1ST: Tensor, past: KeyValue
     ) -> tuple[Tensor, KeyValue]:
         """Return ``[B, S, H]`` and the layer's keys and values ``[B, K, T, D]``."""
         config = self.config
-        q_BSC, k_BSC, v_BSC = self.turned(self.qkv(x_BSH), turn)
+        q_BSC, k_BSC, v_BSC = self.rotated_qkv(self.qkv(x_BSH), rotary)
         if self.keep_rounded:
             k_BSC, v_BSC = (keep(x) for keep, x in zip(self.keep_rounded, (k_BSC, v_BSC), strict=True))
         output_BSC, key, value = grouped_attention(
@@ -79,16 +79,16 @@ class Attention(nn.Module):
         )
         return self.dense(output_BSC), (key, value)
 
-    def turned(self, qkv_BSC: Tensor, turn: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
+    def rotated_qkv(self, qkv_BSC: Tensor, rotary: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries ``[B, S, N * D]``, keys and values ``[B, S, K * D]`` of the projection, ready for attention."""
         config = self.config
         q_BSC, k_BSC, v_BSC = torch.split(qkv_BSC, [config.q_size, config.kv_size, config.kv_size], dim=-1)
         if config.qk_norm:
             q_BSC, k_BSC = _each_head(self.q_norm, q_BSC, config), _each_head(self.k_norm, k_BSC, config)
-        if turn is not None and config.rotary is not None:
+        if rotary is not None and config.rotary is not None:
             interleaved = config.rotary.interleaved
-            q_BSC = rotary_embedding(q_BSC, turn, num_heads=config.num_heads, interleaved=interleaved)
-            k_BSC = rotary_embedding(k_BSC, turn, num_heads=config.kv_heads, interleaved=interleaved)
+            q_BSC = rotary_embedding(q_BSC, rotary, num_heads=config.num_heads, interleaved=interleaved)
+            k_BSC = rotary_embedding(k_BSC, rotary, num_heads=config.kv_heads, interleaved=interleaved)
         return q_BSC, k_BSC, v_BSC
 
 
@@ -185,11 +185,11 @@ class Layer(nn.Module):
         self.mlp_output_norm = norm(config) if config.sandwich_norms else nn.Identity()
 
     def forward(
-        self, x_BSH: Tensor, turn: Rotation | None, mask_B1ST: Tensor, past: KeyValue
+        self, x_BSH: Tensor, rotary: Rotation | None, mask_B1ST: Tensor, past: KeyValue
     ) -> tuple[Tensor, KeyValue]:
         """Return the layer's output ``[B, S, H]`` and its cache."""
         normed_BSH = self.attention_norm(x_BSH)
-        attended_BSH, present = self.attention(normed_BSH, turn, mask_B1ST, past)
+        attended_BSH, present = self.attention(normed_BSH, rotary, mask_B1ST, past)
         x_BSH = self._residual(x_BSH, normed_BSH) + self.attention_output_norm(attended_BSH)
         normed_BSH = self.mlp_norm(x_BSH)
         return self._residual(x_BSH, normed_BSH) + self.mlp_output_norm(self.mlp(normed_BSH)), present
@@ -272,10 +272,10 @@ class Decoder(nn.Module):
             last_logits_only: compute logits ``[B, 1, V]`` of the last token.
         """
         past = self.empty_cache(input_ids_BS.shape[0]) if past_key_values is None else past_key_values
-        hidden_BSH, turn, mask_B1ST = self.enter(input_ids_BS, attention_mask, position_ids, past[0][0].shape[2])
+        hidden_BSH, rotary, mask_B1ST = self.embed(input_ids_BS, attention_mask, position_ids, past[0][0].shape[2])
         present: list[KeyValue] = []
         for layer, layer_past in zip(self.layers, past, strict=True):
-            hidden_BSH, layer_present = layer(hidden_BSH, turn, mask_B1ST, layer_past)
+            hidden_BSH, layer_present = layer(hidden_BSH, rotary, mask_B1ST, layer_past)
             present.append(layer_present)
         hidden_BSH = self.final_norm(hidden_BSH)
         if last_logits_only:
@@ -284,7 +284,7 @@ class Decoder(nn.Module):
         loss = None if labels_BS is None else label_loss(logits_BSV, labels_BS, shift=self.config.label_shift)
         return DecoderOutput(logits=logits_BSV, past_key_values=present, loss=loss)
 
-    def enter(
+    def embed(
         self, input_ids_BS: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None, past_len: int
     ) -> tuple[Tensor, Rotation | None, Tensor]:
         """What the first layer reads ``[B, S, H]``, and what every layer turns and masks by."""

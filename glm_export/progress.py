@@ -15,7 +15,7 @@ class Progress(Protocol):
         """Start a task of ``total`` units (bytes or steps); the returned call adds to it."""
 
 
-class Silent:
+class NullProgress:
     """Shows nothing."""
 
     def task(self, name: str, total: int) -> Advance:  # noqa: ARG002 - the protocol's arguments

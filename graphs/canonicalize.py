@@ -22,7 +22,7 @@ NAME_SCOPES = "pkg.torch.onnx.name_scopes"
 MASK_SCOPE = "mask"
 
 
-def tidy(model: ir.Model, signature: Signature, *, wrapper: str, transposed: frozenset[str]) -> None:
+def canonicalize(model: ir.Model, signature: Signature, *, wrapper: str, transposed: frozenset[str]) -> None:
     """Turn the exporter's graph into the canonical program, in place, without touching weight values.
 
     Args:

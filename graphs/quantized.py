@@ -21,22 +21,24 @@ from glm_export.spec.weight_formats import (
     EMBEDDING,
     BlockWeights,
     ChannelWeights,
-    Forms,
     QdqWeights,
+    WeightFormats,
 )
 
 
-def quantizing_rules(forms: Mapping[str, Forms], dtype: str, numbers: InputNumbers | None = None) -> list[CountedRule]:
-    """The rules that put weights into these forms, and how often each must fire."""
+def quantizing_rules(
+    formats: Mapping[str, WeightFormats], dtype: str, numbers: InputNumbers | None = None
+) -> list[CountedRule]:
+    """The rules that put weights into these formats, and how often each must fire."""
     numbers = numbers or InputNumbers()
-    explicit = sum(isinstance(both.step, QdqWeights) for both in forms.values())
-    lookups = int(EMBEDDING in forms)
+    explicit = sum(isinstance(both.decode, QdqWeights) for both in formats.values())
+    lookups = int(EMBEDDING in formats)
     rules: list[CountedRule] = [
-        (MatMulToForm(forms, dtype, numbers), len(forms) - lookups - explicit),
-        (MatMulToExplicit(forms, dtype, numbers), explicit),
-        (GatherToForm(forms, dtype), lookups),
+        (MatMulToForm(formats, dtype, numbers), len(formats) - lookups - explicit),
+        (MatMulToExplicit(formats, dtype, numbers), explicit),
+        (GatherToForm(formats, dtype), lookups),
     ]
-    return rules if forms else []
+    return rules if formats else []
 
 
 KvScales = Sequence[tuple[float, float]]
@@ -61,22 +63,22 @@ GROUP_QUERY = f"{MICROSOFT}.GroupQueryAttention"
 CACHE_OPS = {"Concat", "Reshape", "Transpose"}
 
 
-def quantized_dialect(dialect: Dialect, forms: Mapping[str, Forms], *, kv: bool = False) -> Dialect:
-    """The dialect with the products that weights in these forms need, each once.
+def quantized_dialect(dialect: Dialect, formats: Mapping[str, WeightFormats], *, kv: bool = False) -> Dialect:
+    """The dialect with the products that weights in these formats need, each once.
 
     Args:
         dialect: the target.
-        forms: of the weights that are quantized.
+        formats: of the weights that are quantized.
         kv: keys and values are kept as integers.
     """
-    linear = [both for name, both in forms.items() if name != EMBEDDING]
-    explicit = [both.step for both in linear if isinstance(both.step, QdqWeights)]
+    linear = [both for name, both in formats.items() if name != EMBEDDING]
+    explicit = [both.decode for both in linear if isinstance(both.decode, QdqWeights)]
     rounded_inputs = sum(form.activations for form in explicit)
     every = [form for both in linear for form in both if form is not None]
     products = Counter(f"{MICROSOFT}.{PRODUCT[type(form)]}" for form in every if type(form) in PRODUCT)
-    if EMBEDDING in forms:
+    if EMBEDDING in formats:
         products[f"{MICROSOFT}.{LOOKUP}"] = 1
-    choices = sum(both.prompt is not None for both in forms.values())
+    choices = sum(both.prefill is not None for both in formats.values())
     extra = {"If", "Size", "Greater"} if choices else set()
     if explicit or kv:
         extra |= {"QuantizeLinear", "DequantizeLinear"}

@@ -21,7 +21,7 @@ ONNX_DTYPES = {
 Attribute = int | float | str | list[int] | ir.Graph
 MICROSOFT = "com.microsoft"
 """The domain of ONNX Runtime's own operators."""
-PLACE = "place"
+ACTIVATION_NAME = "place"
 """Under which a value's ``meta`` says what ``precision/activation_names.py`` found out; it is never written."""
 FITS = ""
 """The note of a value that was measured and fits float16. Of one that does not, the note is its place."""
@@ -164,8 +164,8 @@ def apply_rule(
 def _carry_notes(node: ir.Node, replacements: Sequence[ir.Value], emit: Emitter) -> None:
     """What is known of a value holds for what takes its place; what is known of a node, for all it is made of."""
     for before, after in (*zip(node.outputs, replacements, strict=False), *emit.replaced):
-        if PLACE in before.meta:
-            after.meta[PLACE] = before.meta[PLACE]
-    if PLACE in node.meta:
+        if ACTIVATION_NAME in before.meta:
+            after.meta[ACTIVATION_NAME] = before.meta[ACTIVATION_NAME]
+    if ACTIVATION_NAME in node.meta:
         for made in emit.tape.nodes:
-            made.meta[PLACE] = node.meta[PLACE]
+            made.meta[ACTIVATION_NAME] = node.meta[ACTIVATION_NAME]

@@ -23,7 +23,7 @@ TABLES = {
 """Operators that read rows of a table, and the inputs that are one."""
 
 
-def program_step_bytes(model_path: Path, batch: int) -> int:
+def program_weight_traffic(model_path: Path, batch: int) -> int:
     """Bytes of an ONNX file's weights that a step of ``batch`` tokens reads.
 
     Args:

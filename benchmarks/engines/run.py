@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from watch import Usage, watch
 
 from glm_export.artifacts.program import load_program
-from glm_export.engines.profiles import profiles_of, settle_limits
+from glm_export.engines.profiles import profiles_of, resolve_limits
 from glm_export.spec.optimization_profile import OptimizationProfile
 
 HERE = Path(__file__).parent
@@ -50,7 +50,7 @@ def polygraphys(program: Path, work: Path) -> list[str]:
         "from tensorrt_rtx_bindings import *\nfrom tensorrt_rtx_bindings import __version__\n"
     )
     opened = load_program(program)
-    limits = settle_limits(
+    limits = resolve_limits(
         opened.signature, opened.config.max_positions, max_batch=MAX_BATCH, prefill_tokens=PREFILL_TOKENS
     )
     command = [

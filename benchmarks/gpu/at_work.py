@@ -58,9 +58,12 @@ def checked(candidate: Path, against: Path | str, reference_dtype: str = "float3
 def report_facts(report: CheckReport) -> Facts:
     """What matters of a check: the smallest tolerance that would have passed, and the worst output."""
     runs = (report.parity, *report.others)
-    worst = max((output for run in runs for output in run.outputs), key=lambda output: output.needed / output.tolerance)
+    worst = max(
+        (output for run in runs for output in run.outputs),
+        key=lambda output: output.required_tolerance / output.tolerance,
+    )
     return {
-        "passed": report.passed, "needed": worst.needed, "tolerance": worst.tolerance,
+        "passed": report.passed, "needed": worst.required_tolerance, "tolerance": worst.tolerance,
         "worst": f"{worst.case}, {worst.output}", "runners": [run.candidate for run in runs],
         "greedy_equal": report.greedy_equal, "greedy_total": report.greedy_total,
     }  # fmt: skip
@@ -81,7 +84,7 @@ def timed_decode(session: Session, batch: int = 1) -> tuple[float, list[list[int
         following = feeds.last_logits(session.prefill(feeds)).argmax(axis=-1).tolist()
         chosen, started = [following], time.perf_counter()
         for _ in range(STEPS):
-            feeds = feeds.followed_by(following, last_position)
+            feeds = feeds.next_step(following, last_position)
             following = feeds.last_logits(session.decode(feeds)).argmax(axis=-1).tolist()
             chosen.append(following)
         seconds = time.perf_counter() - started

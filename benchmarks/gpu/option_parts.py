@@ -60,7 +60,7 @@ def built_with(small: Small, name: str, plain: Facts | None) -> Facts:
     """
     chosen = OPTIONS[name]
     try:
-        chosen.refuse_unoffered(small.tensorrt)
+        chosen.require_offered(small.tensorrt)
     except InputError as error:
         raise NotAvailableError(f"not offered: {error}") from error
     engine = deployment.build(

@@ -21,7 +21,7 @@ from glm_export.artifacts.program import OnnxProgram, load_program
 from glm_export.embedded import DEMO
 from glm_export.engines.implicit_int8 import calibration_feeds, packed_rows
 from glm_export.engines.network import FROM_PRIMITIVES
-from glm_export.engines.profiles import profiles_of, settle_limits
+from glm_export.engines.profiles import profiles_of, resolve_limits
 from glm_export.inputs.feeds import Prompt, prefill_feeds
 from glm_export.proof.cases import parity_cases
 from glm_export.proof.compare import TOLERANCES
@@ -97,7 +97,7 @@ def prepared(recorder: Recorder, dtype: str) -> tuple[Path, Path]:
 
 def arrays(program: OnnxProgram) -> Arrays:
     """Everything the other Python needs, by name: ``kind|number|in or out|tensor``, and the profiles as JSON."""
-    limits = settle_limits(program.signature, program.config.max_positions, max_batch=ROWS, prefill_tokens=TOKENS)
+    limits = resolve_limits(program.signature, program.config.max_positions, max_batch=ROWS, prefill_tokens=TOKENS)
     profiles = [profile_json(profile) for profile in profiles_of(program.signature, limits)]
     found: Arrays = {"profiles": np.array(json.dumps(profiles))}
     with TorchSession(api.open_checkpoint(DEMO)) as reference:

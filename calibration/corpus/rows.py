@@ -55,7 +55,7 @@ class RowReader:
         task = sample.task
         prefill_feeds([sample.prompt, *([task.prompt] if task else [])], self._config)
         # The last of a task's tokens only ends it.
-        if task and task.prompt.room(self._config) < task.longest - 1:
+        if task and task.prompt.remaining_tokens(self._config) < task.longest - 1:
             raise InputError(
                 f"prompt and completion have {len(task.prompt.ids) + task.longest - 1} tokens, the model's context "
                 f"{self._config.max_positions}; shorten them"
@@ -171,7 +171,10 @@ class RowReader:
         text = "".join(blank if index == middle else line for index, line in enumerate(lines))
         given = [*tokenizer.encode(text), tokenizer.sop_id]
         sample = self._as_given([*given, *tokenizer.encode_plain(lines[middle])])
-        fits = sample.prompt.context_length <= self._config.max_positions and sample.prompt.room(self._config) >= 0
+        fits = (
+            sample.prompt.context_length <= self._config.max_positions
+            and sample.prompt.remaining_tokens(self._config) >= 0
+        )
         return [replace(sample, task=self._task(given, lines[middle]))] if fits and len(lines) <= MOST_LINES else []
 
     def _task(self, given: Sequence[int], completion: str) -> Task:

@@ -12,11 +12,11 @@ from glm_export.calibration.formats.blockwise import QuantizedRows, dequantize_r
 from glm_export.calibration.formats.dynamic_channel import channel_scales, quantize_channels
 from glm_export.calibration.formats.qdq import float8_columns
 from glm_export.calibration.quantize import dequantize_symmetric, quantize_symmetric, symmetric_scales
-from glm_export.spec.weight_formats import LEVELS, BlockWeights, ChannelWeights, QdqWeights, WeightForm
+from glm_export.spec.weight_formats import QMAX, BlockWeights, ChannelWeights, QdqWeights, WeightFormat
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GivenIntegers:
+class PrequantizedWeight:
     """A weight that was rounded beforehand: int8 ``[N, K]`` and float32 scales ``[N, C]``, symmetric, zero point 0."""
 
     integers: Tensor
@@ -31,7 +31,7 @@ class GivenIntegers:
         return QuantizedRows(packed=packed, scales=self.scales, zero_points=None)
 
 
-def rounded(weight_NK: Tensor, form: WeightForm, given: GivenIntegers | None = None) -> Tensor:
+def rounded(weight_NK: Tensor, form: WeightFormat, given: PrequantizedWeight | None = None) -> Tensor:
     """The weight a form keeps: rounded to integers and back, float32 ``[N, K]``."""
     block = form.block if not isinstance(form, ChannelWeights) else None
     if given is not None:
@@ -41,11 +41,11 @@ def rounded(weight_NK: Tensor, form: WeightForm, given: GivenIntegers | None = N
         columns_KN = quantize_channels(weight_NK.float().t(), scales_N).float() * scales_N
         return columns_KN.t()
     if isinstance(form, QdqWeights):
-        levels = LEVELS[form.dtype]
-        scales_NC = symmetric_scales(weight_NK, levels=levels, block=block)
+        qmax = QMAX[form.dtype]
+        scales_NC = symmetric_scales(weight_NK, qmax=qmax, block=block)
         if form.dtype.startswith("float8"):
             return float8_columns(weight_NK.float().t(), scales_NC[:, 0]).float().t() * scales_NC
         return dequantize_symmetric(
-            quantize_symmetric(weight_NK, scales_NC, levels=levels, block=block), scales_NC, block=block
+            quantize_symmetric(weight_NK, scales_NC, qmax=qmax, block=block), scales_NC, block=block
         )
     return dequantize_rows(quantize_rows(weight_NK, form), form, weight_NK.shape[1])

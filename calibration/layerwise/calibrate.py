@@ -20,7 +20,7 @@ from safetensors.numpy import load_file, save_file
 from torch import Tensor, nn
 
 from glm_export.calibration.corpus.corpus import Corpus, Sample
-from glm_export.calibration.layerwise.hidden_states import SpoolWriter, read_spool
+from glm_export.calibration.layerwise.hidden_states import HiddenStatesWriter, read_hidden_states
 from glm_export.calibration.layerwise.observe import LayerObserver, Numbers
 from glm_export.calibration.layerwise.search import round_layer, search_smoothing
 from glm_export.calibration.ranges import RANGES, RANGES_FORMAT, RANGES_MANIFEST, Ranges, load_ranges
@@ -31,7 +31,7 @@ from glm_export.checkpoints.identity import fingerprint
 from glm_export.errors import InputError
 from glm_export.inputs.feeds import prefill_feeds
 from glm_export.modeling import Decoder, Layer, building_in, norm
-from glm_export.progress import Advance, Progress, Silent
+from glm_export.progress import Advance, NullProgress, Progress
 from glm_export.spec.config import GlmConfig
 from glm_export.spec.weight_formats import EMBEDDING, HEAD
 
@@ -41,7 +41,7 @@ STATE = "state.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Walk:
+class _LayerwiseRun:
     """One run: what is walked, with which text, where to."""
 
     checkpoint: Checkpoint
@@ -54,7 +54,7 @@ class _Walk:
     def config(self) -> GlmConfig:
         return self.checkpoint.config
 
-    def spool(self, layer: int) -> Path:
+    def hidden_states(self, layer: int) -> Path:
         """Hidden states that a layer reads."""
         return self.work / f"spool-{layer:03}"
 
@@ -92,11 +92,11 @@ def calibrate(
         InputError: ``out`` exists; or activations are NaN, infinite or all zero.
         CheckpointError: tensors are missing, mis-shaped or damaged.
     """
-    refuse_replacing(out, force=force)
+    require_replaceable(out, force=force)
     checkpoint.audit()
     rounding = recipe if recipe is not None and recipe.rounding == "gptq" else None
     work = out.parent / f".{out.name}.work"
-    walk = _Walk(checkpoint=checkpoint, corpus=corpus, recipe=rounding, work=work, device=torch.device(device))
+    run = _LayerwiseRun(checkpoint=checkpoint, corpus=corpus, recipe=rounding, work=work, device=torch.device(device))
     identity = {
         "format": RANGES_FORMAT,
         "checkpoint": {
@@ -111,13 +111,13 @@ def calibrate(
     }
     _resume_or_start(work, identity)
     layers = checkpoint.config.num_layers
-    advance = (progress or Silent()).task("layers", (layers + 1) * corpus.tokens)
+    advance = (progress or NullProgress()).task("layers", (layers + 1) * corpus.tokens)
     with torch.inference_mode():
-        _pass_through(walk, advance)
-    return _finish(walk, out, identity)
+        _pass_through(run, advance)
+    return _finish(run, out, identity)
 
 
-def refuse_replacing(out: Path, *, force: bool) -> None:
+def require_replaceable(out: Path, *, force: bool) -> None:
     """See that a folder of ranges may be written.
 
     Raises:
@@ -142,37 +142,37 @@ def _resume_or_start(work: Path, identity: dict[str, Any]) -> None:
     partial.rename(state)
 
 
-def _pass_through(walk: _Walk, advance: Advance) -> None:
+def _pass_through(run: _LayerwiseRun, advance: Advance) -> None:
     """Every step that is not done yet, the embedding first and the head last."""
-    decoder = _bare_decoder(walk)
-    for layer in range(walk.config.num_layers + 1):
-        if walk.numbers(layer).is_file():
-            advance(walk.corpus.tokens)
+    decoder = _bare_decoder(run)
+    for layer in range(run.config.num_layers + 1):
+        if run.numbers(layer).is_file():
+            advance(run.corpus.tokens)
             continue
-        if layer == 0 and not walk.spool(0).is_file():
-            with SpoolWriter(walk.spool(0)) as spool:
-                for sample in walk.corpus.samples:
-                    spool.add(_entered(decoder, sample, walk)[0][0])
-        if layer < walk.config.num_layers:
-            numbers = _through_layer(walk, decoder, layer, advance)
+        if layer == 0 and not run.hidden_states(0).is_file():
+            with HiddenStatesWriter(run.hidden_states(0)) as spool:
+                for sample in run.corpus.samples:
+                    spool.add(_entered(decoder, sample, run)[0][0])
+        if layer < run.config.num_layers:
+            numbers = _through_layer(run, decoder, layer, advance)
         else:
-            numbers = _through_head(walk, advance)
-        _save(numbers, walk.numbers(layer))
-        walk.spool(layer).unlink(missing_ok=True)
+            numbers = _through_head(run, advance)
+        _save(numbers, run.numbers(layer))
+        run.hidden_states(layer).unlink(missing_ok=True)
 
 
-def _through_layer(walk: _Walk, decoder: Decoder, layer: int, advance: Advance) -> Numbers:
+def _through_layer(run: _LayerwiseRun, decoder: Decoder, layer: int, advance: Advance) -> Numbers:
     """Run one layer over the corpus; its outputs become the next one's spool."""
     prefix = f"layers.{layer}"
-    module = _loaded(Layer, walk, layer, prefix)
-    observer = LayerObserver(module, prefix, gram=walk.recipe is not None)
-    if walk.recipe is not None:
-        for _ in _outputs(walk, decoder, module, layer, observer):
+    module = _loaded(Layer, run, layer, prefix)
+    observer = LayerObserver(module, prefix, gram=run.recipe is not None)
+    if run.recipe is not None:
+        for _ in _outputs(run, decoder, module, layer, observer):
             pass
         observer.close()
-        round_layer(module, observer, walk.recipe, walk.work / rounded_name(layer))
-    with SpoolWriter(walk.spool(layer + 1)) as spool:
-        for hidden_SH in _outputs(walk, decoder, module, layer, observer if walk.recipe is None else None):
+        round_layer(module, observer, run.recipe, run.work / rounded_name(layer))
+    with HiddenStatesWriter(run.hidden_states(layer + 1)) as spool:
+        for hidden_SH in _outputs(run, decoder, module, layer, observer if run.recipe is None else None):
             spool.add(hidden_SH)
             advance(len(hidden_SH))
     observer.close()
@@ -184,35 +184,35 @@ def _through_layer(walk: _Walk, decoder: Decoder, layer: int, advance: Advance) 
 
 
 def _outputs(
-    walk: _Walk, decoder: Decoder, module: nn.Module, layer: int, observer: LayerObserver | None
+    run: _LayerwiseRun, decoder: Decoder, module: nn.Module, layer: int, observer: LayerObserver | None
 ) -> Iterator[Tensor]:
     """A layer's output for each row, float32 ``[S, H]``."""
     before = 0
-    for sample, hidden_SH in zip(walk.corpus.samples, read_spool(walk.spool(layer)), strict=True):
-        _, turn, mask_B1ST = _entered(decoder, sample, walk)
+    for sample, hidden_SH in zip(run.corpus.samples, read_hidden_states(run.hidden_states(layer)), strict=True):
+        _, rotary, mask_B1ST = _entered(decoder, sample, run)
         if observer is not None:
-            observer.turn = turn
-            observer.rows_to_keep = _kept_rows(before, len(hidden_SH), walk.corpus.tokens)
-        empty = hidden_SH.new_empty(1, walk.config.kv_heads, 0, walk.config.head_dim).to(walk.device)
-        output_BSH, _ = module(hidden_SH[None].to(walk.device), turn, mask_B1ST, (empty, empty))
+            observer.rotary = rotary
+            observer.rows_to_keep = _kept_rows(before, len(hidden_SH), run.corpus.tokens)
+        empty = hidden_SH.new_empty(1, run.config.kv_heads, 0, run.config.head_dim).to(run.device)
+        output_BSH, _ = module(hidden_SH[None].to(run.device), rotary, mask_B1ST, (empty, empty))
         before += len(hidden_SH)
         yield output_BSH[0]
 
 
-def _through_head(walk: _Walk, advance: Advance) -> Numbers:
+def _through_head(run: _LayerwiseRun, advance: Advance) -> Numbers:
     """The last norm and the head: only measured."""
-    final_norm = _loaded_norm(walk)
-    head = nn.Linear(walk.config.hidden_size, walk.config.vocab_size, bias=False, device="meta")
-    tied = walk.config.tied_head
-    rules = {rule.target: rule for rule in walk.checkpoint.rules.rules}
-    weight = walk.checkpoint.parameter(rules[EMBEDDING if tied else HEAD])
-    head.weight = nn.Parameter(weight.to(walk.device).float(), requires_grad=False)
+    final_norm = _loaded_norm(run)
+    head = nn.Linear(run.config.hidden_size, run.config.vocab_size, bias=False, device="meta")
+    tied = run.config.tied_head
+    rules = {rule.target: rule for rule in run.checkpoint.weight_map.rules}
+    weight = run.checkpoint.parameter(rules[EMBEDDING if tied else HEAD])
+    head.weight = nn.Parameter(weight.to(run.device).float(), requires_grad=False)
     module = nn.Sequential()
     module.add_module("final_norm", final_norm)
     module.add_module("head", head)
     observer = LayerObserver(module, "model")
-    for hidden_SH in read_spool(walk.spool(walk.config.num_layers)):
-        module(hidden_SH[None].to(walk.device))
+    for hidden_SH in read_hidden_states(run.hidden_states(run.config.num_layers)):
+        module(hidden_SH[None].to(run.device))
         advance(len(hidden_SH))
     observer.close()
     return {name.removeprefix("model."): value for name, value in observer.numbers().items()}
@@ -225,15 +225,15 @@ def _kept_rows(before: int, count: int, total: int) -> Tensor:
     return places[(places >= before) & (places < before + count)] - before
 
 
-def _bare_decoder(walk: _Walk) -> Decoder:
+def _bare_decoder(run: _LayerwiseRun) -> Decoder:
     """What stands before the first layer: embeddings, memory-mapped, and rotary tables."""
-    config = replace(walk.config, num_layers=1)
+    config = replace(run.config, num_layers=1)
     with torch.device("meta"), building_in(torch.float32):
         decoder = Decoder(config)
-    for rule in walk.checkpoint.rules.rules:
+    for rule in run.checkpoint.weight_map.rules:
         if "embedding" in rule.target:
             module = decoder.get_submodule(rule.target.rsplit(".", 1)[0])
-            module.weight = nn.Parameter(walk.checkpoint.parameter(rule), requires_grad=False)
+            module.weight = nn.Parameter(run.checkpoint.parameter(rule), requires_grad=False)
             module.register_forward_hook(_widened)
     decoder.rebuild_tables(torch.float32)
     return decoder
@@ -244,38 +244,38 @@ def _widened(_: nn.Module, __: tuple[Tensor], rows: Tensor) -> Tensor:
     return rows.float()
 
 
-def _entered(decoder: Decoder, sample: Sample, walk: _Walk) -> tuple[Tensor, Any, Tensor]:
+def _entered(decoder: Decoder, sample: Sample, run: _LayerwiseRun) -> tuple[Tensor, Any, Tensor]:
     """Hidden states ``[1, S, H]`` float32, rotation and mask of one row."""
-    feeds = prefill_feeds([sample.prompt], walk.config)
+    feeds = prefill_feeds([sample.prompt], run.config)
     ids, mask, positions = (torch.from_numpy(array) for array in feeds.named().values())
-    hidden_BSH, turn, mask_B1ST = decoder.enter(ids, mask, positions, 0)
-    if turn is not None:
-        places = None if turn.position_ids is None else turn.position_ids.to(walk.device)
-        turn = replace(turn, cos=turn.cos.to(walk.device), sin=turn.sin.to(walk.device), position_ids=places)
-    return hidden_BSH, turn, mask_B1ST.to(walk.device)
+    hidden_BSH, rotary, mask_B1ST = decoder.embed(ids, mask, positions, 0)
+    if rotary is not None:
+        places = None if rotary.position_ids is None else rotary.position_ids.to(run.device)
+        rotary = replace(rotary, cos=rotary.cos.to(run.device), sin=rotary.sin.to(run.device), position_ids=places)
+    return hidden_BSH, rotary, mask_B1ST.to(run.device)
 
 
-def _loaded(kind: type[Layer], walk: _Walk, layer: int, prefix: str) -> nn.Module:
+def _loaded(kind: type[Layer], run: _LayerwiseRun, layer: int, prefix: str) -> nn.Module:
     """One layer in float32."""
     with torch.device("meta"), building_in(torch.float32):
-        module = kind(walk.config, layer)
+        module = kind(run.config, layer)
     weights = {
-        rule.target.removeprefix(f"{prefix}."): walk.checkpoint.parameter(rule).to(walk.device).float()
-        for rule in walk.checkpoint.rules.rules
+        rule.target.removeprefix(f"{prefix}."): run.checkpoint.parameter(rule).to(run.device).float()
+        for rule in run.checkpoint.weight_map.rules
         if rule.target.startswith(f"{prefix}.")
     }
     module.load_state_dict(weights, assign=True)
     return module.eval().requires_grad_(False)
 
 
-def _loaded_norm(walk: _Walk) -> nn.Module:
-    if not walk.config.final_norm:
+def _loaded_norm(run: _LayerwiseRun) -> nn.Module:
+    if not run.config.final_norm:
         return nn.Identity()
     with torch.device("meta"), building_in(torch.float32):
-        module = norm(walk.config)
-    rules = {rule.target: rule for rule in walk.checkpoint.rules.rules}
+        module = norm(run.config)
+    rules = {rule.target: rule for rule in run.checkpoint.weight_map.rules}
     weights = {
-        name: walk.checkpoint.parameter(rules[f"final_norm.{name}"]).to(walk.device).float()
+        name: run.checkpoint.parameter(rules[f"final_norm.{name}"]).to(run.device).float()
         for name in module.state_dict()
     }
     module.load_state_dict(weights, assign=True)
@@ -288,21 +288,21 @@ def _save(numbers: Numbers, path: Path) -> None:
     partial.rename(path)
 
 
-def _finish(walk: _Walk, out: Path, identity: dict[str, Any]) -> Ranges:
+def _finish(run: _LayerwiseRun, out: Path, identity: dict[str, Any]) -> Ranges:
     """Put the layers' numbers together, and give the folder its name."""
     numbers: Numbers = {}
-    for layer in range(walk.config.num_layers + 1):
-        numbers |= load_file(walk.numbers(layer))
-    manifest = identity | {"layers": walk.config.num_layers, "family": walk.config.family}
-    _save(dict(sorted(numbers.items())), walk.work / RANGES)
-    (walk.work / RANGES_MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    for layer in range(run.config.num_layers + 1):
+        numbers |= load_file(run.numbers(layer))
+    manifest = identity | {"layers": run.config.num_layers, "family": run.config.family}
+    _save(dict(sorted(numbers.items())), run.work / RANGES)
+    (run.work / RANGES_MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", "utf-8")
     # The state first: without it a run that is killed here starts anew, and misses nothing that is gone already.
-    for path in (walk.work / STATE, *walk.work.glob("layer-*"), *walk.work.glob("spool-*")):
+    for path in (run.work / STATE, *run.work.glob("layer-*"), *run.work.glob("spool-*")):
         path.unlink()
     replaced = out.parent / f".{out.name}.replaced"
     shutil.rmtree(replaced, ignore_errors=True)
     if out.exists():
         os.rename(out, replaced)
-    walk.work.rename(out)
+    run.work.rename(out)
     shutil.rmtree(replaced, ignore_errors=True)
     return load_ranges(out)

@@ -24,7 +24,7 @@ LARGEST_EXPONENT = 14
 """Divided values stay below 2 ** 15, half of what float16 holds."""
 
 
-class SpoolWriter:
+class HiddenStatesWriter:
     """Writes rows; the file takes its name when all of them are in."""
 
     def __init__(self, path: Path) -> None:
@@ -56,7 +56,7 @@ class SpoolWriter:
             self._partial.unlink(missing_ok=True)
 
 
-def read_spool(path: Path) -> Iterator[Tensor]:
+def read_hidden_states(path: Path) -> Iterator[Tensor]:
     """The rows of a spool in order, float32 ``[S, H]``."""
     with path.open("rb") as file:
         while header := file.read(HEADER.size):

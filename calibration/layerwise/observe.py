@@ -46,7 +46,7 @@ class LayerObserver:
         self.kept: dict[str, TensorStatistics] = {}
         self.maxima: dict[str, float] = {}
         self.grams: dict[str, GramMatrix] = {}
-        self.turn: Rotation | None = None
+        self.rotary: Rotation | None = None
         self.rows_to_keep: Tensor = torch.empty(0, dtype=torch.int64)
         self._samples: dict[str, list[Tensor]] = {}
         self._hooks: list[Any] = []
@@ -103,7 +103,7 @@ class LayerObserver:
             self.grams[weight].add(rows_SK)
 
     def _see_projection(self, attention: Attention, _: nn.Module, __: tuple[Tensor], qkv_BSC: Tensor) -> None:
-        q_BSC, k_BSC, v_BSC = attention.turned(qkv_BSC, self.turn)
+        q_BSC, k_BSC, v_BSC = attention.rotated_qkv(qkv_BSC, self.rotary)
         for kind, values in ((KEY, k_BSC), (VALUE, v_BSC)):
             name = f"{self.prefix}.{kind}"
             named(name, partial(self.kept[name].observe, values.flatten(0, -2)))

@@ -17,7 +17,7 @@ from glm_export.calibration.quantize import dequantize_symmetric
 from glm_export.calibration.ranges import LEVELLED
 from glm_export.calibration.recipe import Recipe
 from glm_export.calibration.rounded_folder import INTEGERS, SCALES
-from glm_export.spec.weight_formats import LEVELS, QdqWeights
+from glm_export.spec.weight_formats import QMAX, QdqWeights
 
 SMOOTHED = ("qkv", "gate_up", "up", "down")
 """Products whose inputs are smoothed: what norms and gates make. Attention's output has no outliers to speak of."""
@@ -77,11 +77,11 @@ def round_layer(module: nn.Module, observer: LayerObserver, recipe: Recipe, path
     kept: dict[str, Tensor] = {}
     for name in list(observer.grams):
         linear = module.get_submodule(name.removeprefix(f"{observer.prefix}.").removesuffix(".weight"))
-        if recipe.spares(name) is not None:
+        if recipe.excludes(name) is not None:
             continue
         assert isinstance(linear, nn.Linear)
         gram = observer.grams.pop(name)
-        rounding = partial(gptq_round, linear.weight, gram.gram_KK, levels=LEVELS[form.dtype], block=form.block)
+        rounding = partial(gptq_round, linear.weight, gram.gram_KK, qmax=QMAX[form.dtype], block=form.block)
         integers, scales = named(name, rounding)
         kept[name + INTEGERS], kept[name + SCALES] = integers.cpu(), scales.cpu()
         rounded_NK = dequantize_symmetric(integers, scales, block=form.block)

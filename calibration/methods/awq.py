@@ -88,10 +88,10 @@ def search_ratio(
     """
     if not 2 <= bits <= 8 or not ratios:
         raise InputError(f"a search needs 2 to 8 bits and at least one ratio; found {bits} bits, ratios {ratios}")
-    levels = (1 << (bits - 1)) - 1
+    qmax = (1 << (bits - 1)) - 1
     samples_RK = samples_RK.float()
     products = [
-        functools.partial(_rounded_product, samples_RK, awq_scales(mean_magnitudes_K, ratio), levels, block)
+        functools.partial(_rounded_product, samples_RK, awq_scales(mean_magnitudes_K, ratio), qmax, block)
         for ratio in ratios
     ]
     errors = dict(zip(ratios, product_errors(samples_RK, weight_NK, products), strict=True))
@@ -99,9 +99,9 @@ def search_ratio(
     return RatioChoice(ratio=ratio, error=errors[ratio], errors=errors)
 
 
-def _rounded_product(samples_RK: Tensor, scales_K: Tensor, levels: int, block: int | None, rows_nK: Tensor) -> Tensor:
+def _rounded_product(samples_RK: Tensor, scales_K: Tensor, qmax: int, block: int | None, rows_nK: Tensor) -> Tensor:
     """``[R, n]``: the samples times rows that were scaled, rounded and scaled back."""
     scaled_nK = rows_nK * scales_K
-    steps_nC = symmetric_scales(scaled_nK, levels=levels, block=block)
-    integers_nK = quantize_symmetric(scaled_nK, steps_nC, levels=levels, block=block)
+    steps_nC = symmetric_scales(scaled_nK, qmax=qmax, block=block)
+    integers_nK = quantize_symmetric(scaled_nK, steps_nC, qmax=qmax, block=block)
     return samples_RK @ dequantize_symmetric(integers_nK, steps_nC, block=block).div_(scales_K).t()

@@ -59,7 +59,7 @@ def gptq_round(
     weight_NK: Tensor,
     gram_KK: Tensor,
     *,
-    levels: int,
+    qmax: int,
     block: int | None,
     damping: float = 0.01,
     column_block: int = 128,
@@ -77,7 +77,7 @@ def gptq_round(
     Args:
         weight_NK: ``[N, K]``, any float dtype.
         gram_KK: :attr:`GramMatrix.gram_KK` of the layer's inputs, or any positive multiple of it.
-        levels: the largest integer: 127 for int8, 7 for int4.
+        qmax: the largest integer: 127 for int8, 7 for int4.
         block: neighbours along K that share a scale, or None for one scale a row, taken from the weights as given.
         damping: share of the mean diagonal that is added to the diagonal; the official code's percdamp.
         column_block: columns whose updates are applied together to the rest (the paper's lazy batch updates).
@@ -86,7 +86,7 @@ def gptq_round(
             (static_groups).
 
     Returns:
-        integers int8 ``[N, K]`` between ``-levels`` and ``levels``, and their scales float32 ``[N, C]``, all positive:
+        integers int8 ``[N, K]`` between ``-qmax`` and ``qmax``, and their scales float32 ``[N, C]``, all positive:
         what :func:`~glm_export.calibration.quantize.dequantize_symmetric` takes.
 
     Raises:
@@ -100,13 +100,13 @@ def gptq_round(
     width = columns if block is None else block
     static = block is None or order_by_activity
     batch = column_block if static else max(1, column_block // width) * width
-    rounding = _Rounding(levels=levels, width=width, batch=batch, static=static)
+    rounding = _Rounding(qmax=qmax, width=width, batch=batch, static=static)
     integers_NK = torch.empty(rows, columns, dtype=torch.int8, device=weight_NK.device)
     scales_NC = torch.empty(rows, math.ceil(columns / width), dtype=torch.float32, device=weight_NK.device)
     for begin in range(0, rows, PIECE_ROWS):
         piece = slice(begin, begin + PIECE_ROWS)
         alive_nK = weight_NK[piece].float().masked_fill(dead_K, 0.0)
-        scales_NC[piece] = symmetric_scales(alive_nK, levels=levels, block=block)
+        scales_NC[piece] = symmetric_scales(alive_nK, qmax=qmax, block=block)
         # Channels become rows of memory, because whole channels are worked on at a time.
         weight_Kn = alive_nK.t().index_select(0, plan.order)
         del alive_nK
@@ -138,7 +138,7 @@ class _Rounding:
     ``static``: scales are given. Otherwise columns come in the weight's own order, and ``batch`` holds whole blocks.
     """
 
-    levels: int
+    qmax: int
     width: int
     batch: int
     static: bool
@@ -160,7 +160,7 @@ class _Rounding:
                         scales_Cn[block], weight_Kn[first : row + 1], values_Bn[first - low : row + 1 - low],
                         plan.unit[first : row + 1, first : row + 1],
                     )  # fmt: skip
-                rounded_n = (values_Bn[row - low] / scales_Cn[block]).round_().clamp_(-self.levels, self.levels)
+                rounded_n = (values_Bn[row - low] / scales_Cn[block]).round_().clamp_(-self.qmax, self.qmax)
                 integers_Kn[row] = rounded_n
                 weight_Kn[row].addcmul_(rounded_n, scales_Cn[block], value=-1)
                 values_Bn[: row - low].addr_(plan.unit[row, low:row], weight_Kn[row])
@@ -173,7 +173,7 @@ class _Rounding:
         """
         passed_Gn = values_Gn - given_Gn
         updated_Gn = given_Gn + torch.linalg.solve_triangular(unit_GG.t(), passed_Gn, upper=True, unitriangular=True)
-        scales_n.copy_(symmetric_scales(updated_Gn.t(), levels=self.levels, block=None)[:, 0])
+        scales_n.copy_(symmetric_scales(updated_Gn.t(), qmax=self.qmax, block=None)[:, 0])
 
 
 def _dead_columns(gram_KK: Tensor) -> Tensor:

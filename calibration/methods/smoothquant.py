@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from glm_export.calibration.quantize import (
-    INT8_LEVELS,
+    INT8_QMAX,
     largest_magnitudes,
     product_errors,
     quantize_symmetric,
@@ -104,8 +104,8 @@ def search_alpha(
     products = []
     for alpha in candidates:
         scales_K = smoothing_scales(activation_maxima_K, weight_maxima_K, alpha)
-        step = (activation_maxima_K.float() / scales_K).amax() / INT8_LEVELS
-        integers_RK = (samples_RK.float() / scales_K).div_(step).round_().clamp_(-INT8_LEVELS - 1, INT8_LEVELS)
+        step = (activation_maxima_K.float() / scales_K).amax() / INT8_QMAX
+        integers_RK = (samples_RK.float() / scales_K).div_(step).round_().clamp_(-INT8_QMAX - 1, INT8_QMAX)
         products.append(functools.partial(_integer_product, integers_RK.to(torch.int8), step, scales_K))
     errors = dict(zip(candidates, product_errors(samples_RK, weight_NK, products), strict=True))
     alpha = min(errors, key=errors.__getitem__)
@@ -115,6 +115,6 @@ def search_alpha(
 def _integer_product(integers_RK: Tensor, step: Tensor, scales_K: Tensor, rows_nK: Tensor) -> Tensor:
     """``[R, n]``: rounded activations times smoothed and rounded rows, scaled after the product as runtimes do."""
     smoothed_nK = rows_nK * scales_K
-    row_scales_n1 = symmetric_scales(smoothed_nK, levels=INT8_LEVELS, block=None)
-    rounded_nK = quantize_symmetric(smoothed_nK, row_scales_n1, levels=INT8_LEVELS, block=None)
+    row_scales_n1 = symmetric_scales(smoothed_nK, qmax=INT8_QMAX, block=None)
+    rounded_nK = quantize_symmetric(smoothed_nK, row_scales_n1, qmax=INT8_QMAX, block=None)
     return (integers_RK.float() @ rounded_nK.float().t()).mul_(row_scales_n1.t() * step)

@@ -12,5 +12,5 @@ RECIPE = replace(
     summary="4-bit weights, scaled by their activations (AWQ)",
     smoothing="awq",
     # One token of golden GLM's needs 0.10: smoothing moves what a block's inputs have in common.
-    bound=0.12,
+    tolerance=0.12,
 )

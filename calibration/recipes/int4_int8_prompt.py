@@ -14,5 +14,5 @@ RECIPE = Recipe(
     dialects=frozenset({"ort"}),
     dtypes=frozenset({"float32"}),
     # As int8-dynamic, whose products read the prompt.
-    bound=0.1,
+    tolerance=0.1,
 )

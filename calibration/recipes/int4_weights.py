@@ -15,5 +15,5 @@ RECIPE = Recipe(
     dialects=frozenset({"onnx", "ort", "tensorrt"}),
     dtypes=frozenset({"float32", "float16", "bfloat16"}),
     # As int8-weights: the bits of the weights do not matter here.
-    bound=0.08,
+    tolerance=0.08,
 )

@@ -14,5 +14,5 @@ RECIPE = Recipe(
     # The operator takes float32 activations only.
     dtypes=frozenset({"float32"}),
     # One scale for a whole tensor rounds more coarsely than one for each block: golden models need 0.05.
-    bound=0.1,
+    tolerance=0.1,
 )

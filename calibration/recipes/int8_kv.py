@@ -15,5 +15,5 @@ RECIPE = Recipe(
     dtypes=frozenset({"float32", "float16"}),
     observer="min_max",
     kv=True,
-    bound=0.05,
+    tolerance=0.05,
 )

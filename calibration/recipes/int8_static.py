@@ -16,6 +16,6 @@ RECIPE = Recipe(
     dtypes=frozenset({"float32", "float16", "bfloat16"}),
     observer="mse",
     # Equal to 1e-6, until a value on the border between two steps falls to either, and small models amplify it: 0.13.
-    bound=0.25,
+    tolerance=0.25,
     usual=0.01,
 )

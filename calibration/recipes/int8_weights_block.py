@@ -16,5 +16,5 @@ RECIPE = Recipe(
     dialects=frozenset({"onnx", "tensorrt"}),
     dtypes=frozenset({"float32", "float16", "bfloat16"}),
     # Activations stay in float.
-    bound=0.0,
+    tolerance=0.0,
 )

@@ -17,7 +17,7 @@ from glm_export.artifacts.manifest import ENGINE_MANIFEST, MANIFEST
 from glm_export.artifacts.open import is_engine, is_program
 
 
-def refuse_overwrite(out: Path, *, force: bool) -> None:
+def require_writable(out: Path, *, force: bool) -> None:
     """Check that an output folder may be written.
 
     Raises:

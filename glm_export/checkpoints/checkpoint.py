@@ -19,7 +19,7 @@ from glm_export.checkpoints.folder import file_sha256, inside, read_json
 from glm_export.checkpoints.formats import open_safetensors, open_torch
 from glm_export.errors import CheckpointError, ConfigError, InputError
 from glm_export.spec.config import GlmConfig
-from glm_export.spec.weight_map import TensorRule, TensorRules
+from glm_export.spec.weight_map import WeightMap, WeightRule
 
 WEIGHT_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -33,7 +33,7 @@ class Checkpoint:
 
     folder: Path
     config: GlmConfig
-    rules: TensorRules
+    weight_map: WeightMap
     weight_of: dict[str, Path]
     opened: dict[Path, dict[str, Tensor]] = field(default_factory=dict)
 
@@ -56,12 +56,12 @@ class Checkpoint:
         path = self.weight_of[name]
         if path not in self.opened:
             self.opened[path] = open_safetensors(path) if path.suffix == ".safetensors" else open_torch(path)
-        for stored in (name, self.rules.prefix + name):
+        for stored in (name, self.weight_map.prefix + name):
             if stored in self.opened[path]:
                 return self.opened[path][stored]
         raise CheckpointError(f"the index puts {name} into {path.name}, which does not hold it; download both again")
 
-    def parts(self, rule: TensorRule) -> Iterator[Tensor]:
+    def parts(self, rule: WeightRule) -> Iterator[Tensor]:
         """One reference parameter, in slices of its leading axis where the rule stacks them.
 
         A part is a view of the mapped file unless its layout must copy.
@@ -70,14 +70,14 @@ class Checkpoint:
         for start in range(0, len(rule.sources), step):
             yield rule.layout([self.tensor(source) for source in rule.sources[start : start + step]])
 
-    def parameter(self, rule: TensorRule) -> Tensor:
+    def parameter(self, rule: WeightRule) -> Tensor:
         """One reference parameter whole."""
         parts = list(self.parts(rule))
         return torch.stack(parts) if rule.each else parts[0]
 
     def parameters(self) -> Iterator[tuple[str, Tensor]]:
         """Every reference parameter, in the order of the rules."""
-        for rule in self.rules.rules:
+        for rule in self.weight_map.rules:
             yield rule.target, self.parameter(rule)
 
     def audit(self) -> None:
@@ -87,7 +87,9 @@ class Checkpoint:
             CheckpointError: listing each missing, unexpected and mis-shaped tensor.
         """
         expected = {
-            source: shape for rule in self.rules.rules for source, shape in zip(rule.sources, rule.shapes, strict=True)
+            source: shape
+            for rule in self.weight_map.rules
+            for source, shape in zip(rule.sources, rule.shapes, strict=True)
         }
         problems = [f"missing {name} {list(shape)}" for name, shape in expected.items() if name not in self.weight_of]
         for name in self.weight_of:
@@ -97,7 +99,7 @@ class Checkpoint:
                     problems.append(f"{name} should be {list(expected[name])}, found {list(found)}")
                 if not self.tensor(name).is_floating_point():
                     problems.append(f"{name} should be floating point, found {self.tensor(name).dtype}")
-            elif not self.rules.ignores(name):
+            elif not self.weight_map.ignores(name):
                 problems.append(f"unexpected {name}")
         if problems:
             more = f"; and {len(problems) - SHOWN_PROBLEMS} more" if len(problems) > SHOWN_PROBLEMS else ""
@@ -156,6 +158,6 @@ def open_checkpoint(folder: Path, family: str | None = None) -> Checkpoint:
     if "model_type" not in values and "architectures" not in values:
         raise ConfigError(f"{folder / 'config.json'} names neither model_type nor architectures; it is no model config")
     config = families.read_config(values, family)
-    rules = families.load(config.family).tensor_rules(config)
-    weight_of = {name.removeprefix(rules.prefix): path for name, path in _weight_table(folder).items()}
-    return Checkpoint(folder=folder, config=config, rules=rules, weight_of=weight_of)
+    weight_map = families.load(config.family).weight_map(config)
+    weight_of = {name.removeprefix(weight_map.prefix): path for name, path in _weight_table(folder).items()}
+    return Checkpoint(folder=folder, config=config, weight_map=weight_map, weight_of=weight_of)

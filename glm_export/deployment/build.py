@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Any
 from glm_export import api
 from glm_export.artifacts.engine import Engine
 from glm_export.artifacts.open import is_program
-from glm_export.artifacts.output_folder import refuse_overwrite
+from glm_export.artifacts.output_folder import require_writable
 from glm_export.artifacts.program import OnnxProgram
 from glm_export.calibration.trt_cache import CALIBRATION_CACHE
-from glm_export.deployment.source import ExportOptions, program_to_build, refuse_engine
+from glm_export.deployment.source import ExportOptions, program_to_build, require_no_engine
 from glm_export.engines import implicit_int8 as implicit, vendor
 from glm_export.engines.builder import BuildPlan, build_engine, plan_build
 from glm_export.engines.implicit_int8 import CalibratorFactory
 from glm_export.engines.options import BuildOptions
-from glm_export.engines.profiles import settle_limits
+from glm_export.engines.profiles import resolve_limits
 from glm_export.errors import InputError
 from glm_export.machine.gpu import has_driver
-from glm_export.progress import Progress, Silent
+from glm_export.progress import NullProgress, Progress
 from glm_export.spec.optimization_profile import PREFILL, Limits
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def build(
     family: str | None = None,
     force: bool = False,
     progress: Progress | None = None,
-    planned: Callable[[BuildPlan], None] = lambda _: None,
+    on_plan: Callable[[BuildPlan], None] = lambda _: None,
 ) -> Engine:
     """Build a TensorRT engine.
 
@@ -75,7 +75,7 @@ def build(
         out: the folder to write.
         runtime: ``tensorrt`` or ``tensorrt-rtx``; None takes :func:`usual_runtime`.
         max_batch: rows of a decode step.
-        max_context: tokens of a row; for what None is, see :func:`glm_export.engines.profiles.settle_limits`.
+        max_context: tokens of a row; for what None is, see :func:`glm_export.engines.profiles.resolve_limits`.
         prefill_tokens: tokens read at once.
         prefill_batch: rows read at once.
         export: ``dtype``, ``recipe`` and ``ranges`` for a checkpoint.
@@ -85,21 +85,21 @@ def build(
         family: of a checkpoint, where config.json leaves it open.
         force: replace a folder.
         progress: shows the export's steps and the builder's phases.
-        planned: is told the plan beforehand.
+        on_plan: is told the plan beforehand.
 
     Raises:
         InputError: an option does not fit, the parser refuses a node, or ``out`` exists.
         EnvironmentMissingError: the runtime, a GPU, disk or memory is missing, or the builder gives up.
     """
-    out, options, progress = Path(out), options or BuildOptions(), progress or Silent()
+    out, options, progress = Path(out), options or BuildOptions(), progress or NullProgress()
     asked = {**(export or {}), "max_length": max_context}
     tensorrt = _ready(runtime, out, options, implicit_int8, force=force)
-    _refuse_contradictions(max_batch, max_context, prefill_tokens, prefill_batch)
+    _require_consistent(max_batch, max_context, prefill_tokens, prefill_batch)
     with (
         program_to_build(_opened(source, out, family), tensorrt, ExportOptions(**asked), out, progress) as program,
         tempfile.TemporaryDirectory(prefix="glm-export-") as folder,
     ):
-        limits = settle_limits(
+        limits = resolve_limits(
             program.signature, program.config.max_positions, max_batch=max_batch, max_context=max_context,
             prefill_tokens=prefill_tokens, prefill_batch=prefill_batch,
         )  # fmt: skip
@@ -108,7 +108,7 @@ def build(
         calibrator = _calibrator(tensorrt, plan, implicit_int8, cache) if implicit_int8 else None
         return build_engine(
             plan, out, tensorrt, options, calibrator=calibrator, calibration_cache=cache, force=force,
-            progress=progress, planned=planned, timing_cache=(timing_cache or TIMING_CACHE).expanduser(),
+            progress=progress, on_plan=on_plan, timing_cache=(timing_cache or TIMING_CACHE).expanduser(),
         )  # fmt: skip
 
 
@@ -116,9 +116,9 @@ def _ready(
     runtime: str | None, out: Path, options: BuildOptions, asked: ImplicitInt8 | None, *, force: bool
 ) -> vendor.TensorRT:
     """The runtime, once nothing speaks against building with it: an export takes minutes."""
-    refuse_overwrite(out, force=force)
+    require_writable(out, force=force)
     tensorrt = vendor.load(runtime or usual_runtime())
-    options.refuse_unoffered(tensorrt)
+    options.require_offered(tensorrt)
     if not tensorrt.rtx:
         tensorrt.require_driver(f"building with {tensorrt.name}")
     if asked is not None:
@@ -126,7 +126,7 @@ def _ready(
     return tensorrt
 
 
-def _refuse_contradictions(
+def _require_consistent(
     max_batch: int, max_context: int | None, prefill_tokens: int | None, prefill_batch: int | None
 ) -> None:
     """What limits say of each other is known before anything is exported."""
@@ -140,7 +140,7 @@ def _opened(source: str | Path | Checkpoint, out: Path, family: str | None) -> P
     if not isinstance(source, str | Path):
         return source
     folder = Path(source)
-    refuse_engine(folder)
+    require_no_engine(folder)
     if not is_program(folder):
         return api.open_checkpoint(source, family)
     if folder.resolve() == out.resolve():
@@ -152,7 +152,7 @@ def _opened(source: str | Path | Checkpoint, out: Path, family: str | None) -> P
 
 def _calibrator(tensorrt: vendor.TensorRT, plan: BuildPlan, asked: ImplicitInt8, cache: Path) -> CalibratorFactory:
     program = plan.program
-    implicit.refuse_implicit(program, tensorrt)
+    implicit.require_float_program(program, tensorrt)
     if asked.algorithm not in implicit.CALIBRATORS:
         raise InputError(f"calibrator {asked.algorithm!r} is unknown; known: {', '.join(implicit.CALIBRATORS)}")
     own = program.folder / CALIBRATION_CACHE

@@ -11,7 +11,7 @@ from typing import Any
 from glm_export.artifacts.engine import load_engine
 from glm_export.artifacts.open import is_engine, is_program
 from glm_export.artifacts.program import load_program
-from glm_export.engines.fit import Here, here, obstacles
+from glm_export.engines.fit import Host, incompatibilities, probe_host
 from glm_export.errors import GlmExportError
 from glm_export.machine.gpu import driver_version
 
@@ -38,7 +38,7 @@ class FolderVerdict:
 class Diagnosis:
     """The machine, and a verdict on each folder asked about. ``packages``: versions, None where not installed."""
 
-    machine: Here
+    machine: Host
     driver: str | None
     python: str
     packages: dict[str, str | None]
@@ -64,7 +64,7 @@ def diagnose(folders: list[Path], *, thorough: bool = False) -> Diagnosis:
     """
     from glm_export.sessions.onnxruntime.runtime import providers
 
-    machine = here()
+    machine = probe_host()
     found = [inner for folder in folders for inner in _within(folder)]
     return Diagnosis(
         machine=machine,
@@ -83,12 +83,12 @@ def _within(folder: Path) -> list[Path]:
     return sorted(inner for inner in folder.iterdir() if is_engine(inner) or is_program(inner)) or [folder]
 
 
-def judge(folder: Path, machine: Here, *, thorough: bool = False) -> FolderVerdict:
+def judge(folder: Path, machine: Host, *, thorough: bool = False) -> FolderVerdict:
     """Whether one folder runs on a machine."""
     try:
         if is_engine(folder):
             engine = load_engine(folder)
-            found = obstacles(engine, machine)
+            found = incompatibilities(engine, machine)
             if thorough and not engine.plan_is_whole:
                 found.append(
                     f"{engine.plan_path} is damaged: its sha256 is not the one it was written with; build again"

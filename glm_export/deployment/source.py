@@ -38,7 +38,7 @@ class ExportOptions:
         return [name for name in ("dtype", "recipe", "ranges") if getattr(self, name) is not None]
 
 
-def refuse_engine(folder: Path) -> None:
+def require_no_engine(folder: Path) -> None:
     """See that a folder is no engine already.
 
     Raises:

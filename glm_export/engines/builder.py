@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from glm_export.artifacts.engine import BUILD_LOG, PLAN, BuiltOn, Compatibility, Engine, load_engine, profile_json
 from glm_export.artifacts.manifest import ENGINE_MANIFEST, MANIFEST, MANIFEST_FORMAT, package_versions, write_json
-from glm_export.artifacts.output_folder import refuse_overwrite, whole_folder
+from glm_export.artifacts.output_folder import require_writable, whole_folder
 from glm_export.artifacts.program import MODEL, WEIGHTS, OnnxProgram
 from glm_export.calibration.trt_cache import CALIBRATION_CACHE
 from glm_export.checkpoints.folder import file_sha256
@@ -23,14 +23,14 @@ from glm_export.engines.implicit_int8 import CalibratorFactory
 from glm_export.engines.inspection import Inspection, inspect_engine
 from glm_export.engines.layers import LayerSummary, summarize
 from glm_export.engines.memory import MemoryPlan, plan_memory
-from glm_export.engines.network import refuse_dialect
+from glm_export.engines.network import require_dialect
 from glm_export.engines.options import CURRENT, BuildOptions
 from glm_export.engines.plan import BuildJob, BuildRecord, build
 from glm_export.engines.profiles import profiles_of
 from glm_export.exporter.genai_config import GENAI_CONFIG
-from glm_export.graphs.weight_traffic import program_step_bytes
+from glm_export.graphs.weight_traffic import program_weight_traffic
 from glm_export.machine.gpu import driver_version, gpus, has_driver
-from glm_export.progress import Progress, Silent
+from glm_export.progress import NullProgress, Progress
 from glm_export.spec.optimization_profile import Limits, OptimizationProfile
 
 NOT_COPIED = {MODEL, WEIGHTS, MANIFEST, GENAI_CONFIG, CALIBRATION_CACHE}
@@ -58,7 +58,7 @@ def plan_build(
         InputError: the version cannot read the program's dialect.
         EnvironmentMissingError: the disk cannot hold the plan.
     """
-    refuse_dialect(program, tensorrt)
+    require_dialect(program, tensorrt)
     return BuildPlan(
         program=program, runtime=tensorrt.name, version=tensorrt.version, limits=limits,
         profiles=profiles_of(program.signature, limits),
@@ -77,7 +77,7 @@ def build_engine(
     calibration_cache: Path | None = None,
     force: bool = False,
     progress: Progress | None = None,
-    planned: Callable[[BuildPlan], None] = lambda _: None,
+    on_plan: Callable[[BuildPlan], None] = lambda _: None,
 ) -> Engine:
     """Build an engine and write its folder.
 
@@ -91,20 +91,20 @@ def build_engine(
         calibration_cache: what the calibrator reads or writes; kept in the folder.
         force: replace an engine or program folder.
         progress: shows the builder's phases.
-        planned: is told the plan before the work begins.
+        on_plan: is told the plan before the work begins.
 
     Raises:
         InputError: ``out`` exists, or the parser refuses a node.
         EnvironmentMissingError: the builder gives up.
     """
-    refuse_overwrite(out, force=force)
-    planned(plan)
+    require_writable(out, force=force)
+    on_plan(plan)
     with whole_folder(out) as folder:
         job = BuildJob(
             program=plan.program, profiles=plan.profiles, options=options, plan_path=folder / PLAN,
             log_path=folder / BUILD_LOG, timing_cache=None if tensorrt.rtx else timing_cache, calibrator=calibrator,
         )  # fmt: skip
-        record, network = build(tensorrt, job, progress or Silent())
+        record, network = build(tensorrt, job, progress or NullProgress())
         inspected = inspect_engine(tensorrt, folder / PLAN) if has_driver() else None
         _copy_beside(plan.program, folder, stripped=options.stripped)
         if calibration_cache is not None and calibration_cache.is_file():
@@ -178,7 +178,7 @@ def _manifest(
 
 def _step_bytes(program: OnnxProgram) -> dict[str, int]:
     """Bytes of weights that a decode step reads: whole ones, and rows of tables for each row of the batch."""
-    one, two = (program_step_bytes(program.model_path, rows) for rows in (1, 2))
+    one, two = (program_weight_traffic(program.model_path, rows) for rows in (1, 2))
     return {"weights": 2 * one - two, "row": two - one}
 
 

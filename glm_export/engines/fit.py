@@ -15,7 +15,7 @@ AMPERE = (8, 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Here:
+class Host:
     """What this machine has for engines: ``versions`` by runtime, and GPUs."""
 
     system: str
@@ -25,7 +25,7 @@ class Here:
     """Runtimes that are not there, and why."""
 
 
-def here() -> Here:
+def probe_host() -> Host:
     """Ask this machine."""
     versions, missing = {}, {}
     for name in vendor.RUNTIMES:
@@ -38,20 +38,20 @@ def here() -> Here:
             missing[name] = f"not installed; {vendor.INSTALL[name]}"
         else:
             versions[name] = module.__version__
-    return Here(system=platform.system(), gpus=tuple(gpus()), versions=versions, missing=missing)
+    return Host(system=platform.system(), gpus=tuple(gpus()), versions=versions, missing=missing)
 
 
-def obstacles(engine: Engine, machine: Here) -> list[str]:
+def incompatibilities(engine: Engine, machine: Host) -> list[str]:
     """Why an engine will not load on a machine, each with what to do; empty where nothing speaks against it."""
     found = []
     if engine.runtime != vendor.TENSORRT_RTX and engine.built_on.system != machine.system:
         found.append(f"it was built on {engine.built_on.system}, this is {machine.system}; build it here")
-    found += _version_obstacles(engine, machine)
+    found += _version_incompatibilities(engine, machine)
     if not machine.gpus:
         found.append("no NVIDIA GPU or driver was found; run it where there is one")
         return found
     gpu = machine.gpus[0]
-    found += _gpu_obstacles(engine, gpu)
+    found += _gpu_incompatibilities(engine, gpu)
     needed = needed_bytes(engine)
     if needed > gpu.memory_bytes:
         found.append(
@@ -67,7 +67,7 @@ def needed_bytes(engine: Engine) -> int:
     return int(memory["weights"] + max(memory["activations"].values(), default=0) + memory["cache_row"])
 
 
-def _version_obstacles(engine: Engine, machine: Here) -> list[str]:
+def _version_incompatibilities(engine: Engine, machine: Host) -> list[str]:
     found = machine.versions.get(engine.runtime)
     if found is None:
         return [f"{engine.runtime} {engine.version} is needed: {machine.missing.get(engine.runtime, 'not installed')}"]
@@ -81,7 +81,7 @@ def _version_obstacles(engine: Engine, machine: Here) -> list[str]:
     return [f"it was built with {engine.runtime} {engine.version}, found {found}; {either} ({later})"]
 
 
-def _gpu_obstacles(engine: Engine, gpu: Gpu) -> list[str]:
+def _gpu_incompatibilities(engine: Engine, gpu: Gpu) -> list[str]:
     capability, targets = gpu.compute_capability, engine.compatibility.targets
     built_on = f"{engine.built_on.gpu} (compute capability {engine.built_on.compute_capability})"
     found = f"{gpu.name} has {capability}"
@@ -108,6 +108,6 @@ def require_fit(engine: Engine) -> None:
     Raises:
         EnvironmentMissingError: it will not; every reason is named.
     """
-    found = obstacles(engine, here())
+    found = incompatibilities(engine, probe_host())
     if found:
         raise EnvironmentMissingError(f"{engine.folder} will not load here: {'; '.join(found)}")

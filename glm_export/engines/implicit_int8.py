@@ -42,7 +42,7 @@ def require_implicit(tensorrt: TensorRT) -> None:
         )
 
 
-def refuse_implicit(program: OnnxProgram, tensorrt: TensorRT) -> None:
+def require_float_program(program: OnnxProgram, tensorrt: TensorRT) -> None:
     """See that a program can be quantized implicitly.
 
     Raises:

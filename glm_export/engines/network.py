@@ -22,7 +22,7 @@ def dialect_for(tensorrt: TensorRT) -> str:
     return IN_PLACE if tensorrt.find(KV_CACHE_UPDATE) is not None else FROM_PRIMITIVES
 
 
-def refuse_dialect(program: OnnxProgram, tensorrt: TensorRT) -> None:
+def require_dialect(program: OnnxProgram, tensorrt: TensorRT) -> None:
     """See that a program is written in what this version reads.
 
     Raises:

@@ -49,7 +49,7 @@ class BuildOptions:
         if self.workspace_bytes is not None and not 0 < self.workspace_bytes < MOST_BYTES:
             raise InputError(f"--workspace must be more than 0 and fewer than 2^63 bytes, found {self.workspace_bytes}")
 
-    def refuse_unoffered(self, tensorrt: TensorRT) -> None:
+    def require_offered(self, tensorrt: TensorRT) -> None:
         """See that the version offers what is asked.
 
         Raises:

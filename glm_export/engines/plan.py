@@ -95,7 +95,7 @@ def build(tensorrt: TensorRT, job: BuildJob, progress: Progress) -> tuple[BuildR
         try:
             return _build(tensorrt, job, network, log.write, progress), dict(network.counts())
         except _NoFusedKernelError:
-            refuse_wide_attention(tensorrt, job.program)
+            require_narrow_attention(tensorrt, job.program)
             log.write("\n# attention has no fused kernel for this dtype and head size: built from several kernels\n\n")
         network = _parsed(tensorrt, job)
         network.allow_decomposition()
@@ -109,7 +109,7 @@ def build(tensorrt: TensorRT, job: BuildJob, progress: Progress) -> tuple[BuildR
     return record, dict(network.counts())
 
 
-def refuse_wide_attention(tensorrt: TensorRT, program: OnnxProgram) -> None:
+def require_narrow_attention(tensorrt: TensorRT, program: OnnxProgram) -> None:
     """See that attention may be built from several kernels.
 
     Raises:

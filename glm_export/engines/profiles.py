@@ -15,7 +15,7 @@ ALIGNMENT_BYTES = 256
 """Of the addresses TensorRT takes."""
 
 
-def settle_limits(
+def resolve_limits(
     signature: Signature,
     positions: int,
     *,

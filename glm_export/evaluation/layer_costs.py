@@ -21,7 +21,7 @@ from glm_export.checkpoints.checkpoint import Checkpoint
 from glm_export.errors import InputError
 from glm_export.inputs.feeds import prefill_feeds
 from glm_export.modeling import Decoder, linear_weights
-from glm_export.progress import Advance, Progress, Silent
+from glm_export.progress import Advance, NullProgress, Progress
 from glm_export.proof.check import quantization_of
 from glm_export.sessions.torch import load_reference
 from glm_export.spec.weight_formats import EMBEDDING
@@ -42,12 +42,12 @@ class LayerCost:
 class MixedPrecision:
     """A choice of layers to leave in float.
 
-    ``costs``: of every layer alone, the dearest first. ``spared``: weight and why. ``kl``: of the rest together, and
-    ``kl_all``: with nothing spared.
+    ``costs``: of every layer alone, the dearest first. ``excluded``: weight and why. ``kl``: of the rest together, and
+    ``kl_all``: with nothing excluded.
     """
 
     costs: tuple[LayerCost, ...]
-    spared: dict[str, str]
+    excluded: dict[str, str]
     kl: float
     kl_all: float
 
@@ -61,7 +61,7 @@ class _Simulation:
         self.model = load_reference(checkpoint, dtype)
         self.quantized = load_reference(checkpoint, dtype, alone)
         names = linear_weights(self.model)
-        self.weights = [name for name in alone.forms(names, checkpoint.config) if name != EMBEDDING]
+        self.weights = [name for name in alone.formats(names, checkpoint.config) if name != EMBEDDING]
         self._float = {name: self.model.get_submodule(_module(name)) for name in self.weights}
         samples = _that_fit(corpus, checkpoint.config.vocab_size)
         self._rows = [(sample, _predicted(self.model, sample)) for sample in samples]
@@ -151,7 +151,7 @@ def sensitivity(
         EnvironmentMissingError: memory does not suffice.
     """
     simulation = _Simulation(checkpoint, quantization, dtype, corpus)
-    return _costs(simulation, (progress or Silent()).task("layer by layer", len(simulation.weights)))
+    return _costs(simulation, (progress or NullProgress()).task("layer by layer", len(simulation.weights)))
 
 
 def _costs(simulation: _Simulation, advance: Advance) -> tuple[LayerCost, ...]:
@@ -159,7 +159,7 @@ def _costs(simulation: _Simulation, advance: Advance) -> tuple[LayerCost, ...]:
     return tuple(sorted(costs, key=lambda cost: -cost.kl))
 
 
-def spare_layers(
+def exclude_layers(
     checkpoint: Checkpoint,
     quantization: Quantization,
     corpus: Corpus,
@@ -170,12 +170,12 @@ def spare_layers(
 ) -> MixedPrecision:
     """Find the fewest layers to leave in float so that the rest together cost at most ``kl``.
 
-    Layers are spared in the order of what they cost alone; how many is searched by halving, and the answer holds what
+    Layers are excluded in the order of what they cost alone; how many is searched by halving, and the answer holds what
     it promises: it was measured, and one layer fewer was measured to be too few.
 
     Args:
         checkpoint: as :func:`sensitivity`, which it starts with.
-        quantization: what is done to the layers that are not spared.
+        quantization: what is done to the layers that are not excluded.
         corpus: the text.
         kl: largest mean KL divergence from the float model, nats a token.
         dtype: of the simulation.
@@ -186,13 +186,13 @@ def spare_layers(
         EnvironmentMissingError: memory does not suffice.
     """
     simulation = _Simulation(checkpoint, quantization, dtype, corpus)
-    show = progress or Silent()
+    show = progress or NullProgress()
     costs = _costs(simulation, show.task("layer by layer", len(simulation.weights)))
     order = [cost.weight for cost in costs]
     advance = show.task("together", len(order).bit_length() + 1)
     measured: dict[int, float] = {len(order): 0.0}
 
-    def with_spared(count: int) -> float:
+    def with_excluded(count: int) -> float:
         if count not in measured:
             measured[count] = simulation.kl(order[count:], advance)
         return measured[count]
@@ -200,9 +200,9 @@ def spare_layers(
     low, high = 0, len(order)  # sparing `high` suffices
     while low < high:
         middle = (low + high) // 2
-        low, high = (low, middle) if with_spared(middle) <= kl else (middle + 1, high)
+        low, high = (low, middle) if with_excluded(middle) <= kl else (middle + 1, high)
     reasons = {cost.weight: f"costs KL {cost.kl:.2g} alone" for cost in costs[:high]}
-    return MixedPrecision(costs=costs, spared=reasons, kl=with_spared(high), kl_all=with_spared(0))
+    return MixedPrecision(costs=costs, excluded=reasons, kl=with_excluded(high), kl_all=with_excluded(0))
 
 
 def costs_by_layer(

@@ -71,8 +71,8 @@ def rows_at_once(session: Session) -> int:
     if program is None or program.recipe is None:
         return most
     recipe = recipes.load(program.recipe).carried_by(program.dialect)
-    forms = (recipe.layers, recipe.head, recipe.prompt)
-    return 1 if any(isinstance(form, ChannelWeights) for form in forms) else most
+    formats = (recipe.layers, recipe.head, recipe.prompt)
+    return 1 if any(isinstance(form, ChannelWeights) for form in formats) else most
 
 
 def _groups(session: Session, rows: Sequence[_Row]) -> Iterator[list[_Row]]:
@@ -84,7 +84,7 @@ def _groups(session: Session, rows: Sequence[_Row]) -> Iterator[list[_Row]]:
         longest = max(one.predicted for one in wanted)
         columns = longest + max(len(one.beginning.ids) for one in wanted)
         small = 4 * len(wanted) * columns * session.config.vocab_size <= BATCH_BYTES
-        if len(wanted) > most or not small or min(session.room(one.beginning) for one in wanted) < longest:
+        if len(wanted) > most or not small or min(session.remaining_tokens(one.beginning) for one in wanted) < longest:
             yield group
             wanted = [row]
         group = wanted
@@ -111,6 +111,6 @@ def _read_in_steps(session: Session, rows: Sequence[_Row]) -> Iterator[Logits]:
                 kept_SV[step] = logits_V
         if step + 1 < longest:
             next_ids = [row.prompt.ids[min(step - row.predicted, -1)] for row in rows]
-            feeds = feeds.followed_by(next_ids, last_position)
+            feeds = feeds.next_step(next_ids, last_position)
             logits_BV = feeds.last_logits(session.decode(feeds))
     yield from found

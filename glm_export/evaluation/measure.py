@@ -26,7 +26,7 @@ from glm_export.evaluation.report import QualityReport
 from glm_export.generation.generate import generate_ids
 from glm_export.generation.stopping import Stopping
 from glm_export.inputs.feeds import Prompt
-from glm_export.progress import Advance, Progress, Silent
+from glm_export.progress import Advance, NullProgress, Progress
 from glm_export.sessions.session import Logits, Session
 from glm_export.tokenizers import Tokenizer, stop_ids
 
@@ -108,11 +108,14 @@ def measure(
     known = [sample.task for sample in corpus.samples if sample.task]
     asked = [known[index] for index in _evenly_spaced(len(known), len(known) if tasks is None else tasks)]
     continued = [_opening([*samples.values()][index]) for index in _evenly_spaced(len(samples), greedy_rows)]
-    progress = progress or Silent()
+    progress = progress or NullProgress()
     predicted = _predicted(reference, candidate, samples, progress.task("samples read", len(samples)))
     advance = progress.task("texts written", 2 * (len(continued) + len(asked)))
     ends = frozenset(stop_ids(reference.config, reference.tokenizer))
-    limits = [max(1, min(greedy_tokens, *(one.room(prompt) for one in (reference, candidate)))) for prompt in continued]
+    limits = [
+        max(1, min(greedy_tokens, *(one.remaining_tokens(prompt) for one in (reference, candidate))))
+        for prompt in continued
+    ]
     texts = [_written(session, continued, limits, ends, advance) for session in (reference, candidate)]
     # First steps that differ; an equal row has none.
     steps = [[n for n, (a, b) in enumerate(zip_longest(*pair), 1) if a != b][:1] for pair in zip(*texts, strict=True)]
@@ -169,7 +172,7 @@ def _written(
     for start in range(0, len(prompts), size):
         group, most = prompts[start : start + size], max(limits[start : start + size])
         # A row that is full cannot wait for others in a static cache.
-        batches = [group] if min(map(session.room, group)) >= most else [[prompt] for prompt in group]
+        batches = [group] if min(map(session.remaining_tokens, group)) >= most else [[prompt] for prompt in group]
         for batch in batches:
             rows += generate_ids(session, batch, stopping=Stopping(max_new_tokens=most, stop_ids=ends))
             advance(len(batch))

@@ -21,50 +21,50 @@ import onnx_ir as ir
 import torch
 
 from glm_export.artifacts.manifest import MANIFEST, MANIFEST_FORMAT, package_versions, write_json
-from glm_export.artifacts.output_folder import refuse_overwrite, whole_folder
+from glm_export.artifacts.output_folder import require_writable, whole_folder
 from glm_export.artifacts.program import MODEL, WEIGHTS, OnnxProgram, load_program
 from glm_export.calibration.quantization import Quantization
 from glm_export.calibration.ranges import Ranges
-from glm_export.calibration.smoothed_weights import PreparedWeights
+from glm_export.calibration.smoothed_weights import SmoothedWeights
 from glm_export.checkpoints.checkpoint import Checkpoint
 from glm_export.checkpoints.identity import fingerprint
 from glm_export.exporter.calibration_cache import write_calibration_cache
-from glm_export.exporter.loader_files import write_runtime_files
-from glm_export.exporter.options import Target, settle
+from glm_export.exporter.loader_files import write_loader_files
+from glm_export.exporter.options import ResolvedOptions, resolve_options
 from glm_export.exporter.plan import ExportPlan, plan_export
 from glm_export.exporter.trace import attach_weights, trace
 from glm_export.exporter.weight_layout import StoredTensor
 from glm_export.exporter.weight_stream import CancelledError, write_weights
 from glm_export.graphs import dialects
-from glm_export.graphs.canonicalize import tidy
+from glm_export.graphs.canonicalize import canonicalize
 from glm_export.graphs.invariants import check_invariants
 from glm_export.graphs.lower import lower
 from glm_export.graphs.precision.activation_names import annotate
-from glm_export.graphs.precision.float32_regions import island_dialect, make_islands
+from glm_export.graphs.precision.float32_regions import dialect_with_float32_regions, make_float32_regions
 from glm_export.graphs.quantized import quantized_cache_rules, quantized_dialect, quantizing_rules
 from glm_export.graphs.rewriter import CountedRule
 from glm_export.graphs.rules.qdq.matmul import InputNumbers
-from glm_export.progress import Progress, Silent
+from glm_export.progress import NullProgress, Progress
 from glm_export.spec.config import GlmConfig
 from glm_export.spec.signature import decoder_signature
-from glm_export.spec.weight_formats import EMBEDDING, Forms
+from glm_export.spec.weight_formats import EMBEDDING, WeightFormats
 
 TRACE_STEPS = 3
 
 
 WRAPPER = "decoder."
 CANONICAL = "onnx"
-ISLANDS = "float32_islands"
+FLOAT32_REGIONS = "float32_islands"
 """Places of a float16 program that are computed in float32: a key of the manifest, and of the graph's ``meta``."""
 IMPLICIT_INT8 = "portable"
 """The dialect of runtimes that quantize a float program by a calibration cache."""
 
 
-def program_graph(config: GlmConfig, target: Target, stored: tuple[StoredTensor, ...]) -> ir.Model:
-    """Trace, tidy, lower and check; weights are left to :func:`attach_weights`.
+def program_graph(config: GlmConfig, target: ResolvedOptions, stored: tuple[StoredTensor, ...]) -> ir.Model:
+    """Trace, canonicalize, lower and check; weights are left to :func:`attach_weights`.
 
     Returns:
-        The program; its ``meta`` lists the places kept in float32 under :data:`ISLANDS`.
+        The program; its ``meta`` lists the places kept in float32 under :data:`FLOAT32_REGIONS`.
 
     Raises:
         InputError: what leaves a float16 program does not fit float16.
@@ -76,31 +76,31 @@ def program_graph(config: GlmConfig, target: Target, stored: tuple[StoredTensor,
     model = trace(config, signature, dtype=dtype, logits=logits, opset=canonical.opset)
     quantized = {entry.source for entry in stored if entry.form is not None}
     quantization = target.quantization
-    forms = quantization.forms(sorted(quantized - {EMBEDDING}), config) if quantization else {}
+    formats = quantization.formats(sorted(quantized - {EMBEDDING}), config) if quantization else {}
     transposed = frozenset(entry.source for entry in stored if entry.transposed) | quantized - {EMBEDDING}
-    tidy(model, signature, wrapper=WRAPPER, transposed=transposed)
+    canonicalize(model, signature, wrapper=WRAPPER, transposed=transposed)
     check_invariants(model, canonical, config, signature)
     annotate(model, target.maxima)
     promised = target.dialect
     if target.dialect is not canonical or quantization:
-        lower(model, target.dialect, config, target.signature, _rules_of(quantization, forms, target, config))
-        promised = quantized_dialect(target.dialect, forms, kv=bool(quantization and quantization.kv_scales))
-    model.meta[ISLANDS] = make_islands(model, target.signature) if target.maxima else []
-    if model.meta[ISLANDS]:
-        promised = island_dialect(promised)
+        lower(model, target.dialect, config, target.signature, _rules_of(quantization, formats, target, config))
+        promised = quantized_dialect(target.dialect, formats, kv=bool(quantization and quantization.kv_scales))
+    model.meta[FLOAT32_REGIONS] = make_float32_regions(model, target.signature) if target.maxima else []
+    if model.meta[FLOAT32_REGIONS]:
+        promised = dialect_with_float32_regions(promised)
     check_invariants(model, promised, config, target.signature)
     return model
 
 
 def _rules_of(
-    quantization: Quantization | None, forms: Mapping[str, Forms], target: Target, config: GlmConfig
+    quantization: Quantization | None, formats: Mapping[str, WeightFormats], target: ResolvedOptions, config: GlmConfig
 ) -> list[CountedRule]:
     """What a recipe adds to the dialect's own rules."""
     if quantization is None:
         return []
     numbers = InputNumbers(scales=quantization.input_scales, divisors=quantization.divisors(config))
     return [
-        *quantizing_rules(forms, target.dtype, numbers),
+        *quantizing_rules(formats, target.dtype, numbers),
         *quantized_cache_rules(quantization.kv_scales, target.dtype, config, target.dialect.name),
     ]
 
@@ -115,7 +115,7 @@ def export(
     recipe: str | None = None,
     max_length: int | None = None,
     ranges: Ranges | None = None,
-    left_in_float: Mapping[str, str] | None = None,
+    excluded: Mapping[str, str] | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> OnnxProgram:
@@ -131,7 +131,7 @@ def export(
         max_length: tokens a static cache holds, where the dialect has one.
         ranges: what calibration measured on this checkpoint: where the recipe needs it, and so that a float16 program
             keeps in float32 what float16 cannot hold.
-        left_in_float: linear weights to spare besides the recipe's, and why.
+        excluded: linear weights to leave in float besides the recipe's, and why.
         force: replace an exported folder.
         progress: shows the long steps.
 
@@ -143,38 +143,38 @@ def export(
         CheckpointError: tensors are missing, mis-shaped, damaged, or not finite.
         EnvironmentMissingError: the disk cannot hold the output.
     """
-    refuse_other_ranges(ranges, checkpoint)
-    target = settle(
+    require_ranges_of(ranges, checkpoint)
+    target = resolve_options(
         checkpoint.config, dialect=dialect, dtype=dtype, logits=logits, recipe=recipe, max_length=max_length,
-        ranges=ranges, left_in_float=left_in_float,
+        ranges=ranges, excluded=excluded,
     )  # fmt: skip
-    refuse_overwrite(out, force=force)
+    require_writable(out, force=force)
     checkpoint.audit()
     plan = plan_export(checkpoint, out, dtype, target.quantization)
     with whole_folder(out) as folder:
         # First: converting a tokenizer takes memory that tracing takes again.
-        write_runtime_files(checkpoint, folder, dtype, target.signature)
+        write_loader_files(checkpoint, folder, dtype, target.signature)
         if target.quantization is not None:
             target.quantization.save(folder)
-        written = _write_model(checkpoint, folder, plan, target, progress or Silent())
+        written = _write_model(checkpoint, folder, plan, target, progress or NullProgress())
         if ranges is not None and target.quantization is None and dialect == IMPLICIT_INT8:
             write_calibration_cache(folder, ranges)
         write_json(folder / MANIFEST, _manifest(checkpoint, folder, plan, target, written))
     return load_program(out)
 
 
-def refuse_other_ranges(ranges: Ranges | None, checkpoint: Checkpoint) -> None:
+def require_ranges_of(ranges: Ranges | None, checkpoint: Checkpoint) -> None:
     """See that ranges were measured on this checkpoint.
 
     Raises:
         InputError: they were not.
     """
     if ranges is not None:
-        ranges.refuse_other(fingerprint(checkpoint.folder / "config.json", checkpoint.files), checkpoint.folder)
+        ranges.require_checkpoint(fingerprint(checkpoint.folder / "config.json", checkpoint.files), checkpoint.folder)
 
 
 def _manifest(
-    checkpoint: Checkpoint, folder: Path, plan: ExportPlan, target: Target, written: _Written
+    checkpoint: Checkpoint, folder: Path, plan: ExportPlan, target: ResolvedOptions, written: _Written
 ) -> dict[str, Any]:
     return {
         "format": MANIFEST_FORMAT,
@@ -188,8 +188,8 @@ def _manifest(
         "dtype": target.dtype,
         "logits": target.logits,
         "recipe": target.recipe.name if target.recipe else None,
-        "left_in_float": dict(target.quantization.left_in_float) if target.quantization else {},
-        ISLANDS: written.islands,
+        "left_in_float": dict(target.quantization.excluded) if target.quantization else {},
+        FLOAT32_REGIONS: written.float32_regions,
         "parameters": plan.parameters,
         "signature": target.signature.to_json(),
         "packages": package_versions(),
@@ -203,11 +203,11 @@ class _Written:
 
     hashes: dict[str, str]
     seconds: dict[str, float]
-    islands: list[str]
+    float32_regions: list[str]
 
 
 def _write_model(
-    checkpoint: Checkpoint, folder: Path, plan: ExportPlan, target: Target, progress: Progress
+    checkpoint: Checkpoint, folder: Path, plan: ExportPlan, target: ResolvedOptions, progress: Progress
 ) -> _Written:
     """Trace, stream weights and hash sources side by side, then write the graph."""
     cancelled = threading.Event()
@@ -221,7 +221,7 @@ def _write_model(
             waited = write_weights(
                 folder / WEIGHTS,
                 list(plan.stored),
-                PreparedWeights(checkpoint, target.quantization),
+                SmoothedWeights(checkpoint, target.quantization),
                 cancelled=cancelled,
                 advance=writing,
             )
@@ -252,7 +252,7 @@ def _write_model(
     attach_weights(model, plan.stored, folder)
     ir.save(model, folder / MODEL)
     tracing(1)
-    return _Written(hashes=hashes.result(), seconds=seconds, islands=model.meta[ISLANDS])
+    return _Written(hashes=hashes.result(), seconds=seconds, float32_regions=model.meta[FLOAT32_REGIONS])
 
 
 @contextmanager

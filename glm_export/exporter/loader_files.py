@@ -77,7 +77,7 @@ def every_stop_id(checkpoint: Checkpoint) -> tuple[int, ...]:
     return stop_ids(checkpoint.config, load_tokenizer(checkpoint.folder, checkpoint.config))
 
 
-def write_runtime_files(checkpoint: Checkpoint, folder: Path, dtype: str, signature: Signature) -> None:
+def write_loader_files(checkpoint: Checkpoint, folder: Path, dtype: str, signature: Signature) -> None:
     """Write what loaders read; tokenizer files are copied by their known names, nothing else is.
 
     Args:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from glm_export.calibration import recipes
-from glm_export.calibration.float16_range import places_beyond_float16
+from glm_export.calibration.float16_range import activations_beyond_float16
 from glm_export.calibration.quantization import Quantization
 from glm_export.calibration.ranges import Ranges
 from glm_export.calibration.recipe import Recipe
@@ -22,8 +22,8 @@ MAX_LENGTH = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
-    """What is asked for, settled against a checkpoint's config: see :func:`settle`.
+class ResolvedOptions:
+    """What is asked for, settled against a checkpoint's config: see :func:`resolve_options`.
 
     ``maxima``: the largest magnitudes, by place, of what float16 may not hold; empty where nothing is known of that.
     """
@@ -37,11 +37,11 @@ class Target:
 
     @property
     def recipe(self) -> Recipe | None:
-        """In the forms of the dialect; None leaves weights as they are."""
+        """In the formats of the dialect; None leaves weights as they are."""
         return self.quantization.recipe if self.quantization else None
 
 
-def settle(
+def resolve_options(
     config: GlmConfig,
     *,
     dialect: str = "onnx",
@@ -50,8 +50,8 @@ def settle(
     recipe: str | None = None,
     max_length: int | None = None,
     ranges: Ranges | None = None,
-    left_in_float: Mapping[str, str] | None = None,
-) -> Target:
+    excluded: Mapping[str, str] | None = None,
+) -> ResolvedOptions:
     """Fill in what was left open, and refuse what does not go together.
 
     Args:
@@ -62,7 +62,7 @@ def settle(
         recipe: a name from ``calibration/recipes``; None leaves weights as they are.
         max_length: tokens a static cache holds; None takes the context, at most :data:`MAX_LENGTH`.
         ranges: what calibration measured: where the recipe needs it, and for what float16 cannot hold.
-        left_in_float: linear weights to spare besides the recipe's, and why.
+        excluded: linear weights to leave in float besides the recipe's, and why.
 
     Raises:
         InputError: an option is unknown, or does not fit the others.
@@ -78,27 +78,29 @@ def settle(
     length = max_length or min(MAX_LENGTH, config.max_positions)
     if not 0 < length <= config.max_positions:
         raise InputError(f"--max-length must be 1 to {config.max_positions}, the model's context; found {length}")
-    quantization = _quantization(recipe, dialect, dtype, ranges, left_in_float) if recipe is not None else None
+    quantization = _quantization(recipe, dialect, dtype, ranges, excluded) if recipe is not None else None
     signature = decoder_signature(
         config, dtype=dtype, logits=logits, cache=cache, max_length=length,
         cache_dtype="int8" if quantization is not None and quantization.kv_scales else None,
     )  # fmt: skip
     # In every other dtype whatever calibration measured fits.
-    maxima = places_beyond_float16(ranges, config, quantization) if ranges is not None and dtype == "float16" else {}
-    return Target(
+    maxima = (
+        activations_beyond_float16(ranges, config, quantization) if ranges is not None and dtype == "float16" else {}
+    )
+    return ResolvedOptions(
         dialect=record, dtype=dtype, logits=logits, signature=signature, quantization=quantization, maxima=maxima
     )
 
 
 def _quantization(
-    name: str, dialect: str, dtype: str, ranges: Ranges | None, left_in_float: Mapping[str, str] | None
+    name: str, dialect: str, dtype: str, ranges: Ranges | None, excluded: Mapping[str, str] | None
 ) -> Quantization:
     recipe = recipes.load(name)
-    recipe.refuse_unfit(dialect, dtype)
+    recipe.require_fit_for(dialect, dtype)
     carried = recipe.carried_by(dialect)
     if carried.needs == "nothing":
-        return Quantization(recipe=carried, left_in_float=left_in_float or {})
+        return Quantization(recipe=carried, excluded=excluded or {})
     if ranges is None:
         own = f" --recipe {name}" if carried.rounding != "nearest" else ""
         raise InputError(f"recipe {name} needs {carried.needs}; run 'glm-export calibrate{own}' and give --ranges")
-    return ranges.quantization(carried, dtype, left_in_float)
+    return ranges.quantization(carried, dtype, excluded)

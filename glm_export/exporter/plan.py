@@ -41,7 +41,7 @@ def plan_export(checkpoint: Checkpoint, out: Path, dtype: str, quantization: Qua
     config = checkpoint.config
     with torch.device("meta"), building_in(getattr(torch, dtype)):
         model = Decoder(untied(config))
-    stored = plan_weights(model, quantization.forms(linear_weights(model), config) if quantization else None)
+    stored = plan_weights(model, quantization.formats(linear_weights(model), config) if quantization else None)
     output = stored[-1].offset + stored[-1].length + config.num_layers * GRAPH_BYTES_PER_LAYER
     free = free_disk_for(out, output, "the export needs")
     tables = 2 * config.max_positions * config.rotary.dim * 4 if config.rotary else 0

@@ -9,20 +9,20 @@ from torch import Tensor
 
 from glm_export.calibration.formats.blockwise import quantize_rows
 from glm_export.calibration.formats.dynamic_channel import channel_scales, quantize_channels
-from glm_export.calibration.formats.prequantized import GivenIntegers
+from glm_export.calibration.formats.prequantized import PrequantizedWeight
 from glm_export.calibration.formats.qdq import float8_columns
 from glm_export.calibration.quantization import RoundedWeights
 from glm_export.calibration.quantize import symmetric_scales
 from glm_export.errors import CheckpointError
 from glm_export.exporter.weight_layout import StoredTensor
 from glm_export.spec.weight_formats import (
-    LEVELS,
+    QMAX,
     SCALES,
     BlockWeights,
     ChannelWeights,
-    Forms,
     QdqWeights,
-    WeightForm,
+    WeightFormat,
+    WeightFormats,
 )
 
 # A few megabytes: fits the cache while it is transposed, large enough that threads seldom meet.
@@ -50,7 +50,7 @@ def blocks(tensor: Tensor, dtype: torch.dtype, *, transposed: bool) -> Iterator[
 
     A piece is valid until the next one is asked for.
     """
-    gathered, turned, converted = _Scratch(), _Scratch(), _Scratch()
+    gathered, transposed_block, converted = _Scratch(), _Scratch(), _Scratch()
     if transposed:
         rows, columns = tensor.shape
         step = max(FEWEST_COLUMNS, BLOCK_ELEMENTS // rows // FEWEST_COLUMNS * FEWEST_COLUMNS)
@@ -63,7 +63,7 @@ def blocks(tensor: Tensor, dtype: torch.dtype, *, transposed: bool) -> Iterator[
         if transposed:
             # Row by row into a small buffer first: PyTorch transposes contiguous memory 2.3 times as fast.
             whole = gathered.like(tuple(piece.shape), piece.dtype).copy_(piece)
-            block = turned.like(tuple(reversed(piece.shape)), piece.dtype).copy_(whole.t())
+            block = transposed_block.like(tuple(reversed(piece.shape)), piece.dtype).copy_(whole.t())
         yield block if block.dtype == dtype else converted.like(tuple(block.shape), dtype).copy_(block)
 
 
@@ -92,7 +92,7 @@ def stored_blocks(
                 yield entries[0], block
         return
     (weight_NK,) = parts()
-    given = rounded.given(entries[0].source, Forms(form), weight_NK.shape[1]) if rounded is not None else None
+    given = rounded.given(entries[0].source, WeightFormats(form), weight_NK.shape[1]) if rounded is not None else None
     for index, block in _quantized_tensors(weight_NK, form, given):
         if entries[index].name.endswith(SCALES):
             block = block.to(getattr(torch, entries[index].dtype))
@@ -101,7 +101,7 @@ def stored_blocks(
 
 
 def _quantized_tensors(
-    weight_NK: Tensor, form: WeightForm, given: GivenIntegers | None
+    weight_NK: Tensor, form: WeightFormat, given: PrequantizedWeight | None
 ) -> Iterator[tuple[int, Tensor]]:
     """Pieces of the stored tensors, with their index."""
     if isinstance(form, ChannelWeights):
@@ -125,7 +125,7 @@ def _block_tensors(weight_NK: Tensor, form: BlockWeights) -> Iterator[tuple[int,
         yield 2, torch.cat(zero_points)
 
 
-def _given_tensors(form: BlockWeights, given: GivenIntegers) -> Iterator[tuple[int, Tensor]]:
+def _given_tensors(form: BlockWeights, given: PrequantizedWeight) -> Iterator[tuple[int, Tensor]]:
     rows = given.packed_rows(form)
     yield 0, rows.packed
     yield 1, rows.scales
@@ -139,11 +139,13 @@ def _channel_tensors(weight_NK: Tensor) -> Iterator[tuple[int, Tensor]]:
     yield 1, scales_N
 
 
-def _explicit_tensors(weight_NK: Tensor, form: QdqWeights, given: GivenIntegers | None) -> Iterator[tuple[int, Tensor]]:
+def _explicit_tensors(
+    weight_NK: Tensor, form: QdqWeights, given: PrequantizedWeight | None
+) -> Iterator[tuple[int, Tensor]]:
     """As :func:`_channel_tensors`; scales of blocks lie the other way round as well."""
-    levels = LEVELS[form.dtype]
+    qmax = QMAX[form.dtype]
     scales_NC = (
-        torch.cat([symmetric_scales(piece, levels=levels, block=form.block) for piece in _row_pieces(weight_NK)])
+        torch.cat([symmetric_scales(piece, qmax=qmax, block=form.block) for piece in _row_pieces(weight_NK)])
         if given is None
         else given.scales
     )
@@ -158,7 +160,7 @@ def _explicit_tensors(weight_NK: Tensor, form: QdqWeights, given: GivenIntegers 
         else:
             block_of_k = torch.arange(first, last) // (form.block or weight_NK.shape[1])
             divisors_kN = scales_CN[block_of_k]
-            integers_kN = (block_kN / divisors_kN).round_().clamp_(-levels, levels).to(torch.int8)
+            integers_kN = (block_kN / divisors_kN).round_().clamp_(-qmax, qmax).to(torch.int8)
         yield 0, _nibbles(integers_kN) if form.dtype == "int4" else integers_kN
         first = last
     yield 1, scales_CN[0] if form.block is None else scales_CN

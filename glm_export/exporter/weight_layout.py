@@ -12,8 +12,8 @@ from glm_export.spec.dtypes import STORED_BITS
 from glm_export.spec.signature import TensorSpec
 from glm_export.spec.weight_formats import (
     PROMPT,
-    Forms,
-    WeightForm,
+    WeightFormat,
+    WeightFormats,
     stored_parts,
 )
 
@@ -35,15 +35,15 @@ class StoredTensor:
     offset: int
     length: int
     source: str
-    form: WeightForm | None = None
+    form: WeightFormat | None = None
 
 
-def plan_weights(model: nn.Module, forms: Mapping[str, Forms] | None = None) -> list[StoredTensor]:
+def plan_weights(model: nn.Module, formats: Mapping[str, WeightFormats] | None = None) -> list[StoredTensor]:
     """Lay out every parameter and rotary table of a reference model made on the meta device.
 
     Args:
         model: without aliased parameters; each tensor is stored in the dtype it has there.
-        forms: the weights that are quantized.
+        formats: the weights that are quantized.
 
     Returns:
         Tensors in file order. Weights of products (of linear layers, and stacked ones of experts) are stored with
@@ -53,16 +53,16 @@ def plan_weights(model: nn.Module, forms: Mapping[str, Forms] | None = None) -> 
     stored: list[StoredTensor] = []
     end = 0
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        both = (forms or {}).get(name)
+        both = (formats or {}).get(name)
         transposed = both is None and (name in linear or tensor.dim() == 3)
         dtype = str(tensor.dtype).removeprefix("torch.")
         shape = (*tensor.shape[:-2], tensor.shape[-1], tensor.shape[-2]) if transposed else tuple(tensor.shape)
-        specs: list[tuple[TensorSpec, WeightForm | None]] = [(TensorSpec(name=name, dtype=dtype, dims=shape), None)]
+        specs: list[tuple[TensorSpec, WeightFormat | None]] = [(TensorSpec(name=name, dtype=dtype, dims=shape), None)]
         if both is not None:
-            specs = [(spec, both.step) for spec in stored_parts(name, shape[0], shape[1], both.step, dtype)]
-            if both.prompt is not None:
-                parts = stored_parts(name + PROMPT, shape[0], shape[1], both.prompt, dtype)
-                specs += [(spec, both.prompt) for spec in parts]
+            specs = [(spec, both.decode) for spec in stored_parts(name, shape[0], shape[1], both.decode, dtype)]
+            if both.prefill is not None:
+                parts = stored_parts(name + PROMPT, shape[0], shape[1], both.prefill, dtype)
+                specs += [(spec, both.prefill) for spec in parts]
         for spec, form in specs:
             length = torch.Size(spec.shape()).numel() * STORED_BITS[spec.dtype] // 8
             alignment = LARGE_ALIGNMENT if length >= LARGE_BYTES else SMALL_ALIGNMENT

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from glm_export.calibration.smoothed_weights import PreparedWeights
+from glm_export.calibration.smoothed_weights import SmoothedWeights
 from glm_export.errors import EnvironmentMissingError
 from glm_export.exporter.direct_file import DirectFile
 from glm_export.exporter.weight_blocks import stored_blocks
@@ -32,7 +32,7 @@ class CancelledError(Exception):
 def write_weights(
     path: Path,
     stored: list[StoredTensor],
-    weights: PreparedWeights,
+    weights: SmoothedWeights,
     *,
     cancelled: threading.Event,
     advance: Advance,

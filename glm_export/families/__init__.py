@@ -3,7 +3,7 @@
 A family file offers::
 
     config(values) -> GlmConfig           # raises ConfigError on a key that could change numbers unnoticed
-    tensor_rules(config) -> [TensorRule]  # official tensor names -> reference parameters
+    weight_map(config) -> [WeightRule]  # official tensor names -> reference parameters
     TOKENIZER, CHAT                       # which reader and which prompt (``glm_export/tokenizers``)
     TINY                                  # a small config.json of this family, for tests
 

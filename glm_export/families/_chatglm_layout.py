@@ -10,7 +10,7 @@ from typing import Any
 
 from glm_export.families._keys import ConfigKeys
 from glm_export.spec.config import GlmConfig, Norm, RotaryConfig
-from glm_export.spec.weight_map import HeadwiseQkv, TensorRule, TensorRules, as_stored, norm_rules, rule
+from glm_export.spec.weight_map import HeadwiseQkv, WeightMap, WeightRule, as_stored, norm_rules, rule
 
 INERT = {
     "apply_query_key_layer_scaling": "scales scores down and up again by the same number",
@@ -74,7 +74,7 @@ def read(values: Mapping[str, Any], *, family: str, rotary_of: str, context: int
     return config
 
 
-def tensor_rules(config: GlmConfig) -> TensorRules:
+def weight_map(config: GlmConfig) -> WeightMap:
     """Official names and shapes of every tensor."""
     hidden, vocab = config.hidden_size, config.vocab_size
     rules = [
@@ -85,10 +85,10 @@ def tensor_rules(config: GlmConfig) -> TensorRules:
         rules += norm_rules("final_norm", "transformer.encoder.final_layernorm", config)
     for i in range(config.num_layers):
         rules += _layer(f"layers.{i}", f"transformer.encoder.layers.{i}", config)
-    return TensorRules(rules=tuple(rules), ignored={"*rotary_pos_emb.inv_freq": "follows from config.json"})
+    return WeightMap(rules=tuple(rules), ignored={"*rotary_pos_emb.inv_freq": "follows from config.json"})
 
 
-def _layer(target: str, source: str, config: GlmConfig) -> list[TensorRule]:
+def _layer(target: str, source: str, config: GlmConfig) -> list[WeightRule]:
     hidden, qkv_rows = config.hidden_size, config.q_size + 2 * config.kv_size
     layout = HeadwiseQkv(config.num_heads) if config.headwise_qkv else as_stored
     rules = [

@@ -10,7 +10,7 @@ from typing import Any
 from glm_export.errors import ConfigError
 from glm_export.families._keys import ConfigKeys
 from glm_export.spec.config import ExpertsConfig, GlmConfig, RotaryConfig
-from glm_export.spec.weight_map import TensorRule, TensorRules, rule, stack_rows
+from glm_export.spec.weight_map import WeightMap, WeightRule, rule, stack_rows
 
 SPLIT_NAMES = ("q_proj", "k_proj", "v_proj")
 
@@ -73,7 +73,7 @@ def _rotary(keys: ConfigKeys) -> tuple[float, float]:
     return float(base), float(partial)
 
 
-def tensor_rules(config: GlmConfig) -> TensorRules:
+def weight_map(config: GlmConfig) -> WeightMap:
     """Official names and shapes of every tensor of a model without experts."""
     rules = border_rules(config)
     for i in range(config.num_layers):
@@ -91,10 +91,10 @@ def tensor_rules(config: GlmConfig) -> TensorRules:
     ignored = {"*rotary_emb.inv_freq": "follows from config.json"}
     if config.tied_head:
         ignored["lm_head.weight"] = "tied to the embedding"
-    return TensorRules(rules=tuple(rules), ignored=ignored)
+    return WeightMap(rules=tuple(rules), ignored=ignored)
 
 
-def border_rules(config: GlmConfig) -> list[TensorRule]:
+def border_rules(config: GlmConfig) -> list[WeightRule]:
     """Embedding, head, final norm."""
     hidden, vocab = config.hidden_size, config.vocab_size
     head = "model.embed_tokens.weight" if config.tied_head else "lm_head.weight"
@@ -105,7 +105,7 @@ def border_rules(config: GlmConfig) -> list[TensorRule]:
     ]
 
 
-def attention_rules(target: str, source: str, config: GlmConfig) -> list[TensorRule]:
+def attention_rules(target: str, source: str, config: GlmConfig) -> list[WeightRule]:
     """A layer's norms and attention; q, k, v are stacked into one projection."""
     hidden = config.hidden_size
     norms = {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
@@ -120,7 +120,7 @@ def attention_rules(target: str, source: str, config: GlmConfig) -> list[TensorR
     rows = (config.q_size, config.kv_size, config.kv_size)
     for part, tail in (("weight", (hidden,)), ("bias", ())) if config.qkv_bias else (("weight", (hidden,)),):
         rules.append(
-            TensorRule(
+            WeightRule(
                 target=f"{target}.attention.qkv.{part}",
                 sources=tuple(f"{source}.self_attn.{name}.{part}" for name in SPLIT_NAMES),
                 shapes=tuple((count, *tail) for count in rows),

@@ -6,10 +6,10 @@ Source: ``modeling_glm.py`` of THUDM/glm-10b, ``modeling_chatglm.py`` of THUDM/c
 from __future__ import annotations
 
 from glm_export.spec.config import GlmConfig
-from glm_export.spec.weight_map import Layout, TensorRule, linear_rules, norm_rules
+from glm_export.spec.weight_map import Layout, WeightRule, linear_rules, norm_rules
 
 
-def body_rules(config: GlmConfig, *, qkv_layout: Layout) -> list[TensorRule]:
+def body_rules(config: GlmConfig, *, qkv_layout: Layout) -> list[WeightRule]:
     """Layers and final norm; ``qkv_layout`` says how rows of the packed projection are stored."""
     rules = norm_rules("final_norm", "transformer.final_layernorm", config)
     hidden, ffn = config.hidden_size, config.ffn_size

@@ -14,7 +14,7 @@ from typing import Any
 from glm_export.families._keys import ConfigKeys
 from glm_export.families._prefix_layout import body_rules
 from glm_export.spec.config import Activation, GlmConfig, Norm, RotaryConfig
-from glm_export.spec.weight_map import HeadwiseQkv, TensorRules, rule
+from glm_export.spec.weight_map import HeadwiseQkv, WeightMap, rule
 
 TOKENIZER = "ice_text"
 CHAT = "counted_rounds"
@@ -71,10 +71,10 @@ def config(values: Mapping[str, Any]) -> GlmConfig:
     return result
 
 
-def tensor_rules(config: GlmConfig) -> TensorRules:
+def weight_map(config: GlmConfig) -> WeightMap:
     """Official tensor names."""
     embedding = "transformer.word_embeddings.weight"
-    return TensorRules(
+    return WeightMap(
         rules=(
             rule("embedding.weight", embedding, config.vocab_size, config.hidden_size),
             rule("head.weight", embedding, config.vocab_size, config.hidden_size),

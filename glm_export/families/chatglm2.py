@@ -12,7 +12,7 @@ from typing import Any
 
 from glm_export.families import _chatglm_layout
 from glm_export.spec.config import GlmConfig
-from glm_export.spec.weight_map import TensorRules
+from glm_export.spec.weight_map import WeightMap
 
 TOKENIZER = "sentencepiece"
 CHAT = "rounds"
@@ -25,9 +25,9 @@ def config(values: Mapping[str, Any]) -> GlmConfig:
     return _chatglm_layout.read(values, family="chatglm2", rotary_of="positions", context=32768)
 
 
-def tensor_rules(config: GlmConfig) -> TensorRules:
+def weight_map(config: GlmConfig) -> WeightMap:
     """Official tensor names."""
-    return _chatglm_layout.tensor_rules(config)
+    return _chatglm_layout.weight_map(config)
 
 
 TINY = _chatglm_layout.tiny("THUDM/chatglm2-6b", eos_token_id=2, pad_token_id=0, seq_length=256)

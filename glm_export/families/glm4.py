@@ -11,7 +11,7 @@ from typing import Any
 from glm_export.families import _native_layout
 from glm_export.families._keys import ConfigKeys
 from glm_export.spec.config import GlmConfig
-from glm_export.spec.weight_map import TensorRules
+from glm_export.spec.weight_map import WeightMap
 
 TOKENIZER = "tokenizer_json"
 CHAT = "role_lines"
@@ -22,9 +22,9 @@ def config(values: Mapping[str, Any]) -> GlmConfig:
     return _native_layout.read(ConfigKeys(values, family="glm4"), sandwich_norms=True)
 
 
-def tensor_rules(config: GlmConfig) -> TensorRules:
+def weight_map(config: GlmConfig) -> WeightMap:
     """Official tensor names."""
-    return _native_layout.tensor_rules(config)
+    return _native_layout.weight_map(config)
 
 
 TINY = _native_layout.tiny("glm4", "Glm4ForCausalLM")

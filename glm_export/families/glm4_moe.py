@@ -14,7 +14,7 @@ from typing import Any
 from glm_export.families import _native_layout
 from glm_export.families._keys import ConfigKeys
 from glm_export.spec.config import ExpertsConfig, GlmConfig
-from glm_export.spec.weight_map import TensorRule, TensorRules, rule, stack_rows
+from glm_export.spec.weight_map import WeightMap, WeightRule, rule, stack_rows
 
 TOKENIZER = "tokenizer_json"
 CHAT = "role_lines"
@@ -44,7 +44,7 @@ def config(values: Mapping[str, Any]) -> GlmConfig:
     )
 
 
-def tensor_rules(config: GlmConfig) -> TensorRules:
+def weight_map(config: GlmConfig) -> WeightMap:
     """Official tensor names; an expert's gate and up are stacked, and the experts of a layer stand in one tensor."""
     rules = _native_layout.border_rules(config)
     for i in range(config.num_layers):
@@ -54,7 +54,7 @@ def tensor_rules(config: GlmConfig) -> TensorRules:
             rules += _gated(f"{target}.mlp", f"{source}.mlp", config.ffn_size, config)
         else:
             rules += _experts(f"{target}.mlp", f"{source}.mlp", config.experts, config)
-    return TensorRules(
+    return WeightMap(
         rules=tuple(rules),
         ignored={
             "*rotary_emb.inv_freq": "follows from config.json",
@@ -63,24 +63,24 @@ def tensor_rules(config: GlmConfig) -> TensorRules:
     )
 
 
-def _gated(target: str, source: str, width: int, config: GlmConfig) -> list[TensorRule]:
+def _gated(target: str, source: str, width: int, config: GlmConfig) -> list[WeightRule]:
     shape = (width, config.hidden_size)
     names = tuple(f"{source}.{name}_proj.weight" for name in ("gate", "up"))
     return [
-        TensorRule(target=f"{target}.gate_up.weight", sources=names, shapes=(shape, shape), layout=stack_rows),
+        WeightRule(target=f"{target}.gate_up.weight", sources=names, shapes=(shape, shape), layout=stack_rows),
         rule(f"{target}.down.weight", f"{source}.down_proj.weight", config.hidden_size, width),
     ]
 
 
-def _experts(target: str, source: str, experts: ExpertsConfig, config: GlmConfig) -> list[TensorRule]:
+def _experts(target: str, source: str, experts: ExpertsConfig, config: GlmConfig) -> list[WeightRule]:
     numbers = range(experts.routed)
     up, down = (experts.ffn_size, config.hidden_size), (config.hidden_size, experts.ffn_size)
     gate_up = tuple(f"{source}.experts.{n}.{name}_proj.weight" for n in numbers for name in ("gate", "up"))
     rules = [
         rule(f"{target}.router.weight", f"{source}.gate.weight", experts.routed, config.hidden_size),
         rule(f"{target}.choice_bias", f"{source}.gate.e_score_correction_bias", experts.routed),
-        TensorRule(target=f"{target}.gate_up", sources=gate_up, shapes=(up,) * len(gate_up), layout=stack_rows, each=2),
-        TensorRule(
+        WeightRule(target=f"{target}.gate_up", sources=gate_up, shapes=(up,) * len(gate_up), layout=stack_rows, each=2),
+        WeightRule(
             target=f"{target}.down",
             sources=tuple(f"{source}.experts.{n}.down_proj.weight" for n in numbers),
             shapes=(down,) * experts.routed,

@@ -12,7 +12,7 @@ from typing import Any
 
 from glm_export.families import _chatglm_layout
 from glm_export.spec.config import GlmConfig
-from glm_export.spec.weight_map import TensorRules
+from glm_export.spec.weight_map import WeightMap
 
 TOKENIZER = "tiktoken"
 CHAT = "role_lines"
@@ -35,9 +35,9 @@ def config(values: Mapping[str, Any]) -> GlmConfig:
     return _chatglm_layout.read(values, family="glm4_remote", rotary_of="base", context=131072)
 
 
-def tensor_rules(config: GlmConfig) -> TensorRules:
+def weight_map(config: GlmConfig) -> WeightMap:
     """Official tensor names."""
-    return _chatglm_layout.tensor_rules(config)
+    return _chatglm_layout.weight_map(config)
 
 
 TINY = _chatglm_layout.tiny(

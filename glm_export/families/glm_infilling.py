@@ -14,7 +14,7 @@ from typing import Any
 from glm_export.families._keys import ConfigKeys
 from glm_export.families._prefix_layout import body_rules
 from glm_export.spec.config import Activation, GlmConfig, Norm
-from glm_export.spec.weight_map import TensorRules, as_stored, rule
+from glm_export.spec.weight_map import WeightMap, as_stored, rule
 
 TOKENIZER = "infilling"
 CHAT = "none"
@@ -74,11 +74,11 @@ def config(values: Mapping[str, Any]) -> GlmConfig:
     return result
 
 
-def tensor_rules(config: GlmConfig) -> TensorRules:
+def weight_map(config: GlmConfig) -> WeightMap:
     """Official tensor names; a later ``save_pretrained`` puts ``glm.`` before each."""
     embedding, hidden = "word_embeddings.weight", config.hidden_size
     tables = (("position_embedding", "position_embeddings"), ("block_embedding", "block_position_embeddings"))
-    return TensorRules(
+    return WeightMap(
         rules=(
             rule("embedding.weight", embedding, config.vocab_size, hidden),
             rule("head.weight", embedding, config.vocab_size, hidden),

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from glm_export.errors import InputError
 from glm_export.generation.sampling import Sampler, Sampling
 from glm_export.generation.stopping import Decode, Stopping
-from glm_export.inputs.feeds import Feeds, Prompt, RowFeeds
+from glm_export.inputs.feeds import Feeds, Prompt, RightPaddedFeeds
 from glm_export.sessions.session import Session
 
 
@@ -46,7 +46,7 @@ def generate_steps(
         raise InputError("stop strings need a tokenizer to decode with")
     built = [prompt if isinstance(prompt, Prompt) else session.prompt(prompt) for prompt in prompts]
     feeds = session.feeds(built)
-    rooms = [min(session.room(prompt), _shared_room(session, feeds)) for prompt in built]
+    limits = [min(session.remaining_tokens(prompt), _shared_remaining_tokens(session, feeds)) for prompt in built]
     last_position = session.last_position(feeds)
     sampling = sampling or Sampling()
     rows = [Generation(prompt=prompt) for prompt in built]
@@ -54,23 +54,23 @@ def generate_steps(
     logits_BV = feeds.last_logits(session.prefill(feeds))
     while True:
         next_ids = []
-        for index, (row, sampler, room) in enumerate(zip(rows, samplers, rooms, strict=True)):
+        for index, (row, sampler, limit) in enumerate(zip(rows, samplers, limits, strict=True)):
             if row.finish_reason:
                 next_ids.append(session.config.pad_token_id)
                 continue
             token = sampler.choose(logits_BV[index], [*row.prompt.ids, *row.ids])
             next_ids.append(token)
-            _take(row, token, stopping, room, decode)
+            _take(row, token, stopping, limit, decode)
         yield rows
         if all(row.finish_reason for row in rows):
             return
-        feeds = feeds.followed_by(next_ids, last_position)
+        feeds = feeds.next_step(next_ids, last_position)
         logits_BV = feeds.last_logits(session.decode(feeds))
 
 
-def _shared_room(session: Session, feeds: Feeds) -> int:
+def _shared_remaining_tokens(session: Session, feeds: Feeds) -> int:
     """Tokens that can be written where rows, padded together, fill the same columns of a cache that has an end."""
-    if session.capacity is None or isinstance(feeds, RowFeeds):
+    if session.capacity is None or isinstance(feeds, RightPaddedFeeds):
         return session.config.max_positions
     return session.capacity - feeds.columns
 
@@ -80,7 +80,7 @@ def _row_sampling(sampling: Sampling, index: int) -> Sampling:
     return replace(sampling, seed=seed)
 
 
-def _take(row: Generation, token: int, stopping: Stopping, room: int, decode: Decode | None) -> None:
+def _take(row: Generation, token: int, stopping: Stopping, limit: int, decode: Decode | None) -> None:
     if token in stopping.stop_ids:
         row.finish_reason = "stop"
         return
@@ -92,7 +92,7 @@ def _take(row: Generation, token: int, stopping: Stopping, room: int, decode: De
             return
     if len(row.ids) >= stopping.max_new_tokens:
         row.finish_reason = "length"
-    elif len(row.ids) >= room:
+    elif len(row.ids) >= limit:
         row.finish_reason = "context"
 
 

@@ -164,6 +164,6 @@ def continuation_log_probabilities(
             totals[row] += log_BV[row, ids[step]] if step < len(ids) else 0.0
         if step + 1 < max(map(len, continuations)):
             next_ids = [ids[min(step, len(ids) - 1)] for ids in continuations]
-            feeds = feeds.followed_by(next_ids, session.last_position(feeds))
+            feeds = feeds.next_step(next_ids, session.last_position(feeds))
             logits_BV = feeds.last_logits(session.decode(feeds))
     return [float(total) for total in totals]

@@ -90,7 +90,7 @@ def to_own_lengths(tensors: Tensors, signature: Signature) -> Tensors:
     return {spec.name: given[spec.name] for spec in signature.inputs}
 
 
-def to_canonical(outputs: Tensors, tensors: Tensors) -> Tensors:
+def own_lengths_to_canonical(outputs: Tensors, tensors: Tensors) -> Tensors:
     """Outputs of own lengths back in the columns of the canonical inputs; padding is 0."""
     rows = OwnLengths.of(tensors)
     result: Tensors = {}
@@ -109,7 +109,7 @@ def to_canonical(outputs: Tensors, tensors: Tensors) -> Tensors:
 
 
 def without_padding(outputs: Tensors, tensors: Tensors) -> Tensors:
-    """Canonical outputs with 0 where there is padding, as :func:`to_canonical` leaves it."""
+    """Canonical outputs with 0 where there is padding, as :func:`own_lengths_to_canonical` leaves it."""
     rows = OwnLengths.of(tensors)
     return {
         name: output
@@ -119,7 +119,7 @@ def without_padding(outputs: Tensors, tensors: Tensors) -> Tensors:
     }
 
 
-def enter_static_prefix(named: Tensors, signature: Signature, *, prefix: bool) -> Tensors:
+def static_prefix_inputs(named: Tensors, signature: Signature, *, prefix: bool) -> Tensors:
     """Inputs other than the cache, with what a static cache wants of prefix families besides.
 
     The mask covers every column, and the program is told where to write; rows are padded on the left all the same.
@@ -139,7 +139,7 @@ def enter_static_prefix(named: Tensors, signature: Signature, *, prefix: bool) -
 def to_static(tensors: Tensors, signature: Signature) -> Tensors:
     """A prefix family's canonical inputs over a static cache: the same columns, and free ones behind."""
     length = signature.static_length
-    given = enter_static_prefix(tensors, signature, prefix=True)
+    given = static_prefix_inputs(tensors, signature, prefix=True)
     for spec in signature.inputs:
         if len(spec.dims) > CACHE_LENGTH_AXIS and spec.dims[CACHE_LENGTH_AXIS] == length and spec.name in tensors:
             past = tensors[spec.name]
@@ -152,18 +152,22 @@ def from_static(outputs: Tensors, total: int) -> Tensors:
     return {name: output if name == LOGITS else output[:, :, :total] for name, output in outputs.items()}
 
 
-def enter(tensors: Tensors, signature: Signature, *, prefix: bool) -> Tensors:
+def to_program(tensors: Tensors, signature: Signature, *, prefix: bool) -> Tensors:
     """Canonical inputs as a program of this signature takes them."""
     if signature.cache is Cache.GROWING:
         return tensors
     return to_static(tensors, signature) if prefix else to_own_lengths(tensors, signature)
 
 
-def leave(outputs: Tensors, tensors: Tensors, signature: Signature, *, prefix: bool) -> Tensors:
+def to_canonical(outputs: Tensors, tensors: Tensors, signature: Signature, *, prefix: bool) -> Tensors:
     """A program's outputs in canonical columns; ``tensors`` are the canonical inputs."""
     if signature.cache is Cache.GROWING:
         return outputs
-    return from_static(outputs, tensors[ATTENTION_MASK].shape[-1]) if prefix else to_canonical(outputs, tensors)
+    return (
+        from_static(outputs, tensors[ATTENTION_MASK].shape[-1])
+        if prefix
+        else own_lengths_to_canonical(outputs, tensors)
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,7 +176,7 @@ class IntegerCache:
 
     scales: NDArray[np.float32]
 
-    def enter(self, tensors: Tensors) -> Tensors:
+    def quantize_past(self, tensors: Tensors) -> Tensors:
         """Pasts as the program keeps them."""
         return tensors | {
             name: np.clip(np.rint(tensors[name].astype(np.float32) / scale), -128, 127).astype(np.int8)
@@ -181,12 +185,12 @@ class IntegerCache:
 
     def rounded(self, tensors: Tensors) -> Tensors:
         """Pasts as floats that the program can keep."""
-        integers = self.enter(tensors)
+        integers = self.quantize_past(tensors)
         return integers | {
             name: (integers[name] * scale).astype(tensors[name].dtype) for name, scale in self._scale_of(past_names)
         }
 
-    def leave(self, outputs: Tensors) -> Tensors:
+    def dequantize_present(self, outputs: Tensors) -> Tensors:
         """Presents as floats."""
         scale_of = dict(self._scale_of(present_names))
         return outputs | {name: outputs[name].astype(np.float32) * scale for name, scale in scale_of.items()}

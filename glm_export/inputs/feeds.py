@@ -35,7 +35,7 @@ class Prompt:
     context_length: int = 0
     mask_position: int = 0
 
-    def room(self, config: GlmConfig) -> int:
+    def remaining_tokens(self, config: GlmConfig) -> int:
         """How many tokens can be written until the position table ends."""
         if config.prefix_mask:
             # <sop> is the first of the written part, at 1.
@@ -77,7 +77,7 @@ class Feeds:
         rows: NDArray[Any] = logits[np.arange(self.batch), self.last_token_ids]
         return rows
 
-    def followed_by(self, next_ids: Sequence[int], last_position: int) -> Feeds:
+    def next_step(self, next_ids: Sequence[int], last_position: int) -> Feeds:
         """The next decode step: one new token a row, positions counting on up to ``last_position``.
 
         Only a row that is finished already, and waits for others, meets that limit.
@@ -112,7 +112,7 @@ class Feeds:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RowFeeds(Feeds):
+class RightPaddedFeeds(Feeds):
     """One call of a causal family whose rows have lengths of their own: padding stands on the right.
 
     ``lengths`` ``[B]`` counts each row's real tokens, those of this call included. A token's position is its column in
@@ -138,22 +138,22 @@ class RowFeeds(Feeds):
         last: Ids = np.clip(self.lengths - self.position_ids[:, 0], 1, width) - 1
         return last
 
-    def followed_by(self, next_ids: Sequence[int], last_position: int) -> RowFeeds:
+    def next_step(self, next_ids: Sequence[int], last_position: int) -> RightPaddedFeeds:
         """The next decode step: each row's token goes behind its last one."""
         column = np.asarray(next_ids, dtype=np.int64)[:, None]
         positions = np.minimum(self.lengths, last_position)[:, None]
-        return RowFeeds(
+        return RightPaddedFeeds(
             input_ids=column,
             attention_mask=_row_mask(positions[:, 0] + 1),
             position_ids=positions,
             lengths=positions[:, 0] + 1,
         )
 
-    def rows(self, chosen: slice) -> RowFeeds:
+    def rows(self, chosen: slice) -> RightPaddedFeeds:
         """The same call for some rows, no wider than the longest of them."""
         lengths, positions = self.lengths[chosen], self.position_ids[chosen]
         width = max(1, int((lengths - positions[:, 0]).max()))
-        return RowFeeds(
+        return RightPaddedFeeds(
             input_ids=self.input_ids[chosen, :width],
             attention_mask=_row_mask(lengths),
             position_ids=positions[:, :width],
@@ -165,7 +165,7 @@ class RowFeeds(Feeds):
         width = self.input_ids.shape[1]
         edges = [*range(0, width, size), width]
         return [
-            RowFeeds(
+            RightPaddedFeeds(
                 input_ids=self.input_ids[:, start:end],
                 attention_mask=_row_mask(np.minimum(self.lengths, end)),
                 position_ids=self.position_ids[:, start:end],
@@ -191,7 +191,7 @@ class PrefixFeeds(Feeds):
     real: NDArray[np.bool_]
     context_end: int
 
-    def followed_by(self, next_ids: Sequence[int], last_position: int) -> PrefixFeeds:
+    def next_step(self, next_ids: Sequence[int], last_position: int) -> PrefixFeeds:
         """The next decode step: it sees every real token; the place in the text stays, the place within counts on."""
         column = np.asarray(next_ids, dtype=np.int64)[:, None]
         real = np.concatenate([self.real, np.ones_like(column, dtype=bool)], axis=1)
@@ -242,7 +242,7 @@ def prefill_feeds(prompts: Sequence[Prompt], config: GlmConfig, *, own_lengths: 
     if not prompts or not all(prompt.ids for prompt in prompts):
         raise InputError("a prompt needs at least one token, found an empty one")
     for prompt in prompts:
-        if prompt.room(config) < 0 or prompt.context_length > config.max_positions:
+        if prompt.remaining_tokens(config) < 0 or prompt.context_length > config.max_positions:
             raise InputError(
                 f"the prompt has {len(prompt.ids)} tokens, the model's context {config.max_positions}; shorten it"
             )
@@ -263,13 +263,13 @@ def prefill_feeds(prompts: Sequence[Prompt], config: GlmConfig, *, own_lengths: 
     return Feeds(input_ids=ids, attention_mask=mask, position_ids=np.maximum(mask.cumsum(axis=1) - 1, 0))
 
 
-def _row_feeds(prompts: Sequence[Prompt], width: int, pad_token_id: int) -> RowFeeds:
+def _row_feeds(prompts: Sequence[Prompt], width: int, pad_token_id: int) -> RightPaddedFeeds:
     lengths = np.array([len(prompt.ids) for prompt in prompts], dtype=np.int64)
     ids = np.full((len(prompts), width), pad_token_id, dtype=np.int64)
     for row, prompt in zip(ids, prompts, strict=True):
         row[: len(prompt.ids)] = prompt.ids
     positions = np.broadcast_to(np.arange(width, dtype=np.int64), ids.shape)
-    return RowFeeds(input_ids=ids, attention_mask=_row_mask(lengths), position_ids=positions, lengths=lengths)
+    return RightPaddedFeeds(input_ids=ids, attention_mask=_row_mask(lengths), position_ids=positions, lengths=lengths)
 
 
 def _prefix_feeds(prompts: Sequence[Prompt], ids: Ids, real: NDArray[np.bool_]) -> PrefixFeeds:

@@ -43,7 +43,7 @@ def bench(model: str | Path, options: BenchOptions | None = None) -> BenchReport
         GlmExportError: the model cannot be opened or run here, or its context is too short for the options.
     """
     options = options or BenchOptions()
-    refuse_beyond_context(open_model(model).config, options)
+    require_within_context(open_model(model).config, options)
     from glm_export.sessions.onnxruntime.runtime import usable_threads
 
     options = replace(options, threads=options.threads or usable_threads())
@@ -64,7 +64,7 @@ def _bandwidth(device: str, options: BenchOptions) -> float | None:
     return None if answer["bandwidth"] is None else float(answer["bandwidth"])
 
 
-def refuse_beyond_context(config: GlmConfig, options: BenchOptions) -> None:
+def require_within_context(config: GlmConfig, options: BenchOptions) -> None:
     """Check that what is to be read and written fits the model.
 
     Raises:

@@ -18,7 +18,7 @@ from glm_export.artifacts.open import is_engine, is_program
 from glm_export.artifacts.program import OnnxProgram, load_program
 from glm_export.checkpoints.checkpoint import Checkpoint
 from glm_export.errors import GlmExportError
-from glm_export.graphs.weight_traffic import program_step_bytes
+from glm_export.graphs.weight_traffic import program_weight_traffic
 from glm_export.inputs.feeds import Feeds, Prompt
 from glm_export.machine.memory import read_bandwidth, resident_bytes
 from glm_export.sessions.session import Session
@@ -101,7 +101,7 @@ def _facts(session: Session, options: BenchOptions) -> dict[str, Any]:
         facts: dict[str, Any] = {
             "runtime": "onnxruntime", "dialect": program.dialect, "dtype": program.dtype,
             "device": "cuda" if on_cuda else "cpu",
-            "step_weight_bytes": program_step_bytes(program.model_path, options.batch),
+            "step_weight_bytes": program_weight_traffic(program.model_path, options.batch),
         }  # fmt: skip
     elif isinstance(session, EngineSession):
         signature, facts = session.program.signature, _engine_facts(session, options)
@@ -111,7 +111,7 @@ def _facts(session: Session, options: BenchOptions) -> dict[str, Any]:
         weight = session.model.head.weight
         facts = {
             "runtime": "pytorch", "dialect": None, "dtype": str(weight.dtype).removeprefix("torch."),
-            "device": weight.device.type, "step_weight_bytes": torch_step_bytes(session.model, options.batch),
+            "device": weight.device.type, "step_weight_bytes": torch_weight_traffic(session.model, options.batch),
         }  # fmt: skip
     config = session.config
     number_bytes = DTYPE_BYTES[signature.input(past_names(0)[0]).dtype]
@@ -186,7 +186,7 @@ class _Rounds:
         taken = []
         for _ in range(steps):
             started = time.perf_counter()
-            feeds = feeds.followed_by(chosen, last_position)
+            feeds = feeds.next_step(chosen, last_position)
             chosen = _choose(self._session.decode(feeds))
             taken.append(time.perf_counter() - started)
         return taken
@@ -220,7 +220,7 @@ if __name__ == "__main__":
     main(sys.argv[1:])
 
 
-def torch_step_bytes(model: torch.nn.Module, batch: int) -> int:
+def torch_weight_traffic(model: torch.nn.Module, batch: int) -> int:
     """Bytes of a PyTorch model's parameters that a step of ``batch`` tokens reads."""
     import torch
 

@@ -36,7 +36,7 @@ def parity_cases(
     config: GlmConfig,
     signature: Signature,
     cache: Cache = Cache.GROWING,
-    room: int = 0,
+    max_tokens: int = 0,
     *,
     rows: int = len(BATCH_PROMPTS),
     tokens: int = SINGLE_PROMPT,
@@ -50,29 +50,29 @@ def parity_cases(
         config: the sizes.
         signature: the canonical one; cases are in its layout.
         cache: the program's. Where a token's position is its column, far positions need a long past: random keys.
-        room: tokens the program can hold; 0: the context.
+        max_tokens: tokens the program can hold; 0: the context.
         rows: at most, in the batch.
         tokens: at most, read at once.
     """
     random = np.random.default_rng(0)
-    room = min(room or config.max_positions, config.max_positions)
+    max_tokens = min(max_tokens or config.max_positions, config.max_positions)
 
     def token() -> int:
         return int(random.integers(0, config.vocab_size))
 
     def prompt(length: int) -> Prompt:
-        return random_prompt(random, max(2, min(length, room - 8, tokens)), config)
+        return random_prompt(random, max(2, min(length, max_tokens - 8, tokens)), config)
 
     single = prefill_feeds([prompt(SINGLE_PROMPT)], config)
     head, tail = single.chunks(max(1, single.input_ids.shape[1] * 2 // 3))[:2]
     batch = prefill_feeds([prompt(length) for length in BATCH_PROMPTS[:rows]], config)
-    last = room - 1
+    last = max_tokens - 1
     pairs: list[tuple[str, Feeds | None, Feeds]] = [
         ("prefill", None, single),
         ("chunk on a past", head, tail),
-        ("decode", single, single.followed_by([token()], last)),
+        ("decode", single, single.next_step([token()], last)),
         ("padded batch", None, batch),
-        ("batch decode", batch, batch.followed_by([token() for _ in range(batch.batch)], last)),
+        ("batch decode", batch, batch.next_step([token() for _ in range(batch.batch)], last)),
     ]
     cases = [Case(name=name, tensors=_tensors(reference, signature, past, feeds)) for name, past, feeds in pairs]
     distant = prefill_feeds([prompt(16)], config)
@@ -81,15 +81,15 @@ def parity_cases(
             distant, position_ids=distant.position_ids + config.max_positions - 1 - distant.position_ids.max()
         )
         return [*cases, Case(name="end of context", tensors=_tensors(reference, signature, None, far))]
-    return [*cases, _behind_random_past(random, config, signature, distant, room)]
+    return [*cases, _behind_random_past(random, config, signature, distant, max_tokens)]
 
 
 def _behind_random_past(
-    random: np.random.Generator, config: GlmConfig, signature: Signature, feeds: Feeds, room: int
+    random: np.random.Generator, config: GlmConfig, signature: Signature, feeds: Feeds, max_tokens: int
 ) -> Case:
     """A prompt at the end of what the program can hold, or of what fits :data:`RANDOM_PAST_BYTES`."""
     column_bytes = 4 * config.num_layers * 2 * config.kv_size
-    columns = min(room - feeds.input_ids.shape[1], RANDOM_PAST_BYTES // column_bytes)
+    columns = min(max_tokens - feeds.input_ids.shape[1], RANDOM_PAST_BYTES // column_bytes)
     spec = signature.input(past_names(0)[0])
     shape = spec.shape(**{BATCH: 1, PAST: columns})
     names = [name for layer in range(config.num_layers) for name in past_names(layer)]

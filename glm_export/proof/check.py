@@ -47,7 +47,7 @@ class CheckReport:
         """The median over cases of the smallest passing tolerance: what a case needs where no value is a tie."""
         worst: dict[str, float] = {}
         for output in self.parity.outputs:
-            worst[output.case] = max(worst.get(output.case, 0.0), output.needed)
+            worst[output.case] = max(worst.get(output.case, 0.0), output.required_tolerance)
         return float(np.median(list(worst.values())))
 
     @property
@@ -83,7 +83,7 @@ def check(program: OnnxProgram, checkpoint: Checkpoint, reference_dtype: str = "
         CheckpointError: the checkpoint's tensors do not fit.
         EnvironmentMissingError: no runtime here can load the program.
     """
-    refuse_other_checkpoint(program, checkpoint)
+    require_same_checkpoint(program, checkpoint)
     looser = max(program.dtype, reference_dtype, key=TOLERANCES.__getitem__)
     quantization = quantization_of(program)
     recipe = quantization.recipe if quantization else None
@@ -92,15 +92,15 @@ def check(program: OnnxProgram, checkpoint: Checkpoint, reference_dtype: str = "
         OrtSession(program) as candidate,
     ):
         signature = candidate.program.signature
-        room = signature.static_length if signature.cache is Cache.STATIC else 0
+        max_tokens = signature.static_length if signature.cache is Cache.STATIC else 0
         canonical = canonical_signature(candidate.program)
-        cases = parity_cases(reference, program.config, canonical, signature.cache, room)
+        cases = parity_cases(reference, program.config, canonical, signature.cache, max_tokens)
         if quantization is not None and signature.cache_is_integer:
             integers = IntegerCache(scales=np.array(quantization.kv_scales, np.float32))
             cases = [replace(case, tensors=integers.rounded(case.tensors)) for case in cases]
-        granted = recipe.granted(experts=program.config.experts is not None) if recipe else 0.0
+        tolerance = recipe.tolerance_for(experts=program.config.experts is not None) if recipe else 0.0
         results = run_both(reference, program, candidate, cases)
-        parity = compare_runs(results, [case.name for case in cases], looser, granted)
+        parity = compare_runs(results, [case.name for case in cases], looser, tolerance)
         equal, total = greedy_agreement(reference, candidate)
     usual_bound = recipe.usual if recipe is not None and looser == "float32" else None
     return CheckReport(
@@ -123,16 +123,16 @@ def quantization_of(program: OnnxProgram) -> Quantization | None:
 
 
 def greedy_agreement(
-    reference: Session, candidate: Session, seed: int = 1, *, rows: int = 3, room: int = 0
+    reference: Session, candidate: Session, seed: int = 1, *, rows: int = 3, max_tokens: int = 0
 ) -> tuple[int, int]:
     """Greedy tokens both sides write alike, of how many: prompts one after another and as a padded batch.
 
-    ``rows``: of the batch at most. ``room``: tokens the candidate can hold; 0: the context.
+    ``rows``: of the batch at most. ``max_tokens``: tokens the candidate can hold; 0: the context.
     """
     config = reference.config
     random = np.random.default_rng(seed)
     prompts = [random_prompt(random, length, config) for length in (12, 5, 2)[:rows]]
-    stopping = Stopping(max_new_tokens=min(GREEDY_TOKENS, (room or config.max_positions) - 16))
+    stopping = Stopping(max_new_tokens=min(GREEDY_TOKENS, (max_tokens or config.max_positions) - 16))
     batch = generate_ids(reference, prompts, stopping=stopping)
     answers = generate_ids(candidate, prompts, stopping=stopping)
     alone = [generate_ids(candidate, [prompt], stopping=stopping)[0] for prompt in prompts]
@@ -145,7 +145,7 @@ def greedy_agreement(
     return sum(a == b for a, b in pairs), len(pairs)
 
 
-def refuse_other_checkpoint(program: OnnxProgram, checkpoint: Checkpoint) -> None:
+def require_same_checkpoint(program: OnnxProgram, checkpoint: Checkpoint) -> None:
     """Compare file names and the config's hash; weights themselves are compared by running.
 
     Raises:

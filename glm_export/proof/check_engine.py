@@ -19,9 +19,9 @@ from glm_export.artifacts.program import OnnxProgram
 from glm_export.calibration.quantization import kv_scales
 from glm_export.checkpoints.checkpoint import Checkpoint
 from glm_export.errors import InputError
-from glm_export.inputs.call_layout import IntegerCache, enter, leave
+from glm_export.inputs.call_layout import IntegerCache, to_canonical, to_program
 from glm_export.proof.cases import parity_cases
-from glm_export.proof.check import CheckReport, greedy_agreement, quantization_of, recipe_of, refuse_other_checkpoint
+from glm_export.proof.check import CheckReport, greedy_agreement, quantization_of, recipe_of, require_same_checkpoint
 from glm_export.proof.compare import TOLERANCES, compare_runs
 from glm_export.proof.runners import ReferenceRunner, SessionRunner
 from glm_export.sessions.onnxruntime.cache import NUMPY_DTYPES
@@ -59,7 +59,7 @@ def check_engine(
     program, limits = engine.program, engine.limits
     recipe = recipe_of(program)
     looser = max(program.dtype, reference_dtype, key=TOLERANCES.__getitem__)
-    granted = recipe.granted(experts=program.config.experts is not None) if recipe else 0.0
+    tolerance = recipe.tolerance_for(experts=program.config.experts is not None) if recipe else 0.0
     with ExitStack() as stack:
         loaded = loaded or load_onto_device(engine)
         candidate = stack.enter_context(EngineSession(engine, loaded))
@@ -78,9 +78,9 @@ def check_engine(
             results = Comparator.run(runners, data_loader=[case.tensors for case in cases])
         names = [case.name for case in cases]
         first, *others = (
-            compare_runs(RunResults([results[0], other]), names, looser, granted) for other in list(results)[1:]
+            compare_runs(RunResults([results[0], other]), names, looser, tolerance) for other in list(results)[1:]
         )
-        equal, total = greedy_agreement(reference, candidate, rows=limits.max_batch, room=limits.max_context)
+        equal, total = greedy_agreement(reference, candidate, rows=limits.max_batch, max_tokens=limits.max_context)
     usual_bound = recipe.usual if recipe is not None and looser == "float32" else None
     return CheckReport(
         parity=first, greedy_equal=equal, greedy_total=total, recipe=program.recipe, usual_bound=usual_bound,
@@ -98,9 +98,9 @@ def _reference(engine: Engine, against: Checkpoint | OnnxProgram, dtype: str) ->
     import torch
 
     if isinstance(against, OnnxProgram):
-        refuse_other_program(engine, against)
+        require_same_program(engine, against)
         return OrtSession(against), "onnxruntime"
-    refuse_other_checkpoint(engine.program, against)
+    require_same_checkpoint(engine.program, against)
     recipe = recipe_of(engine.program)
     if recipe is not None and recipe.rounding != "nearest":
         raise InputError(
@@ -110,7 +110,7 @@ def _reference(engine: Engine, against: Checkpoint | OnnxProgram, dtype: str) ->
     return TorchSession(against, dtype, device, quantization_of(engine.program)), "pytorch"
 
 
-def refuse_other_program(engine: Engine, program: OnnxProgram) -> None:
+def require_same_program(engine: Engine, program: OnnxProgram) -> None:
     """See that an engine was built of an exported folder.
 
     Raises:
@@ -149,7 +149,7 @@ class PolygraphySession:
         """One call, rows in groups of as many as the profile takes."""
         prefix, limits = self._engine.program.config.prefix_mask, self._engine.limits
         integers = IntegerCache(scales=kv_scales(self._engine.folder)) if self._signature.cache_is_integer else None
-        given = enter(integers.enter(tensors) if integers else tensors, self._signature, prefix=prefix)
+        given = to_program(integers.quantize_past(tensors) if integers else tensors, self._signature, prefix=prefix)
         batch, new = given[INPUT_IDS].shape
         prefill, decode = self._runners
         runner, group = (decode, limits.max_batch) if new == 1 else (prefill, limits.prefill_batch)
@@ -159,7 +159,9 @@ class PolygraphySession:
             for start in range(0, batch, group)
         ]
         outputs: Tensors = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        return leave(integers.leave(outputs) if integers else outputs, tensors, self._signature, prefix=prefix)
+        return to_canonical(
+            integers.dequantize_present(outputs) if integers else outputs, tensors, self._signature, prefix=prefix
+        )
 
     def _rows(self, given: Tensors, runner: BaseRunner, start: int, group: int) -> Tensors:
         dtypes = {name: entry.dtype for name, entry in runner.get_input_metadata().items()}

@@ -41,7 +41,7 @@ class OutputParity:
     """One output in one case.
 
     ``max_abs`` and ``scale`` are in the output's units; ``max_rel`` is the largest relative difference where the
-    reference is not tiny; ``needed`` is the smallest tolerance that passes, in the units of :data:`TOLERANCES`.
+    reference is not tiny; ``required_tolerance`` is the smallest that passes, in the units of :data:`TOLERANCES`.
     ``top1`` is the share of rows with the same likeliest token (logits only).
     """
 
@@ -51,10 +51,15 @@ class OutputParity:
     scale: float
     max_abs: float
     max_rel: float
-    needed: float
+    required_tolerance: float
     tolerance: float
     passed: bool
     top1: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; ``needed`` is :attr:`required_tolerance`, under the name reports have had from the start."""
+        values = asdict(self)
+        return {"needed" if name == "required_tolerance" else name: value for name, value in values.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,15 +77,16 @@ class ParityReport:
         return all(output.passed for output in self.outputs)
 
     @property
-    def needed(self) -> float:
+    def required_tolerance(self) -> float:
         """The smallest tolerance that would have passed everything."""
-        return max(output.needed for output in self.outputs)
+        return max(output.required_tolerance for output in self.outputs)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         return {
             "reference": self.reference, "candidate": self.candidate, "dtype": self.dtype, "passed": self.passed,
-            "smallest_passing_tolerance": self.needed, "outputs": [asdict(output) for output in self.outputs],
+            "smallest_passing_tolerance": self.required_tolerance,
+            "outputs": [output.to_json() for output in self.outputs],
         }  # fmt: skip
 
 
@@ -134,7 +140,7 @@ def _compare_case(
         yield OutputParity(
             case=case, output=name, elements=reference.size, scale=scales[name], max_abs=max_abs,
             max_rel=_max_rel(reference, candidate, scales[name]) if finite else float("inf"),
-            needed=max_abs / scales[name], tolerance=tolerance, passed=finite and bool(verdicts[name]),
+            required_tolerance=max_abs / scales[name], tolerance=tolerance, passed=finite and bool(verdicts[name]),
             top1=_top1(reference, candidate) if name == LOGITS and same_shape else None,
         )  # fmt: skip
 

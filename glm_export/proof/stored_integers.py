@@ -11,8 +11,8 @@ import torch
 
 from glm_export.artifacts.program import OnnxProgram
 from glm_export.calibration.formats.blockwise import QuantizedRows, integers_of_rows
-from glm_export.calibration.formats.prequantized import GivenIntegers
-from glm_export.spec.weight_formats import PACKED, SCALES, BlockWeights, Forms, QdqWeights
+from glm_export.calibration.formats.prequantized import PrequantizedWeight
+from glm_export.spec.weight_formats import PACKED, SCALES, BlockWeights, QdqWeights, WeightFormats
 
 
 class ProgramIntegers:
@@ -22,22 +22,22 @@ class ProgramIntegers:
         initializers = ir.load(program.model_path).graph.initializers
         self._tensors = {name: value.const_value for name, value in initializers.items()}
 
-    def given(self, name: str, forms: Forms, columns: int) -> GivenIntegers | None:
+    def given(self, name: str, formats: WeightFormats, columns: int) -> PrequantizedWeight | None:
         """One weight's integers and scales; None where the program keeps none of it.
 
         Args:
             name: the parameter.
-            forms: what it is stored as.
+            formats: what it is stored as.
             columns: K.
         """
         packed, scales = self._tensors.get(f"{name}.{PACKED}"), self._tensors.get(f"{name}.{SCALES}")
         if packed is None or scales is None:
             return None
         values = torch.from_numpy(scales.numpy().astype(np.float32))
-        form = forms.step
+        form = formats.decode
         if isinstance(form, QdqWeights):
             integers_KN = torch.from_numpy(packed.numpy().astype(np.int8))
-            return GivenIntegers(integers=integers_KN.t(), scales=values.t() if form.block else values[:, None])
+            return PrequantizedWeight(integers=integers_KN.t(), scales=values.t() if form.block else values[:, None])
         assert isinstance(form, BlockWeights)
         rows = QuantizedRows(packed=torch.from_numpy(packed.numpy().copy()), scales=values, zero_points=None)
-        return GivenIntegers(integers=integers_of_rows(rows, form, columns), scales=values)
+        return PrequantizedWeight(integers=integers_of_rows(rows, form, columns), scales=values)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from typing_extensions import Self
 
 from glm_export.errors import InputError
-from glm_export.inputs.feeds import Feeds, Prompt, RowFeeds, prefill_feeds
+from glm_export.inputs.feeds import Feeds, Prompt, RightPaddedFeeds, prefill_feeds
 from glm_export.spec.config import GlmConfig
 from glm_export.tokenizers import Tokenizer, load_tokenizer
 from glm_export.tokenizers.infilling import InfillingTokenizer
@@ -98,15 +98,15 @@ class Session(ABC):
         """Rows of a batch at most, where there is a limit."""
         return None
 
-    def room(self, prompt: Prompt) -> int:
+    def remaining_tokens(self, prompt: Prompt) -> int:
         """How many tokens can be written after a prompt."""
-        room = prompt.room(self.config)
-        return room if self.capacity is None else min(room, self.capacity - len(prompt.ids))
+        remaining = prompt.remaining_tokens(self.config)
+        return remaining if self.capacity is None else min(remaining, self.capacity - len(prompt.ids))
 
     def last_position(self, feeds: Feeds) -> int:
         """Where a row that is finished waits for others: where a position is a column, not beyond the cache."""
         positions = self.config.max_positions
-        columns = self.capacity if isinstance(feeds, RowFeeds) and self.capacity is not None else positions
+        columns = self.capacity if isinstance(feeds, RightPaddedFeeds) and self.capacity is not None else positions
         return min(positions, columns) - 1
 
     @abstractmethod

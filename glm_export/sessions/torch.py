@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from glm_export.calibration.formats.prequantized import rounded
 from glm_export.calibration.quantization import Quantization
 from glm_export.calibration.simulate import simulate
-from glm_export.calibration.smoothed_weights import PreparedWeights
+from glm_export.calibration.smoothed_weights import SmoothedWeights
 from glm_export.checkpoints.checkpoint import Checkpoint
 from glm_export.errors import EnvironmentMissingError
 from glm_export.inputs.feeds import Feeds
@@ -43,34 +43,34 @@ def load_reference(
     """
     checkpoint.audit()
     wanted = getattr(torch, dtype)
-    refuse_more_than_memory(checkpoint, dtype)
+    require_memory(checkpoint, dtype)
     with torch.device("meta"), building_in(wanted):
         model = Decoder(checkpoint.config)
     # Some parameters keep a dtype of their own: routing is float32 in every model.
     dtypes = {name: parameter.dtype for name, parameter in model.state_dict().items()}
-    forms = quantization.forms(linear_weights(model), checkpoint.config) if quantization else {}
-    prepared = PreparedWeights(checkpoint, quantization)
+    formats = quantization.formats(linear_weights(model), checkpoint.config) if quantization else {}
+    smoothed = SmoothedWeights(checkpoint, quantization)
 
     def kept(name: str, weight: Tensor) -> Tensor:
-        if name in forms:
-            columns, beforehand = weight.shape[-1], prepared.rounded
-            given = beforehand.given(name, forms[name], columns) if beforehand is not None else None
-            weight = rounded(weight, forms[name].of(tokens), given)
+        if name in formats:
+            columns, beforehand = weight.shape[-1], smoothed.rounded
+            given = beforehand.given(name, formats[name], columns) if beforehand is not None else None
+            weight = rounded(weight, formats[name].of(tokens), given)
         return weight.to(dtypes[name])
 
-    names = [rule.target for rule in checkpoint.rules.rules]
-    model.load_state_dict({name: kept(name, prepared.parameter(name)) for name in names}, assign=True)
+    names = [rule.target for rule in checkpoint.weight_map.rules]
+    model.load_state_dict({name: kept(name, smoothed.parameter(name)) for name in names}, assign=True)
     if checkpoint.config.tied_head:
         # In a program the head is stored apart, and quantized in its own way.
-        head = nn.Parameter(kept(HEAD, prepared.linear(HEAD))) if HEAD in forms else model.embedding.weight
+        head = nn.Parameter(kept(HEAD, smoothed.linear(HEAD))) if HEAD in formats else model.embedding.weight
         model.head.weight = head
     model.rebuild_tables(wanted)
     if quantization is not None:
-        simulate(model, quantization, forms)
+        simulate(model, quantization, formats)
     return model.eval().requires_grad_(False)
 
 
-def refuse_more_than_memory(checkpoint: Checkpoint, dtype: str) -> None:
+def require_memory(checkpoint: Checkpoint, dtype: str) -> None:
     """Weights in another dtype than the file's are copies; see whether they fit before the kernel kills the process.
 
     Raises:

@@ -17,7 +17,7 @@ PROMPT_TOKENS = 8
 where integer products overtake 4-bit ones on a CPU with VNNI (Zen 5, two threads)."""
 BITS = (4, 8)
 BLOCKS = (16, 32, 64, 128, 256)
-LEVELS = {"int8": 127, "int4": 7, "float8e4m3fn": 448}
+QMAX = {"int8": 127, "int4": 7, "float8e4m3fn": 448}
 """The largest value of a stored dtype that symmetric rounding uses."""
 
 
@@ -53,7 +53,7 @@ class ChannelWeights:
 class QdqWeights:
     """Explicit quantization: ``DequantizeLinear(weight) -> MatMul``, symmetric, zero point 0, positive scales.
 
-    ``dtype``: a key of :data:`LEVELS`. ``block`` None: one scale an output channel, ``[K, N]`` has scales ``[N]`` on
+    ``dtype``: a key of :data:`QMAX`. ``block`` None: one scale an output channel, ``[K, N]`` has scales ``[N]`` on
     axis 1. Otherwise ``block`` neighbours along axis 0 share one: scales ``[ceil(K / block), N]``. ``activations``: the
     product's input goes through ``QuantizeLinear -> DequantizeLinear`` in the same dtype, with one scale a tensor
     that calibration found. So a runtime may multiply integers, and one that cannot computes the same in floats.
@@ -64,25 +64,24 @@ class QdqWeights:
     activations: bool = False
 
     def __post_init__(self) -> None:
-        if self.dtype not in LEVELS or (self.block is not None and self.block not in BLOCKS):
+        if self.dtype not in QMAX or (self.block is not None and self.block not in BLOCKS):
             raise InputError(
-                f"Q/DQ weights are {', '.join(LEVELS)} with blocks of {BLOCKS} or none; "
-                f"found {self.dtype}, {self.block}"
+                f"Q/DQ weights are {', '.join(QMAX)} with blocks of {BLOCKS} or none; found {self.dtype}, {self.block}"
             )
 
 
-WeightForm = BlockWeights | ChannelWeights | QdqWeights
+WeightFormat = BlockWeights | ChannelWeights | QdqWeights
 
 
-class Forms(NamedTuple):
+class WeightFormats(NamedTuple):
     """What one weight is stored as: ``step`` for a few tokens at once, and ``prompt`` for many where that differs."""
 
-    step: WeightForm
-    prompt: WeightForm | None = None
+    decode: WeightFormat
+    prefill: WeightFormat | None = None
 
-    def of(self, tokens: int) -> WeightForm:
+    def of(self, tokens: int) -> WeightFormat:
         """The form a call with that many tokens computes with."""
-        return self.prompt if self.prompt is not None and tokens > PROMPT_TOKENS else self.step
+        return self.prefill if self.prefill is not None and tokens > PROMPT_TOKENS else self.decode
 
 
 PACKED, SCALES, ZERO_POINTS = "packed", "scales", "zero_points"
@@ -90,7 +89,7 @@ PROMPT = ".prompt"
 """Behind the name of a weight that has a second form for prompts."""
 
 
-def stored_parts(name: str, rows: int, columns: int, form: WeightForm, dtype: str) -> list[TensorSpec]:
+def stored_parts(name: str, rows: int, columns: int, form: WeightFormat, dtype: str) -> list[TensorSpec]:
     """The tensors that stand for a weight ``[N, K]``, in file order; scales have the program's dtype."""
     if isinstance(form, ChannelWeights):
         return [

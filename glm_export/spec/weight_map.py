@@ -60,7 +60,7 @@ class HeadwiseQkv:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TensorRule:
+class WeightRule:
     """One reference parameter: which official tensors it is made of, their shapes, and how.
 
     With ``each`` the parameter is a stack, and every ``each`` sources make one slice of its leading axis: a layer's
@@ -75,14 +75,14 @@ class TensorRule:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TensorRules:
+class WeightMap:
     """Everything a family says about its weight files.
 
     ``ignored`` maps patterns of official names (``*`` stands for anything) to the reason why they are not loaded.
     ``prefix`` is what some releases put before every name and others do not.
     """
 
-    rules: tuple[TensorRule, ...]
+    rules: tuple[WeightRule, ...]
     ignored: dict[str, str]
     prefix: str = ""
 
@@ -91,12 +91,12 @@ class TensorRules:
         return any(fnmatchcase(name, pattern) for pattern in self.ignored)
 
 
-def rule(target: str, source: str, *shape: int, layout: Layout = as_stored) -> TensorRule:
+def rule(target: str, source: str, *shape: int, layout: Layout = as_stored) -> WeightRule:
     """A parameter made of one official tensor."""
-    return TensorRule(target=target, sources=(source,), shapes=(shape,), layout=layout)
+    return WeightRule(target=target, sources=(source,), shapes=(shape,), layout=layout)
 
 
-def norm_rules(target: str, source: str, config: GlmConfig) -> list[TensorRule]:
+def norm_rules(target: str, source: str, config: GlmConfig) -> list[WeightRule]:
     """A norm's weight, and its bias where it is a LayerNorm."""
     parts = ("weight",) if config.norm is Norm.RMS else ("weight", "bias")
     return [rule(f"{target}.{part}", f"{source}.{part}", config.hidden_size) for part in parts]
@@ -104,7 +104,7 @@ def norm_rules(target: str, source: str, config: GlmConfig) -> list[TensorRule]:
 
 def linear_rules(
     target: str, source: str, rows: int, columns: int, *, bias: bool, layout: Layout = as_stored
-) -> list[TensorRule]:
+) -> list[WeightRule]:
     """A linear layer ``[rows, columns]`` made of one official one."""
     weight = rule(f"{target}.weight", f"{source}.weight", rows, columns, layout=layout)
     return [weight, rule(f"{target}.bias", f"{source}.bias", rows, layout=layout)] if bias else [weight]

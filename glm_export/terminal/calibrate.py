@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from glm_export.calibration.corpus.corpus import Corpus
-from glm_export.calibration.ranges import KEY, VALUE, Ranges, kept
+from glm_export.calibration.ranges import KEY, VALUE, Ranges, kv_name
 from glm_export.checkpoints.checkpoint import Checkpoint
 from glm_export.spec.dtypes import DTYPE_BYTES
 from glm_export.terminal.console import size
@@ -23,7 +23,10 @@ def show_calibration_plan(console: Console, checkpoint: Checkpoint, corpus: Corp
     """What will be read, and what it takes."""
     config = checkpoint.config
     parameters = sum(
-        _count(shape) for rule in checkpoint.rules.rules if rule.target.startswith("layers.0.") for shape in rule.shapes
+        _count(shape)
+        for rule in checkpoint.weight_map.rules
+        if rule.target.startswith("layers.0.")
+        for shape in rule.shapes
     )
     head = config.vocab_size * config.hidden_size
     console.print(
@@ -54,7 +57,7 @@ def show_ranges(console: Console, ranges: Ranges) -> None:
         table.add_column(name.replace("_", "-"), justify="right")
     furthest = sorted(ranges.inputs, key=lambda name: -ranges.threshold(name, "min_max"))
     last = ranges.layers - 1
-    for name in (*furthest[: SHOWN_COSTS // 2], kept(last, KEY), kept(last, VALUE)):
+    for name in (*furthest[: SHOWN_COSTS // 2], kv_name(last, KEY), kv_name(last, VALUE)):
         table.add_row(name.removesuffix(".weight"), *(f"{ranges.threshold(name, key):.3g}" for key in SHOWN_OBSERVERS))
     console.print(table)
     total = sum(path.stat().st_size for path in ranges.folder.iterdir())

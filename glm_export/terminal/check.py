@@ -37,20 +37,20 @@ def show_parity(console: Console, report: CheckReport) -> None:
         console.print(f"first output beyond tolerance: {first.output} in case {first.case!r}")
     console.print(
         f"greedy tokens equal: {report.greedy_equal} of {report.greedy_total}\n"
-        f"smallest passing tolerance: {parity.needed:.1e} of an output's largest value "
+        f"smallest passing tolerance: {parity.required_tolerance:.1e} of an output's largest value "
         f"({parity.outputs[0].tolerance:.0e} allowed)"
     )
     if report.usual_bound is not None:
         console.print(f"usually, over cases: {report.usual:.1e} ({report.usual_bound:.0e} allowed)")
     for other in report.others:
-        console.print(f"{other.candidate}: smallest passing tolerance {other.needed:.1e}")
+        console.print(f"{other.candidate}: smallest passing tolerance {other.required_tolerance:.1e}")
     console.print("[bold green]PASSED[/]" if report.passed else "[bold red]FAILED[/]")
 
 
 def _parity_row(table: Table, case: str, label: str, group: Sequence[OutputParity]) -> None:
-    worst = max(group, key=lambda output: output.needed)
+    worst = max(group, key=lambda output: output.required_tolerance)
     passed = all(output.passed for output in group)
     table.add_row(
-        case, label, f"{worst.max_abs:.1e}", f"{worst.max_rel:.1e}", f"{worst.needed:.1e}",
+        case, label, f"{worst.max_abs:.1e}", f"{worst.max_rel:.1e}", f"{worst.required_tolerance:.1e}",
         "" if worst.top1 is None else f"{worst.top1:.1%}", "[green]pass[/]" if passed else "[red]FAIL[/]",
     )  # fmt: skip

@@ -89,7 +89,7 @@ def build(source: str, out: Path, implicit_int8: bool, **options: Any) -> None:
     with ProgressBars(MESSAGES) as bars:
         engine = deployment.build(
             source, out, **options, export=export, options=chosen, implicit_int8=legacy if implicit_int8 else None,
-            progress=bars, planned=lambda plan: show_build_plan(MESSAGES, plan),
+            progress=bars, on_plan=lambda plan: show_build_plan(MESSAGES, plan),
         )  # fmt: skip
     show_built(MESSAGES, engine)
 

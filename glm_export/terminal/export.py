@@ -11,18 +11,18 @@ from glm_export.artifacts.program import OnnxProgram
 
 if TYPE_CHECKING:  # these need torch; showing what they made does not
     from glm_export.checkpoints.checkpoint import Checkpoint
-    from glm_export.exporter.options import Target
+    from glm_export.exporter.options import ResolvedOptions
     from glm_export.exporter.plan import ExportPlan
 
 from glm_export.calibration.float16_range import summary
 from glm_export.checkpoints.checkpoint import Checkpoint
 from glm_export.evaluation.layer_costs import MixedPrecision
-from glm_export.exporter.options import Target
+from glm_export.exporter.options import ResolvedOptions
 from glm_export.terminal.console import size
 from glm_export.terminal.quality import show_costs
 
 
-def show_plan(console: Console, checkpoint: Checkpoint, plan: ExportPlan, target: Target) -> None:
+def show_plan(console: Console, checkpoint: Checkpoint, plan: ExportPlan, target: ResolvedOptions) -> None:
     """What will be read, written and needed."""
     console.print(
         f"[bold]{escape(checkpoint.config.family)}[/], {plan.parameters / 1e6:,.1f} M parameters, "
@@ -42,16 +42,16 @@ def show_written(console: Console, program: OnnxProgram) -> None:
 
 
 def show_mixed_precision(console: Console, mixed: MixedPrecision) -> None:
-    """What was spared, and what that brought."""
+    """What was excluded, and what that brought."""
     show_costs(console, mixed.costs)
     console.print(
-        f"everything quantized: KL {mixed.kl_all:.2e}; with {len(mixed.spared)} layers in float: {mixed.kl:.2e}"
+        f"everything quantized: KL {mixed.kl_all:.2e}; with {len(mixed.excluded)} layers in float: {mixed.kl:.2e}"
     )
-    for name, reason in mixed.spared.items():
-        console.print(f"  spared {name.removesuffix('.weight')}: {reason}")
+    for name, reason in mixed.excluded.items():
+        console.print(f"  excluded {name.removesuffix('.weight')}: {reason}")
 
 
-def show_float16_risk(console: Console, target: Target, *, measured: bool) -> None:
+def show_float16_risk(console: Console, target: ResolvedOptions, *, measured: bool) -> None:
     """A float16 program of a GLM can overflow; say so where nobody has looked, and what was found where one has."""
     if target.dtype != "float16":
         return

@@ -50,7 +50,7 @@ class Rotation:
 
     @property
     def rotated(self) -> int:
-        """R: channels of each head that turn."""
+        """R: channels of each head that are rotated."""
         return 2 * self.cos.shape[-1]
 
     def angles(self) -> tuple[Tensor, Tensor]:
@@ -78,12 +78,12 @@ def rotation(cos_MR: Tensor, sin_MR: Tensor, position_ids: Tensor) -> Rotation:
     return Rotation(cos_BSR, sin_BSR, None)
 
 
-def rotary_embedding(x_BSC: Tensor, turn: Rotation, *, num_heads: int, interleaved: bool) -> Tensor:
+def rotary_embedding(x_BSC: Tensor, rotary: Rotation, *, num_heads: int, interleaved: bool) -> Tensor:
     """Rotate the leading R channels of each head by position.
 
     Args:
         x_BSC: queries or keys ``[B, S, num_heads * D]``.
-        turn: angles, the dtype of ``x``; positions below M.
+        rotary: angles, the dtype of ``x``; positions below M.
         num_heads: heads packed in the last axis.
         interleaved: pairs are neighbours (GLM) instead of two halves (NeoX).
 
@@ -95,21 +95,21 @@ def rotary_embedding(x_BSC: Tensor, turn: Rotation, *, num_heads: int, interleav
     if torch.compiler.is_exporting():
         return torch.onnx.ops.rotary_embedding(
             x_BSC,
-            turn.cos,
-            turn.sin,
-            turn.position_ids,
+            rotary.cos,
+            rotary.sin,
+            rotary.position_ids,
             interleaved=interleaved,
             num_heads=num_heads,
-            rotary_embedding_dim=turn.rotated,
+            rotary_embedding_dim=rotary.rotated,
         )
-    cos_BSR, sin_BSR = turn.angles()
+    cos_BSR, sin_BSR = rotary.angles()
     cos, sin = cos_BSR.unsqueeze(2), sin_BSR.unsqueeze(2)
     x_BSND = x_BSC.reshape(*x_BSC.shape[:2], num_heads, -1)
-    turned, straight = x_BSND[..., : turn.rotated], x_BSND[..., turn.rotated :]
+    rotated, straight = x_BSND[..., : rotary.rotated], x_BSND[..., rotary.rotated :]
     if interleaved:
-        first, second = turned[..., 0::2], turned[..., 1::2]
+        first, second = rotated[..., 0::2], rotated[..., 1::2]
     else:
-        first, second = turned.chunk(2, dim=-1)
+        first, second = rotated.chunk(2, dim=-1)
     pair = (first * cos - second * sin, second * cos + first * sin)
-    turned = torch.stack(pair, dim=-1).flatten(-2) if interleaved else torch.cat(pair, dim=-1)
-    return torch.cat((turned, straight), dim=-1).flatten(-2)
+    rotated = torch.stack(pair, dim=-1).flatten(-2) if interleaved else torch.cat(pair, dim=-1)
+    return torch.cat((rotated, straight), dim=-1).flatten(-2)

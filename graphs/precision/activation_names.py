@@ -1,7 +1,7 @@
-"""Which of the places calibration measures each value of the canonical program is, and whether it fits float16.
+"""Which of the names calibration measures each value of the canonical program is, and whether it fits float16.
 
-Places are modules' names for what they return, and the same with ``.input`` for what they are given. Notes lie in the
-values' ``meta``, where rules carry them on (``graphs/rewriter.py``) and nothing writes them to a file.
+An activation's name is its module's for what that returns, and the same with ``.input`` for what it is given. Notes
+lie in the values' ``meta``, where rules carry them on (``graphs/rewriter.py``) and nothing writes them to a file.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import onnx_ir as ir
 
-from glm_export.graphs.rewriter import FITS, PLACE
+from glm_export.graphs.rewriter import ACTIVATION_NAME, FITS
 
 NORMS = ("RMSNormalization", "LayerNormalization")
 KEY_INPUT, VALUE_INPUT = 1, 2
@@ -22,20 +22,20 @@ def annotate(model: ir.Model, maxima: Mapping[str, float]) -> None:
 
     Args:
         model: canonical, tidied.
-        maxima: what does not fit, by place; with nothing here, nothing is noted.
+        maxima: what does not fit, by name; with nothing here, nothing is noted.
     """
     if not maxima:
         return
     for node in model.graph:
         for value in node.outputs:
-            places = _places(value, node, model.graph)
-            if places:
-                value.meta[PLACE] = _note(places, maxima)
+            names = _names_of(value, node, model.graph)
+            if names:
+                value.meta[ACTIVATION_NAME] = _note(names, maxima)
         if node.op_type == "Attention" and _scope(node) + SCORES in maxima:
-            node.meta[PLACE] = _scope(node) + SCORES
+            node.meta[ACTIVATION_NAME] = _scope(node) + SCORES
     for node in model.graph:
-        if node.op_type == "Add" and node.outputs[0].meta.get(PLACE):
-            _spread(node, node.outputs[0].meta[PLACE])
+        if node.op_type == "Add" and node.outputs[0].meta.get(ACTIVATION_NAME):
+            _spread(node, node.outputs[0].meta[ACTIVATION_NAME])
 
 
 def _scope(node: ir.Node) -> str:
@@ -43,16 +43,16 @@ def _scope(node: ir.Node) -> str:
     return (node.name or "").rpartition("/")[0]
 
 
-def _note(places: list[str], maxima: Mapping[str, float]) -> str:
-    """All places of a value are the same numbers, but where a product's input was smoothed, it knows best."""
-    deciding, naming = places[0], places[-1]
+def _note(names: list[str], maxima: Mapping[str, float]) -> str:
+    """All names of a value are the same numbers, but where a product's input was smoothed, it knows best."""
+    deciding, naming = names[0], names[-1]
     if deciding not in maxima:
         return FITS
     return naming if naming in maxima else deciding
 
 
-def _places(value: ir.Value, node: ir.Node, graph: ir.Graph) -> list[str]:
-    """Names of one value's place, the one that decides first; empty where it was not measured."""
+def _names_of(value: ir.Value, node: ir.Node, graph: ir.Graph) -> list[str]:
+    """Names of one value, the one that decides first; empty where it was not measured."""
     scope = _scope(node)
     layer, _, number = scope.rpartition(".")
     if layer == "layers" and number.isdecimal() and node.op_type == "Add":
@@ -60,18 +60,18 @@ def _places(value: ir.Value, node: ir.Node, graph: ir.Graph) -> list[str]:
         return [f"{scope}.mlp_norm{INPUT}" if node.name == f"{scope}/Add" else scope]
     if node.op_type == "Attention" and (value.index() or 0) > 0:
         return [_kept(scope, value.index() or 0)]
-    places = []
+    names = []
     for use in value.uses():
         reader = _scope(use.node)
         if use.node.op_type == "Attention" and use.idx in (KEY_INPUT, VALUE_INPUT):
-            places.append(_kept(reader, use.idx))
+            names.append(_kept(reader, use.idx))
         elif use.idx == 0 and f"{reader}.weight" in graph.initializers and _is_module(use.node, reader):
-            places.append(f"{reader}{INPUT}")
+            names.append(f"{reader}{INPUT}")
         elif scope == f"{reader}.mlp":
-            places.append(scope)
+            names.append(scope)
     if f"{scope}.weight" in graph.initializers:
-        places.append(scope)
-    return places
+        names.append(scope)
+    return names
 
 
 def _is_module(node: ir.Node, scope: str) -> bool:
@@ -81,16 +81,16 @@ def _is_module(node: ir.Node, scope: str) -> bool:
 
 
 def _kept(attention: str, index: int) -> str:
-    """The place of a layer's keys or values."""
+    """The name of a layer's keys or values."""
     return f"{attention.removesuffix('.attention')}.{'key' if index == KEY_INPUT else 'value'}"
 
 
-def _spread(node: ir.Node, place: str) -> None:
+def _spread(node: ir.Node, name: str) -> None:
     """What was not measured and goes into a sum that does not fit may not fit either: a scaled residual, experts."""
     for value in node.inputs if node.op_type == "Add" else node.inputs[:1]:
-        if value is None or PLACE in value.meta or value.producer() is None:
+        if value is None or ACTIVATION_NAME in value.meta or value.producer() is None:
             continue
-        value.meta[PLACE] = place
+        value.meta[ACTIVATION_NAME] = name
         producer = value.producer()
         if producer is not None and producer.op_type != "MatMul":
-            _spread(producer, place)
+            _spread(producer, name)

@@ -15,7 +15,7 @@ import onnx_ir.passes.common as common_passes
 
 from glm_export.errors import InputError
 from glm_export.graphs.dialect import Dialect
-from glm_export.graphs.rewriter import FITS, PLACE
+from glm_export.graphs.rewriter import ACTIVATION_NAME, FITS
 from glm_export.spec.config import GlmConfig
 from glm_export.spec.signature import Signature
 
@@ -32,8 +32,8 @@ INTEGERS, TRUTHS = {"Shape", "Size"}, {"And", "Equal", "Greater", "LessOrEqual",
 TYPED_BY = {"DequantizeLinear": 1, "GatherBlockQuantized": 2, "QuantizeLinear": 2, "Where": 1}
 
 
-def island_dialect(dialect: Dialect) -> Dialect:
-    """The dialect with as many ``Cast`` as islands need."""
+def dialect_with_float32_regions(dialect: Dialect) -> Dialect:
+    """The dialect with as many ``Cast`` as float32 regions need."""
 
     def expected_counts(config: GlmConfig) -> Counter[str]:
         return Counter({name: count for name, count in dialect.expected_counts(config).items() if name != "Cast"})
@@ -41,7 +41,7 @@ def island_dialect(dialect: Dialect) -> Dialect:
     return replace(dialect, allowed_ops=dialect.allowed_ops | {"Cast"}, expected_counts=expected_counts)
 
 
-def make_islands(model: ir.Model, signature: Signature) -> list[str]:
+def make_float32_regions(model: ir.Model, signature: Signature) -> list[str]:
     """Keep in float32 what :func:`glm_export.graphs.precision.activation_names.annotate` noted, in place.
 
     GroupQueryAttention is not widened for its scores: its kernels keep them in float32, and CUDA has it in 16-bit
@@ -58,25 +58,26 @@ def make_islands(model: ir.Model, signature: Signature) -> list[str]:
         InputError: what leaves the program does not fit float16.
     """
     for spec, value in zip(signature.outputs, model.graph.outputs, strict=True):
-        if value.meta.get(PLACE) and spec.dtype == "float16":
+        if value.meta.get(ACTIVATION_NAME) and spec.dtype == "float16":
             raise InputError(
-                f"{spec.name} is float16, and {value.meta[PLACE]} does not fit it; export with --dtype bfloat16"
+                f"{spec.name} is float16, and {value.meta[ACTIVATION_NAME]} does not fit it; "
+                "export with --dtype bfloat16"
             )
-    islands = _Islands(model.graph)
+    float32_regions = _Float32Regions(model.graph)
     for node in list(model.graph):
-        islands.visit(node)
-    if islands.wide or islands.places:
+        float32_regions.visit(node)
+    if float32_regions.wide or float32_regions.activations:
         common_passes.RemoveUnusedNodesPass()(model)
-    return list(islands.places)
+    return list(float32_regions.activations)
 
 
-class _Islands:
+class _Float32Regions:
     """One pass over a graph, in order. ``wide``: values that were float16 and are float32 now."""
 
     def __init__(self, graph: ir.Graph) -> None:
         self.graph = graph
         self.wide: set[ir.Value] = set()
-        self.places: dict[str, None] = {}
+        self.activations: dict[str, None] = {}
         self._dtypes: dict[ir.Value, ir.DataType] = {}
         self._raised: dict[ir.Value, ir.Value] = {}
         self._lowered: dict[ir.Value, ir.Value] = {}
@@ -123,17 +124,17 @@ class _Islands:
 
     def _fits(self, value: ir.Value) -> bool:
         """Whether a value is known to fit; of what lowerings made between nothing is known, and it stays as it is."""
-        return value.is_graph_output() or value.meta.get(PLACE) == FITS
+        return value.is_graph_output() or value.meta.get(ACTIVATION_NAME) == FITS
 
     def _overflows(self, node: ir.Node) -> bool:
         """Whether a node makes what does not fit; or reads it, looked up in a table of float16 as it may be."""
         values = (*node.inputs, *node.outputs)
-        return any(value is not None and value.meta.get(PLACE) and self._is_half(value) for value in values)
+        return any(value is not None and value.meta.get(ACTIVATION_NAME) and self._is_half(value) for value in values)
 
     def _widen(self, node: ir.Node) -> None:
         """Compute a node in float32."""
-        if node.meta.get(PLACE) and _scores_overflow(node):
-            self.places[node.meta[PLACE]] = None
+        if node.meta.get(ACTIVATION_NAME) and _scores_overflow(node):
+            self.activations[node.meta[ACTIVATION_NAME]] = None
         self._widen_inputs(node)
         for value in node.outputs:
             if not self._is_half(value):
@@ -147,8 +148,8 @@ class _Islands:
         self.wide.add(value)
         if value.dtype is not None:
             value.type = ir.TensorType(SINGLE)
-        if value.meta.get(PLACE):
-            self.places[value.meta[PLACE]] = None
+        if value.meta.get(ACTIVATION_NAME):
+            self.activations[value.meta[ACTIVATION_NAME]] = None
 
     def _widen_inputs(self, node: ir.Node) -> None:
         for index, value in enumerate(node.inputs):
@@ -201,7 +202,7 @@ class _Islands:
         node.replace_input_with(0, value)
         value.name = name
         self.graph.insert_after(producer, node)
-        lowered.meta[PLACE] = FITS
+        lowered.meta[ACTIVATION_NAME] = FITS
         self.wide.add(value)
         if value.dtype is not None:
             value.type = ir.TensorType(SINGLE)
@@ -214,15 +215,15 @@ class _Islands:
             single = self._already_single(source)
             if single is not None:
                 value.replace_all_uses_with(single)
-        elif self._is_half(value) and self._dtype(source) == SINGLE and value.meta.get(PLACE):
+        elif self._is_half(value) and self._dtype(source) == SINGLE and value.meta.get(ACTIVATION_NAME):
             value.replace_all_uses_with(source)
-            source.meta[PLACE] = value.meta[PLACE]
+            source.meta[ACTIVATION_NAME] = value.meta[ACTIVATION_NAME]
             self._keep_wide(source)
 
 
 def _scores_overflow(node: ir.Node) -> bool:
     """Whether a node makes attention's scores, and they do not fit."""
-    if not node.meta.get(PLACE):
+    if not node.meta.get(ACTIVATION_NAME):
         return False
     if node.op_type == "MatMul":
         # The second product of attention's parts reads what softmax made of the first.

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from glm_export.spec.signature import Signature, TensorSpec
 
 
-def widen(source: Path, target: Path, weights: str) -> None:
+def upcast(source: Path, target: Path, weights: str) -> None:
     """Write the twin of ``source`` to ``target``, weights streamed one by one into a file named ``weights``."""
     model = ir.load(source)
     for value in (
@@ -42,7 +42,7 @@ def _as_float32(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
     return ir.tensor(tensor.numpy().astype(np.float32))
 
 
-def widened_signature(signature: Signature) -> Signature:
+def upcast_signature(signature: Signature) -> Signature:
     """The twin's signature."""
 
     def wide(spec: TensorSpec) -> TensorSpec:

@@ -18,7 +18,7 @@ from glm_export import api
 from glm_export.calibration import recipes
 from glm_export.calibration.layerwise import calibrate as walk
 from glm_export.calibration.layerwise.calibrate import calibrate
-from glm_export.calibration.layerwise.hidden_states import SpoolWriter, read_spool
+from glm_export.calibration.layerwise.hidden_states import HiddenStatesWriter, read_hidden_states
 from glm_export.calibration.ranges import RANGES, RANGES_MANIFEST, Ranges, load_ranges
 from glm_export.checkpoints.checkpoint import Checkpoint
 from glm_export.errors import CheckpointError, InputError
@@ -49,7 +49,7 @@ def copied(chatglm2_copy: Path) -> Callable[[], Checkpoint]:
 # -- what is measured ----------------------------------------------------------------------------------
 
 
-class ExactSpool(SpoolWriter):
+class ExactSpool(HiddenStatesWriter):
     """Hidden states as they are: what is left is the walk's own."""
 
     def add(self, hidden_SH: Tensor) -> None:
@@ -70,8 +70,8 @@ def test_the_walk_measures_what_the_whole_model_shows(
     """Inputs of products, keys and values, scores, residual sums; and the control: other text has other numbers."""
     bound = LAYER_NORM if name == "glm" else HALF
     if spool == "exact":
-        monkeypatch.setattr(walk, "SpoolWriter", ExactSpool)
-        monkeypatch.setattr(walk, "read_spool", read_exactly)
+        monkeypatch.setattr(walk, "HiddenStatesWriter", ExactSpool)
+        monkeypatch.setattr(walk, "read_hidden_states", read_exactly)
         bound = FLOAT
     checkpoint, corpus, other = opened_with_corpora(name)
     found = calibrate(checkpoint, corpus, tmp_path / "ranges")
@@ -127,11 +127,11 @@ def test_spooled_rows_lose_what_half_precision_loses(
         for tokens, magnitude in rows
     ]
     path = tmp_path_factory.mktemp("spool") / "spool"
-    with SpoolWriter(path) as spool:
+    with HiddenStatesWriter(path) as spool:
         for row in given_rows:
             spool.add(row)
     assert [file.name for file in path.parent.iterdir()] == ["spool"]
-    for row, back in zip(given_rows, read_spool(path), strict=True):
+    for row, back in zip(given_rows, read_hidden_states(path), strict=True):
         assert back.dtype == torch.float32
         exact, largest = row.double(), float(row.abs().max())
         allowed = (exact.abs() * 2.0**-11).clamp(min=max(largest * 2.0**-39, 2.0**-25))
@@ -144,7 +144,7 @@ def test_a_row_is_read_when_it_is_asked_for(tmp_path: Path) -> None:
     """The file is not read at once: what is missing behind a row does not matter to it; and the control."""
     rows, tokens, channels = 24, 128, 1024
     path = tmp_path / "spool"
-    with SpoolWriter(path) as spool:
+    with HiddenStatesWriter(path) as spool:
         for row in range(rows):
             spool.add(torch.full((tokens, channels), float(row)))
 
@@ -157,7 +157,7 @@ def test_a_row_is_read_when_it_is_asked_for(tmp_path: Path) -> None:
 
     # A row is read as bytes and widened by numpy, which is where this sees it: 2 + 4 bytes a value.
     one = tokens * channels * 6
-    assert peak(lambda: [float(row[0, 0]) for row in read_spool(path)]) < 2 * one
+    assert peak(lambda: [float(row[0, 0]) for row in read_hidden_states(path)]) < 2 * one
     assert peak(path.read_bytes) > 2 * one
 
 
@@ -169,23 +169,25 @@ def test_rows_pass_through_one_at_a_time(at_once: bool, tmp_path: Path, monkeypa
     alive = []
 
     def watched(path: Path) -> Iterator[Tensor]:
-        for row in read_spool(path):
+        for row in read_hidden_states(path):
             references.append(weakref.ref(row))
             alive.append(sum(reference() is not None for reference in references))
             yield row
 
-    monkeypatch.setattr(walk, "read_spool", lambda path: iter(list(watched(path))) if at_once else watched(path))
+    monkeypatch.setattr(
+        walk, "read_hidden_states", lambda path: iter(list(watched(path))) if at_once else watched(path)
+    )
     calibrate(checkpoint, random_corpus(checkpoint.config, lengths=[5] * rows), tmp_path / "ranges")
     assert len(references) == rows * (checkpoint.config.num_layers + 1)
     assert (max(alive) <= 2) != at_once
 
 
 def test_a_spool_has_its_name_when_it_is_whole(tmp_path: Path) -> None:
-    with SpoolWriter(tmp_path / "spool") as spool:
+    with HiddenStatesWriter(tmp_path / "spool") as spool:
         spool.add(torch.ones(2, 2))
         assert [path.name for path in tmp_path.iterdir()] == ["spool.partial"]
     assert [path.name for path in tmp_path.iterdir()] == ["spool"]
-    with pytest.raises(AttributeError), SpoolWriter(tmp_path / "other") as spool:
+    with pytest.raises(AttributeError), HiddenStatesWriter(tmp_path / "other") as spool:
         spool.add(None)
     assert [path.name for path in tmp_path.iterdir()] == ["spool"]
 

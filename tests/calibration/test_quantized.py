@@ -50,7 +50,7 @@ def usual(report: CheckReport) -> float:
     """What most cases need, of the output that needs most."""
     needed: dict[str, list[float]] = defaultdict(list)
     for output in report.parity.outputs:
-        needed[output.output].append(output.needed)
+        needed[output.output].append(output.required_tolerance)
     return max(map(median, needed.values()))
 
 
@@ -87,7 +87,7 @@ def test_programs_compute_what_their_numbers_say(source: str, name: str, dialect
     if explicit(name, dialect):
         assert usual(report) <= PROMISE
         recipe = recipes.load(name).carried_by(dialect)
-        assert recipe.static_activations or recipe.kv or report.parity.needed <= TOLERANCES["float32"]
+        assert recipe.static_activations or recipe.kv or report.parity.required_tolerance <= TOLERANCES["float32"]
 
 
 @pytest.mark.parametrize("name", ["int4-awq", GPTQ])
@@ -100,19 +100,19 @@ def test_the_runtimes_own_products_are_exact_where_they_round_no_inputs(
     monkeypatch.setattr(recipes, "load", lambda _: replace(recipe, layers=layers, head=head))
     checkpoint = made.checkpoint(source)
     program = api.export(checkpoint, tmp_path / "out", dialect="ort", recipe=name, ranges=ranges)
-    assert api.check(program, checkpoint).parity.needed <= TOLERANCES["float32"]
+    assert api.check(program, checkpoint).parity.required_tolerance <= TOLERANCES["float32"]
 
 
 def test_a_recipe_may_find_nothing_to_do(made: Made, tmp_path: Path) -> None:
-    """No input is worth scaling, or every layer is spared: the program is still one of its recipe."""
+    """No input is worth scaling, or every layer is excluded: the program is still one of its recipe."""
     checkpoint, ranges = made.checkpoint("chatglm2"), made.ranges("chatglm2", "every")
     ones = {name: np.ones_like(value) for name, value in ranges.tensors.items() if name.endswith("/awq")}
     plain = replace(ranges, tensors={**ranges.tensors, **ones})
     program = api.export(checkpoint, tmp_path / "awq", recipe="int4-awq", ranges=plain)
     assert api.check(program, checkpoint).passed
-    spared = dict.fromkeys(ranges.inputs, "spared")
-    program = api.export(checkpoint, tmp_path / "static", recipe="int8-static", ranges=ranges, left_in_float=spared)
-    assert api.check(program, checkpoint).parity.needed <= TOLERANCES["float32"]
+    excluded = dict.fromkeys(ranges.inputs, "spared")
+    program = api.export(checkpoint, tmp_path / "static", recipe="int8-static", ranges=ranges, excluded=excluded)
+    assert api.check(program, checkpoint).parity.required_tolerance <= TOLERANCES["float32"]
 
 
 @pytest.mark.parametrize("name", ["int8-smoothquant", "int8-kv", GPTQ])

@@ -20,7 +20,7 @@ from glm_export.artifacts.program import WEIGHTS, OnnxProgram
 from glm_export.calibration import recipes
 from glm_export.calibration.layerwise.calibrate import calibrate
 from glm_export.calibration.quantization import QUANTIZATION, Quantization
-from glm_export.calibration.recipe import Recipe, Spared
+from glm_export.calibration.recipe import ExcludedWeights, Recipe
 from glm_export.calibration.rounded_folder import INTEGERS, SCALES, rounded_name
 from glm_export.checkpoints.checkpoint import Checkpoint
 from glm_export.evaluation.recall import recall
@@ -58,13 +58,13 @@ def against_float(program: OnnxProgram, checkpoint: Checkpoint) -> float:
     with TorchSession(checkpoint) as reference, OrtSession(program) as candidate:
         cases = parity_cases(reference, program.config, canonical_signature(program))
         results = run_both(reference, program, candidate, cases)
-        return compare_runs(results, [case.name for case in cases], "float32").needed
+        return compare_runs(results, [case.name for case in cases], "float32").required_tolerance
 
 
 def smoothing_recipe(**changes: Any) -> Recipe:
     every = frozenset({"onnx", "ort", "portable"})
     kept: dict[str, Any] = {"layers": None, "head": None, "dialects": every, "dtypes": frozenset({"float32"})}
-    return Recipe(name="smoothing", summary="", bound=0.0, smoothing="smoothquant", **kept | changes)
+    return Recipe(name="smoothing", summary="", tolerance=0.0, smoothing="smoothquant", **kept | changes)
 
 
 def nothing_divided(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,12 +77,12 @@ def nothing_divided(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_folded_scales_change_nothing(source: str, made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The scales calibration found, in norms with and without bias and in gates; nothing is rounded."""
     # No parameter can take what comes behind a GELU.
-    spared = (Spared("*.down.weight", "GELU"),) if source == "glm" else ()
-    monkeypatch.setattr(recipes, "load", lambda _: smoothing_recipe(spared=spared))
+    excluded = (ExcludedWeights("*.down.weight", "GELU"),) if source == "glm" else ()
+    monkeypatch.setattr(recipes, "load", lambda _: smoothing_recipe(excluded=excluded))
     checkpoint, ranges = made.checkpoint(source), made.ranges(source, "every")
     program = api.export(checkpoint, tmp_path / "out", recipe="smoothing", ranges=ranges)
     numbers = load_file(program.folder / QUANTIZATION)
-    assert len(numbers) == checkpoint.config.num_layers * (2 if spared else 3)
+    assert len(numbers) == checkpoint.config.num_layers * (2 if excluded else 3)
     assert against_float(program, checkpoint) <= TOLERANCES["float32"]
     nothing_divided(monkeypatch)
     program = api.export(checkpoint, tmp_path / "control", recipe="smoothing", ranges=ranges)

@@ -148,7 +148,7 @@ def test_without_rounded_activations_nothing_differs(
     exact = replace(form, accuracy_level=0)
     recipe = Recipe(
         name="exact", summary="", layers=exact, head=exact, dialects=frozenset({"ort"}), dtypes=frozenset({"float32"}),
-        bound=0.0,
+        tolerance=0.0,
     )  # fmt: skip
     monkeypatch.setattr(recipes, "load", lambda _: recipe)
     folder = Golden(source).folder
@@ -159,7 +159,7 @@ def test_without_rounded_activations_nothing_differs(
 
 
 def needed(program: OnnxProgram, folder: Path) -> float:
-    return max(output.needed for output in api.check(program, folder).parity.outputs)
+    return max(output.required_tolerance for output in api.check(program, folder).parity.outputs)
 
 
 def test_weights_shrink(tmp_path: Path) -> None:

@@ -38,8 +38,8 @@ def layer() -> tuple[Tensor, Tensor]:
 
 
 def nearest(weight: Tensor, levels: int, block: int | None) -> Tensor:
-    scales = symmetric_scales(weight, levels=levels, block=block)
-    integers = quantize_symmetric(weight, scales, levels=levels, block=block)
+    scales = symmetric_scales(weight, qmax=levels, block=block)
+    integers = quantize_symmetric(weight, scales, qmax=levels, block=block)
     return dequantize_symmetric(integers, scales, block=block)
 
 
@@ -54,7 +54,7 @@ def apart(found: Tensor, expected: Tensor) -> float:
 @settings(max_examples=80, deadline=None)
 @given(
     rows=st.integers(1, 5), columns=st.integers(1, 70), block=st.none() | st.integers(1, 80), seed=st.integers(0, 99),
-    levels=st.sampled_from([7, 127]), magnitude=st.sampled_from([1e-44, 1e-20, 1.0, 1e30]),
+    qmax=st.sampled_from([7, 127]), magnitude=st.sampled_from([1e-44, 1e-20, 1.0, 1e30]),
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
 )  # fmt: skip
 def test_symmetric_integers_are_those_of_plain_numpy(
@@ -62,8 +62,8 @@ def test_symmetric_integers_are_those_of_plain_numpy(
 ) -> None:
     values = (normal(rows, columns, seed=seed) * magnitude).to(dtype)
     values[0, : block or columns] = 0
-    scales = symmetric_scales(values, levels=levels, block=block)
-    integers = quantize_symmetric(values, scales, levels=levels, block=block)
+    scales = symmetric_scales(values, qmax=levels, block=block)
+    integers = quantize_symmetric(values, scales, qmax=levels, block=block)
     back = dequantize_symmetric(integers, scales, block=block)
     width = block or columns
     assert scales.shape == (rows, math.ceil(columns / width))
@@ -81,7 +81,7 @@ def test_symmetric_integers_are_those_of_plain_numpy(
 
 
 def test_a_scale_of_zero_gives_zeros() -> None:
-    integers = quantize_symmetric(normal(2, 6), torch.tensor([[0.0, 0.01], [0.0, 0.0]]), levels=127, block=4)
+    integers = quantize_symmetric(normal(2, 6), torch.tensor([[0.0, 0.01], [0.0, 0.0]]), qmax=127, block=4)
     assert not integers[:, :4].any()
     assert not integers[1].any()
     assert integers[0, 4:].all()
@@ -109,8 +109,8 @@ def onnx_round_trip(
 )
 def test_rows_round_as_onnx_rounds_them(levels: int, block: int | None, to: int) -> None:
     values = normal(6, 64)
-    scales = symmetric_scales(values, levels=levels, block=block)
-    integers = quantize_symmetric(values, scales, levels=levels, block=block)
+    scales = symmetric_scales(values, qmax=levels, block=block)
+    integers = quantize_symmetric(values, scales, qmax=levels, block=block)
     given, axis = (scales[:, 0], 0) if block is None else (scales, 1)
     quantized, back = onnx_round_trip(values.numpy(), given.numpy(), to, axis=axis, block=block or 0)
     assert np.array_equal(integers.numpy(), quantized.astype(np.int8))
@@ -128,7 +128,7 @@ def test_tensors_round_as_onnx_rounds_them(scale: float) -> None:
     values = SPREAD.clamp(-1e9 * scale, 1e9 * scale)
     for levels, to in ((127, TensorProto.INT8), (7, TensorProto.INT4)):
         back = onnx_round_trip(values.numpy(), step, to)[1]
-        assert np.array_equal(fake_quantize(values, scale, levels=levels).numpy(), back)
+        assert np.array_equal(fake_quantize(values, scale, qmax=levels).numpy(), back)
     back = onnx_round_trip(SPREAD.numpy(), step, TensorProto.FLOAT8E4M3FN)[1]
     assert np.array_equal(symmetric.round_float8(SPREAD, scale).numpy(), back)
     assert fake_quantize(SPREAD, scale).max().item() == np.float32(127) * step
@@ -275,7 +275,7 @@ def test_gptq_is_the_official_one(levels: int, block: int | None, by_activity: b
     gram = gram_of(samples)
     given, given_gram = weight.clone(), gram.clone()
     integers, scales = gptq_round(
-        weight, gram, levels=levels, block=block, column_block=column_block, order_by_activity=by_activity
+        weight, gram, qmax=levels, block=block, column_block=column_block, order_by_activity=by_activity
     )
     assert torch.equal(weight, given)
     assert torch.equal(gram, given_gram)
@@ -290,7 +290,7 @@ def test_gptq_is_the_official_one(levels: int, block: int | None, by_activity: b
     # Controls: the inverse forgotten, and the Gram matrix of other columns.
     wrong, _ = official_gptq(weight, gram, levels, block, by_activity, inverted=False)
     assert (integers == wrong).double().mean() < 0.9
-    flipped = gptq_round(weight, gram.flip(0, 1), levels=levels, block=block, order_by_activity=by_activity)
+    flipped = gptq_round(weight, gram.flip(0, 1), qmax=levels, block=block, order_by_activity=by_activity)
     assert objective(weight, dequantize_symmetric(*flipped, block=block), gram) > 1.5 * found
 
 
@@ -298,10 +298,10 @@ def test_gptq_is_the_official_one(levels: int, block: int | None, by_activity: b
 @pytest.mark.parametrize("by_activity", [False, True])
 def test_gptq_without_correlation_is_rounding_to_nearest(block: int | None, by_activity: bool) -> None:
     weight = normal(20, 72)
-    integers, scales = gptq_round(weight, torch.eye(72) * 3, levels=7, block=block, order_by_activity=by_activity)
-    expected = symmetric_scales(weight, levels=7, block=block)
+    integers, scales = gptq_round(weight, torch.eye(72) * 3, qmax=7, block=block, order_by_activity=by_activity)
+    expected = symmetric_scales(weight, qmax=7, block=block)
     assert torch.equal(scales, expected)
-    assert torch.equal(integers, quantize_symmetric(weight, expected, levels=7, block=block))
+    assert torch.equal(integers, quantize_symmetric(weight, expected, qmax=7, block=block))
 
 
 def test_gptq_rounds_the_most_active_columns_first() -> None:
@@ -309,7 +309,7 @@ def test_gptq_rounds_the_most_active_columns_first() -> None:
     gram = gram_of(samples)
 
     def found(order_by_activity: bool) -> float:
-        rounded = gptq_round(weight, gram, levels=7, block=32, order_by_activity=order_by_activity)
+        rounded = gptq_round(weight, gram, qmax=7, block=32, order_by_activity=order_by_activity)
         return objective(weight, dequantize_symmetric(*rounded, block=32), gram)
 
     assert found(True) < found(False) / 1.2
@@ -339,7 +339,7 @@ def test_every_shape_is_rounded(
 ) -> None:  # fmt: skip
     weight, inputs = normal(rows, columns, seed=seed).to(dtype), normal(samples, columns, seed=seed + 1)
     integers, scales = gptq_round(
-        weight, gram_of(inputs), levels=7, block=block, column_block=column_block, order_by_activity=by_activity
+        weight, gram_of(inputs), qmax=7, block=block, column_block=column_block, order_by_activity=by_activity
     )
     assert integers.shape == weight.shape
     assert integers.dtype == torch.int8
@@ -356,7 +356,7 @@ def test_pieces_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     samples, weight = layer()
 
     def everything() -> tuple[Tensor, list[float]]:
-        integers, _ = gptq_round(weight, gram_of(samples), levels=7, block=32)
+        integers, _ = gptq_round(weight, gram_of(samples), qmax=7, block=32)
         alphas = search_alpha(samples, samples.abs().amax(0), weight).errors
         ratios = search_ratio(samples, samples.abs().mean(0), weight, bits=4, block=32).errors
         return integers, [*alphas.values(), *ratios.values()]
@@ -381,7 +381,7 @@ def test_pieces_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_gram_matrices_that_are_none_are_refused(gram: Tensor, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        gptq_round(torch.ones(2, 4), gram, levels=7, block=None)
+        gptq_round(torch.ones(2, 4), gram, qmax=7, block=None)
 
 
 def test_searches_refuse_what_tells_them_nothing() -> None:

@@ -15,7 +15,7 @@ from glm_export.artifacts.manifest import ENGINE_MANIFEST
 from glm_export.artifacts.program import OnnxProgram
 from glm_export.deployment import build as deployment, doctor
 from glm_export.engines import vendor
-from glm_export.engines.fit import Here, needed_bytes, obstacles, require_fit
+from glm_export.engines.fit import Host, incompatibilities, needed_bytes, require_fit
 from glm_export.errors import CheckpointError, EnvironmentMissingError, GlmExportError, InputError
 from glm_export.machine import gpu
 from tests.helpers import rtx
@@ -64,11 +64,11 @@ def copied(built: Path, folder: Path, **changes: Any) -> Path:
     return folder
 
 
-def machine(*gpus: gpu.Gpu, system: str = "Linux", **versions: str) -> Here:
+def machine(*gpus: gpu.Gpu, system: str = "Linux", **versions: str) -> Host:
     """A machine with these GPUs, and of the runtimes those whose version is given."""
     named = {name.replace("_", "-"): version for name, version in versions.items()}
     missing = {name: f"not installed; {vendor.INSTALL[name]}" for name in vendor.RUNTIMES if name not in named}
-    return Here(system=system, gpus=gpus, versions=named, missing=missing)
+    return Host(system=system, gpus=gpus, versions=named, missing=missing)
 
 
 # -- whether it loads ----------------------------------------------------------------------------------
@@ -122,18 +122,18 @@ MISSES_RTX = [
 
 
 @pytest.mark.parametrize(("why", "changes", "found"), MEETS, ids=[case[0] for case in MEETS])
-def test_nothing_speaks_against(why: str, changes: Values, found: Here, built: Path, tmp_path: Path) -> None:
+def test_nothing_speaks_against(why: str, changes: Values, found: Host, built: Path, tmp_path: Path) -> None:
     engine = load_engine(copied(built, tmp_path / "engine", **merged(BY_TENSORRT, changes)))
-    assert obstacles(engine, found) == []
+    assert incompatibilities(engine, found) == []
 
 
 @pytest.mark.parametrize(("why", "changes", "found", "words"), MISSES, ids=[case[0] for case in MISSES])
 def test_one_thing_speaks_against(
-    why: str, changes: Values, found: Here, words: list[str], built: Path, tmp_path: Path
+    why: str, changes: Values, found: Host, words: list[str], built: Path, tmp_path: Path
 ) -> None:
     """What was expected, what was found, what to do."""
     engine = load_engine(copied(built, tmp_path / "engine", **merged(BY_TENSORRT, changes)))
-    (obstacle,) = obstacles(engine, found)
+    (obstacle,) = incompatibilities(engine, found)
     for word in words:
         assert word in obstacle
 
@@ -143,7 +143,7 @@ def test_nothing_speaks_against_rtx(
     why: str, changes: Values, gpus: tuple[gpu.Gpu, ...], system: str, built: Path, tmp_path: Path
 ) -> None:
     engine = load_engine(copied(built, tmp_path / "engine", **changes))
-    assert obstacles(engine, machine(*gpus, system=system, tensorrt_rtx=engine.version)) == []
+    assert incompatibilities(engine, machine(*gpus, system=system, tensorrt_rtx=engine.version)) == []
 
 
 @pytest.mark.parametrize(("why", "changes", "gpus", "words"), MISSES_RTX, ids=[case[0] for case in MISSES_RTX])
@@ -151,17 +151,17 @@ def test_one_thing_speaks_against_rtx(
     why: str, changes: Values, gpus: tuple[gpu.Gpu, ...], words: list[str], built: Path, tmp_path: Path
 ) -> None:
     engine = load_engine(copied(built, tmp_path / "engine", **changes))
-    (obstacle,) = obstacles(engine, machine(*gpus, tensorrt_rtx=engine.version))
+    (obstacle,) = incompatibilities(engine, machine(*gpus, tensorrt_rtx=engine.version))
     for word in words:
         assert word in obstacle
-    assert len(obstacles(engine, machine(*gpus, tensorrt_rtx="1.6.0"))) == 2
+    assert len(incompatibilities(engine, machine(*gpus, tensorrt_rtx="1.6.0"))) == 2
 
 
 def test_every_reason_is_named(built: Path, tmp_path: Path) -> None:
     folder = copied(built, tmp_path / "engine", **merged(BY_TENSORRT, {"built_on": {"system": "Windows"}}))
     engine = load_engine(folder)
     small = gpu.Gpu(name="small", compute_capability="12.0", memory_bytes=needed_bytes(engine) - 1)
-    assert len(obstacles(engine, machine(small, tensorrt="11.0"))) == 4
+    assert len(incompatibilities(engine, machine(small, tensorrt="11.0"))) == 4
     with pytest.raises(EnvironmentMissingError, match=r"will not load here: .*Windows.*; no NVIDIA GPU") as raised:
         require_fit(engine)
     assert raised.value.exit_code == 3
@@ -251,14 +251,14 @@ def test_folders_that_are_no_engine(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def here(built: Path, monkeypatch: pytest.MonkeyPatch) -> Here:
+def here(built: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
     """The doctor is on a machine that runs the engine."""
     found = machine(A10, tensorrt_rtx=load_engine(built).version)
-    monkeypatch.setattr(doctor, "here", lambda: found)
+    monkeypatch.setattr(doctor, "probe_host", lambda: found)
     return found
 
 
-def test_a_flipped_byte_is_seen_by_reading_all(here: Here, built: Path, tmp_path: Path) -> None:
+def test_a_flipped_byte_is_seen_by_reading_all(here: Host, built: Path, tmp_path: Path) -> None:
     folder = copied(built, tmp_path / "engine")
     flipped(folder)
     assert doctor.judge(folder, here).runs
@@ -271,7 +271,7 @@ def test_a_flipped_byte_is_seen_by_reading_all(here: Here, built: Path, tmp_path
     assert f"{folder}: does not run" in result.stdout
 
 
-def test_the_doctor_shows_the_machine(here: Here) -> None:
+def test_the_doctor_shows_the_machine(here: Host) -> None:
     result = run("doctor")
     assert result.exit_code == 0
     shown = " ".join(result.stdout.split())
@@ -283,7 +283,7 @@ def test_the_doctor_shows_the_machine(here: Here) -> None:
     assert json.loads(run("doctor", "--json").stdout)["folders"] == []
 
 
-def test_the_doctor_judges_folders(here: Here, built: Path, demo_program: OnnxProgram, tmp_path: Path) -> None:
+def test_the_doctor_judges_folders(here: Host, built: Path, demo_program: OnnxProgram, tmp_path: Path) -> None:
     """Engines and programs, alone or in a folder of several; what is neither does not run."""
     copied(built, tmp_path / "all" / "engine")
     other = copied(built, tmp_path / "all" / "other", version="1.6.0.1")
@@ -315,7 +315,7 @@ def test_the_doctor_without_a_gpu(built: Path) -> None:
     assert report["folders"][0]["obstacles"] == ["no NVIDIA GPU or driver was found; run it where there is one"]
 
 
-def test_a_damaged_program_is_judged_as_well(here: Here, demo_program: OnnxProgram, tmp_path: Path) -> None:
+def test_a_damaged_program_is_judged_as_well(here: Host, demo_program: OnnxProgram, tmp_path: Path) -> None:
     folder = tmp_path / "program"
     shutil.copytree(demo_program.folder, folder)
     (folder / "model.onnx").write_bytes(b"")

@@ -22,7 +22,7 @@ from glm_export.engines.implicit_int8 import (
     cache_version,
     calibration_feeds,
     packed_rows,
-    refuse_implicit,
+    require_float_program,
     write_cache_for,
 )
 from glm_export.engines.options import BuildOptions
@@ -55,8 +55,8 @@ def test_what_a_version_lacks_is_said_in_one_line() -> None:
     )
     for options in (BuildOptions(stripped=True), BuildOptions(hardware_compatible="ampere-plus")):
         with pytest.raises(InputError, match=r"tensorrt 8\.6\.1 cannot .*: it has no "):
-            options.refuse_unoffered(old)
-    BuildOptions(refittable=True).refuse_unoffered(old)
+            options.require_offered(old)
+    BuildOptions(refittable=True).require_offered(old)
 
 
 def test_what_went_wrong_is_told_in_one_line() -> None:
@@ -84,7 +84,7 @@ def test_a_runtime_that_is_not_there_or_cannot_be_loaded(tmp_path: Path, monkeyp
     assert raised.value.exit_code == 3
     with pytest.raises(EnvironmentMissingError, match=r"cannot be loaded: libnvinfer\.so\.10: cannot open; pip"):
         vendor.load(vendor.TENSORRT_RTX)
-    found = fit.here()
+    found = fit.probe_host()
     assert found.versions == {}
     assert found.missing[vendor.TENSORRT] == "not installed; pip install tensorrt"
     assert "libnvinfer.so.10" in found.missing[vendor.TENSORRT_RTX]
@@ -260,7 +260,7 @@ def test_feeds_have_the_dtypes_the_engine_takes(family: str, integers: type) -> 
 )
 def test_implicit_int8_needs(program: OnnxProgram, tensorrt: TensorRT | None, message: str | None) -> None:
     def refuse() -> None:
-        refuse_implicit(program, tensorrt or runtime("10.9", **{CALIBRATORS[ENTROPY]: 0}))
+        require_float_program(program, tensorrt or runtime("10.9", **{CALIBRATORS[ENTROPY]: 0}))
 
     if message is None:
         refuse()

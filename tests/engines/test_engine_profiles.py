@@ -13,7 +13,7 @@ from hypothesis import given, strategies as st
 from glm_export import families
 from glm_export.artifacts.program import WEIGHTS, OnnxProgram
 from glm_export.engines.memory import BASE_HOST_BYTES, HOST_BYTES_PER_WEIGHT_BYTE, plan_memory
-from glm_export.engines.profiles import ALIGNMENT_BYTES, profiles_of, settle_limits
+from glm_export.engines.profiles import ALIGNMENT_BYTES, profiles_of, resolve_limits
 from glm_export.errors import EnvironmentMissingError, InputError
 from glm_export.spec.config import GlmConfig
 from glm_export.spec.optimization_profile import DECODE, PREFILL, Limits, OptimizationProfile, Shape
@@ -51,7 +51,7 @@ def growing(config: GlmConfig, logits: str = "last") -> Signature:
 
 
 def settled(signature: Signature, positions: int = 32768, **limits: Any) -> Limits:
-    return settle_limits(signature, positions, **{"max_batch": 4} | limits)
+    return resolve_limits(signature, positions, **{"max_batch": 4} | limits)
 
 
 # -- shapes --------------------------------------------------------------------------------------------

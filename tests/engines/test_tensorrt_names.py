@@ -61,7 +61,7 @@ GUARDED_ELSEWHERE = (
     ),
     Elsewhere(
         file=f"{ENGINES}/inspection.py", function="refit", needs=("BuilderFlag.STRIP_PLAN",),
-        asked_in=f"{ENGINES}/options.py BuildOptions.refuse_unoffered", reaching=SINCE_10,
+        asked_in=f"{ENGINES}/options.py BuildOptions.require_offered", reaching=SINCE_10,
         why="only a stripped plan is refitted, and no other version builds one",
     ),
     Elsewhere(
@@ -95,7 +95,7 @@ GUARDED_ELSEWHERE = (
     Elsewhere(
         file=f"{SESSIONS}/tensorrt/session.py", function="load_onto_device",
         needs=("ICudaEngine.weight_streaming_budget_v2",),
-        asked_in=f"{ENGINES}/options.py BuildOptions.refuse_unoffered", reaching=SINCE_10,
+        asked_in=f"{ENGINES}/options.py BuildOptions.require_offered", reaching=SINCE_10,
         why="only an engine built with weight streaming sets a budget, and no other version builds one",
     ),
 )  # fmt: skip

@@ -18,9 +18,9 @@ from glm_export.calibration.quantization import GENAI_KV_SCALES, Quantization
 from glm_export.calibration.ranges import Ranges
 from glm_export.calibration.trt_cache import CALIBRATION_CACHE, cache_text, read_cache
 from glm_export.errors import InputError
-from glm_export.evaluation.layer_costs import sensitivity, spare_layers
+from glm_export.evaluation.layer_costs import exclude_layers, sensitivity
 from glm_export.exporter.calibration_cache import product_inputs
-from glm_export.exporter.options import settle
+from glm_export.exporter.options import resolve_options
 from glm_export.inputs.feeds import prefill_feeds
 from glm_export.sessions.torch import load_reference
 
@@ -58,26 +58,26 @@ def kl_of(found: Quantization, corpus: Corpus) -> float:
 def test_the_promised_divergence_is_that_of_the_whole_model(name: str, ranges: Ranges, corpus: Corpus) -> None:
     """Layers exchanged one by one, smoothing done by each, against a model with everything folded and rounded."""
     found = quantization(ranges, name)
-    mixed = spare_layers(CHECKPOINT, found, corpus, kl=1e9)
-    assert not mixed.spared
+    mixed = exclude_layers(CHECKPOINT, found, corpus, kl=1e9)
+    assert not mixed.excluded
     # Folded or not, a value at the border between two integers may fall to either.
     assert mixed.kl == mixed.kl_all == pytest.approx(kl_of(found, corpus), rel=0.1)
 
 
 def test_the_fewest_layers_are_spared(ranges: Ranges, corpus: Corpus) -> None:
     found = quantization(ranges, "int8-static")
-    free = spare_layers(CHECKPOINT, found, corpus, kl=1e9)
-    mixed = spare_layers(CHECKPOINT, found, corpus, kl=free.kl_all / 3)
+    free = exclude_layers(CHECKPOINT, found, corpus, kl=1e9)
+    mixed = exclude_layers(CHECKPOINT, found, corpus, kl=free.kl_all / 3)
     dearest = [cost.weight for cost in free.costs]
-    assert 0 < len(mixed.spared) < len(dearest)
-    assert list(mixed.spared) == dearest[: len(mixed.spared)]
+    assert 0 < len(mixed.excluded) < len(dearest)
+    assert list(mixed.excluded) == dearest[: len(mixed.excluded)]
     assert mixed.kl <= free.kl_all / 3
-    kept = replace(found, left_in_float=mixed.spared)
+    kept = replace(found, excluded=mixed.excluded)
     assert kl_of(kept, corpus) == pytest.approx(mixed.kl, rel=0.02)
     # One fewer is too few.
-    fewer = dict(list(mixed.spared.items())[:-1])
-    assert kl_of(replace(found, left_in_float=fewer), corpus) > free.kl_all / 3
-    assert len(spare_layers(CHECKPOINT, found, corpus, kl=0.0).spared) == len(dearest)
+    fewer = dict(list(mixed.excluded.items())[:-1])
+    assert kl_of(replace(found, excluded=fewer), corpus) > free.kl_all / 3
+    assert len(exclude_layers(CHECKPOINT, found, corpus, kl=0.0).excluded) == len(dearest)
 
 
 def test_a_planted_bad_layer_is_the_dearest(ranges: Ranges, corpus: Corpus) -> None:
@@ -89,13 +89,13 @@ def test_a_planted_bad_layer_is_the_dearest(ranges: Ranges, corpus: Corpus) -> N
 
 
 def test_spared_layers_stay_float_in_the_program(ranges: Ranges, corpus: Corpus, tmp_path: Path) -> None:
-    target = settle(CHECKPOINT.config, recipe="int8-static", ranges=ranges)
-    mixed = api.spare_layers(CHECKPOINT, target, "kl=5e-5", corpus)
-    program = api.export("demo", tmp_path / "out", recipe="int8-static", ranges=ranges, left_in_float=mixed.spared)
+    target = resolve_options(CHECKPOINT.config, recipe="int8-static", ranges=ranges)
+    mixed = api.exclude_layers(CHECKPOINT, target, "kl=5e-5", corpus)
+    program = api.export("demo", tmp_path / "out", recipe="int8-static", ranges=ranges, excluded=mixed.excluded)
     initializers = ir.load(program.model_path).graph.initializers
-    assert program.manifest["left_in_float"] == mixed.spared
+    assert program.manifest["left_in_float"] == mixed.excluded
     for name in quantization(ranges, "int8-static").input_scales:
-        assert (name in initializers) == (name in mixed.spared)
+        assert (name in initializers) == (name in mixed.excluded)
     assert api.check(program, "demo").passed
     assert api.quality(program, "demo", corpus=corpus, budget="kl=1e-4").broken == ()
 
@@ -112,9 +112,9 @@ def test_the_gate_closes(ranges: Ranges, corpus: Corpus, tmp_path: Path) -> None
 
 @pytest.mark.parametrize(("budget", "recipe"), [("top1=0.9", "int8-static"), ("kl=0.01", None)])
 def test_budgets_an_export_cannot_hold_are_refused(budget: str, recipe: str | None, ranges: Ranges) -> None:
-    target = settle(CHECKPOINT.config, recipe=recipe, ranges=ranges)
+    target = resolve_options(CHECKPOINT.config, recipe=recipe, ranges=ranges)
     with pytest.raises(InputError, match="budget is kl=NUMBER, and needs --recipe"):
-        api.spare_layers(CHECKPOINT, target, budget)
+        api.exclude_layers(CHECKPOINT, target, budget)
 
 
 # -- other runtimes' files -----------------------------------------------------------------------------

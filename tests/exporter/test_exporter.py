@@ -24,7 +24,7 @@ from glm_export.checkpoints.folder import file_sha256
 from glm_export.errors import CheckpointError, EnvironmentMissingError, InputError
 from glm_export.exporter import export as exporter
 from glm_export.exporter.export import program_graph
-from glm_export.exporter.options import settle
+from glm_export.exporter.options import resolve_options
 from glm_export.exporter.plan import plan_export
 from glm_export.graphs import dialects
 from glm_export.graphs.invariants import InvariantError, check_invariants
@@ -155,7 +155,7 @@ def test_export_reads_every_layout_alike(tmp_path: Path) -> None:
 def graph_and_checks() -> tuple[ir.Model, Callable[[ir.Model], None]]:
     checkpoint = open_checkpoint(Golden("chatglm2").folder)
     plan = plan_export(checkpoint, Path.cwd(), "float32")
-    target = settle(checkpoint.config, dialect="onnx", dtype="float32", logits=None, max_length=None)
+    target = resolve_options(checkpoint.config, dialect="onnx", dtype="float32", logits=None, max_length=None)
     model = program_graph(checkpoint.config, target, plan.stored)
     return model, lambda changed: check_invariants(changed, target.dialect, checkpoint.config, target.signature)
 

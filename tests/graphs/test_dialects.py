@@ -16,7 +16,7 @@ from glm_export import api
 from glm_export.artifacts.program import OnnxProgram
 from glm_export.checkpoints.checkpoint import open_checkpoint
 from glm_export.exporter.export import program_graph
-from glm_export.exporter.options import settle
+from glm_export.exporter.options import resolve_options
 from glm_export.exporter.plan import plan_export
 from glm_export.generation.generate import generate_ids
 from glm_export.generation.stopping import Stopping
@@ -99,7 +99,7 @@ def test_reference_evaluator_reads_portable(tmp_path: Path) -> None:
 def canonical(name: str) -> tuple[ir.Model, GlmConfig]:
     checkpoint = open_checkpoint(Golden(name).folder)
     plan = plan_export(checkpoint, Path.cwd(), "float32")
-    target = settle(checkpoint.config, dialect="onnx", dtype="float32", logits=None, max_length=None)
+    target = resolve_options(checkpoint.config, dialect="onnx", dtype="float32", logits=None, max_length=None)
     return program_graph(checkpoint.config, target, plan.stored), checkpoint.config
 
 

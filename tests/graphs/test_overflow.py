@@ -21,15 +21,15 @@ from safetensors.torch import load_file, save_file
 
 from glm_export import api
 from glm_export.calibration.corpus.load import load_corpus
-from glm_export.calibration.float16_range import overflows, summary
+from glm_export.calibration.float16_range import beyond_float16, summary
 from glm_export.calibration.layerwise.calibrate import calibrate
 from glm_export.errors import InputError
 from glm_export.exporter import export as exporter
 from glm_export.exporter.export import program_graph
-from glm_export.exporter.options import Target, settle
+from glm_export.exporter.options import ResolvedOptions, resolve_options
 from glm_export.exporter.plan import plan_export
 from glm_export.graphs.precision.activation_names import annotate
-from glm_export.graphs.rewriter import PLACE
+from glm_export.graphs.rewriter import ACTIVATION_NAME
 from glm_export.inputs.feeds import Prompt, prefill_feeds
 from glm_export.proof.compare import TOLERANCES
 from glm_export.sessions.torch import TorchSession
@@ -89,7 +89,7 @@ def test_what_overflows_stays_float32(
         assert not_finite(every_value(program)) == []
         assert set(program.manifest["float32_islands"]) == expected
         report = api.check(program, model[0])
-        assert report.passed, f"{dialect} needs {report.parity.needed}"
+        assert report.passed, f"{dialect} needs {report.parity.required_tolerance}"
         if plant == "residual" or dialect == dialects[0]:
             control = export(model, tmp_path / f"{dialect}-control", dialect, ranges=False)
             assert not_finite(every_value(control))
@@ -152,7 +152,7 @@ def test_group_query_attention_keeps_scores_by_itself(planted: Callable[[str], M
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_nothing_changes_where_everything_fits(dialect: str, fitting: Measured, tmp_path: Path) -> None:
     """To the last byte; and in other dtypes nothing ever changes."""
-    assert settle(fitting[0].config, dialect=dialect, dtype="float16", ranges=fitting[1]).maxima == {}
+    assert resolve_options(fitting[0].config, dialect=dialect, dtype="float16", ranges=fitting[1]).maxima == {}
     with_ranges, without = (
         export(fitting, tmp_path / str(ranges), dialect, ranges=ranges).model_path.read_bytes()
         for ranges in (True, False)
@@ -163,7 +163,7 @@ def test_nothing_changes_where_everything_fits(dialect: str, fitting: Measured, 
 def test_other_dtypes_hold_everything(planted: Callable[[str], Measured]) -> None:
     checkpoint, ranges = planted("residual")
     for dtype in ("float32", "bfloat16"):
-        assert settle(checkpoint.config, dtype=dtype, ranges=ranges).maxima == {}
+        assert resolve_options(checkpoint.config, dtype=dtype, ranges=ranges).maxima == {}
 
 
 # -- what leaves the program ---------------------------------------------------------------------------
@@ -174,9 +174,9 @@ def test_logits_keys_and_values_must_fit(place: str, fitting: Measured, tmp_path
     checkpoint, ranges = fitting
     name = f"{place}/maximum" if place == "head" else f"{place}/channel_maxima"
 
-    def settled(largest: float) -> Target:
+    def settled(largest: float) -> ResolvedOptions:
         changed = replace(ranges, tensors={**ranges.tensors, name: np.array([largest], np.float32)})
-        return settle(checkpoint.config, dtype="float16", ranges=changed)
+        return resolve_options(checkpoint.config, dtype="float16", ranges=changed)
 
     assert settled(65000.0).maxima == {}
     with pytest.raises(InputError, match=rf"{place}: .* 70,000; export with --dtype bfloat16"):
@@ -219,8 +219,10 @@ def test_quantized_programs_have_islands_too(recipe: str, dialect: str, planted_
 def test_smoothing_counts(planted_demo: Measured) -> None:
     """What is left of an input after smoothing fits; what smoothing leaves alone does not."""
     checkpoint, ranges = planted_demo
-    assert list(settle(checkpoint.config, dtype="float16", ranges=ranges).maxima) == ["layers.2.mlp.down.input"]
-    assert settle(checkpoint.config, dtype="float16", ranges=ranges, recipe="int8-smoothquant").maxima == {}
+    assert list(resolve_options(checkpoint.config, dtype="float16", ranges=ranges).maxima) == [
+        "layers.2.mlp.down.input"
+    ]
+    assert resolve_options(checkpoint.config, dtype="float16", ranges=ranges, recipe="int8-smoothquant").maxima == {}
 
 
 # -- TensorRT ------------------------------------------------------------------------------------------
@@ -265,12 +267,14 @@ def test_places_are_the_values_that_were_measured(family: str, tmp_path: Path) -
         if name.endswith((".key/channel_maxima", ".value/channel_maxima"))
     }
     plan = plan_export(checkpoint, tmp_path, "float32")
-    model = program_graph(checkpoint.config, settle(checkpoint.config), plan.stored)
+    model = program_graph(checkpoint.config, resolve_options(checkpoint.config), plan.stored)
     annotate(model, maxima)
     largest = {name: np.abs(v).max() for name, v in every_value(exporter.export(checkpoint, tmp_path / "out")).items()}
     reached: dict[str, list[float]] = {}
-    for value in (value for node in model.graph for value in node.outputs if value.meta.get(PLACE)):
-        reached.setdefault(value.meta[PLACE], []).append(largest[value.name] / maxima[value.meta[PLACE]])
+    for value in (value for node in model.graph for value in node.outputs if value.meta.get(ACTIVATION_NAME)):
+        reached.setdefault(value.meta[ACTIVATION_NAME], []).append(
+            largest[value.name] / maxima[value.meta[ACTIVATION_NAME]]
+        )
     for place, ratios in reached.items():
         # Without its bias a product may be a little larger.
         assert max(ratios) < 1.5, place
@@ -280,11 +284,11 @@ def test_places_are_the_values_that_were_measured(family: str, tmp_path: Path) -
 
 def test_overflows_leave_headroom() -> None:
     maxima = {"a": 65504.0, "b": 32752.0, "c": 32753.0, "d": 0.0}
-    assert overflows(maxima) == {"a": 65504.0, "c": 32753.0}
-    assert overflows(maxima, headroom=1.0) == {}
+    assert beyond_float16(maxima) == {"a": 65504.0, "c": 32753.0}
+    assert beyond_float16(maxima, headroom=1.0) == {}
     for headroom in (0.5, float("nan")):
         with pytest.raises(InputError, match="factor of at least 1"):
-            overflows(maxima, headroom)
+            beyond_float16(maxima, headroom)
 
 
 @pytest.mark.parametrize(("maxima", "line"), [

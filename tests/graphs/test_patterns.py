@@ -1,4 +1,4 @@
-"""The two forms of each pattern say the same: PyTorch in eager mode, the ONNX operator while exporting."""
+"""The two formats of each pattern say the same: PyTorch in eager mode, the ONNX operator while exporting."""
 
 from __future__ import annotations
 

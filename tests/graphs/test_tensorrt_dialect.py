@@ -20,7 +20,7 @@ from glm_export.artifacts.program import OnnxProgram
 from glm_export.checkpoints.checkpoint import open_checkpoint
 from glm_export.exporter import export as exporter
 from glm_export.exporter.export import program_graph
-from glm_export.exporter.options import settle
+from glm_export.exporter.options import resolve_options
 from glm_export.exporter.plan import plan_export
 from glm_export.graphs import dialects
 from glm_export.graphs.invariants import InvariantError
@@ -394,7 +394,7 @@ def test_control_prefix_write_off_by_one_fails(golden: Golden, exported_static: 
 
 def test_a_cache_without_a_size_is_refused_with_its_reason() -> None:
     checkpoint = open_checkpoint(Golden("chatglm2").folder)
-    target = settle(checkpoint.config, dialect="onnx", dtype="float32", logits="all", max_length=None)
+    target = resolve_options(checkpoint.config, dialect="onnx", dtype="float32", logits="all", max_length=None)
     model = program_graph(checkpoint.config, target, plan_export(checkpoint, Path.cwd(), "float32").stored)
     with pytest.raises(InvariantError, match=r"attention should fire 2 times, fired 0.*the cache has no fixed size"):
         lower(model, dialects.load("tensorrt"), checkpoint.config, target.signature)

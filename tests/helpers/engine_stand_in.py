@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from glm_export.artifacts.engine import BuiltOn, Compatibility, Engine
 from glm_export.artifacts.program import OnnxProgram
 from glm_export.engines import vendor
-from glm_export.engines.profiles import profiles_of, settle_limits
+from glm_export.engines.profiles import profiles_of, resolve_limits
 from glm_export.sessions.tensorrt.device import TORCH_DTYPES
 from glm_export.sessions.tensorrt.session import EngineSession
 from glm_export.sessions.tensorrt.step import DTYPES, LoadedEngine
@@ -197,7 +197,7 @@ def stand_in_session(
     cuda_graph: bool = True,
 ) -> tuple[EngineSession, StandInEngine]:  # fmt: skip
     """A session over a stand-in for the engine of a program."""
-    limits = settle_limits(
+    limits = resolve_limits(
         program.signature, program.config.max_positions, max_batch=max_batch, prefill_tokens=prefill_tokens,
         prefill_batch=prefill_batch,
     )  # fmt: skip

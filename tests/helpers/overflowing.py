@@ -21,7 +21,7 @@ from glm_export.calibration.layerwise.calibrate import calibrate
 from glm_export.calibration.ranges import Ranges
 from glm_export.checkpoints.checkpoint import Checkpoint
 from glm_export.exporter import export as exporter
-from glm_export.inputs.call_layout import enter
+from glm_export.inputs.call_layout import to_program
 from glm_export.inputs.feeds import prefill_feeds
 from glm_export.proof.cases import random_prompt
 from glm_export.spec.config import GlmConfig
@@ -41,7 +41,7 @@ class Weights:
         self.values = tiny_values(self.family)
         self.config: GlmConfig = families.read_config(self.values)
         self.tensors = random_tensors(self.values)
-        self.rules = {rule.target: rule for rule in families.load(self.config.family).tensor_rules(self.config).rules}
+        self.rules = {rule.target: rule for rule in families.load(self.config.family).weight_map(self.config).rules}
 
     def change(self, target: str, change: Callable[[torch.Tensor], Any]) -> None:
         """Change a parameter in place; nothing where the family has no such."""
@@ -155,7 +155,7 @@ def first_call(program: OnnxProgram) -> Values:
     for name in (name for layer in range(config.num_layers) for name in past_names(layer)):
         dtype = np.dtype(program.signature.input(name).dtype)
         tensors[name] = np.zeros(signature.input(name).shape(**{BATCH: 1, PAST: 0}), dtype)
-    return enter(tensors, program.signature, prefix=config.prefix_mask)
+    return to_program(tensors, program.signature, prefix=config.prefix_mask)
 
 
 def every_value(program: OnnxProgram) -> Values:

@@ -20,9 +20,9 @@ from glm_export.engines import plan, vendor
 from glm_export.engines.network import Network
 from glm_export.engines.options import BuildOptions
 from glm_export.engines.plan import BuildJob, BuildRecord
-from glm_export.engines.profiles import profiles_of, settle_limits
+from glm_export.engines.profiles import profiles_of, resolve_limits
 from glm_export.machine import gpu
-from glm_export.progress import Silent
+from glm_export.progress import NullProgress
 
 NAME = vendor.TENSORRT_RTX
 ROWS = 2
@@ -63,14 +63,14 @@ def build_program(program: OnnxProgram, *, target: str | None = None) -> Built:
         program: what to build.
         target: a compute capability, e.g. ``8.9``; None takes the builder's default.
     """
-    limits = settle_limits(program.signature, program.config.max_positions, max_batch=ROWS, prefill_batch=ROWS)
+    limits = resolve_limits(program.signature, program.config.max_positions, max_batch=ROWS, prefill_batch=ROWS)
     options = BuildOptions(compute_capabilities=(target,) if target is not None else ())
     with tempfile.TemporaryDirectory() as folder:
         job = BuildJob(
             program=program, profiles=profiles_of(program.signature, limits), options=options,
             plan_path=Path(folder) / "engine.plan", log_path=Path(folder) / "build.log",
         )  # fmt: skip
-        record, network = plan.build(vendor.load(NAME), job, Silent())
+        record, network = plan.build(vendor.load(NAME), job, NullProgress())
         return Built(
             record=record, network=network, size=job.plan_path.stat().st_size,
             log=job.log_path.read_text(encoding="utf-8"),

@@ -19,7 +19,7 @@ def random_tensors(
     config = families.read_config(values)
     generator = torch.Generator().manual_seed(seed)
     tensors: dict[str, torch.Tensor] = {}
-    for rule in families.load(config.family).tensor_rules(config).rules:
+    for rule in families.load(config.family).weight_map(config).rules:
         for name, shape in zip(rule.sources, rule.shapes, strict=True):
             scale, shift = (0.1, 1.0) if "norm" in name and name.endswith("weight") else (0.2, 0.0)
             tensors[name] = (torch.randn(shape, generator=generator) * scale + shift).to(dtype)

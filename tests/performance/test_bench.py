@@ -17,11 +17,11 @@ from rich.console import Console
 from glm_export.artifacts.program import OnnxProgram
 from glm_export.cli import cli
 from glm_export.errors import EnvironmentMissingError, InputError
-from glm_export.graphs.weight_traffic import program_step_bytes
+from glm_export.graphs.weight_traffic import program_weight_traffic
 from glm_export.machine.memory import read_bandwidth, resident_bytes
 from glm_export.performance import bench as bench_module
 from glm_export.performance.bench import bench
-from glm_export.performance.measure import measure, percentile, torch_step_bytes
+from glm_export.performance.measure import measure, percentile, torch_weight_traffic
 from glm_export.performance.report import BenchOptions, BenchReport
 from glm_export.terminal.bench import show_bench
 
@@ -89,7 +89,7 @@ def test_a_step_reads_every_weight_but_the_embedding_table(demo_program: OnnxPro
     config = demo_program.config
     for batch in (1, 3):
         rows = batch * config.hidden_size * 4
-        found = program_step_bytes(demo_program.model_path, batch)
+        found = program_weight_traffic(demo_program.model_path, batch)
         # Beside the weights a step takes a few rows and scalars, of the rotary tables for one.
         assert expected + rows <= found < expected + rows + batch * 2000
 
@@ -98,9 +98,9 @@ def test_a_table_that_is_also_the_head_is_read_whole(tmp_path: Path) -> None:
     import torch
 
     model = torch.nn.Sequential(torch.nn.Embedding(10, 4), torch.nn.Linear(4, 10, bias=False))
-    assert torch_step_bytes(model, batch=2) == 2 * 16 + 160
+    assert torch_weight_traffic(model, batch=2) == 2 * 16 + 160
     model[1].weight = model[0].weight
-    assert torch_step_bytes(model, batch=2) == 160
+    assert torch_weight_traffic(model, batch=2) == 160
     table = onnx.numpy_helper.from_array(np.zeros((10, 4), np.float32), "table")
     unused = onnx.numpy_helper.from_array(np.zeros((99,), np.float32), "unused")
     gather = onnx.helper.make_node("Gather", ["table", "ids"], ["rows"])
@@ -108,7 +108,7 @@ def test_a_table_that_is_also_the_head_is_read_whole(tmp_path: Path) -> None:
     for nodes, expected in (([gather], 3 * 16), ([gather, multiply], 160)):
         graph = onnx.helper.make_graph(nodes, "g", [], [], [table, unused])
         onnx.save(onnx.helper.make_model(graph), tmp_path / "model.onnx")
-        assert program_step_bytes(tmp_path / "model.onnx", batch=3) == expected
+        assert program_weight_traffic(tmp_path / "model.onnx", batch=3) == expected
 
 
 def test_a_checkpoint_runs_in_pytorch_and_prefix_families_run() -> None:

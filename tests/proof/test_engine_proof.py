@@ -15,7 +15,7 @@ from glm_export.checkpoints.checkpoint import Checkpoint
 from glm_export.errors import InputError
 from glm_export.evaluation.measure import measure
 from glm_export.exporter import export as exporter
-from glm_export.proof.check_engine import check_engine, refuse_other_program
+from glm_export.proof.check_engine import check_engine, require_same_program
 from glm_export.sessions.onnxruntime.session import OrtSession
 from glm_export.sessions.tensorrt.session import EngineSession
 from tests.helpers.golden_data import Golden
@@ -62,7 +62,7 @@ def test_an_engine_is_held_to_pytorch_and_to_its_program(
             cases = {output.case for output in report.parity.outputs}
             assert {"prefill", "chunk on a past", "decode", "padded batch", "batch decode"} < cases
             assert report.greedy_equal == report.greedy_total > 0
-        assert report.parity.needed == 0
+        assert report.parity.required_tolerance == 0
 
 
 class Broken(StandInEngine):
@@ -91,9 +91,9 @@ def test_another_program_is_refused(program: OnnxProgram, tmp_path: Path) -> Non
         api.open_checkpoint(Golden("chatglm3").folder), tmp_path / "other", dialect="tensorrt", max_length=64
     )
     with engine_of(program) as (session, _):
-        refuse_other_program(session.engine, program)
+        require_same_program(session.engine, program)
         with pytest.raises(InputError, match="was built of another export than"):
-            refuse_other_program(session.engine, other)
+            require_same_program(session.engine, other)
         with pytest.raises(InputError, match="another checkpoint"):
             check_engine(session.engine, api.open_checkpoint(Golden("chatglm3").folder), loaded=session._loaded)
 

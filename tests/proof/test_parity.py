@@ -24,7 +24,7 @@ from glm_export.sessions.session import Session
 from glm_export.sessions.torch import TorchSession, load_reference
 from glm_export.spec.config import GlmConfig
 from glm_export.spec.signature import BATCH, LOGITS, PAST, past_names, present_names
-from glm_export.spec.weight_map import TensorRule
+from glm_export.spec.weight_map import WeightRule
 from tests.helpers.golden_data import BOUND, CAUSAL, Golden, difference
 
 RUNTIMES = ("torch", "onnxruntime")
@@ -197,7 +197,7 @@ def test_control_other_rotary_pairs_fail(name: str, exported: Callable[[str], On
 def test_control_wrong_group_order_fails(name: str, tmp_path: Path) -> None:
     """Query heads dealt to the key-value heads in turn instead of in blocks, in PyTorch and in the program."""
     golden, checkpoint = Golden(name), open_checkpoint(Golden(name).folder)
-    rules = checkpoint.rules.rules
+    rules = checkpoint.weight_map.rules
     dealt = (_dealt(rule, checkpoint.config) if ".attention.qkv." in rule.target else rule for rule in rules)
     checkpoint.rules = replace(checkpoint.rules, rules=tuple(dealt))
     program = api.export(checkpoint, tmp_path / "out")
@@ -207,7 +207,7 @@ def test_control_wrong_group_order_fails(name: str, tmp_path: Path) -> None:
         assert difference(logits, golden["prefill.logits"]) > 100 * BOUND
 
 
-def _dealt(rule: TensorRule, config: GlmConfig) -> TensorRule:
+def _dealt(rule: WeightRule, config: GlmConfig) -> WeightRule:
     """The same projection with its query heads in another order."""
     order = torch.arange(config.num_heads).view(config.kv_heads, -1).t().flatten()
     rows = (order[:, None] * config.head_dim + torch.arange(config.head_dim)).flatten()

@@ -24,7 +24,7 @@ def test_every_golden_program_passes(name: str, exported: Callable[[str], OnnxPr
     report = api.check(exported(name), Golden(name).folder)
     assert report.passed
     assert report.greedy_equal == report.greedy_total > 100
-    assert 0 < report.parity.needed < 3e-6
+    assert 0 < report.parity.required_tolerance < 3e-6
     cases = {output.case for output in report.parity.outputs}
     assert cases == {
         "prefill", "chunk on a past", "decode", "padded batch", "batch decode", "end of context",
@@ -47,7 +47,7 @@ def test_half_precision_programs_pass_their_own_bound(name: str, dtype: str, log
     assert report.parity.dtype == dtype
     # ChatGLM-6B multiplies its residual by 7.5 in every layer, and what was rounded with it.
     share = 1.0 if name == "chatglm" else 0.5
-    assert 1e-5 < report.parity.needed < TOLERANCES[dtype] * share
+    assert 1e-5 < report.parity.required_tolerance < TOLERANCES[dtype] * share
 
 
 @pytest.mark.parametrize("defect", PLANTED)
@@ -64,7 +64,7 @@ def test_reference_in_the_checkpoints_own_dtype(exported: Callable[[str], OnnxPr
     report = api.check(exported("chatglm2"), Golden("chatglm2").folder, reference_dtype="float16")
     assert report.passed
     assert report.parity.dtype == "float16"
-    assert report.parity.needed > 1e-5  # float16's rounding shows, and is not held to float32's bound
+    assert report.parity.required_tolerance > 1e-5  # float16's rounding shows, and is not held to float32's bound
 
 
 def test_reference_larger_than_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,10 +102,12 @@ def test_report_states_the_smallest_tolerance_that_passes() -> None:
     (output,) = report.outputs
     assert report.passed
     assert output.scale == 10
-    np.testing.assert_allclose([output.max_abs, output.needed, report.needed], [5e-5, 5e-6, 5e-6], rtol=1e-2)
+    np.testing.assert_allclose(
+        [output.max_abs, output.required_tolerance, report.required_tolerance], [5e-5, 5e-6, 5e-6], rtol=1e-2
+    )
     worse = compare_runs(_runs({"logits": reference}, {"logits": candidate + 1e-3}), ["case"], "float32")
     assert not worse.passed
-    np.testing.assert_allclose(worse.needed, 1.05e-4, rtol=1e-2)
+    np.testing.assert_allclose(worse.required_tolerance, 1.05e-4, rtol=1e-2)
 
 
 def test_recorded_runs_survive_a_file(tmp_path: Path) -> None:
@@ -122,7 +124,7 @@ def test_a_candidate_that_is_not_finite_fails(bad: float) -> None:
     candidate[0, 2] = bad
     report = compare_runs(_runs({"logits": np.ones((1, 4), np.float32)}, {"logits": candidate}), ["case"], "float32")
     assert not report.passed
-    assert report.needed == np.inf
+    assert report.required_tolerance == np.inf
 
 
 def test_another_shape_fails() -> None:

@@ -192,11 +192,11 @@ def test_control_what_is_recorded_forgets_new_inputs(exported: Export) -> None:
         step = session._decode
         recorded = dict(step._buffers)
         moved = {name: buffer.clone() for name, buffer in recorded.items()}
-        feeds = session.feeds([prompt]).followed_by([expected[0]], 63)
+        feeds = session.feeds([prompt]).next_step([expected[0]], 63)
         session.decode(feeds)
         # From here on inputs are put where nobody reads.
         step._buffers = moved | {"logits": recorded["logits"]}
-        feeds = feeds.followed_by([expected[1]], 63)
+        feeds = feeds.next_step([expected[1]], 63)
         stale = session.decode(feeds)
     assert int(stale[0, -1].argmax()) != expected[2]
     assert engine.device.replays == 1

@@ -45,7 +45,7 @@ def test_a_step_writes_into_the_memory_it_reads(fused: OnnxProgram) -> None:
         cache = cache_of(session)
         addresses = [value.data_ptr() for value in cache._values]
         before = cache._values[0].numpy().copy()
-        session.decode(feeds.followed_by([3], 1000))
+        session.decode(feeds.next_step([3], 1000))
         assert [value.data_ptr() for value in cache._values] == addresses
         changed = np.flatnonzero((cache._values[0].numpy() != before).any(axis=(0, 1, 3)))
         assert changed.tolist() == [len(IDS)]

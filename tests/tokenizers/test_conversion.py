@@ -18,7 +18,7 @@ from glm_export.artifacts.program import OnnxProgram
 from glm_export.checkpoints.checkpoint import open_checkpoint
 from glm_export.embedded import DEMO, FOLDERS
 from glm_export.errors import CheckpointError
-from glm_export.exporter.loader_files import write_runtime_files
+from glm_export.exporter.loader_files import write_loader_files
 from glm_export.spec.signature import decoder_signature
 from glm_export.tokenizers import Tokenizer, load_tokenizer
 from glm_export.tokenizers.chat import Message
@@ -48,7 +48,7 @@ def written(checkpoint: Path, folder: Path) -> Path:
     opened = open_checkpoint(checkpoint)
     folder.mkdir()
     signature = decoder_signature(opened.config, dtype="float32", logits="all")
-    write_runtime_files(opened, folder, "float32", signature)
+    write_loader_files(opened, folder, "float32", signature)
     return folder
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from glm_export.artifacts.program import MODEL, WEIGHTS, OnnxProgram
 from glm_export.calibration.quantization import kv_scales
 from glm_export.errors import InputError
-from glm_export.inputs.call_layout import IntegerCache, enter, enter_static_prefix, leave
+from glm_export.inputs.call_layout import IntegerCache, static_prefix_inputs, to_canonical, to_program
 from glm_export.inputs.feeds import Feeds, Prompt, prefill_feeds
 from glm_export.sessions.onnxruntime.cache import NUMPY_DTYPES, InPlace, buffers
 from glm_export.sessions.onnxruntime.cuda_graph import CapturedStep, without_capture
@@ -44,7 +44,7 @@ class OrtSession(Session):
         self._twin: tempfile.TemporaryDirectory[str] | None = None
         if program.dtype not in NUMPY_DTYPES:
             self._twin = tempfile.TemporaryDirectory(prefix="glm-export-")
-            program = _widened(program, Path(self._twin.name))
+            program = _upcast(program, Path(self._twin.name))
         self.program = program
         if cuda_graph and (program.signature.cache is not Cache.SHARED or CUDA not in (chosen or providers())):
             raise InputError("a CUDA graph needs an NVIDIA GPU and a program of dialect ort of a causal family")
@@ -80,7 +80,7 @@ class OrtSession(Session):
         if self._captured is not None and feeds.input_ids.shape[1] == 1 and isinstance(self._buffers, InPlace):
             return self._captured.run(feeds, self._buffers)
         binding = self._buffers.binding(self.runtime)
-        arrays = enter_static_prefix(feeds.named(), self.program.signature, prefix=self.config.prefix_mask)
+        arrays = static_prefix_inputs(feeds.named(), self.program.signature, prefix=self.config.prefix_mask)
         for name in self._inputs:
             binding.bind_cpu_input(name, np.ascontiguousarray(arrays[name]))
         # Anew each time: a binding keeps the array it got last, and with it its shape.
@@ -96,9 +96,11 @@ class OrtSession(Session):
         signature, prefix = self.program.signature, self.config.prefix_mask
         names = [spec.name for spec in signature.outputs]
         integers = IntegerCache(scales=kv_scales(self.folder)) if signature.cache_is_integer else None
-        given = enter(integers.enter(tensors) if integers else tensors, signature, prefix=prefix)
+        given = to_program(integers.quantize_past(tensors) if integers else tensors, signature, prefix=prefix)
         outputs = dict(zip(names, self.runtime.run(names, given), strict=True))
-        return leave(integers.leave(outputs) if integers else outputs, tensors, signature, prefix=prefix)
+        return to_canonical(
+            integers.dequantize_present(outputs) if integers else outputs, tensors, signature, prefix=prefix
+        )
 
     def close(self) -> None:
         """Free the runtime and the cache."""
@@ -109,8 +111,8 @@ class OrtSession(Session):
             self._twin.cleanup()
 
 
-def _widened(program: OnnxProgram, folder: Path) -> OnnxProgram:
-    from glm_export.graphs.precision.upcast import widen, widened_signature
+def _upcast(program: OnnxProgram, folder: Path) -> OnnxProgram:
+    from glm_export.graphs.precision.upcast import upcast, upcast_signature
 
-    widen(program.model_path, folder / MODEL, WEIGHTS)
-    return replace(program, folder=folder, dtype="float32", signature=widened_signature(program.signature))
+    upcast(program.model_path, folder / MODEL, WEIGHTS)
+    return replace(program, folder=folder, dtype="float32", signature=upcast_signature(program.signature))

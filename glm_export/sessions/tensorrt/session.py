@@ -19,8 +19,8 @@ from glm_export.engines import vendor
 from glm_export.engines.fit import require_fit
 from glm_export.engines.inspection import activations, deserialize, refit
 from glm_export.errors import CheckpointError, InputError
-from glm_export.inputs.call_layout import IntegerCache, enter, enter_static_prefix, leave
-from glm_export.inputs.feeds import Feeds, Prompt, RowFeeds, prefill_feeds
+from glm_export.inputs.call_layout import IntegerCache, static_prefix_inputs, to_canonical, to_program
+from glm_export.inputs.feeds import Feeds, Prompt, RightPaddedFeeds, prefill_feeds
 from glm_export.sessions.session import Logits, Session, Tensors
 from glm_export.sessions.tensorrt.cache import engine_cache
 from glm_export.sessions.tensorrt.device import CudaDevice
@@ -107,7 +107,7 @@ class EngineSession(Session):
         """Start a batch from an empty cache."""
         self._require(feeds)
         if feeds.batch != self._cache.rows:
-            self._decode.forget()
+            self._decode.reset()
         self._cache.start(feeds.batch, self.engine.limits.max_context)
         return self._read(feeds)
 
@@ -139,7 +139,7 @@ class EngineSession(Session):
         for piece in self._pieces(feeds):
             step = self._decode if self._beyond_prefill(piece) else self._prefill
             logits = self._call(step, piece, chosen)
-            if isinstance(feeds, RowFeeds) and self._signature.last_logits_only and found:
+            if isinstance(feeds, RightPaddedFeeds) and self._signature.last_logits_only and found:
                 # A row that ended in an earlier piece keeps what it got there.
                 ended = feeds.lengths <= piece.position_ids[:, 0]
                 logits = np.where(ended[:, None, None], found[-1], logits)
@@ -167,7 +167,7 @@ class EngineSession(Session):
         return profile.shapes[past_names(0)[0]][2][2]
 
     def _call(self, step: EngineStep, feeds: Feeds, chosen: slice, *, capture: bool = False) -> Logits:
-        arrays = enter_static_prefix(feeds.named(), self._signature, prefix=self.config.prefix_mask)
+        arrays = static_prefix_inputs(feeds.named(), self._signature, prefix=self.config.prefix_mask)
         new = feeds.input_ids.shape[1]
         pairs: Sequence[CachePair] = self._cache.pairs(feeds.columns - new, new)
         if chosen != slice(0, self._cache.rows):
@@ -181,7 +181,7 @@ class EngineSession(Session):
         """One call with the cache handed in and out, in the canonical program's layout whatever the dialect's."""
         signature, prefix = self._signature, self.config.prefix_mask
         integers = IntegerCache(scales=kv_scales(self.folder)) if signature.cache_is_integer else None
-        given = enter(integers.enter(tensors) if integers else tensors, signature, prefix=prefix)
+        given = to_program(integers.quantize_past(tensors) if integers else tensors, signature, prefix=prefix)
         batch, new = given[INPUT_IDS].shape
         step, group = (
             (self._decode, self.engine.limits.max_batch)
@@ -190,7 +190,9 @@ class EngineSession(Session):
         )
         parts = [self._run_rows(step, given, slice(start, start + group)) for start in range(0, batch, group)]
         outputs: Tensors = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        return leave(integers.leave(outputs) if integers else outputs, tensors, signature, prefix=prefix)
+        return to_canonical(
+            integers.dequantize_present(outputs) if integers else outputs, tensors, signature, prefix=prefix
+        )
 
     def _run_rows(self, step: EngineStep, given: Tensors, chosen: slice) -> Tensors:
         device, layers = self._loaded.device, range(self.config.num_layers)

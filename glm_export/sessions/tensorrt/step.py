@@ -52,12 +52,12 @@ class CachePair:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Recorded:
+class CapturedGraph:
     """A captured step, for ids of one shape over the caches of one list, which it keeps where they are."""
 
     shape: tuple[int, ...]
     caches: Sequence[CachePair]
-    launch: Launch
+    replay: Launch
 
 
 class EngineStep:
@@ -90,7 +90,7 @@ class EngineStep:
         self._buffers = {name: self._reserve(name, profile.shapes[name][2]) for name in self._inputs}
         rows, tokens = profile.shapes[INPUT_IDS][2]
         self._buffers[LOGITS] = self._reserve(LOGITS, self._logits.shape(**{BATCH: rows, SEQUENCE: tokens}))
-        self._recorded: Recorded | None = None
+        self._recorded: CapturedGraph | None = None
         self._capturable = True
 
     def _dtype(self, name: str) -> str:
@@ -128,7 +128,7 @@ class EngineStep:
         if recorded is not None and recorded.caches is caches and recorded.shape == ids.shape:
             # Shapes and addresses are the recorded ones: only what lies there is new.
             self._put(arrays)
-            recorded.launch()
+            recorded.replay()
         else:
             for name in self._inputs:
                 self._shape(name, arrays[name].shape)
@@ -141,7 +141,7 @@ class EngineStep:
         shape = self._logits.shape(**{BATCH: rows, SEQUENCE: tokens})
         return self._buffers[LOGITS][: math.prod(shape)].view(shape)
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """Give up what was recorded, and the caches it kept."""
         self._recorded = None
 
@@ -168,7 +168,7 @@ class EngineStep:
         """Record a step like the one just run: in that TensorRT settled on its shapes."""
         self._recorded = None
         try:
-            launch = self._loaded.device.capture(self._execute)
+            replay = self._loaded.device.capture(self._execute)
         except (RuntimeError, EnvironmentMissingError) as error:
             # What this step was asked for is done; those after it are launched one kernel after another.
             self._capturable = False
@@ -176,7 +176,7 @@ class EngineStep:
                 "steps run without a CUDA graph, which could not be captured: %s", error
             )
         else:
-            self._recorded = Recorded(shape=shape, caches=caches, launch=launch)
+            self._recorded = CapturedGraph(shape=shape, caches=caches, replay=replay)
 
     def _execute(self) -> None:
         if not self._context.execute_async_v3(self._loaded.device.stream):

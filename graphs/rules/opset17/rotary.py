@@ -41,9 +41,9 @@ class RotaryToPrimitives:
             cos, sin = (emit.op("Unsqueeze", angle, emit.ints(LAST)) for angle in (cos, sin))
         else:
             first, second = emit.many("Split", split, emit.ints(half, half), outputs=2, axis=LAST)
-        turned_first = emit.op("Sub", emit.op("Mul", first, cos), emit.op("Mul", second, sin))
-        turned_second = emit.op("Add", emit.op("Mul", second, cos), emit.op("Mul", first, sin))
-        turned = emit.op("Concat", turned_first, turned_second, axis=LAST)
+        rotated_first = emit.op("Sub", emit.op("Mul", first, cos), emit.op("Mul", second, sin))
+        rotated_second = emit.op("Add", emit.op("Mul", second, cos), emit.op("Mul", first, sin))
+        turned = emit.op("Concat", rotated_first, rotated_second, axis=LAST)
         if int_attribute(node, "interleaved"):
             turned = emit.op("Reshape", turned, emit.ints(0, 0, heads, rotated))
         whole = emit.op("Concat", turned, *straight, axis=LAST) if straight else turned

@@ -11,7 +11,7 @@ from glm_export.graphs.rewriter import MICROSOFT, Emitter
 from glm_export.spec.weight_formats import (
     EMBEDDING,
     BlockWeights,
-    Forms,
+    WeightFormats,
     stored_parts,
 )
 
@@ -20,21 +20,21 @@ from glm_export.spec.weight_formats import (
 class GatherToForm:
     """``Gather(table[V, H], ids)`` becomes ``GatherBlockQuantized(packed[V, …], ids, scales[V, H / block])``."""
 
-    forms: Mapping[str, Forms]
+    formats: Mapping[str, WeightFormats]
     dtype: str
     name: str = "embedding"
 
     def matches(self, node: ir.Node) -> str | None:
         """The lookup of tokens, where the recipe names its table."""
         table = node.inputs[0] if node.op_type == "Gather" else None
-        return None if table is not None and table.name == EMBEDDING and EMBEDDING in self.forms else ""
+        return None if table is not None and table.name == EMBEDDING and EMBEDDING in self.formats else ""
 
     def rewrite(self, node: ir.Node, emit: Emitter) -> list[ir.Value]:
         """Return rows ``[B, S, H]``."""
         table, ids = node.inputs
         assert table is not None
         assert table.shape is not None
-        form = self.forms[EMBEDDING].step
+        form = self.formats[EMBEDDING].decode
         assert isinstance(form, BlockWeights)
         rows, columns = (int(size) for size in table.shape)  # type: ignore[arg-type]
         packed, scales, *zero_points = (

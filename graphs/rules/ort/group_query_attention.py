@@ -32,29 +32,29 @@ class AttentionToGroupQuery:
         """Queries and keys come straight from one rotation each, of the same kind."""
         if node.op_type != "Attention":
             return ""
-        turns = [producer_of(value, "RotaryEmbedding") for value in node.inputs[:2]]
-        if turns[0] is None or turns[1] is None:
+        rotaries = [producer_of(value, "RotaryEmbedding") for value in node.inputs[:2]]
+        if rotaries[0] is None or rotaries[1] is None:
             return "queries or keys are not rotated right before"
-        if len(turns[0].inputs) != 4 or turns[0].inputs[3] is None:
+        if len(rotaries[0].inputs) != 4 or rotaries[0].inputs[3] is None:
             return "the rotation has angles of its own instead of positions in a table"
-        if any(turns[0].inputs[i] is not turns[1].inputs[i] for i in (1, 2, 3)):
+        if any(rotaries[0].inputs[i] is not rotaries[1].inputs[i] for i in (1, 2, 3)):
             return "queries and keys turn by different tables or positions"
         return None
 
     def rewrite(self, node: ir.Node, emit: Emitter) -> list[ir.Value]:
         """Return output ``[B, S, N * D]`` and the two presents ``[B, K, T, D]``."""
         q, k, v, _, past_key, past_value = node.inputs
-        turn, turn_key = producer_of(q, "RotaryEmbedding"), producer_of(k, "RotaryEmbedding")
-        assert turn is not None
-        assert turn_key is not None
-        x_q, cos, sin, _ = turn.inputs
+        rotary, rotary_key = producer_of(q, "RotaryEmbedding"), producer_of(k, "RotaryEmbedding")
+        assert rotary is not None
+        assert rotary_key is not None
+        x_q, cos, sin, _ = rotary.inputs
         fused = fuses_rotation(last_dim(cos))
-        projected: tuple[ir.Value | None, ...] = (x_q, turn_key.inputs[0], v) if fused else (q, k, v)
+        projected: tuple[ir.Value | None, ...] = (x_q, rotary_key.inputs[0], v) if fused else (q, k, v)
         split = producer_of(x_q, "Split")
         if split is not None and all(made is value for made, value in zip(split.outputs, projected, strict=True)):
             projected = (split.inputs[0], None, None)
         lengths, total = self._lengths(emit)
-        rotation = {"do_rotary": 1, "rotary_interleaved": int_attribute(turn, "interleaved")} if fused else {}
+        rotation = {"do_rotary": 1, "rotary_interleaved": int_attribute(rotary, "interleaved")} if fused else {}
         return list(
             emit.many(
                 "GroupQueryAttention", *projected, past_key, past_value, lengths, total,

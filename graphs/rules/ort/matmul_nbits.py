@@ -20,9 +20,9 @@ from glm_export.spec.weight_formats import (
     PROMPT_TOKENS,
     BlockWeights,
     ChannelWeights,
-    Forms,
     QdqWeights,
-    WeightForm,
+    WeightFormat,
+    WeightFormats,
     stored_parts,
 )
 
@@ -32,11 +32,11 @@ class MatMulToForm:
     """A product with a float weight becomes one with its stored form, its bias taken in.
 
     ``MatMul(x, W[K, N]) -> Add(bias[N])`` becomes ``MatMulNBits(x, packed[N, C, …], scales[N, C], bias)`` or
-    ``DynamicQuantizeMatMul(x, packed[K, N], scales[N], bias)``; with two forms, ``If(many tokens)`` the one, else the
+    ``DynamicQuantizeMatMul(x, packed[K, N], scales[N], bias)``; with two formats, ``If(many tokens)`` the one, else the
     other.
     """
 
-    forms: Mapping[str, Forms]
+    formats: Mapping[str, WeightFormats]
     dtype: str
     numbers: InputNumbers
     name: str = "weights"
@@ -46,17 +46,17 @@ class MatMulToForm:
         if node.op_type != "MatMul":
             return ""
         weight = node.inputs[1]
-        if weight is None or weight.name is None or weight.name not in self.forms:
+        if weight is None or weight.name is None or weight.name not in self.formats:
             return ""
-        return "" if isinstance(self.forms[weight.name].step, QdqWeights) else None
+        return "" if isinstance(self.formats[weight.name].decode, QdqWeights) else None
 
     def rewrite(self, node: ir.Node, emit: Emitter) -> list[ir.Value]:
         """Return ``[..., N]``, with the bias where one follows."""
         x, name, columns, rows = product_weight(node)
         x = divided(x, name, self.numbers, emit, self.dtype)
-        forms, bias = self.forms[name], _bias_of(node)
+        formats, bias = self.formats[name], _bias_of(node)
 
-        def product(name: str, form: WeightForm, into: Emitter) -> ir.Value:
+        def product(name: str, form: WeightFormat, into: Emitter) -> ir.Value:
             stored = [emit.weight(spec) for spec in stored_parts(name, rows, columns, form, self.dtype)]
             if isinstance(form, ChannelWeights):
                 return into.op(CHANNEL_PRODUCT, x, *stored, None, bias and bias[0], domain=MICROSOFT)
@@ -67,13 +67,13 @@ class MatMulToForm:
                 N=rows, bits=form.bits, block_size=form.block, accuracy_level=form.accuracy_level,
             )  # fmt: skip
 
-        if forms.prompt is None:
-            result = product(name, forms.step, emit)
+        if formats.prefill is None:
+            result = product(name, formats.decode, emit)
         else:
             prompt, step = emit.branch("prompt"), emit.branch("step")
             branches: dict[str, Any] = {
-                "then_branch": prompt.graph(product(name + PROMPT, forms.prompt, prompt)),
-                "else_branch": step.graph(product(name, forms.step, step)),
+                "then_branch": prompt.graph(product(name + PROMPT, formats.prefill, prompt)),
+                "else_branch": step.graph(product(name, formats.decode, step)),
             }
             result = emit.op("If", self._many_tokens(emit), **branches)
         if bias:

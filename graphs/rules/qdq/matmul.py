@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from glm_export.graphs.queries import product_weight
 from glm_export.graphs.rewriter import ONNX_DTYPES, Emitter
-from glm_export.spec.weight_formats import Forms, QdqWeights, stored_parts
+from glm_export.spec.weight_formats import QdqWeights, WeightFormats, stored_parts
 
 Scales = NDArray[np.float32]
 
@@ -48,7 +48,7 @@ class MatMulToExplicit:
     the form rounds activations.
     """
 
-    forms: Mapping[str, Forms]
+    formats: Mapping[str, WeightFormats]
     dtype: str
     numbers: InputNumbers
     name: str = "explicit weights"
@@ -56,14 +56,14 @@ class MatMulToExplicit:
     def matches(self, node: ir.Node) -> str | None:
         """A product with a weight the recipe gives such a form."""
         weight = node.inputs[1] if node.op_type == "MatMul" else None
-        if weight is None or weight.name is None or weight.name not in self.forms:
+        if weight is None or weight.name is None or weight.name not in self.formats:
             return ""
-        return None if isinstance(self.forms[weight.name].step, QdqWeights) else ""
+        return None if isinstance(self.formats[weight.name].decode, QdqWeights) else ""
 
     def rewrite(self, node: ir.Node, emit: Emitter) -> list[ir.Value]:
         """Return ``[..., N]``."""
         x, name, columns, rows = product_weight(node)
-        form = self.forms[name].step
+        form = self.formats[name].decode
         assert isinstance(form, QdqWeights)
         x = divided(x, name, self.numbers, emit, self.dtype)
         if form.activations:

@@ -72,7 +72,7 @@ class AttentionOnStaticCache:
         assert columns is not None
         head_dim = channels // heads
         write, mask = self._write_and_mask(columns, emit)
-        query, new_key, new_value = _turned_together([q, k, v], [heads, kv_heads, kv_heads], head_dim, emit)
+        query, new_key, new_value = _split_heads([q, k, v], [heads, kv_heads, kv_heads], head_dim, emit)
         key, value = (
             emit.op("TensorScatter", past, new, write, axis=CACHE_LENGTH_AXIS)
             for past, new in ((past_key, new_key), (past_value, new_value))
@@ -110,7 +110,7 @@ def _counting(end: int | ir.Value, emit: Emitter) -> ir.Value:
     return emit.op("Range", emit.scalar(0, INT64), stop, emit.scalar(1, INT64))
 
 
-def _turned_together(
+def _split_heads(
     packed: Sequence[ir.Value | None], heads: Sequence[int], head_dim: int, emit: Emitter
 ) -> list[ir.Value]:
     """Queries, keys and values ``[B, S, heads * D] -> [B, heads, S, D]``; a rotation right before comes after.
@@ -118,26 +118,28 @@ def _turned_together(
     There it has the layout TensorRT's own layer wants, and no exchange of axes more than attention needs. What one
     product made for all three changes its layout once.
     """
-    turns = [producer_of(x, "RotaryEmbedding") for x in packed]
-    straight = [turn.inputs[0] if turn is not None else x for turn, x in zip(turns, packed, strict=True)]
+    rotaries = [producer_of(x, "RotaryEmbedding") for x in packed]
+    straight = [rotary.inputs[0] if rotary is not None else x for rotary, x in zip(rotaries, packed, strict=True)]
     split = producer_of(straight[0], "Split")
     if split is not None and list(split.outputs) == straight:
-        together = _turned(split.inputs[0], sum(heads), head_dim, emit)
+        together = _heads_apart(split.inputs[0], sum(heads), head_dim, emit)
         parts = list(emit.many("Split", together, emit.ints(*heads), outputs=len(heads), axis=1))
     else:
-        parts = [_turned(x, count, head_dim, emit) for x, count in zip(straight, heads, strict=True)]
-    return [part if turn is None else _rotated(part, turn, emit) for part, turn in zip(parts, turns, strict=True)]
+        parts = [_heads_apart(x, count, head_dim, emit) for x, count in zip(straight, heads, strict=True)]
+    return [
+        part if rotary is None else _rotated(part, rotary, emit) for part, rotary in zip(parts, rotaries, strict=True)
+    ]
 
 
-def _turned(x: ir.Value | None, heads: int, head_dim: int, emit: Emitter) -> ir.Value:
+def _heads_apart(x: ir.Value | None, heads: int, head_dim: int, emit: Emitter) -> ir.Value:
     apart = emit.op("Reshape", x, emit.ints(0, 0, heads, head_dim))
     return emit.op("Transpose", apart, perm=[0, 2, 1, 3])
 
 
-def _rotated(x: ir.Value, turn: ir.Node, emit: Emitter) -> ir.Value:
-    _, *angles = turn.inputs
+def _rotated(x: ir.Value, rotary: ir.Node, emit: Emitter) -> ir.Value:
+    _, *angles = rotary.inputs
     return emit.op(
         "RotaryEmbedding", x, *angles,
-        interleaved=int_attribute(turn, "interleaved"),
-        rotary_embedding_dim=int_attribute(turn, "rotary_embedding_dim"),
+        interleaved=int_attribute(rotary, "interleaved"),
+        rotary_embedding_dim=int_attribute(rotary, "rotary_embedding_dim"),
     )  # fmt: skip
