@@ -322,7 +322,7 @@ def chat(model: str, max_new_tokens: int, system: str | None, **sampling: Any) -
 @click.option("--family", type=click.Choice(families.names()), help="Where config.json leaves it open.")
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 def inspect(folder: str, family: str | None, as_json: bool) -> None:
-    """Say what FOLDER is: a checkpoint (audited), an exported program or an engine."""
+    """Say what FOLDER is: a checkpoint (audited), an exported program, an engine or ranges."""
     from glm_export.deployment.inspect import inspect_folder
     from glm_export.terminal.inspect import show_facts
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from glm_export.artifacts.manifest import RANGES_MANIFEST
 from glm_export.calibration.observers.statistics import OBSERVERS
 from glm_export.calibration.quantization import Quantization
 from glm_export.calibration.recipe import Recipe
@@ -23,7 +24,7 @@ from glm_export.calibration.rounded_folder import RoundedFolder
 from glm_export.errors import CheckpointError, InputError
 from glm_export.spec.weight_formats import HEAD, QMAX, QdqWeights
 
-RANGES, RANGES_MANIFEST = "ranges.safetensors", "ranges.json"
+RANGES = "ranges.safetensors"
 RANGES_FORMAT = 1
 THRESHOLDS, CHANNEL_MAXIMA, CHANNEL_MEANS, TOKEN_MAXIMA = (
     "/thresholds", "/channel_maxima", "/channel_means", "/token_maxima",

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
 from glm_export.artifacts.engine import Engine, load_engine
-from glm_export.artifacts.open import is_engine, is_program
+from glm_export.artifacts.open import Kind, kind_of, open_artifact, require_checkpoint
 from glm_export.artifacts.program import OnnxProgram, load_program
-from glm_export.embedded import FOLDERS
 from glm_export.errors import InputError
 from glm_export.generation.generate import generate_ids
 from glm_export.generation.infilling import infill, score
@@ -42,12 +41,7 @@ def open_checkpoint(source: Source | Checkpoint, family: str | None = None) -> C
         return source
     from glm_export.checkpoints import checkpoint
 
-    folder = Path(source)
-    if not folder.is_dir():
-        folder = FOLDERS.get(str(source), folder)
-    if is_program(folder) or is_engine(folder):
-        raise InputError(f"{folder} is an exported folder; a checkpoint is expected here, the folder it was made from")
-    return checkpoint.open_checkpoint(folder, family)
+    return checkpoint.open_checkpoint(require_checkpoint(open_artifact(source)), family)
 
 
 def export(
@@ -108,7 +102,7 @@ def load_session(source: Source | OnnxProgram | Engine | Checkpoint, *, family: 
         GlmExportError: the folder is neither, or cannot run on this machine.
     """
     # Runtimes are imported where they are used.
-    if isinstance(source, str | Path) and (is_engine(Path(source)) or is_program(Path(source))):
+    if isinstance(source, str | Path) and open_artifact(source).kind in (Kind.ENGINE, Kind.PROGRAM):
         source = open_exported(source)
     if isinstance(source, Engine):
         from glm_export.sessions.tensorrt.session import EngineSession
@@ -130,7 +124,7 @@ def open_exported(source: Source) -> OnnxProgram | Engine:
         GlmExportError: it is neither, or damaged.
     """
     folder = Path(source)
-    return load_engine(folder) if is_engine(folder) else load_program(folder)
+    return load_engine(folder) if kind_of(folder) is Kind.ENGINE else load_program(folder)
 
 
 @overload
@@ -214,7 +208,7 @@ def check(
     if isinstance(loaded, Engine):
         from glm_export.proof.check_engine import check_engine
 
-        if isinstance(against, str | Path) and is_program(Path(against)):
+        if isinstance(against, str | Path) and kind_of(Path(against)) is Kind.PROGRAM:
             return check_engine(loaded, load_program(Path(against)))
         return check_engine(loaded, open_checkpoint(against, family or loaded.config.family), reference_dtype)
     return check_program(loaded, open_checkpoint(against, family or loaded.config.family), reference_dtype)

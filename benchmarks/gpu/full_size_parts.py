@@ -21,7 +21,7 @@ from speeds import ONNXRUNTIME, OURS, speed
 
 from glm_export import api
 from glm_export.artifacts.engine import Engine, load_engine
-from glm_export.artifacts.open import is_engine, is_program
+from glm_export.artifacts.open import Kind, kind_of
 from glm_export.calibration.corpus.corpus import Corpus, Sample
 from glm_export.calibration.ranges import load_ranges
 from glm_export.deployment import build as deployment
@@ -128,7 +128,7 @@ def onnxruntime(recorder: Recorder, form: str) -> None:
     folder = recorder.folder() / "program"
 
     def program() -> Path:
-        if not is_program(folder):
+        if kind_of(folder) is not Kind.PROGRAM:
             make_room(recorder.kit, CHECKPOINT_BYTES[recorder.kit.shape], keep=(recorder.part,))
             api.export(checkpoint, folder, dialect="ort", dtype="float16", recipe=RECIPES[form])
         return folder
@@ -192,7 +192,7 @@ class FullEngine:
             NotAvailableError: this version's dialect has no words for the recipe.
         """
         folder = self.home / "program"
-        if is_program(folder):
+        if kind_of(folder) is Kind.PROGRAM:
             return folder
         static = self.dialect == IN_PLACE
         if not static and self.form == "int4-weights":
@@ -212,7 +212,7 @@ class FullEngine:
     def engine(self) -> Engine:
         """The engine; what it was built of is removed, it has the weights."""
         folder = self.home / "engine"
-        if is_engine(folder):
+        if kind_of(folder) is Kind.ENGINE:
             return load_engine(folder)
         built = deployment.build(
             self.program(), folder, runtime=self.tensorrt.name, max_batch=max(BATCHES), max_context=MAX_CONTEXT,
@@ -234,7 +234,7 @@ def build(recorder: Recorder, form: str) -> None:
     full = full_engine(recorder, form)
     if recorder.again:
         shutil.rmtree(full.home)
-    if not is_engine(full.home / "engine"):
+    if kind_of(full.home / "engine") is not Kind.ENGINE:
         recorder.step("exported", lambda: {"bytes": sum(path.stat().st_size for path in full.program().iterdir())})
     recorder.step("built", lambda: build_facts(full.engine()))
     if form == BOTH_SIDES:

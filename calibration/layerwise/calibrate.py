@@ -19,11 +19,12 @@ import torch
 from safetensors.numpy import load_file, save_file
 from torch import Tensor, nn
 
+from glm_export.artifacts.manifest import RANGES_MANIFEST
 from glm_export.calibration.corpus.corpus import Corpus, Sample
 from glm_export.calibration.layerwise.hidden_states import HiddenStatesWriter, read_hidden_states
 from glm_export.calibration.layerwise.observe import LayerObserver, Numbers
 from glm_export.calibration.layerwise.search import round_layer, search_smoothing
-from glm_export.calibration.ranges import RANGES, RANGES_FORMAT, RANGES_MANIFEST, Ranges, load_ranges
+from glm_export.calibration.ranges import RANGES, RANGES_FORMAT, Ranges, load_ranges
 from glm_export.calibration.recipe import Recipe
 from glm_export.calibration.rounded_folder import rounded_name
 from glm_export.checkpoints.checkpoint import Checkpoint

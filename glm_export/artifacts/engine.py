@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from glm_export.artifacts.manifest import ENGINE_MANIFEST, read_manifest
-from glm_export.artifacts.open import is_engine
 from glm_export.artifacts.program import OnnxProgram, program_of
 from glm_export.checkpoints.folder import file_sha256
 from glm_export.errors import CheckpointError, InputError
@@ -81,7 +80,7 @@ def load_engine(folder: Path) -> Engine:
         InputError: it is none.
         CheckpointError: a file is missing or has another size, or ``engine.json`` does not fit this version.
     """
-    if not is_engine(folder):
+    if not (folder / ENGINE_MANIFEST).is_file():
         raise InputError(f"{folder} holds no {ENGINE_MANIFEST}; give a folder that 'glm-export build' wrote")
     try:
         manifest = read_manifest(folder / ENGINE_MANIFEST, "build")

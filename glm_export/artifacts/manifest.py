@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
 from glm_export.errors import CheckpointError
 
-if sys.platform != "win32":
-    pass
-
-
 MANIFEST = "manifest.json"
 ENGINE_MANIFEST = "engine.json"
+RANGES_MANIFEST = "ranges.json"
 MANIFEST_FORMAT = 1
 RECORDED_PACKAGES = ("glm-export", "torch", "onnx", "onnxscript", "onnx-ir", "safetensors")
 

@@ -1,21 +1,96 @@
-"""What a folder is."""
+"""The one door: what a folder is, told by a file that no other kind has. Nothing is read of it."""
 
 from __future__ import annotations
 
-import sys
+from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 
-if sys.platform != "win32":
-    pass
+from glm_export.artifacts.manifest import ENGINE_MANIFEST, MANIFEST, RANGES_MANIFEST
+from glm_export.embedded import FOLDERS
+from glm_export.errors import InputError
 
-from glm_export.artifacts.manifest import ENGINE_MANIFEST, MANIFEST
-
-
-def is_program(folder: Path) -> bool:
-    """Whether a folder was written by glm-export."""
-    return (folder / MANIFEST).is_file()
+LISTED = 6
 
 
-def is_engine(folder: Path) -> bool:
-    """Whether a folder holds an engine that glm-export built."""
-    return (folder / ENGINE_MANIFEST).is_file()
+class Kind(Enum):
+    """What a folder can be, in the words of a sentence."""
+
+    ENGINE = "engine"
+    PROGRAM = "ONNX program"
+    RANGES = "ranges"
+    ADAPTER = "adapter"
+    CHECKPOINT = "checkpoint"
+
+
+TOLD_BY = {
+    Kind.ENGINE: ENGINE_MANIFEST,
+    Kind.PROGRAM: MANIFEST,
+    Kind.RANGES: RANGES_MANIFEST,
+    Kind.ADAPTER: "adapter_config.json",
+    Kind.CHECKPOINT: "config.json",
+}
+"""The file that tells a kind, the surest first: what we write holds a ``config.json`` too, for other loaders."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Artifact:
+    """A folder, and what it is. Make it with :func:`open_artifact`."""
+
+    kind: Kind
+    path: Path
+
+
+def kind_of(folder: Path) -> Kind | None:
+    """What a folder is; None where it is nothing glm-export knows, or no folder."""
+    return next((kind for kind, name in TOLD_BY.items() if (folder / name).is_file()), None)
+
+
+def open_artifact(source: str | Path) -> Artifact:
+    """Say what a folder is.
+
+    Args:
+        source: a folder, or the name of an embedded model.
+
+    Raises:
+        InputError: there is no such folder, or it is of no kind.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        folder = FOLDERS.get(str(source), folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder} is no folder; give a model folder with config.json and weights, or 'demo'")
+    kind = kind_of(folder)
+    if kind is None:
+        looked_for = ", ".join(f"{name} ({kind.value})" for kind, name in TOLD_BY.items())
+        raise InputError(
+            f"{folder} holds nothing that says what it is: looked for {looked_for}, found {_listing(folder)}; "
+            "give a model folder, or one that glm-export wrote"
+        )
+    return Artifact(kind=kind, path=folder)
+
+
+def require_checkpoint(artifact: Artifact) -> Path:
+    """The folder of a checkpoint.
+
+    Raises:
+        InputError: it is of another kind; the message says which folder to give.
+    """
+    path = artifact.path
+    if artifact.kind in (Kind.PROGRAM, Kind.ENGINE):
+        raise InputError(f"{path} is an exported folder; a checkpoint is expected here, the folder it was made from")
+    if artifact.kind is Kind.RANGES:
+        raise InputError(f"{path} is a folder of ranges; a checkpoint is expected here, the one they were measured on")
+    if artifact.kind is Kind.ADAPTER:
+        raise InputError(
+            f"{path} is a PEFT adapter ({TOLD_BY[Kind.ADAPTER]}); a checkpoint is expected here: merge it with PEFT's "
+            "merge_and_unload(), save that with save_pretrained() and give the folder it was saved to"
+        )
+    return path
+
+
+def _listing(folder: Path) -> str:
+    """A few of the names in a folder."""
+    names = sorted(path.name for path in folder.iterdir())
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return ", ".join(names[:LISTED]) + more or "an empty folder"

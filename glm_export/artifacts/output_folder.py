@@ -14,7 +14,7 @@ if sys.platform != "win32":
     import fcntl
 
 from glm_export.artifacts.manifest import ENGINE_MANIFEST, MANIFEST
-from glm_export.artifacts.open import is_engine, is_program
+from glm_export.artifacts.open import Kind, kind_of
 
 
 def require_writable(out: Path, *, force: bool) -> None:
@@ -27,7 +27,7 @@ def require_writable(out: Path, *, force: bool) -> None:
         return
     if not force:
         raise InputError(f"{out} exists; give another --out, or --force to replace it")
-    if not (is_program(out) or is_engine(out)):
+    if kind_of(out) not in (Kind.PROGRAM, Kind.ENGINE):
         raise InputError(
             f"{out} was not written by glm-export (no {MANIFEST} nor {ENGINE_MANIFEST}), so --force does not "
             "replace it; remove it yourself"

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from glm_export.artifacts.manifest import MANIFEST, read_manifest
 from glm_export.errors import CheckpointError, InputError
 from glm_export.spec.config import GlmConfig
 from glm_export.spec.signature import Signature
-
-if sys.platform != "win32":
-    pass
-
-from glm_export.artifacts.manifest import MANIFEST, read_manifest
-from glm_export.artifacts.open import is_program
 
 MODEL = "model.onnx"
 WEIGHTS = "model.onnx.data"
@@ -47,7 +41,7 @@ def load_program(folder: Path) -> OnnxProgram:
         InputError: it is no exported folder.
         CheckpointError: files are missing or not the size the manifest states.
     """
-    if not is_program(folder):
+    if not (folder / MANIFEST).is_file():
         raise InputError(f"{folder} holds no {MANIFEST}; give a folder that 'glm-export export' wrote")
     path = folder / MANIFEST
     manifest = read_manifest(path, "export")

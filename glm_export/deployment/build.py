@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from glm_export import api
 from glm_export.artifacts.engine import Engine
-from glm_export.artifacts.open import is_program
+from glm_export.artifacts.open import Kind, open_artifact
 from glm_export.artifacts.output_folder import require_writable
 from glm_export.artifacts.program import OnnxProgram
 from glm_export.calibration.trt_cache import CALIBRATION_CACHE
-from glm_export.deployment.source import ExportOptions, program_to_build, require_no_engine
+from glm_export.deployment.source import ExportOptions, program_to_build
 from glm_export.engines import implicit_int8 as implicit, vendor
 from glm_export.engines.builder import BuildPlan, build_engine, plan_build
 from glm_export.engines.implicit_int8 import CalibratorFactory
@@ -139,9 +139,11 @@ def _require_consistent(
 def _opened(source: str | Path | Checkpoint, out: Path, family: str | None) -> Path | Checkpoint:
     if not isinstance(source, str | Path):
         return source
-    folder = Path(source)
-    require_no_engine(folder)
-    if not is_program(folder):
+    artifact = open_artifact(source)
+    folder = artifact.path
+    if artifact.kind is Kind.ENGINE:
+        raise InputError(f"{folder} is an engine already; give the program or checkpoint it was built from")
+    if artifact.kind is not Kind.PROGRAM:
         return api.open_checkpoint(source, family)
     if folder.resolve() == out.resolve():
         raise InputError(f"{out} is the exported folder itself; give another --out")

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from glm_export.artifacts.engine import load_engine
-from glm_export.artifacts.open import is_engine, is_program
+from glm_export.artifacts.open import Kind, kind_of
 from glm_export.artifacts.program import load_program
 from glm_export.engines.fit import Host, incompatibilities, probe_host
 from glm_export.errors import GlmExportError
 from glm_export.machine.gpu import driver_version
 
-ENGINE, PROGRAM, OTHER = "engine", "ONNX program", "neither an engine nor an exported folder"
+RUNNABLE = (Kind.ENGINE, Kind.PROGRAM)
+OTHER = "neither an engine nor an exported folder"
 PACKAGES = ("torch", "onnxruntime-gpu", "onnxruntime", "polygraphy", "onnxruntime-genai")
 
 
@@ -78,32 +79,31 @@ def diagnose(folders: list[Path], *, thorough: bool = False) -> Diagnosis:
 
 def _within(folder: Path) -> list[Path]:
     """The folder itself, or those of ours that lie in it."""
-    if is_engine(folder) or is_program(folder) or not folder.is_dir():
+    if kind_of(folder) in RUNNABLE or not folder.is_dir():
         return [folder]
-    return sorted(inner for inner in folder.iterdir() if is_engine(inner) or is_program(inner)) or [folder]
+    return sorted(inner for inner in folder.iterdir() if kind_of(inner) in RUNNABLE) or [folder]
 
 
 def judge(folder: Path, machine: Host, *, thorough: bool = False) -> FolderVerdict:
     """Whether one folder runs on a machine."""
+    kind = kind_of(folder)
+    runs_on, found = "", []
     try:
-        if is_engine(folder):
+        if kind is Kind.ENGINE:
             engine = load_engine(folder)
-            found = incompatibilities(engine, machine)
+            runs_on, found = f"{engine.runtime} {engine.version}", list(incompatibilities(engine, machine))
             if thorough and not engine.plan_is_whole:
                 found.append(
                     f"{engine.plan_path} is damaged: its sha256 is not the one it was written with; build again"
                 )
-            name = f"{engine.runtime} {engine.version}"
-            return FolderVerdict(folder=str(folder), kind=ENGINE, runs_on=name, obstacles=tuple(found))
-        if is_program(folder):
-            program = load_program(folder)
-            return FolderVerdict(
-                folder=str(folder), kind=PROGRAM, runs_on=f"onnxruntime ({program.dialect})", obstacles=()
-            )
+        elif kind is Kind.PROGRAM:
+            runs_on = f"onnxruntime ({load_program(folder).dialect})"
+        else:
+            found = [f"{folder} is {OTHER}"]
     except GlmExportError as error:
-        kind = ENGINE if is_engine(folder) else PROGRAM
-        return FolderVerdict(folder=str(folder), kind=kind, runs_on="", obstacles=(str(error),))
-    return FolderVerdict(folder=str(folder), kind=OTHER, runs_on="", obstacles=(f"{folder} is {OTHER}",))
+        runs_on, found = "", [str(error)]
+    said = kind.value if kind in RUNNABLE else OTHER
+    return FolderVerdict(folder=str(folder), kind=said, runs_on=runs_on, obstacles=tuple(found))
 
 
 def _version(package: str) -> str | None:

@@ -10,8 +10,9 @@ import onnx
 
 from glm_export import api
 from glm_export.artifacts.engine import load_engine
-from glm_export.artifacts.open import is_engine, is_program
+from glm_export.artifacts.open import Kind, open_artifact
 from glm_export.artifacts.program import MODEL, load_program
+from glm_export.calibration.ranges import load_ranges
 from glm_export.checkpoints.checkpoint import Checkpoint
 from glm_export.errors import GlmExportError
 from glm_export.spec.config import ExpertsConfig, GlmConfig
@@ -19,15 +20,18 @@ from glm_export.tokenizers import load_tokenizer, stop_ids
 
 
 def inspect_folder(source: str, family: str | None = None) -> dict[str, Any]:
-    """Facts about a checkpoint or an exported folder.
+    """Facts about a checkpoint, an exported folder, an engine or a folder of ranges.
 
     Raises:
-        GlmExportError: it is neither, or its files do not fit together.
+        GlmExportError: it is none of them, or its files do not fit together.
     """
-    if is_engine(Path(source)):
-        return engine_facts(Path(source))
-    if is_program(Path(source)):
-        return program_facts(Path(source))
+    artifact = open_artifact(source)
+    if artifact.kind is Kind.ENGINE:
+        return engine_facts(artifact.path)
+    if artifact.kind is Kind.PROGRAM:
+        return program_facts(artifact.path)
+    if artifact.kind is Kind.RANGES:
+        return ranges_facts(artifact.path)
     return checkpoint_facts(api.open_checkpoint(source, family))
 
 
@@ -99,6 +103,24 @@ def engine_facts(folder: Path) -> dict[str, Any]:
         "created": manifest["created"],
         "packages": manifest["packages"],
         "tokenizer": tokenizer_facts(folder, program.config),
+    }
+
+
+def ranges_facts(folder: Path) -> dict[str, Any]:
+    """Which checkpoint was measured, on what text, and what was measured of it."""
+    ranges = load_ranges(folder)
+    manifest = ranges.manifest
+    return {
+        "kind": "ranges",
+        "folder": str(folder),
+        "family": manifest["family"],
+        "layers": ranges.layers,
+        "measured_on": manifest["checkpoint"]["name"],
+        "corpus": manifest["corpus"],
+        "weights_rounded_for": manifest["rounded_for"] or "no recipe",
+        "device": manifest["device"],
+        "linear_inputs": len(ranges.inputs),
+        "sizes": {path.name: path.stat().st_size for path in sorted(folder.iterdir())},
     }
 
 

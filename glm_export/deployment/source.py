@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from glm_export.artifacts.open import is_engine, is_program
 from glm_export.artifacts.program import OnnxProgram, load_program
 from glm_export.engines.network import IN_PLACE, dialect_for
 from glm_export.engines.vendor import TensorRT
@@ -38,16 +37,6 @@ class ExportOptions:
         return [name for name in ("dtype", "recipe", "ranges") if getattr(self, name) is not None]
 
 
-def require_no_engine(folder: Path) -> None:
-    """See that a folder is no engine already.
-
-    Raises:
-        InputError: it is one.
-    """
-    if is_engine(folder):
-        raise InputError(f"{folder} is an engine already; give the program or checkpoint it was built from")
-
-
 @contextmanager
 def program_to_build(
     source: Path | Checkpoint, tensorrt: TensorRT, options: ExportOptions, out: Path, progress: Progress
@@ -66,8 +55,6 @@ def program_to_build(
         GlmExportError: see :func:`glm_export.exporter.export.export`.
     """
     if isinstance(source, Path):
-        if not is_program(source):
-            raise InputError(f"{source} is no exported folder")
         if options.given:
             raise InputError(
                 f"{source} is exported already: --{', --'.join(options.given)} cannot change it; "

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from glm_export.artifacts.engine import Engine, load_engine
-from glm_export.artifacts.open import is_engine, is_program
+from glm_export.artifacts.open import Kind, open_artifact
 from glm_export.artifacts.program import OnnxProgram, load_program
 from glm_export.checkpoints.checkpoint import Checkpoint
 from glm_export.errors import GlmExportError
@@ -43,10 +43,11 @@ FIRST_PLAIN_ID = 3
 
 def open_model(model: str | Path) -> OnnxProgram | Engine | Checkpoint:
     """What ``model`` names, without its weights."""
-    if is_engine(Path(model)):
-        return load_engine(Path(model))
-    if is_program(Path(model)):
-        return load_program(Path(model))
+    artifact = open_artifact(model)
+    if artifact.kind is Kind.ENGINE:
+        return load_engine(artifact.path)
+    if artifact.kind is Kind.PROGRAM:
+        return load_program(artifact.path)
     # What exports is not needed to run a program, and would count as its memory.
     from glm_export import api
 

@@ -15,11 +15,12 @@ from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
 from glm_export import api
+from glm_export.artifacts.manifest import RANGES_MANIFEST
 from glm_export.calibration import recipes
 from glm_export.calibration.layerwise import calibrate as walk
 from glm_export.calibration.layerwise.calibrate import calibrate
 from glm_export.calibration.layerwise.hidden_states import HiddenStatesWriter, read_hidden_states
-from glm_export.calibration.ranges import RANGES, RANGES_MANIFEST, Ranges, load_ranges
+from glm_export.calibration.ranges import RANGES, Ranges, load_ranges
 from glm_export.checkpoints.checkpoint import Checkpoint
 from glm_export.errors import CheckpointError, InputError
 from glm_export.sessions.torch import load_reference

@@ -19,10 +19,11 @@ import pytest
 import torch
 
 from glm_export import api
+from glm_export.artifacts.manifest import RANGES_MANIFEST
 from glm_export.calibration import recipes
 from glm_export.calibration.layerwise import calibrate as walk
 from glm_export.calibration.layerwise.calibrate import calibrate
-from glm_export.calibration.ranges import RANGES, RANGES_MANIFEST
+from glm_export.calibration.ranges import RANGES
 from glm_export.checkpoints.checkpoint import Checkpoint
 from tests.helpers.walked import GPTQ, contents, one_thread, poems, random_corpus
 

@@ -233,7 +233,7 @@ def test_damaged_folders(damage: str, built: Path, tmp_path: Path) -> None:
         load_engine(folder)
     assert "build again" in str(raised.value)
     verdict = doctor.judge(folder, machine(A10))
-    assert (verdict.kind, verdict.runs, verdict.obstacles) == (doctor.ENGINE, False, (str(raised.value),))
+    assert (verdict.kind, verdict.runs, verdict.obstacles) == ("engine", False, (str(raised.value),))
 
 
 def test_limits_that_contradict_each_other(built: Path, tmp_path: Path) -> None:
@@ -320,5 +320,5 @@ def test_a_damaged_program_is_judged_as_well(here: Host, demo_program: OnnxProgr
     shutil.copytree(demo_program.folder, folder)
     (folder / "model.onnx").write_bytes(b"")
     verdict = doctor.judge(folder, here)
-    assert (verdict.kind, verdict.runs) == (doctor.PROGRAM, False)
+    assert (verdict.kind, verdict.runs) == ("ONNX program", False)
     assert "export again" in verdict.obstacles[0]

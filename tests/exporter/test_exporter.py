@@ -17,7 +17,7 @@ import torch
 
 from glm_export import api, families
 from glm_export.artifacts.manifest import MANIFEST
-from glm_export.artifacts.open import is_program
+from glm_export.artifacts.open import Kind, kind_of
 from glm_export.artifacts.program import OnnxProgram, load_program
 from glm_export.checkpoints.checkpoint import open_checkpoint
 from glm_export.checkpoints.folder import file_sha256
@@ -242,7 +242,7 @@ def test_force_never_replaces_what_is_not_ours(tmp_path: Path) -> None:
 
 def test_an_empty_folder_is_filled(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    assert is_program(api.export(Golden("chatglm2").folder, tmp_path / "out").folder)
+    assert kind_of(api.export(Golden("chatglm2").folder, tmp_path / "out").folder) is Kind.PROGRAM
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
