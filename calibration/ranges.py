@@ -21,6 +21,7 @@ from glm_export.calibration.observers.statistics import OBSERVERS
 from glm_export.calibration.quantization import Quantization
 from glm_export.calibration.recipe import Recipe
 from glm_export.calibration.rounded_folder import RoundedFolder
+from glm_export.checkpoints.identity import CheckpointIdentity
 from glm_export.errors import CheckpointError, InputError
 from glm_export.spec.weight_formats import HEAD, QMAX, QdqWeights
 
@@ -136,16 +137,16 @@ class Ranges:
 
         return tuple((scale(layer, KEY), scale(layer, VALUE)) for layer in range(self.layers))
 
-    def require_checkpoint(self, fingerprint: str, folder: Path) -> None:
+    def require_checkpoint(self, identity: CheckpointIdentity) -> None:
         """See that the numbers were measured on this checkpoint.
 
         Raises:
             InputError: they were not.
         """
-        if self.manifest["checkpoint"]["fingerprint"] != fingerprint:
+        if not identity.fits_fingerprint(self.manifest["checkpoint"]):
             raise InputError(
-                f"{self.folder} was measured on {self.manifest['checkpoint']['name']!r}, and {folder} is another "
-                "checkpoint (config.json or weights differ); calibrate this one"
+                f"{self.folder} was measured on {self.manifest['checkpoint']['name']!r}, and {identity.folder} is "
+                "another checkpoint (config.json or weights differ); calibrate this one"
             )
 
 

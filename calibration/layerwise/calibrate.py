@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ from safetensors.numpy import load_file, save_file
 from torch import Tensor, nn
 
 from glm_export.artifacts.manifest import RANGES_MANIFEST
+from glm_export.artifacts.output_folder import take_name
 from glm_export.calibration.corpus.corpus import Corpus, Sample
 from glm_export.calibration.layerwise.hidden_states import HiddenStatesWriter, read_hidden_states
 from glm_export.calibration.layerwise.observe import LayerObserver, Numbers
@@ -28,7 +28,6 @@ from glm_export.calibration.ranges import RANGES, RANGES_FORMAT, Ranges, load_ra
 from glm_export.calibration.recipe import Recipe
 from glm_export.calibration.rounded_folder import rounded_name
 from glm_export.checkpoints.checkpoint import Checkpoint
-from glm_export.checkpoints.identity import fingerprint
 from glm_export.errors import InputError
 from glm_export.inputs.feeds import prefill_feeds
 from glm_export.modeling import Decoder, Layer, building_in, norm
@@ -100,10 +99,7 @@ def calibrate(
     run = _LayerwiseRun(checkpoint=checkpoint, corpus=corpus, recipe=rounding, work=work, device=torch.device(device))
     identity = {
         "format": RANGES_FORMAT,
-        "checkpoint": {
-            "name": checkpoint.folder.absolute().name,
-            "fingerprint": fingerprint(checkpoint.folder / "config.json", checkpoint.files),
-        },
+        "checkpoint": checkpoint.identity.to_json(),
         "corpus": corpus.to_json(),
         # The same file makes other rows of another length, and with another tokenizer.
         "rows": hashlib.sha256(repr(corpus.samples).encode()).hexdigest(),
@@ -300,10 +296,5 @@ def _finish(run: _LayerwiseRun, out: Path, identity: dict[str, Any]) -> Ranges:
     # The state first: without it a run that is killed here starts anew, and misses nothing that is gone already.
     for path in (run.work / STATE, *run.work.glob("layer-*"), *run.work.glob("spool-*")):
         path.unlink()
-    replaced = out.parent / f".{out.name}.replaced"
-    shutil.rmtree(replaced, ignore_errors=True)
-    if out.exists():
-        os.rename(out, replaced)
-    run.work.rename(out)
-    shutil.rmtree(replaced, ignore_errors=True)
+    take_name(run.work, out)
     return load_ranges(out)

@@ -9,8 +9,8 @@ from typing import Any
 
 from glm_export.artifacts.manifest import ENGINE_MANIFEST, read_manifest
 from glm_export.artifacts.program import OnnxProgram, program_of
-from glm_export.checkpoints.folder import file_sha256
 from glm_export.errors import CheckpointError, InputError
+from glm_export.model_folder import file_sha256
 from glm_export.spec.config import GlmConfig
 from glm_export.spec.optimization_profile import Limits, OptimizationProfile, Shape
 

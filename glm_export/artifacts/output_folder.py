@@ -65,24 +65,29 @@ def whole_folder(out: Path) -> Iterator[Path]:
         InputError: another run is filling the folder.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
-    partial, replaced = out.parent / f".{out.name}.partial", out.parent / f".{out.name}.replaced"
+    partial = out.parent / f".{out.name}.partial"
     with _alone(out, out.parent / f".{out.name}.lock"):
-        yield from _filled(out, partial, replaced)
-
-
-def _filled(out: Path, partial: Path, replaced: Path) -> Iterator[Path]:
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
-        yield partial
-        shutil.rmtree(replaced, ignore_errors=True)
-        if out.exists():
-            out.rename(replaced)
-        partial.rename(out)
-        shutil.rmtree(replaced, ignore_errors=True)
-    except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
-        raise
+        partial.mkdir()
+        try:
+            yield partial
+            take_name(partial, out)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+
+def take_name(whole: Path, out: Path) -> None:
+    """Give a folder that is whole the name ``out``; what had it goes only then.
+
+    Two renames on one disk: a process killed between them leaves both folders, and the next run tidies up.
+    """
+    replaced = out.parent / f".{out.name}.replaced"
+    shutil.rmtree(replaced, ignore_errors=True)
+    if out.exists():
+        out.rename(replaced)
+    whole.rename(out)
+    shutil.rmtree(replaced, ignore_errors=True)
 
 
 @contextmanager

@@ -10,32 +10,57 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from glm_export import families
-from glm_export.checkpoints.folder import file_sha256, inside, read_json
 from glm_export.checkpoints.formats import open_safetensors, open_torch
+from glm_export.checkpoints.identity import CheckpointIdentity
 from glm_export.errors import CheckpointError, ConfigError, InputError
+from glm_export.model_folder import inside, read_json
 from glm_export.spec.config import GlmConfig
 from glm_export.spec.weight_map import WeightMap, WeightRule
+from glm_export.tokenizers import Tokenizer, has_tokenizer, load_tokenizer
 
 WEIGHT_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
-# Large, so that a hash beside other threads seldom waits for the interpreter.
 SHOWN_PROBLEMS = 20
 
 
 @dataclass(slots=True, kw_only=True)
 class Checkpoint:
-    """Open weights of one model folder. Make it with :func:`open_checkpoint`."""
+    """Open weights of one model folder, its family and its tokenizer. Make it with :func:`open_checkpoint`."""
 
     folder: Path
     config: GlmConfig
     weight_map: WeightMap
     weight_of: dict[str, Path]
+    family: ModuleType
     opened: dict[Path, dict[str, Tensor]] = field(default_factory=dict)
+    _tokenizer: Tokenizer | None = None
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The folder's tokenizer, read when it is first asked for.
+
+        Raises:
+            CheckpointError: its file is missing or damaged.
+        """
+        if self._tokenizer is None:
+            self._tokenizer = load_tokenizer(self.folder, self.config)
+        return self._tokenizer
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether the folder holds a file its family's tokenizer is read from."""
+        return self._tokenizer is not None or has_tokenizer(self.folder, self.config)
+
+    @property
+    def identity(self) -> CheckpointIdentity:
+        """What tells this checkpoint from another."""
+        return CheckpointIdentity(config=self.folder / "config.json", weights=tuple(self.files))
 
     @property
     def files(self) -> list[Path]:
@@ -115,7 +140,7 @@ class Checkpoint:
         Args:
             advance: told the bytes read so far, for a progress bar.
         """
-        return {path.name: file_sha256(path, advance) for path in (self.folder / "config.json", *self.files)}
+        return self.identity.hashes(advance)
 
 
 def _weight_table(folder: Path) -> dict[str, Path]:
@@ -158,6 +183,7 @@ def open_checkpoint(folder: Path, family: str | None = None) -> Checkpoint:
     if "model_type" not in values and "architectures" not in values:
         raise ConfigError(f"{folder / 'config.json'} names neither model_type nor architectures; it is no model config")
     config = families.read_config(values, family)
-    weight_map = families.load(config.family).weight_map(config)
+    module = families.load(config.family)
+    weight_map = module.weight_map(config)
     weight_of = {name.removeprefix(weight_map.prefix): path for name, path in _weight_table(folder).items()}
-    return Checkpoint(folder=folder, config=config, weight_map=weight_map, weight_of=weight_of)
+    return Checkpoint(folder=folder, config=config, weight_map=weight_map, weight_of=weight_of, family=module)

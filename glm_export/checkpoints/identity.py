@@ -1,30 +1,71 @@
-"""What tells one checkpoint from another at once."""
+"""Which checkpoint is this? Asked in one place, of whatever was made from one: programs, engines, ranges."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from glm_export.model_folder import file_sha256
 
 FINGERPRINT_BYTES, FINGERPRINT_PLACES = 1 << 16, 64
 
 
-def fingerprint(config: Path, weights: Sequence[Path]) -> str:
-    """What tells one checkpoint from another at once: config.json, and each weight file's name, size and 64 places.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointIdentity:
+    """The files a checkpoint consists of. ``config``: its ``config.json``; ``weights``: in name order.
 
-    Args:
-        config: ``config.json``.
-        weights: the weight files.
-
-    Returns:
-        sha256 in hexadecimal.
+    Two ways to recognise it: hashes of whole files, which an export makes anyway, and a fingerprint, which takes
+    milliseconds whatever the size.
     """
-    digest = hashlib.sha256(config.read_bytes())
-    for path in weights:
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size}\n".encode())
-        with path.open("rb") as file:
-            for place in range(FINGERPRINT_PLACES):
-                file.seek(max(0, size - FINGERPRINT_BYTES) * place // (FINGERPRINT_PLACES - 1))
-                digest.update(file.read(FINGERPRINT_BYTES))
-    return digest.hexdigest()
+
+    config: Path
+    weights: tuple[Path, ...]
+
+    @property
+    def folder(self) -> Path:
+        """Where it lies."""
+        return self.config.parent
+
+    @property
+    def name(self) -> str:
+        """The folder's name, as people call the checkpoint."""
+        return self.folder.absolute().name
+
+    def hashes(self, advance: Callable[[int], None] = lambda _: None) -> dict[str, str]:
+        """sha256 of config and weight files, as hexadecimal, by file name.
+
+        Args:
+            advance: told the bytes read so far, for a progress bar.
+        """
+        return {path.name: file_sha256(path, advance) for path in (self.config, *self.weights)}
+
+    def fingerprint(self) -> str:
+        """sha256, as hexadecimal, over config.json, and each weight file's name, size and 64 places."""
+        digest = hashlib.sha256(self.config.read_bytes())
+        for path in self.weights:
+            size = path.stat().st_size
+            digest.update(f"{path.name} {size}\n".encode())
+            with path.open("rb") as file:
+                for place in range(FINGERPRINT_PLACES):
+                    file.seek(max(0, size - FINGERPRINT_BYTES) * place // (FINGERPRINT_PLACES - 1))
+                    digest.update(file.read(FINGERPRINT_BYTES))
+        return digest.hexdigest()
+
+    def to_json(self) -> dict[str, Any]:
+        """Name and fingerprint, for a manifest."""
+        return {"name": self.name, "fingerprint": self.fingerprint()}
+
+    def fits_fingerprint(self, recorded: Mapping[str, Any]) -> bool:
+        """Whether :meth:`to_json` of this checkpoint would say the same, its name aside."""
+        return bool(recorded["fingerprint"] == self.fingerprint())
+
+    def fits_hashes(self, recorded: Mapping[str, str]) -> bool:
+        """Whether :meth:`hashes` were made of this checkpoint, by file names and the config's hash.
+
+        Hashing gigabytes again would take minutes; a proof compares the weights themselves by running them.
+        """
+        names = {path.name for path in (self.config, *self.weights)}
+        return recorded.keys() == names and recorded[self.config.name] == file_sha256(self.config)

@@ -17,7 +17,6 @@ from glm_export.artifacts.manifest import ENGINE_MANIFEST, MANIFEST, MANIFEST_FO
 from glm_export.artifacts.output_folder import require_writable, whole_folder
 from glm_export.artifacts.program import MODEL, WEIGHTS, OnnxProgram
 from glm_export.calibration.trt_cache import CALIBRATION_CACHE
-from glm_export.checkpoints.folder import file_sha256
 from glm_export.engines import vendor
 from glm_export.engines.implicit_int8 import CalibratorFactory
 from glm_export.engines.inspection import Inspection, inspect_engine
@@ -30,6 +29,7 @@ from glm_export.engines.profiles import profiles_of
 from glm_export.exporter.genai_config import GENAI_CONFIG
 from glm_export.graphs.weight_traffic import program_weight_traffic
 from glm_export.machine.gpu import driver_version, gpus, has_driver
+from glm_export.model_folder import file_sha256
 from glm_export.progress import NullProgress, Progress
 from glm_export.spec.optimization_profile import Limits, OptimizationProfile
 

@@ -27,7 +27,6 @@ from glm_export.calibration.quantization import Quantization
 from glm_export.calibration.ranges import Ranges
 from glm_export.calibration.smoothed_weights import SmoothedWeights
 from glm_export.checkpoints.checkpoint import Checkpoint
-from glm_export.checkpoints.identity import fingerprint
 from glm_export.exporter.calibration_cache import write_calibration_cache
 from glm_export.exporter.loader_files import write_loader_files
 from glm_export.exporter.options import ResolvedOptions, resolve_options
@@ -143,7 +142,8 @@ def export(
         CheckpointError: tensors are missing, mis-shaped, damaged, or not finite.
         EnvironmentMissingError: the disk cannot hold the output.
     """
-    require_ranges_of(ranges, checkpoint)
+    if ranges is not None:
+        ranges.require_checkpoint(checkpoint.identity)
     target = resolve_options(
         checkpoint.config, dialect=dialect, dtype=dtype, logits=logits, recipe=recipe, max_length=max_length,
         ranges=ranges, excluded=excluded,
@@ -163,23 +163,13 @@ def export(
     return load_program(out)
 
 
-def require_ranges_of(ranges: Ranges | None, checkpoint: Checkpoint) -> None:
-    """See that ranges were measured on this checkpoint.
-
-    Raises:
-        InputError: they were not.
-    """
-    if ranges is not None:
-        ranges.require_checkpoint(fingerprint(checkpoint.folder / "config.json", checkpoint.files), checkpoint.folder)
-
-
 def _manifest(
     checkpoint: Checkpoint, folder: Path, plan: ExportPlan, target: ResolvedOptions, written: _Written
 ) -> dict[str, Any]:
     return {
         "format": MANIFEST_FORMAT,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "checkpoint": checkpoint.folder.absolute().name,
+        "checkpoint": checkpoint.identity.name,
         "source_sha256": written.hashes,
         "seconds": written.seconds,
         "config": checkpoint.config.to_json(),

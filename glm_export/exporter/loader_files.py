@@ -9,16 +9,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glm_export import families
 from glm_export.artifacts.manifest import write_json
 from glm_export.artifacts.program import MODEL
 from glm_export.checkpoints.checkpoint import Checkpoint
-from glm_export.checkpoints.folder import inside, read_json
 from glm_export.errors import CheckpointError
 from glm_export.exporter.genai_config import GENAI_CONFIG, genai_config
+from glm_export.model_folder import inside, read_json
 from glm_export.spec.config import GlmConfig
 from glm_export.spec.signature import Cache, Signature
-from glm_export.tokenizers import JSON_INSTEAD, has_tokenizer, load_tokenizer, stop_ids
+from glm_export.tokenizers import JSON_INSTEAD, stop_ids
 
 if TYPE_CHECKING:
     from glm_export.tokenizers.conversion import Conversion
@@ -72,9 +71,9 @@ def every_stop_id(checkpoint: Checkpoint) -> tuple[int, ...]:
     Raises:
         CheckpointError: the tokenizer's file is damaged.
     """
-    if not has_tokenizer(checkpoint.folder, checkpoint.config):
+    if not checkpoint.has_tokenizer:
         return checkpoint.config.eos_token_ids
-    return stop_ids(checkpoint.config, load_tokenizer(checkpoint.folder, checkpoint.config))
+    return stop_ids(checkpoint.config, checkpoint.tokenizer)
 
 
 def write_loader_files(checkpoint: Checkpoint, folder: Path, dtype: str, signature: Signature) -> None:
@@ -126,14 +125,13 @@ def _write_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
 
 def _conversion(checkpoint: Checkpoint) -> Conversion | None:
     """``tokenizer.json`` where the publisher has none; None where there is nothing to convert, or not exactly."""
-    folder, config = checkpoint.folder, checkpoint.config
-    kind = families.load(config.family).TOKENIZER
-    if kind not in JSON_INSTEAD or inside(folder, TOKENIZER_JSON).is_file() or not has_tokenizer(folder, config):
+    kind, given = checkpoint.family.TOKENIZER, inside(checkpoint.folder, TOKENIZER_JSON).is_file()
+    if kind not in JSON_INSTEAD or given or not checkpoint.has_tokenizer:
         return None
     from glm_export.tokenizers.conversion import convert
 
     try:
-        return convert(folder, config)
+        return convert(checkpoint.folder, checkpoint.config, checkpoint.tokenizer)
     except CheckpointError as error:
         logger.warning("%s", error)
         return None

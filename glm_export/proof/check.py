@@ -11,7 +11,6 @@ from glm_export.calibration import recipes
 from glm_export.calibration.quantization import Quantization
 from glm_export.calibration.recipe import Recipe
 from glm_export.checkpoints.checkpoint import Checkpoint
-from glm_export.checkpoints.folder import file_sha256
 from glm_export.errors import InputError
 from glm_export.generation.generate import generate_ids
 from glm_export.generation.stopping import Stopping
@@ -151,10 +150,7 @@ def require_same_checkpoint(program: OnnxProgram, checkpoint: Checkpoint) -> Non
     Raises:
         InputError: naming what differs.
     """
-    recorded = program.manifest["source_sha256"]
-    found = {path.name for path in checkpoint.files} | {"config.json"}
-    config_hash = file_sha256(checkpoint.folder / "config.json")
-    if set(recorded) != found or recorded["config.json"] != config_hash:
+    if not checkpoint.identity.fits_hashes(program.manifest["source_sha256"]):
         raise InputError(
             f"{program.folder} was exported from {program.manifest['checkpoint']!r}, and {checkpoint.folder} is "
             "another checkpoint (files or config.json differ); give the one it came from"

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Protocol
 
 from glm_export import families
-from glm_export.checkpoints.folder import inside
 from glm_export.errors import CheckpointError
+from glm_export.model_folder import inside
 from glm_export.spec.config import GlmConfig
 from glm_export.tokenizers.chat import Message
 

@@ -20,10 +20,10 @@ from sentencepiece import sentencepiece_model_pb2
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
 from glm_export import families
-from glm_export.checkpoints.folder import inside
 from glm_export.errors import CheckpointError, GlmExportError, InputError
+from glm_export.model_folder import inside
 from glm_export.spec.config import GlmConfig
-from glm_export.tokenizers import Tokenizer, load_tokenizer, sentencepiece, tiktoken
+from glm_export.tokenizers import Tokenizer, sentencepiece, tiktoken
 from glm_export.tokenizers.chat import Message
 from glm_export.tokenizers.tokenizer_json import render_template
 
@@ -120,17 +120,17 @@ class Conversion:
         return kept | {key: value for key, value in self.settings.items() if key != "chat_template" or key not in kept}
 
 
-def convert(folder: Path, config: GlmConfig) -> Conversion:
+def convert(folder: Path, config: GlmConfig, ours: Tokenizer) -> Conversion:
     """Turn the folder's ``tokenizer.model`` into a ``tokenizer.json`` with the same ids for every text.
 
     Args:
         folder: of a family that reads ``tokenizer.model``.
         config: says which family.
+        ours: the folder's tokenizer as we read it.
 
     Raises:
         CheckpointError: the file is damaged, or no ``tokenizer.json`` says exactly what it says.
     """
-    ours = load_tokenizer(folder, config)
     path = inside(folder, "tokenizer.model")
     family = families.load(config.family)
     superseded: frozenset[str] = frozenset()

@@ -18,8 +18,8 @@ from typing import Any, NoReturn, Protocol
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
-from glm_export.checkpoints.folder import inside, read_json
 from glm_export.errors import CheckpointError, InputError
+from glm_export.model_folder import inside, read_json
 from glm_export.tokenizers.chat import Message
 from glm_export.tokenizers.marks import (
     Mark,

@@ -15,8 +15,8 @@ from typing import Any
 
 import sentencepiece
 
-from glm_export.checkpoints.folder import inside, read_json
 from glm_export.errors import CheckpointError
+from glm_export.model_folder import inside, read_json
 
 EXTRA = "additional_special_tokens"
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")

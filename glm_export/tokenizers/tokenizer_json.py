@@ -12,8 +12,8 @@ from jinja2 import TemplateError
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from glm_export.checkpoints.folder import inside, read_json
 from glm_export.errors import CheckpointError, InputError
+from glm_export.model_folder import inside, read_json
 from glm_export.tokenizers.chat import Message, check_roles, role_lines_prompt
 
 PREFIX_TEXT = "[gMASK]<sop>"

@@ -14,8 +14,8 @@ import torch
 
 from glm_export import families
 from glm_export.checkpoints.checkpoint import Checkpoint
-from glm_export.checkpoints.folder import file_sha256, inside
 from glm_export.errors import CheckpointError, ConfigError, InputError
+from glm_export.model_folder import file_sha256, inside
 from tests.helpers.golden_data import Golden
 from tests.helpers.tiny import random_tensors, tiny_values, write_checkpoint
 

@@ -20,7 +20,6 @@ from glm_export.artifacts.manifest import MANIFEST
 from glm_export.artifacts.open import Kind, kind_of
 from glm_export.artifacts.program import OnnxProgram, load_program
 from glm_export.checkpoints.checkpoint import open_checkpoint
-from glm_export.checkpoints.folder import file_sha256
 from glm_export.errors import CheckpointError, EnvironmentMissingError, InputError
 from glm_export.exporter import export as exporter
 from glm_export.exporter.export import program_graph
@@ -28,6 +27,7 @@ from glm_export.exporter.options import resolve_options
 from glm_export.exporter.plan import plan_export
 from glm_export.graphs import dialects
 from glm_export.graphs.invariants import InvariantError, check_invariants
+from glm_export.model_folder import file_sha256
 from tests.helpers.golden_data import CAUSAL, Golden
 from tests.helpers.tiny import random_tensors, tiny_values, write_checkpoint
 

@@ -40,7 +40,8 @@ def folder_of(name: str) -> Path:
 def converted(name: str) -> tuple[Tokenizer, Conversion]:
     folder = folder_of(name)
     config = open_checkpoint(folder).config
-    return load_tokenizer(folder, config), convert(folder, config)
+    ours = load_tokenizer(folder, config)
+    return ours, convert(folder, config, ours)
 
 
 def written(checkpoint: Path, folder: Path) -> Path:
@@ -171,7 +172,8 @@ def test_inexact_models_get_no_tokenizer_json(
     change(proto)
     (chatglm2_copy / "tokenizer.model").write_bytes(proto.SerializeToString())
     with pytest.raises(CheckpointError, match=reason):
-        convert(chatglm2_copy, open_checkpoint(chatglm2_copy).config)
+        checkpoint = open_checkpoint(chatglm2_copy)
+        convert(chatglm2_copy, checkpoint.config, checkpoint.tokenizer)
     with caplog.at_level(logging.WARNING):
         folder = written(chatglm2_copy, tmp_path / "out")
     assert reason in caplog.text
