@@ -37,9 +37,9 @@ def layer() -> tuple[Tensor, Tensor]:
     return samples, normal(256, 104, seed=3) * 0.02
 
 
-def nearest(weight: Tensor, levels: int, block: int | None) -> Tensor:
-    scales = symmetric_scales(weight, qmax=levels, block=block)
-    integers = quantize_symmetric(weight, scales, qmax=levels, block=block)
+def nearest(weight: Tensor, qmax: int, block: int | None) -> Tensor:
+    scales = symmetric_scales(weight, qmax=qmax, block=block)
+    integers = quantize_symmetric(weight, scales, qmax=qmax, block=block)
     return dequantize_symmetric(integers, scales, block=block)
 
 
@@ -58,12 +58,12 @@ def apart(found: Tensor, expected: Tensor) -> float:
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
 )  # fmt: skip
 def test_symmetric_integers_are_those_of_plain_numpy(
-    rows: int, columns: int, block: int | None, seed: int, levels: int, magnitude: float, dtype: torch.dtype
+    rows: int, columns: int, block: int | None, seed: int, qmax: int, magnitude: float, dtype: torch.dtype
 ) -> None:
     values = (normal(rows, columns, seed=seed) * magnitude).to(dtype)
     values[0, : block or columns] = 0
-    scales = symmetric_scales(values, qmax=levels, block=block)
-    integers = quantize_symmetric(values, scales, qmax=levels, block=block)
+    scales = symmetric_scales(values, qmax=qmax, block=block)
+    integers = quantize_symmetric(values, scales, qmax=qmax, block=block)
     back = dequantize_symmetric(integers, scales, block=block)
     width = block or columns
     assert scales.shape == (rows, math.ceil(columns / width))
@@ -73,8 +73,8 @@ def test_symmetric_integers_are_those_of_plain_numpy(
     ):
         for index, begin in enumerate(range(0, columns, width)):
             part = row[begin : begin + width]
-            scale = np.abs(part).max() / np.float32(levels) or np.float32(1)
-            expected = np.clip(np.rint(part / scale), -levels, levels)
+            scale = np.abs(part).max() / np.float32(qmax) or np.float32(1)
+            expected = np.clip(np.rint(part / scale), -qmax, qmax)
             assert found_scales[index] == scale
             assert np.array_equal(found_integers[begin : begin + width], expected)
             assert np.array_equal(found[begin : begin + width], expected.astype(np.float32) * scale)
@@ -104,13 +104,13 @@ def onnx_round_trip(
 
 
 @pytest.mark.parametrize(
-    ("levels", "block", "to"),
+    ("qmax", "block", "to"),
     [(127, None, TensorProto.INT8), (127, 16, TensorProto.INT8), (7, 16, TensorProto.INT4), (7, 24, TensorProto.INT4)],
 )
-def test_rows_round_as_onnx_rounds_them(levels: int, block: int | None, to: int) -> None:
+def test_rows_round_as_onnx_rounds_them(qmax: int, block: int | None, to: int) -> None:
     values = normal(6, 64)
-    scales = symmetric_scales(values, qmax=levels, block=block)
-    integers = quantize_symmetric(values, scales, qmax=levels, block=block)
+    scales = symmetric_scales(values, qmax=qmax, block=block)
+    integers = quantize_symmetric(values, scales, qmax=qmax, block=block)
     given, axis = (scales[:, 0], 0) if block is None else (scales, 1)
     quantized, back = onnx_round_trip(values.numpy(), given.numpy(), to, axis=axis, block=block or 0)
     assert np.array_equal(integers.numpy(), quantized.astype(np.int8))
@@ -126,9 +126,9 @@ def test_tensors_round_as_onnx_rounds_them(scale: float) -> None:
     step = np.array(scale, np.float32)
     # The evaluator turns 1e30 into the lowest int32 on its way; the specification saturates.
     values = SPREAD.clamp(-1e9 * scale, 1e9 * scale)
-    for levels, to in ((127, TensorProto.INT8), (7, TensorProto.INT4)):
+    for qmax, to in ((127, TensorProto.INT8), (7, TensorProto.INT4)):
         back = onnx_round_trip(values.numpy(), step, to)[1]
-        assert np.array_equal(fake_quantize(values, scale, qmax=levels).numpy(), back)
+        assert np.array_equal(fake_quantize(values, scale, qmax=qmax).numpy(), back)
     back = onnx_round_trip(SPREAD.numpy(), step, TensorProto.FLOAT8E4M3FN)[1]
     assert np.array_equal(symmetric.round_float8(SPREAD, scale).numpy(), back)
     assert fake_quantize(SPREAD, scale).max().item() == np.float32(127) * step
@@ -206,7 +206,7 @@ def test_smoothquant_leaves_alone_what_it_cannot_better() -> None:
 def test_awq_is_the_papers(bits: int, block: int | None) -> None:
     """``auto_scale_block``'s search, its asymmetric rounding replaced; in float64, block by block."""
     samples, weight = layer()
-    mean, levels, width = samples.abs().mean(0), 2 ** (bits - 1) - 1, block or 104
+    mean, qmax, width = samples.abs().mean(0), 2 ** (bits - 1) - 1, block or 104
     choice = search_ratio(samples, mean, weight, bits=bits, block=block)
     y = samples.double() @ weight.double().T
     for ratio in awq.RATIOS:
@@ -217,11 +217,11 @@ def test_awq_is_the_papers(bits: int, block: int | None) -> None:
         scaled = weight.double() * scales
         for begin in range(0, 104, width):
             part = scaled[:, begin : begin + width]
-            step = part.abs().amax(1, keepdim=True) / levels
-            scaled[:, begin : begin + width] = (part / step).round().clamp(-levels, levels) * step
+            step = part.abs().amax(1, keepdim=True) / qmax
+            scaled[:, begin : begin + width] = (part / step).round().clamp(-qmax, qmax) * step
         error = (samples.double() @ (scaled / scales).T - y).square().sum() / y.square().sum()
         assert choice.errors[ratio] == pytest.approx(error.item(), rel=1e-2)
-    plain = (samples @ (nearest(weight, levels, block) - weight).T).square().sum() / y.square().sum()
+    plain = (samples @ (nearest(weight, qmax, block) - weight).T).square().sum() / y.square().sum()
     assert choice.errors[0] == pytest.approx(plain.item(), rel=1e-3)
     assert choice.error == min(choice.errors.values()) == choice.errors[choice.ratio]
     assert choice.error < 0.7 * choice.errors[0]
@@ -231,7 +231,7 @@ def test_awq_is_the_papers(bits: int, block: int | None) -> None:
 
 
 def official_gptq(
-    weight: Tensor, gram: Tensor, levels: int, block: int | None, by_activity: bool, *, inverted: bool = True
+    weight: Tensor, gram: Tensor, qmax: int, block: int | None, by_activity: bool, *, inverted: bool = True
 ) -> tuple[Tensor, Tensor]:
     """``fasterquant`` in float64, every column's update applied at once: the inverse, its Cholesky factor, the loop."""
     weight, gram, columns = weight.double().clone(), gram.double().clone(), weight.shape[1]
@@ -240,7 +240,7 @@ def official_gptq(
     gram[dead, dead] = 1
     weight[:, dead] = 0
     starts = range(0, columns, width)
-    scales = torch.stack([weight[:, start : start + width].abs().amax(1) / levels for start in starts], 1)
+    scales = torch.stack([weight[:, start : start + width].abs().amax(1) / qmax for start in starts], 1)
     order = gram.diagonal().argsort(descending=True, stable=True) if by_activity else torch.arange(columns)
     weight, gram = weight[:, order], gram[order][:, order]
     gram += torch.eye(columns) * 0.01 * gram.diagonal().mean()
@@ -249,9 +249,9 @@ def official_gptq(
     for column in range(columns):
         place = int(order[column])
         if not static and column % width == 0:
-            scales[:, column // width] = weight[:, column : column + width].abs().amax(1) / levels
+            scales[:, column // width] = weight[:, column : column + width].abs().amax(1) / qmax
         scale = scales[:, place // width]
-        integers[:, place] = (weight[:, column] / scale).round().clamp(-levels, levels)
+        integers[:, place] = (weight[:, column] / scale).round().clamp(-qmax, qmax)
         lost = (weight[:, column] - integers[:, place] * scale) / factor[column, column]
         weight[:, column:] -= lost[:, None] * factor[column, column:]
     return integers, scales
@@ -269,28 +269,28 @@ def gram_of(samples: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("column_block", [128, 50, 1])
-@pytest.mark.parametrize(("levels", "block", "by_activity"), GPTQ_CASES)
-def test_gptq_is_the_official_one(levels: int, block: int | None, by_activity: bool, column_block: int) -> None:
+@pytest.mark.parametrize(("qmax", "block", "by_activity"), GPTQ_CASES)
+def test_gptq_is_the_official_one(qmax: int, block: int | None, by_activity: bool, column_block: int) -> None:
     samples, weight = layer()
     gram = gram_of(samples)
     given, given_gram = weight.clone(), gram.clone()
     integers, scales = gptq_round(
-        weight, gram, qmax=levels, block=block, column_block=column_block, order_by_activity=by_activity
+        weight, gram, qmax=qmax, block=block, column_block=column_block, order_by_activity=by_activity
     )
     assert torch.equal(weight, given)
     assert torch.equal(gram, given_gram)
-    expected, expected_scales = official_gptq(weight, gram, levels, block, by_activity)
+    expected, expected_scales = official_gptq(weight, gram, qmax, block, by_activity)
     assert (integers == expected).double().mean() >= 0.995
     assert ((scales / expected_scales - 1).abs() <= 1e-4).double().mean() >= 0.995
     found = objective(weight, dequantize_symmetric(integers, scales, block=block), gram)
     values = expected * expected_scales.repeat_interleave(block or 104, 1)[:, :104]
     assert found == pytest.approx(objective(weight, values, gram), rel=1e-3)
-    assert found < objective(weight, nearest(weight, levels, block), gram) / 1.5
+    assert found < objective(weight, nearest(weight, qmax, block), gram) / 1.5
     assert not integers[:, DEAD].any()
     # Controls: the inverse forgotten, and the Gram matrix of other columns.
-    wrong, _ = official_gptq(weight, gram, levels, block, by_activity, inverted=False)
+    wrong, _ = official_gptq(weight, gram, qmax, block, by_activity, inverted=False)
     assert (integers == wrong).double().mean() < 0.9
-    flipped = gptq_round(weight, gram.flip(0, 1), qmax=levels, block=block, order_by_activity=by_activity)
+    flipped = gptq_round(weight, gram.flip(0, 1), qmax=qmax, block=block, order_by_activity=by_activity)
     assert objective(weight, dequantize_symmetric(*flipped, block=block), gram) > 1.5 * found
 
 

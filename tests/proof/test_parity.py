@@ -199,7 +199,7 @@ def test_control_wrong_group_order_fails(name: str, tmp_path: Path) -> None:
     golden, checkpoint = Golden(name), open_checkpoint(Golden(name).folder)
     rules = checkpoint.weight_map.rules
     dealt = (_dealt(rule, checkpoint.config) if ".attention.qkv." in rule.target else rule for rule in rules)
-    checkpoint.rules = replace(checkpoint.rules, rules=tuple(dealt))
+    checkpoint.weight_map = replace(checkpoint.weight_map, rules=tuple(dealt))
     program = api.export(checkpoint, tmp_path / "out")
     for source in (checkpoint, program):
         with api.load_session(source) as session:

@@ -171,8 +171,8 @@ def test_inexact_models_get_no_tokenizer_json(
     proto.ParseFromString((chatglm2_copy / "tokenizer.model").read_bytes())
     change(proto)
     (chatglm2_copy / "tokenizer.model").write_bytes(proto.SerializeToString())
+    checkpoint = open_checkpoint(chatglm2_copy)
     with pytest.raises(CheckpointError, match=reason):
-        checkpoint = open_checkpoint(chatglm2_copy)
         convert(chatglm2_copy, checkpoint.config, checkpoint.tokenizer)
     with caplog.at_level(logging.WARNING):
         folder = written(chatglm2_copy, tmp_path / "out")
