@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, overload
 
 from glm_export.artifacts.engine import Engine, load_engine
 from glm_export.artifacts.open import Kind, kind_of, open_artifact, require_checkpoint
+from glm_export.artifacts.output_folder import require_writable
 from glm_export.artifacts.program import OnnxProgram, load_program
 from glm_export.errors import InputError
 from glm_export.generation.generate import generate_ids
@@ -245,7 +246,7 @@ def calibrate(
     from glm_export.calibration.layerwise import calibrate as walk
 
     checkpoint = open_checkpoint(source)
-    walk.require_replaceable(Path(out), force=force)
+    require_writable(Path(out), force=force, kinds=(Kind.RANGES,))
     read = open_corpus(corpus, checkpoint, sequence_length=sequence_length, max_samples=max_samples)
     on_plan(read)
     chosen = recipes.load(recipe) if recipe is not None else None
@@ -258,12 +259,12 @@ def open_corpus(
     """Text as a checkpoint's tokens; see :func:`glm_export.calibration.corpus.load.load_corpus`."""
     from glm_export.calibration.corpus.corpus import Corpus
     from glm_export.calibration.corpus.load import load_corpus
-    from glm_export.tokenizers import load_tokenizer
 
     if isinstance(corpus, Corpus):
         return corpus
-    tokenizer = load_tokenizer(checkpoint.folder, checkpoint.config)
-    return load_corpus(corpus, tokenizer, checkpoint.config, sequence_length=sequence_length, max_samples=max_samples)
+    return load_corpus(
+        corpus, checkpoint.tokenizer, checkpoint.config, sequence_length=sequence_length, max_samples=max_samples
+    )
 
 
 def exclude_layers(

@@ -19,7 +19,8 @@ from safetensors.numpy import load_file, save_file
 from torch import Tensor, nn
 
 from glm_export.artifacts.manifest import RANGES_MANIFEST
-from glm_export.artifacts.output_folder import take_name
+from glm_export.artifacts.open import Kind
+from glm_export.artifacts.output_folder import require_writable, take_name
 from glm_export.calibration.corpus.corpus import Corpus, Sample
 from glm_export.calibration.layerwise.hidden_states import HiddenStatesWriter, read_hidden_states
 from glm_export.calibration.layerwise.observe import LayerObserver, Numbers
@@ -28,7 +29,6 @@ from glm_export.calibration.ranges import RANGES, RANGES_FORMAT, Ranges, load_ra
 from glm_export.calibration.recipe import Recipe
 from glm_export.calibration.rounded_folder import rounded_name
 from glm_export.checkpoints.checkpoint import Checkpoint
-from glm_export.errors import InputError
 from glm_export.inputs.feeds import prefill_feeds
 from glm_export.modeling import Decoder, Layer, building_in, norm
 from glm_export.progress import Advance, NullProgress, Progress
@@ -92,7 +92,7 @@ def calibrate(
         InputError: ``out`` exists; or activations are NaN, infinite or all zero.
         CheckpointError: tensors are missing, mis-shaped or damaged.
     """
-    require_replaceable(out, force=force)
+    require_writable(out, force=force, kinds=(Kind.RANGES,))
     checkpoint.audit()
     rounding = recipe if recipe is not None and recipe.rounding == "gptq" else None
     work = out.parent / f".{out.name}.work"
@@ -112,20 +112,6 @@ def calibrate(
     with torch.inference_mode():
         _pass_through(run, advance)
     return _finish(run, out, identity)
-
-
-def require_replaceable(out: Path, *, force: bool) -> None:
-    """See that a folder of ranges may be written.
-
-    Raises:
-        InputError: it exists and ``force`` is not given, or it is something else.
-    """
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    if not force:
-        raise InputError(f"{out} exists; give another --out, or --force to replace it")
-    if not (out / RANGES_MANIFEST).is_file():
-        raise InputError(f"{out} holds no {RANGES_MANIFEST}, so --force does not replace it; remove it yourself")
 
 
 def _resume_or_start(work: Path, identity: dict[str, Any]) -> None:

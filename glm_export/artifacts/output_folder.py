@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,25 +13,27 @@ from glm_export.errors import EnvironmentMissingError, InputError
 if sys.platform != "win32":
     import fcntl
 
-from glm_export.artifacts.manifest import ENGINE_MANIFEST, MANIFEST
-from glm_export.artifacts.open import Kind, kind_of
+from glm_export.artifacts.open import TOLD_BY, Kind, kind_of
 
 
-def require_writable(out: Path, *, force: bool) -> None:
+def require_writable(out: Path, *, force: bool, kinds: Sequence[Kind] = (Kind.PROGRAM, Kind.ENGINE)) -> None:
     """Check that an output folder may be written.
 
+    Args:
+        out: the folder.
+        force: replace one of these kinds.
+        kinds: what may be replaced.
+
     Raises:
-        InputError: it exists and ``force`` is not given, or it is something glm-export did not write.
+        InputError: it exists and ``force`` is not given, or it is something else than these kinds.
     """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not force:
         raise InputError(f"{out} exists; give another --out, or --force to replace it")
-    if kind_of(out) not in (Kind.PROGRAM, Kind.ENGINE):
-        raise InputError(
-            f"{out} was not written by glm-export (no {MANIFEST} nor {ENGINE_MANIFEST}), so --force does not "
-            "replace it; remove it yourself"
-        )
+    if kind_of(out) not in kinds:
+        lacking = " nor ".join(TOLD_BY[kind] for kind in kinds)
+        raise InputError(f"{out} holds no {lacking}, so --force does not replace it; remove it yourself")
 
 
 def free_disk_for(out: Path, needed: int, what: str) -> int:

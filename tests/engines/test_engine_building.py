@@ -220,7 +220,9 @@ def test_force_replaces_what_is_ours_only(
         patch.delattr(exporter, "export")
         for source in (program.folder, "demo"):
             assert "--force" in fails(2, "build", source, "--out", out, *RTX)
-            assert "was not written by glm-export" in fails(2, "build", source, "--out", out, *RTX, "--force")
+            assert "holds no manifest.json nor engine.json, so --force" in fails(
+                2, "build", source, "--out", out, *RTX, "--force"
+            )
     assert list(out.iterdir()) == [out / "inner"]
     (out / "inner").rmdir()
     before = built(program.folder, out)
