@@ -1,4 +1,4 @@
-"""One call in the canonical program's layout, carried over to caches that each row fills on its own, and back.
+"""One call in the canonical program's layout, carried over to the layout of a program's own cache, and back.
 
 Canonical: rows padded on the left, past and new tokens in columns one after another, ``[B, T]``.
 Own lengths: each row's real tokens from column 0 on, what follows is free.
@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from glm_export.inputs.feeds import Ids
+from glm_export.errors import ConfigError
+from glm_export.inputs.feeds import Feeds, Ids
 from glm_export.spec.signature import (
     ATTENTION_MASK,
     CACHE_LENGTH_AXIS,
@@ -58,7 +59,7 @@ class OwnLengths:
         return np.concatenate([self.past, self.new], axis=1)
 
 
-def to_own_lengths(tensors: Tensors, signature: Signature) -> Tensors:
+def _to_own_lengths(tensors: Tensors, signature: Signature) -> Tensors:
     """A causal family's canonical inputs as a program with own lengths takes them.
 
     Args:
@@ -90,7 +91,7 @@ def to_own_lengths(tensors: Tensors, signature: Signature) -> Tensors:
     return {spec.name: given[spec.name] for spec in signature.inputs}
 
 
-def own_lengths_to_canonical(outputs: Tensors, tensors: Tensors) -> Tensors:
+def _own_lengths_to_canonical(outputs: Tensors, tensors: Tensors) -> Tensors:
     """Outputs of own lengths back in the columns of the canonical inputs; padding is 0."""
     rows = OwnLengths.of(tensors)
     result: Tensors = {}
@@ -109,7 +110,7 @@ def own_lengths_to_canonical(outputs: Tensors, tensors: Tensors) -> Tensors:
 
 
 def without_padding(outputs: Tensors, tensors: Tensors) -> Tensors:
-    """Canonical outputs with 0 where there is padding, as :func:`own_lengths_to_canonical` leaves it."""
+    """Canonical outputs with 0 where there is padding, as :meth:`CallLayout.to_canonical` leaves it."""
     rows = OwnLengths.of(tensors)
     return {
         name: output
@@ -119,13 +120,11 @@ def without_padding(outputs: Tensors, tensors: Tensors) -> Tensors:
     }
 
 
-def static_prefix_inputs(named: Tensors, signature: Signature, *, prefix: bool) -> Tensors:
-    """Inputs other than the cache, with what a static cache wants of prefix families besides.
+def _on_static_columns(named: Tensors, signature: Signature) -> Tensors:
+    """Inputs of a prefix family with what a static cache wants besides: it is padded on the left all the same.
 
-    The mask covers every column, and the program is told where to write; rows are padded on the left all the same.
+    The mask covers every column, and the program is told where to write.
     """
-    if not prefix or signature.cache is not Cache.STATIC:
-        return named
     mask = named[ATTENTION_MASK]
     batch, queries = named[INPUT_IDS].shape
     free = signature.static_length - mask.shape[-1]
@@ -136,45 +135,62 @@ def static_prefix_inputs(named: Tensors, signature: Signature, *, prefix: bool) 
     }
 
 
-def to_static(tensors: Tensors, signature: Signature) -> Tensors:
+def _to_static(tensors: Tensors, signature: Signature) -> Tensors:
     """A prefix family's canonical inputs over a static cache: the same columns, and free ones behind."""
-    length = signature.static_length
-    given = static_prefix_inputs(tensors, signature, prefix=True)
+    given = _on_static_columns(tensors, signature)
     for spec in signature.inputs:
-        if len(spec.dims) > CACHE_LENGTH_AXIS and spec.dims[CACHE_LENGTH_AXIS] == length and spec.name in tensors:
+        if spec.is_cache:
             past = tensors[spec.name]
-            given[spec.name] = np.pad(past, ((0, 0), (0, 0), (0, length - past.shape[2]), (0, 0)))
+            given[spec.name] = np.pad(past, ((0, 0), (0, 0), (0, signature.static_length - past.shape[2]), (0, 0)))
     return {spec.name: given[spec.name] for spec in signature.inputs}
 
 
-def from_static(outputs: Tensors, total: int) -> Tensors:
-    """The columns in use."""
-    return {name: output if name == LOGITS else output[:, :, :total] for name, output in outputs.items()}
-
-
-def to_program(tensors: Tensors, signature: Signature, *, prefix: bool) -> Tensors:
-    """Canonical inputs as a program of this signature takes them."""
-    if signature.cache is Cache.GROWING:
-        return tensors
-    return to_static(tensors, signature) if prefix else to_own_lengths(tensors, signature)
-
-
-def to_canonical(outputs: Tensors, tensors: Tensors, signature: Signature, *, prefix: bool) -> Tensors:
-    """A program's outputs in canonical columns; ``tensors`` are the canonical inputs."""
-    if signature.cache is Cache.GROWING:
-        return outputs
-    return (
-        from_static(outputs, tensors[ATTENTION_MASK].shape[-1])
-        if prefix
-        else own_lengths_to_canonical(outputs, tensors)
-    )
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
-class IntegerCache:
-    """Keys and values of float callers for a program that keeps int8. ``scales``: of key and value by layer."""
+class CallLayout:
+    """How a program of this signature is called, by callers who know the canonical layout and floats alone.
 
-    scales: NDArray[np.float32]
+    ``kv_scales`` ``[L, 2]``: of key and value by layer, where the program keeps int8.
+    """
+
+    signature: Signature
+    kv_scales: NDArray[np.float32] | None = None
+
+    def __post_init__(self) -> None:
+        if self.signature.cache_is_integer and self.kv_scales is None:
+            raise ConfigError("the program's cache keeps integers, and no scales were given; pass those of its ranges")
+
+    @property
+    def is_canonical(self) -> bool:
+        """Whether the program takes the canonical call as it is."""
+        return self.signature.cache is Cache.GROWING and not self.signature.cache_is_integer
+
+    def to_program(self, tensors: Tensors) -> Tensors:
+        """Canonical inputs as the program takes them."""
+        tensors = self.quantize_past(tensors)
+        if self.signature.cache is Cache.GROWING:
+            return tensors
+        return (
+            _to_own_lengths(tensors, self.signature)
+            if self.signature.own_lengths
+            else _to_static(tensors, self.signature)
+        )
+
+    def to_canonical(self, outputs: Tensors, tensors: Tensors) -> Tensors:
+        """The program's outputs in canonical columns; ``tensors`` are the canonical inputs."""
+        outputs = self.dequantize_present(outputs)
+        if self.signature.cache is Cache.GROWING:
+            return outputs
+        if self.signature.own_lengths:
+            return _own_lengths_to_canonical(outputs, tensors)
+        total = tensors[ATTENTION_MASK].shape[-1]
+        return {name: output if name == LOGITS else output[:, :, :total] for name, output in outputs.items()}
+
+    def inputs_without_cache(self, feeds: Feeds) -> Tensors:
+        """What a call is given besides keys and values, by name."""
+        named = feeds.named()
+        if self.signature.prefix_mask and self.signature.cache is Cache.STATIC:
+            named = _on_static_columns(named, self.signature)
+        return {spec.name: named[spec.name] for spec in self.signature.inputs if not spec.is_cache}
 
     def quantize_past(self, tensors: Tensors) -> Tensors:
         """Pasts as the program keeps them."""
@@ -183,7 +199,7 @@ class IntegerCache:
             for name, scale in self._scale_of(past_names)
         }
 
-    def rounded(self, tensors: Tensors) -> Tensors:
+    def rounded_past(self, tensors: Tensors) -> Tensors:
         """Pasts as floats that the program can keep."""
         integers = self.quantize_past(tensors)
         return integers | {
@@ -196,5 +212,6 @@ class IntegerCache:
         return outputs | {name: outputs[name].astype(np.float32) * scale for name, scale in scale_of.items()}
 
     def _scale_of(self, names: Callable[[int], tuple[str, str]]) -> Iterator[tuple[str, np.float32]]:
-        for layer, scales in enumerate(self.scales):
-            yield from zip(names(layer), scales, strict=True)
+        if self.signature.cache_is_integer and self.kv_scales is not None:
+            for layer, scales in enumerate(self.kv_scales):
+                yield from zip(names(layer), scales, strict=True)

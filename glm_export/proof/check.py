@@ -14,7 +14,6 @@ from glm_export.checkpoints.checkpoint import Checkpoint
 from glm_export.errors import InputError
 from glm_export.generation.generate import generate_ids
 from glm_export.generation.stopping import Stopping
-from glm_export.inputs.call_layout import IntegerCache
 from glm_export.proof.cases import parity_cases, random_prompt
 from glm_export.proof.compare import TOLERANCES, ParityReport, compare_runs
 from glm_export.proof.runners import canonical_signature, run_both
@@ -94,9 +93,7 @@ def check(program: OnnxProgram, checkpoint: Checkpoint, reference_dtype: str = "
         max_tokens = signature.static_length if signature.cache is Cache.STATIC else 0
         canonical = canonical_signature(candidate.program)
         cases = parity_cases(reference, program.config, canonical, signature.cache, max_tokens)
-        if quantization is not None and signature.cache_is_integer:
-            integers = IntegerCache(scales=np.array(quantization.kv_scales, np.float32))
-            cases = [replace(case, tensors=integers.rounded(case.tensors)) for case in cases]
+        cases = [replace(case, tensors=candidate.layout.rounded_past(case.tensors)) for case in cases]
         tolerance = recipe.tolerance_for(experts=program.config.experts is not None) if recipe else 0.0
         results = run_both(reference, program, candidate, cases)
         parity = compare_runs(results, [case.name for case in cases], looser, tolerance)

@@ -16,17 +16,15 @@ from typing_extensions import Self
 
 from glm_export.artifacts.engine import Engine
 from glm_export.artifacts.program import OnnxProgram
-from glm_export.calibration.quantization import kv_scales
 from glm_export.checkpoints.checkpoint import Checkpoint
 from glm_export.errors import InputError
-from glm_export.inputs.call_layout import IntegerCache, to_canonical, to_program
 from glm_export.proof.cases import parity_cases
 from glm_export.proof.check import CheckReport, greedy_agreement, quantization_of, recipe_of, require_same_checkpoint
 from glm_export.proof.compare import TOLERANCES, compare_runs
 from glm_export.proof.runners import ReferenceRunner, SessionRunner
 from glm_export.sessions.onnxruntime.cache import NUMPY_DTYPES
 from glm_export.sessions.onnxruntime.session import OrtSession
-from glm_export.sessions.session import Session, Tensors
+from glm_export.sessions.session import Session, Tensors, call_layout
 from glm_export.sessions.tensorrt.session import EngineSession, load_onto_device
 from glm_export.sessions.tensorrt.step import LoadedEngine
 from glm_export.sessions.torch import TorchSession
@@ -129,7 +127,8 @@ class PolygraphySession:
     """An engine run by Polygraphy, one runner for each profile, in the canonical program's layout."""
 
     def __init__(self, engine: Engine, loaded: LoadedEngine) -> None:
-        self._engine, self._signature = engine, engine.program.signature
+        self._engine = engine
+        self._layout = call_layout(engine.program.signature, engine.folder)
         runner = loaded.tensorrt.polygraphy().TrtRunner
         self._runners = [
             runner(loaded.engine, name=profile.name, optimization_profile=index)
@@ -147,9 +146,7 @@ class PolygraphySession:
 
     def run(self, tensors: Tensors) -> Tensors:
         """One call, rows in groups of as many as the profile takes."""
-        prefix, limits = self._engine.program.config.prefix_mask, self._engine.limits
-        integers = IntegerCache(scales=kv_scales(self._engine.folder)) if self._signature.cache_is_integer else None
-        given = to_program(integers.quantize_past(tensors) if integers else tensors, self._signature, prefix=prefix)
+        limits, given = self._engine.limits, self._layout.to_program(tensors)
         batch, new = given[INPUT_IDS].shape
         prefill, decode = self._runners
         runner, group = (decode, limits.max_batch) if new == 1 else (prefill, limits.prefill_batch)
@@ -159,9 +156,7 @@ class PolygraphySession:
             for start in range(0, batch, group)
         ]
         outputs: Tensors = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        return to_canonical(
-            integers.dequantize_present(outputs) if integers else outputs, tensors, self._signature, prefix=prefix
-        )
+        return self._layout.to_canonical(outputs, tensors)
 
     def _rows(self, given: Tensors, runner: BaseRunner, start: int, group: int) -> Tensors:
         dtypes = {name: entry.dtype for name, entry in runner.get_input_metadata().items()}

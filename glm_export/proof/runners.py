@@ -19,12 +19,7 @@ from glm_export.proof.cases import Case
 from glm_export.sessions.onnxruntime.session import OrtSession
 from glm_export.sessions.session import Session, Tensors
 from glm_export.sessions.torch import TorchSession
-from glm_export.spec.signature import (
-    LOGITS,
-    Cache,
-    Signature,
-    decoder_signature,
-)
+from glm_export.spec.signature import LOGITS, Signature, decoder_signature
 
 
 class Runs(Protocol):
@@ -71,8 +66,7 @@ class ReferenceRunner(SessionRunner):
         outputs = self._session.run(tensors)
         if self._program.signature.last_logits_only:
             outputs[LOGITS] = outputs[LOGITS][:, -1:]
-        own_lengths = self._program.signature.cache is not Cache.GROWING and not self._program.config.prefix_mask
-        return without_padding(outputs, tensors) if own_lengths else outputs
+        return without_padding(outputs, tensors) if self._program.signature.own_lengths else outputs
 
 
 def run_both(reference: TorchSession, program: OnnxProgram, candidate: OrtSession, cases: Sequence[Case]) -> RunResults:
@@ -80,10 +74,9 @@ def run_both(reference: TorchSession, program: OnnxProgram, candidate: OrtSessio
     signature = canonical_signature(candidate.program)
     own = SessionRunner("onnxruntime", candidate, signature)
     # Where the program's layout is the canonical one, Polygraphy runs it without our session between.
-    own_cache = candidate.program.signature.cache is not Cache.GROWING or candidate.program.signature.cache_is_integer
     runners = [
         ReferenceRunner(reference, program, signature),
-        OnnxrtRunner(lambda: candidate.runtime, name="onnxruntime") if not own_cache else own,
+        OnnxrtRunner(lambda: candidate.runtime, name="onnxruntime") if candidate.layout.is_canonical else own,
     ]
     with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
         return Comparator.run(runners, data_loader=[case.tensors for case in cases])

@@ -16,14 +16,26 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Self
 
+from glm_export.calibration.quantization import kv_scales
 from glm_export.errors import InputError
+from glm_export.inputs.call_layout import CallLayout
 from glm_export.inputs.feeds import Feeds, Prompt, RightPaddedFeeds, prefill_feeds
 from glm_export.spec.config import GlmConfig
+from glm_export.spec.signature import Signature
 from glm_export.tokenizers import Tokenizer, load_tokenizer
 from glm_export.tokenizers.infilling import InfillingTokenizer
 
 Logits = NDArray[np.float32]
 Tensors = dict[str, NDArray[np.generic]]
+
+
+def call_layout(signature: Signature, folder: Path) -> CallLayout:
+    """How the program in a folder is called; what an integer cache is scaled by lies beside it.
+
+    Raises:
+        CheckpointError: the cache is of integers, and the file with their scales is missing.
+    """
+    return CallLayout(signature=signature, kv_scales=kv_scales(folder) if signature.cache_is_integer else None)
 
 
 def prefix_prompt(ids: Sequence[int], sop_id: int, masks: Sequence[set[int]]) -> Prompt:

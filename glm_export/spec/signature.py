@@ -131,6 +131,16 @@ class Signature:
         return self.input(past_names(0)[0]).dtype == "int8"
 
     @property
+    def prefix_mask(self) -> bool:
+        """Whether the program is told which token sees which: ``attention_mask`` is ``[B, 1, S, T]``."""
+        return any(spec.name == ATTENTION_MASK and len(spec.dims) == 4 for spec in self.inputs)
+
+    @property
+    def own_lengths(self) -> bool:
+        """Whether each row fills the cache from column 0 on; otherwise rows are padded on the left together."""
+        return self.cache is not Cache.GROWING and not self.prefix_mask
+
+    @property
     def last_logits_only(self) -> bool:
         """Whether logits are ``[B, 1, V]``."""
         return any(spec.name == LOGITS and spec.dims[1] == 1 for spec in self.outputs)

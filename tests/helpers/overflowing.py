@@ -21,9 +21,9 @@ from glm_export.calibration.layerwise.calibrate import calibrate
 from glm_export.calibration.ranges import Ranges
 from glm_export.checkpoints.checkpoint import Checkpoint
 from glm_export.exporter import export as exporter
-from glm_export.inputs.call_layout import to_program
 from glm_export.inputs.feeds import prefill_feeds
 from glm_export.proof.cases import random_prompt
+from glm_export.sessions.session import call_layout
 from glm_export.spec.config import GlmConfig
 from glm_export.spec.signature import BATCH, PAST, decoder_signature, past_names
 from tests.helpers.tiny import random_tensors, tiny_values, write_checkpoint
@@ -155,7 +155,7 @@ def first_call(program: OnnxProgram) -> Values:
     for name in (name for layer in range(config.num_layers) for name in past_names(layer)):
         dtype = np.dtype(program.signature.input(name).dtype)
         tensors[name] = np.zeros(signature.input(name).shape(**{BATCH: 1, PAST: 0}), dtype)
-    return to_program(tensors, program.signature, prefix=config.prefix_mask)
+    return call_layout(program.signature, program.folder).to_program(tensors)
 
 
 def every_value(program: OnnxProgram) -> Values:

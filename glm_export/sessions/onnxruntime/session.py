@@ -10,17 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from glm_export.artifacts.program import MODEL, WEIGHTS, OnnxProgram
-from glm_export.calibration.quantization import kv_scales
 from glm_export.errors import InputError
-from glm_export.inputs.call_layout import IntegerCache, static_prefix_inputs, to_canonical, to_program
 from glm_export.inputs.feeds import Feeds, Prompt, prefill_feeds
 from glm_export.sessions.onnxruntime.cache import NUMPY_DTYPES, InPlace, buffers
 from glm_export.sessions.onnxruntime.cuda_graph import CapturedStep, without_capture
 from glm_export.sessions.onnxruntime.runtime import CUDA, inference_session, providers
-from glm_export.sessions.session import Logits, Session, Tensors
-from glm_export.spec.signature import LOGITS, Cache, past_names
-
-CACHE_PREFIX = past_names(0)[0].split(".")[0]
+from glm_export.sessions.session import Logits, Session, Tensors, call_layout
+from glm_export.spec.signature import LOGITS, Cache
 
 
 class OrtSession(Session):
@@ -46,18 +42,18 @@ class OrtSession(Session):
             self._twin = tempfile.TemporaryDirectory(prefix="glm-export-")
             program = _upcast(program, Path(self._twin.name))
         self.program = program
+        self.layout = call_layout(program.signature, self.folder)
         if cuda_graph and (program.signature.cache is not Cache.SHARED or CUDA not in (chosen or providers())):
             raise InputError("a CUDA graph needs an NVIDIA GPU and a program of dialect ort of a causal family")
         self.runtime = inference_session(program, chosen, threads=threads, cuda_graph=cuda_graph)
         self._captured = CapturedStep(self.runtime, program.signature) if cuda_graph else None
-        self._inputs = [spec.name for spec in program.signature.inputs if not spec.name.startswith(CACHE_PREFIX)]
         self._one_row_chunks = program.signature.cache is Cache.SHARED
         device = "cuda" if self.runtime.get_providers()[0] == CUDA else "cpu"
         self._buffers = buffers(program.signature, program.config.num_layers, device, program.config.max_positions)
 
     def feeds(self, prompts: Sequence[Prompt]) -> Feeds:
         """Padded on the right where each row fills the cache on its own."""
-        return prefill_feeds(prompts, self.config, own_lengths=self.program.signature.cache is not Cache.GROWING)
+        return prefill_feeds(prompts, self.config, own_lengths=self.program.signature.own_lengths)
 
     @property
     def capacity(self) -> int | None:
@@ -80,9 +76,8 @@ class OrtSession(Session):
         if self._captured is not None and feeds.input_ids.shape[1] == 1 and isinstance(self._buffers, InPlace):
             return self._captured.run(feeds, self._buffers)
         binding = self._buffers.binding(self.runtime)
-        arrays = static_prefix_inputs(feeds.named(), self.program.signature, prefix=self.config.prefix_mask)
-        for name in self._inputs:
-            binding.bind_cpu_input(name, np.ascontiguousarray(arrays[name]))
+        for name, array in self.layout.inputs_without_cache(feeds).items():
+            binding.bind_cpu_input(name, np.ascontiguousarray(array))
         # Anew each time: a binding keeps the array it got last, and with it its shape.
         binding.bind_output(LOGITS, "cpu")
         self.runtime.run_with_iobinding(binding, without_capture() if self._captured is not None else None)
@@ -93,14 +88,9 @@ class OrtSession(Session):
 
     def run(self, tensors: Tensors) -> Tensors:
         """One call with the cache handed in and out, in the canonical program's layout whatever the dialect's."""
-        signature, prefix = self.program.signature, self.config.prefix_mask
-        names = [spec.name for spec in signature.outputs]
-        integers = IntegerCache(scales=kv_scales(self.folder)) if signature.cache_is_integer else None
-        given = to_program(integers.quantize_past(tensors) if integers else tensors, signature, prefix=prefix)
-        outputs = dict(zip(names, self.runtime.run(names, given), strict=True))
-        return to_canonical(
-            integers.dequantize_present(outputs) if integers else outputs, tensors, signature, prefix=prefix
-        )
+        names = [spec.name for spec in self.program.signature.outputs]
+        outputs = self.runtime.run(names, self.layout.to_program(tensors))
+        return self.layout.to_canonical(dict(zip(names, outputs, strict=True)), tensors)
 
     def close(self) -> None:
         """Free the runtime and the cache."""

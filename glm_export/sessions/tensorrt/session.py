@@ -14,14 +14,12 @@ import numpy as np
 
 from glm_export.artifacts.engine import Engine
 from glm_export.artifacts.program import MODEL
-from glm_export.calibration.quantization import kv_scales
 from glm_export.engines import vendor
 from glm_export.engines.fit import require_fit
 from glm_export.engines.inspection import activations, deserialize, refit
 from glm_export.errors import CheckpointError, InputError
-from glm_export.inputs.call_layout import IntegerCache, static_prefix_inputs, to_canonical, to_program
 from glm_export.inputs.feeds import Feeds, Prompt, RightPaddedFeeds, prefill_feeds
-from glm_export.sessions.session import Logits, Session, Tensors
+from glm_export.sessions.session import Logits, Session, Tensors, call_layout
 from glm_export.sessions.tensorrt.cache import engine_cache
 from glm_export.sessions.tensorrt.device import CudaDevice
 from glm_export.sessions.tensorrt.kernel_cache import KernelCache
@@ -64,6 +62,7 @@ class EngineSession(Session):
         self.engine = engine
         self.program = engine.program
         self._signature = engine.program.signature
+        self.layout = call_layout(self._signature, engine.folder)
         self._loaded = loaded or load_onto_device(engine)
         self._kernels = KernelCache.of(self._loaded.tensorrt, engine.folder)
         needed = activations(self._loaded.tensorrt, self._loaded.engine)
@@ -78,7 +77,7 @@ class EngineSession(Session):
 
     def feeds(self, prompts: Sequence[Prompt]) -> Feeds:
         """Padded on the right where each row fills the cache on its own."""
-        feeds = prefill_feeds(prompts, self.config, own_lengths=self._static)
+        feeds = prefill_feeds(prompts, self.config, own_lengths=self._signature.own_lengths)
         self._require(feeds)
         return feeds
 
@@ -167,21 +166,18 @@ class EngineSession(Session):
         return profile.shapes[past_names(0)[0]][2][2]
 
     def _call(self, step: EngineStep, feeds: Feeds, chosen: slice, *, capture: bool = False) -> Logits:
-        arrays = static_prefix_inputs(feeds.named(), self._signature, prefix=self.config.prefix_mask)
         new = feeds.input_ids.shape[1]
         pairs: Sequence[CachePair] = self._cache.pairs(feeds.columns - new, new)
         if chosen != slice(0, self._cache.rows):
             pairs = [replace(pair, past=pair.past[chosen], present=pair.present[chosen]) for pair in pairs]
-        logits = step.run(arrays, pairs, capture=capture)
+        logits = step.run(self.layout.inputs_without_cache(feeds), pairs, capture=capture)
         self._cache.written()
         found: Logits = self._loaded.device.get(logits).astype(np.float32, copy=False)
         return found
 
     def run(self, tensors: Tensors) -> Tensors:
         """One call with the cache handed in and out, in the canonical program's layout whatever the dialect's."""
-        signature, prefix = self._signature, self.config.prefix_mask
-        integers = IntegerCache(scales=kv_scales(self.folder)) if signature.cache_is_integer else None
-        given = to_program(integers.quantize_past(tensors) if integers else tensors, signature, prefix=prefix)
+        given = self.layout.to_program(tensors)
         batch, new = given[INPUT_IDS].shape
         step, group = (
             (self._decode, self.engine.limits.max_batch)
@@ -190,9 +186,7 @@ class EngineSession(Session):
         )
         parts = [self._run_rows(step, given, slice(start, start + group)) for start in range(0, batch, group)]
         outputs: Tensors = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        return to_canonical(
-            integers.dequantize_present(outputs) if integers else outputs, tensors, signature, prefix=prefix
-        )
+        return self.layout.to_canonical(outputs, tensors)
 
     def _run_rows(self, step: EngineStep, given: Tensors, chosen: slice) -> Tensors:
         device, layers = self._loaded.device, range(self.config.num_layers)
