@@ -1,10 +1,12 @@
 """glm-export: from a GLM-family checkpoint to a deployed model.
 
-from glm_export import export, load_session, generate
+The public names are those of ``__all__``; each is imported when it is first used::
 
-export("demo", "poems-onnx")
-with load_session("poems-onnx") as session:
-print(generate(session, "床前明月光，疑是地上霜。"))
+    from glm_export import export, generate, load_session
+
+    export("demo", "poems-onnx")
+    with load_session("poems-onnx") as session:
+        print(generate(session, "床前明月光，疑是地上霜。"))
 """
 
 from __future__ import annotations

@@ -1,1 +1,4 @@
-"""Text as rows of a model's own tokens, with provenance."""
+"""Text as rows of a model's own tokens, with provenance.
+
+Imports tokenizers and inputs; needs no torch.
+"""

@@ -1,4 +1,4 @@
 """What travels between steps, on disk: programs, engines, their manifests, and folders written whole.
 
-Imports spec and errors; loads neither torch nor ONNX.
+Imports checkpoints' identity, embedded and spec; loads neither torch nor ONNX.
 """

@@ -1,4 +1,4 @@
 """Publishers' folders: found, identified, read lazily under their official names, and never left.
 
-Imports families, spec and errors; torch and safetensors read the tensors.
+Imports families, tokenizers and spec; torch and safetensors read the tensors.
 """

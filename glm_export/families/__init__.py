@@ -3,11 +3,12 @@
 A family file offers::
 
     config(values) -> GlmConfig           # raises ConfigError on a key that could change numbers unnoticed
-    weight_map(config) -> [WeightRule]  # official tensor names -> reference parameters
+    weight_map(config) -> WeightMap       # official tensor names -> reference parameters
     TOKENIZER, CHAT                       # which reader and which prompt (``glm_export/tokenizers``)
     TINY                                  # a small config.json of this family, for tests
 
-Adding a family is one such file, and a row in :data:`TELL_APART` where ``config.json`` alone is ambiguous.
+Adding a family is one such file, and a row in :data:`TELL_APART` where ``config.json`` alone is ambiguous. Imports
+spec and errors; knows neither ONNX nor torch.
 """
 
 from __future__ import annotations

@@ -1,1 +1,4 @@
-"""float16 programs that keep in float32 what float16 cannot hold, and programs widened to float32."""
+"""Programs whose precision differs from node to node: float16 that keeps in float32 what it cannot hold; float32 twins.
+
+Imports spec and the rewriter.
+"""
