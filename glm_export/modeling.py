@@ -74,6 +74,7 @@ class Attention(nn.Module):
         q_BSC, k_BSC, v_BSC = self.rotated_qkv(self.qkv(x_BSH), rotary)
         if self.keep_rounded:
             k_BSC, v_BSC = (keep(x) for keep, x in zip(self.keep_rounded, (k_BSC, v_BSC), strict=True))
+        # Keys are kept rotated: the past is never rotated again, whatever comes behind it.
         output_BSC, key, value = grouped_attention(
             q_BSC, k_BSC, v_BSC, mask_B1ST, *past, num_heads=config.num_heads, kv_heads=config.kv_heads
         )
@@ -84,6 +85,7 @@ class Attention(nn.Module):
         config = self.config
         q_BSC, k_BSC, v_BSC = torch.split(qkv_BSC, [config.q_size, config.kv_size, config.kv_size], dim=-1)
         if config.qk_norm:
+            # Before the rotation, as in Glm4MoeAttention: behind it the norm's weight would scale pairs unevenly.
             q_BSC, k_BSC = _each_head(self.q_norm, q_BSC, config), _each_head(self.k_norm, k_BSC, config)
         if rotary is not None and config.rotary is not None:
             interleaved = config.rotary.interleaved
@@ -108,6 +110,7 @@ class GatedMlp(nn.Module):
 
     def forward(self, x_BSH: Tensor) -> Tensor:
         """Return ``[B, S, H]``."""
+        # The gate comes first in every published file that packs the two.
         gate_BSF, up_BSF = self.gate_up(x_BSH).chunk(2, dim=-1)
         down: Tensor = self.down(functional.silu(gate_BSF) * up_BSF)
         return down
@@ -146,6 +149,7 @@ class Experts(nn.Module):
     def forward(self, x_BSH: Tensor) -> Tensor:
         """Return ``[B, S, H]``."""
         x_XH = x_BSH.reshape(-1, x_BSH.shape[-1])
+        # float32 as in transformers: in half precision scores tie, and which expert is taken becomes arbitrary.
         scores_XE = self.router(x_BSH.float()).sigmoid().reshape(-1, self.experts.routed)
         weights_XK, experts_XK = route(
             scores_XE,
@@ -238,6 +242,7 @@ class Decoder(nn.Module):
         """Compute the rotary tables again, e.g. after the model was made on the meta device."""
         if self.config.rotary is None:
             return
+        # Angles are rounded once, from float32; ChatGLM2's own code computes them in float16 (docs/architecture.md).
         cos_MR, sin_MR = rotary_tables(self.config.rotary, self.config.max_positions, dtype=dtype)
         self.register_buffer("cos", cos_MR, persistent=False)
         self.register_buffer("sin", sin_MR, persistent=False)
@@ -278,6 +283,7 @@ class Decoder(nn.Module):
             hidden_BSH, layer_present = layer(hidden_BSH, rotary, mask_B1ST, layer_past)
             present.append(layer_present)
         hidden_BSH = self.final_norm(hidden_BSH)
+        # Before the head: the product with the vocabulary is the dearest of a prompt.
         if last_logits_only:
             hidden_BSH = hidden_BSH[:, -1:]
         logits_BSV = self.head(hidden_BSH)

@@ -34,6 +34,7 @@ class HiddenStatesWriter:
 
     def add(self, hidden_SH: Tensor) -> None:
         """Append one row's hidden states ``[S, H]``, finite, any float dtype."""
+        # frexp: largest = m * 2 ** e with m < 1, so dividing by 2 ** (e - 15) leaves at most 2 ** 15.
         largest = float(hidden_SH.abs().max())
         exponent = max(0, math.frexp(largest)[1] - LARGEST_EXPONENT - 1)
         half = (hidden_SH.detach().float() * 2.0**-exponent).to(torch.float16).cpu().contiguous()

@@ -109,6 +109,7 @@ class LayerObserver:
             named(name, partial(self.kept[name].observe, values.flatten(0, -2)))
         config = attention.config
         group = config.num_heads // config.kv_heads
+        # The largest score needs one head's [S, G, T] at a time; all heads at once would be the walk's largest tensor.
         q_SKGD = q_BSC[0].reshape(-1, config.kv_heads, group, config.head_dim) * config.head_dim**-0.5
         k_SKD = k_BSC[0].reshape(-1, config.kv_heads, config.head_dim)
         largest = max(
@@ -125,6 +126,7 @@ class LayerObserver:
         self._raise_maximum(place, float(values.abs().max()))
 
     def _raise_maximum(self, place: str, largest: float) -> None:
+        # Written so that NaN, which compares false, is caught too.
         if not largest < float("inf"):
             raise InputError(
                 f"{place}: NaN or infinity among activations; the checkpoint is damaged, or its training diverged"

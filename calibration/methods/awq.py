@@ -51,6 +51,7 @@ def awq_scales(mean_magnitudes_K: Tensor, ratio: float) -> Tensor:
     """
     if not 0 <= ratio <= 1:
         raise InputError(f"a ratio is between 0 and 1; found {ratio}")
+    # The official code's normalisation: without it a ratio would also move the product's overall size.
     scales_K = mean_magnitudes_K.float().pow(ratio).clamp_(min=SMALLEST)
     return scales_K / (scales_K.amax() * scales_K.amin()).sqrt()
 

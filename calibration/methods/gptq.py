@@ -105,6 +105,7 @@ def gptq_round(
     scales_NC = torch.empty(rows, math.ceil(columns / width), dtype=torch.float32, device=weight_NK.device)
     for begin in range(0, rows, PIECE_ROWS):
         piece = slice(begin, begin + PIECE_ROWS)
+        # Nobody reads these inputs, so any value is right; zero costs nothing, and does not stretch the scales.
         alive_nK = weight_NK[piece].float().masked_fill(dead_K, 0.0)
         scales_NC[piece] = symmetric_scales(alive_nK, qmax=qmax, block=block)
         # Channels become rows of memory, because whole channels are worked on at a time.
@@ -160,6 +161,7 @@ class _Rounding:
                         scales_Cn[block], weight_Kn[first : row + 1], values_Bn[first - low : row + 1 - low],
                         plan.unit[first : row + 1, first : row + 1],
                     )  # fmt: skip
+                # Algorithm 1 of arXiv:2210.17323: round a column, pass its error on to those not rounded yet.
                 rounded_n = (values_Bn[row - low] / scales_Cn[block]).round_().clamp_(-self.qmax, self.qmax)
                 integers_Kn[row] = rounded_n
                 weight_Kn[row].addcmul_(rounded_n, scales_Cn[block], value=-1)

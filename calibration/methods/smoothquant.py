@@ -104,6 +104,7 @@ def search_alpha(
     products = []
     for alpha in candidates:
         scales_K = smoothing_scales(activation_maxima_K, weight_maxima_K, alpha)
+        # The smallest common step: one scale for the tensor must hold every smoothed channel.
         step = (activation_maxima_K.float() / scales_K).amax() / INT8_QMAX
         integers_RK = (samples_RK.float() / scales_K).div_(step).round_().clamp_(-INT8_QMAX - 1, INT8_QMAX)
         products.append(functools.partial(_integer_product, integers_RK.to(torch.int8), step, scales_K))

@@ -30,6 +30,7 @@ def percentile_threshold(histogram: Histogram, fraction: float = 0.9999) -> floa
     if not 0 < fraction <= 1:
         raise InputError(f"a fraction of the values is above 0 and up to 1; found {fraction}")
     within_U = _counts_in_use(histogram).cumsum(0)
+    # The edge behind the first bin at which the running share reaches the fraction.
     return (int((within_U < fraction * within_U[-1]).sum()) + 1) * histogram.width
 
 
@@ -110,6 +111,8 @@ def _divergences(counts_U: Tensor, edges_I: Tensor, levels: int) -> Tensor:
     reference_IL = mass_IL.clone()
     reference_IL[:, -1] += total - inside_I
     last_I = total - masses[edges_I - 1]
+    # KL(P, Q) = sum p log p - sum p log q, with p = counts / total and q = counts / inside: logs are taken apart, so
+    # that both sums come from running ones.
     own_I = logs[edges_I - 1] + torch.xlogy(last_I, last_I)
     shared_I = torch.xlogy(reference_IL, mass_IL / bins_IL.clamp(min=1)).sum(dim=1)
     divergence_I = (own_I - shared_I) / total - total.log() + inside_I.log()

@@ -161,6 +161,7 @@ def _build(
 
 def _failure(tensorrt: TensorRT, job: BuildJob) -> Exception:
     said = " ".join(tensorrt.log.errors)
+    # Told by the builder's words: no call of TensorRT says beforehand which head sizes have a fused kernel.
     if NO_FUSED_KERNEL in said and tensorrt.find("IAttentionInputLayer") is not None:
         return _NoFusedKernelError(said)
     hint = ""

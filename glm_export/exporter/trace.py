@@ -72,6 +72,7 @@ def trace(config: GlmConfig, signature: Signature, *, dtype: str, logits: str, o
             exported = torch.export.export(
                 model, (ids, mask, positions, pairs), dynamic_shapes=(*dynamic[:3], dynamic_pairs), strict=False
             )
+            # Unoptimized: the exporter folds each weight's Transpose into a copy, and here are no values to copy.
             program = torch.onnx.export(exported, dynamo=True, opset_version=opset, optimize=False, verbose=False)
     if program is None:
         raise InputError("torch.onnx.export returned no program")

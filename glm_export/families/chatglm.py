@@ -50,6 +50,7 @@ def config(values: Mapping[str, Any]) -> GlmConfig:
         head_dim=hidden // heads,
         ffn_size=keys.optional("inner_hidden_size", 4 * hidden),
         max_positions=keys.optional("max_sequence_length", 2048),
+        # Each half of a head follows a position of its own; within it pairs are halves, not neighbours.
         rotary=RotaryConfig(dim=hidden // heads // 2, interleaved=False, axes=2, float16_frequencies=True),
         norm=Norm.LAYER,
         norm_eps=keys.required("layernorm_epsilon"),

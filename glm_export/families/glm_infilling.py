@@ -56,6 +56,7 @@ def config(values: Mapping[str, Any]) -> GlmConfig:
         kv_heads=heads,
         head_dim=hidden // heads,
         ffn_size=4 * hidden,
+        # One row more than the context: the official table counts position 0 and max_sequence_length alike.
         max_positions=keys.required("max_sequence_length") + 1,
         rotary=None,
         norm=Norm.LAYER,

@@ -49,6 +49,7 @@ class HeadwiseQkv:
     def __call__(self, sources: Sequence[Tensor]) -> Tensor:
         """Reorder the rows of the one source."""
         (rows,) = sources
+        # Head by head in the file; axis 1 is which of the three.
         q, k, v = rows.reshape(self.num_heads, 3, -1, *rows.shape[1:]).unbind(1)
         import torch
 

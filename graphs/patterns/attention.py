@@ -31,6 +31,7 @@ def causal_mask(attention_mask_BT: Tensor, query_len: int) -> Tensor:
     query_S1 = key_T[total - query_len :].unsqueeze(-1)
     real_B1T = (attention_mask_BT != 0).unsqueeze(1)
     padding_B1S1 = ~real_B1T[:, :, total - query_len :].unsqueeze(-1)
+    # & binds before |: causal and real, or a padding query, which sees all.
     return (key_T <= query_S1) & real_B1T.unsqueeze(1) | padding_B1S1
 
 
@@ -88,6 +89,7 @@ def grouped_attention(
     q_BNSD = _split_heads(q_BSC, num_heads)
     key_BKTD = torch.cat((past_key_BKPD, _split_heads(k_BSC, kv_heads)), dim=2)
     value_BKTD = torch.cat((past_value_BKPD, _split_heads(v_BSC, kv_heads)), dim=2)
+    # enable_gqa shares head j // (N / K), as ONNX's Attention does; other orders exist (planted in tests as a defect).
     output_BNSD = functional.scaled_dot_product_attention(
         q_BNSD, key_BKTD, value_BKTD, attn_mask=mask_B1ST, enable_gqa=True
     )

@@ -27,9 +27,11 @@ def route(
 
     Source: ``modeling_glm4_moe.py`` of transformers, ``Glm4MoeTopkRouter`` (one group of experts).
     """
+    # The bias balances load: it decides who is chosen, not how much that counts (arXiv:2408.15664).
     experts_XK = torch.topk(scores_XE + choice_bias_E, per_token, dim=-1).indices
     weights_XK = scores_XE.gather(1, experts_XK)
     if normalize:
+        # The official floor: sigmoid scores can underflow together.
         weights_XK = weights_XK / (weights_XK.sum(dim=-1, keepdim=True) + 1e-20)
     return weights_XK * scale, experts_XK
 
@@ -58,6 +60,7 @@ def mix_experts(x_XH: Tensor, weights_XK: Tensor, experts_XK: Tensor, gate_up_EF
         each_EXH = torch.matmul(functional.silu(gate_EXF) * up_EXF, down_EHF.transpose(1, 2))
         return (each_EXH * weights_XE.t().unsqueeze(-1)).sum(dim=0)
     mixed_XH = torch.zeros_like(x_XH)
+    # By expert number, so that sums are added in one order and runs repeat to the bit.
     for expert in sorted(set(experts_XK.flatten().tolist())):
         rows, slots = (experts_XK == expert).nonzero(as_tuple=True)
         gate, up = functional.linear(x_XH[rows], gate_up_EFH[expert]).chunk(2, dim=-1)

@@ -27,6 +27,7 @@ def rotary_tables(
     Source: ChatGLM2 ``modeling_chatglm.py`` ``RotaryEmbedding.forward_impl``;
         transformers ``modeling_glm.py`` ``GlmRotaryEmbedding``.
     """
+    # theta_i = base ** (-2 i / dim), arXiv:2104.09864, section 3.2.2.
     exponent = torch.arange(0, rotary.dim, 2, dtype=torch.float32) / rotary.dim
     inverse_frequency = 1.0 / (rotary.base**exponent)
     if rotary.float16_frequencies:
@@ -110,6 +111,8 @@ def rotary_embedding(x_BSC: Tensor, rotary: Rotation, *, num_heads: int, interle
         first, second = rotated[..., 0::2], rotated[..., 1::2]
     else:
         first, second = rotated.chunk(2, dim=-1)
+    # (x0 + i x1) e^(i angle) for each pair, arXiv:2104.09864, section 3.4.2. Which channels are a pair is the family's
+    # choice, and the commonest error of exporters: both choices run, one speaks nonsense.
     pair = (first * cos - second * sin, second * cos + first * sin)
     rotated = torch.stack(pair, dim=-1).flatten(-2) if interleaved else torch.cat(pair, dim=-1)
     return torch.cat((rotated, straight), dim=-1).flatten(-2)

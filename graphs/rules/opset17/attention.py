@@ -37,6 +37,7 @@ class AttentionToPrimitives:
         value = emit.op("Concat", past_value, self._heads(v, kv_heads, head_dim, emit), axis=2)
         grouped = emit.op("Reshape", self._heads(q, heads, head_dim, emit), emit.ints(0, kv_heads, -1, head_dim))
         dtype = dtype_of(q)
+        # Queries are scaled, not scores: unscaled scores leave float16's range first.
         scaled = emit.op("Mul", grouped, emit.scalar(head_dim**-0.5, dtype))
         scores = emit.op("MatMul", scaled, emit.op("Transpose", key, perm=[0, 1, 3, 2]))
         chances = self._softmax(scores, self._tiled(mask, group, emit), dtype, emit)
@@ -59,6 +60,7 @@ class AttentionToPrimitives:
     def _softmax(self, scores: ir.Value, mask: ir.Value, dtype: ir.DataType, emit: Emitter) -> ir.Value:
         wide = dtype == ir.DataType.FLOAT
         scores = scores if wide else emit.op("Cast", scores, to=int(ir.DataType.FLOAT))
+        # Not -inf: a row of nothing else would be NaN behind the softmax.
         lowest = emit.scalar(-3.0e38, ir.DataType.FLOAT)
         chances = emit.op("Softmax", emit.op("Where", mask, scores, lowest), axis=LAST)
         return chances if wide else emit.op("Cast", chances, to=int(dtype))

@@ -29,6 +29,7 @@ class GeluToPrimitives:
 
         approximate = node.attributes["approximate"].as_string() if "approximate" in node.attributes else "none"
         if approximate == "tanh":
+            # arXiv:1606.08415, section 2: x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))).
             cube = emit.op("Mul", emit.op("Mul", x, x), x)
             curve = emit.op("Tanh", times(emit.op("Add", x, times(cube, 0.044715)), math.sqrt(2 / math.pi)))
         else:

@@ -24,6 +24,7 @@ class RmsNormToPrimitives:
         x, weight = node.inputs
         dtype, single = dtype_of(x), ir.DataType.FLOAT
         wide = x if dtype == single else emit.op("Cast", x, to=int(single))
+        # arXiv:1910.07467, eq. 4. Opset 17 takes the axes as an attribute; from 18 on they are an input.
         mean = emit.op("ReduceMean", emit.op("Mul", wide, wide), axes=[LAST], keepdims=1)
         epsilon = emit.scalar(node.attributes["epsilon"].as_float(), single)
         normed = emit.op("Div", wide, emit.op("Sqrt", emit.op("Add", mean, epsilon)))
