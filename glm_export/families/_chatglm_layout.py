@@ -57,7 +57,7 @@ def read(values: Mapping[str, Any], *, family: str, rotary_of: str, context: int
         rotary=RotaryConfig(
             # Half of each head stands still: ChatGLM2's code rotates rot_dim = kv_channels // 2 channels.
             dim=head_dim // 2,
-            # rope_ratio has two meanings: ChatGLM2-32k's code divides positions by it, ChatGLM3's and GLM-4's raises the base.
+            # rope_ratio has two meanings: ChatGLM2-32k divides positions by it, ChatGLM3 and GLM-4 raise the base.
             base=10000.0 * (ratio if rotary_of == "base" else 1.0),
             position_scale=ratio if rotary_of == "positions" else 1.0,
         ),
