@@ -33,7 +33,7 @@ def symmetric_scales(rows_NK: Tensor, *, qmax: int, block: int | None) -> Tensor
     Args:
         rows_NK: ``[N, K]``, any float dtype.
         qmax: the largest integer: 127 for int8, 7 for int4.
-        block: neighbours along K that share a scale, or None for one scale a row.
+        block: neighbours along K that share a scale, or None for one scale per row.
 
     Returns:
         ``max |block| / qmax``, float32 ``[N, C]``, all positive (arXiv:2004.09602, section 3.1.2).

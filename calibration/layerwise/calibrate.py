@@ -1,4 +1,4 @@
-"""Calibration: a checkpoint walked layer by layer, with text passing through.
+"""Calibration: a checkpoint taken layer by layer, with text passing through.
 
 One layer's weights are in memory at a time; between layers hidden states lie on disk. A killed run goes on where it
 stopped and ends in the same bits: each layer reads what the one before it wrote, never what it still had in memory.

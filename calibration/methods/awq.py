@@ -77,7 +77,7 @@ def search_ratio(
         mean_magnitudes_K: ``[K]``, as for :func:`awq_scales`.
         weight_NK: ``[N, K]``, any float dtype. For weights that share their input: all of them, one above the other.
         bits: of the integers, 2 to 8: the largest is ``2^(bits - 1) - 1``.
-        block: neighbours along K that share a scale, or None for one scale a row.
+        block: neighbours along K that share a scale, or None for one scale per row.
         ratios: exponents to try. With 0 among them, the choice is never worse than plain rounding.
 
     Returns:

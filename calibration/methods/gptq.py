@@ -78,7 +78,7 @@ def gptq_round(
         weight_NK: ``[N, K]``, any float dtype.
         gram_KK: :attr:`GramMatrix.gram_KK` of the layer's inputs, or any positive multiple of it.
         qmax: the largest integer: 127 for int8, 7 for int4.
-        block: neighbours along K that share a scale, or None for one scale a row, taken from the weights as given.
+        block: neighbours along K that share a scale, or None for one scale per row, taken from the weights as given.
         damping: share of the mean diagonal that is added to the diagonal; the official code's percdamp.
         column_block: columns whose updates are applied together to the rest (the paper's lazy batch updates).
         order_by_activity: round the columns with the largest activations first, not the leftmost; the official code's

@@ -75,7 +75,7 @@ def search_alpha(
 ) -> AlphaChoice:
     """Find the migration strength that costs a layer's product least, by computing it in 8 bits.
 
-    Weights ``W * s`` are rounded with one scale a row, activations ``X / s`` with one static scale, the largest of
+    Weights ``W * s`` are rounded with one scale per row, activations ``X / s`` with one static scale, the largest of
     ``activation_maxima / s`` over 127: the paper's static scheme (O3), with the weight by channel. No smoothing is
     always tried, and preferred where nothing is better. Besides the inputs, memory holds a byte per sample value and
     alpha, and a few pieces of rows (:data:`~glm_export.calibration.quantize.PIECE_ELEMENTS`).

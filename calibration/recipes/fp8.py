@@ -1,4 +1,4 @@
-"""8-bit floats (E4M3) as Q/DQ, weights with a scale a channel; for Ada, Hopper and later."""
+"""8-bit floats (E4M3) as Q/DQ, weights with one scale per channel; for Ada, Hopper and later."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""8-bit weights and activations, multiplied as integers; activations are rounded with one scale a tensor."""
+"""8-bit weights and activations, multiplied as integers; activations are rounded with one scale per tensor."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""W8A8 as Q/DQ: 8-bit weights, a scale a channel, and activations rounded with one calibrated scale a tensor."""
+"""W8A8 as Q/DQ: 8-bit weights, one scale per channel, and activations rounded with one calibrated scale per tensor."""
 
 from __future__ import annotations
 

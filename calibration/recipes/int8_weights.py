@@ -1,4 +1,4 @@
-"""Weights in 8 bits: blocks of 128 in ONNX Runtime's product, one scale a channel where the program says Q/DQ."""
+"""Weights in 8 bits: blocks of 128 in ONNX Runtime's product, one scale per channel where the program says Q/DQ."""
 
 from __future__ import annotations
 

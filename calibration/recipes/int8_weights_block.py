@@ -1,4 +1,4 @@
-"""Weights in 8 bits and blocks of 128 as Q/DQ: finer than a scale a channel where a few inputs dominate."""
+"""Weights in 8 bits and blocks of 128 as Q/DQ: finer than one scale per channel where a few inputs dominate."""
 
 from __future__ import annotations
 
