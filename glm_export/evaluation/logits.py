@@ -8,11 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from glm_export.calibration import recipes
 from glm_export.errors import InputError
 from glm_export.inputs.feeds import Prompt
 from glm_export.sessions.session import Logits, Session
-from glm_export.spec.weight_formats import ChannelWeights
 
 BATCH_BYTES = 256 << 20
 """Logits of one batch take no more, unless one row alone does."""
@@ -62,17 +60,8 @@ def row_logits(session: Session, prompts: Sequence[Prompt], first: Sequence[int]
 
 
 def rows_at_once(session: Session) -> int:
-    """How many rows may stand in a batch and not change each other's answers.
-
-    Products with one scale for the whole tensor (recipe int8-dynamic) round a row by what stands beside it, and forms
-    that change with the number of tokens (int4-int8-prompt) are another model in a batch. Alone is how one user runs.
-    """
-    program, most = getattr(session, "program", None), min(BATCH_ROWS, session.max_rows or BATCH_ROWS)
-    if program is None or program.recipe is None:
-        return most
-    recipe = recipes.load(program.recipe).carried_by(program.dialect)
-    formats = (recipe.layers, recipe.head, recipe.prompt)
-    return 1 if any(isinstance(form, ChannelWeights) for form in formats) else most
+    """How many rows may stand in a batch and not change each other's answers; alone is how one user runs."""
+    return min(BATCH_ROWS, session.max_rows or BATCH_ROWS) if session.batch_invariant else 1
 
 
 def _groups(session: Session, rows: Sequence[_Row]) -> Iterator[list[_Row]]:

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -18,24 +18,15 @@ from glm_export.artifacts.open import Kind, open_artifact
 from glm_export.artifacts.program import OnnxProgram, load_program
 from glm_export.checkpoints.checkpoint import Checkpoint
 from glm_export.errors import GlmExportError
-from glm_export.graphs.weight_traffic import program_weight_traffic
 from glm_export.inputs.feeds import Feeds, Prompt
 from glm_export.machine.memory import read_bandwidth, resident_bytes
+from glm_export.performance.report import BenchOptions
 from glm_export.sessions.session import Session
 from glm_export.spec.dtypes import DTYPE_BYTES
 from glm_export.spec.signature import past_names
 
-if TYPE_CHECKING:  # runtimes are imported where they are used
-    from glm_export.sessions.tensorrt.session import EngineSession
-
-from typing import TYPE_CHECKING
-
-from glm_export.performance.report import BenchOptions
-
-if TYPE_CHECKING:
-    import torch
-
-
+AMONG_PACKAGES = {"onnxruntime", "pytorch"}
+"""Runtimes whose version a report's machine says; an engine is tied to the one it was built by."""
 WARM_UP_STEPS = 4
 FIRST_PLAIN_ID = 3
 """Prompts are random ids from here on; those below are usually special."""
@@ -64,7 +55,7 @@ def measure(model: str, options: BenchOptions) -> dict[str, Any]:
         return (
             {"load_s": loaded, "libraries_anonymous_bytes": before and before[0]}
             | rounds.run()
-            | _facts(session, options)
+            | facts_of(session, options)
         )
 
 
@@ -88,49 +79,19 @@ def _open_session(model: str, threads: int | None) -> Session:
     return TorchSession(opened)
 
 
-def _facts(session: Session, options: BenchOptions) -> dict[str, Any]:
+def facts_of(session: Session, options: BenchOptions) -> dict[str, Any]:
     """Runtime, device, and the bytes of a decode step."""
-    from glm_export.sessions.onnxruntime.runtime import CUDA
-    from glm_export.sessions.onnxruntime.session import OrtSession
-    from glm_export.sessions.tensorrt.session import EngineSession
-    from glm_export.sessions.torch import TorchSession
-
-    if isinstance(session, OrtSession):
-        program = session.program
-        on_cuda = session.runtime.get_providers()[0] == CUDA
-        signature = program.signature
-        facts: dict[str, Any] = {
-            "runtime": "onnxruntime", "dialect": program.dialect, "dtype": program.dtype,
-            "device": "cuda" if on_cuda else "cpu",
-            "step_weight_bytes": program_weight_traffic(program.model_path, options.batch),
-        }  # fmt: skip
-    elif isinstance(session, EngineSession):
-        signature, facts = session.program.signature, _engine_facts(session, options)
-    else:
-        assert isinstance(session, TorchSession)
-        signature = session.signature
-        weight = session.model.head.weight
-        facts = {
-            "runtime": "pytorch", "dialect": None, "dtype": str(weight.dtype).removeprefix("torch."),
-            "device": weight.device.type, "step_weight_bytes": torch_weight_traffic(session.model, options.batch),
-        }  # fmt: skip
-    config = session.config
-    number_bytes = DTYPE_BYTES[signature.input(past_names(0)[0]).dtype]
+    described, config = session.describe(), session.config
+    name = described.runtime
+    memory = session.device_memory()
+    number_bytes = DTYPE_BYTES[session.signature.input(past_names(0)[0]).dtype]
     columns = options.context + options.new_tokens // 2
     values = 2 * config.num_layers * options.batch * columns * config.kv_heads * config.head_dim
-    return facts | {"step_cache_bytes": values * number_bytes}
-
-
-def _engine_facts(session: EngineSession, options: BenchOptions) -> dict[str, Any]:
-    import torch
-
-    engine, bytes_read = session.engine, session.engine.manifest["step_bytes"]
-    free, total = torch.cuda.mem_get_info()
     return {
-        "runtime": f"{engine.runtime} {engine.version}", "dialect": engine.program.dialect,
-        "dtype": engine.program.dtype, "device": "cuda", "device_memory_bytes": total - free,
-        "step_weight_bytes": bytes_read["weights"] + options.batch * bytes_read["row"],
-    }  # fmt: skip
+        "runtime": name if name in AMONG_PACKAGES else f"{name} {described.version}", "dialect": described.dialect,
+        "dtype": described.dtype, "device": described.device,
+        "step_weight_bytes": session.weight_traffic(options.batch), "step_cache_bytes": values * number_bytes,
+    } | ({} if memory is None else {"device_memory_bytes": memory})  # fmt: skip
 
 
 class _Rounds:
@@ -219,19 +180,3 @@ def main(arguments: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     main(sys.argv[1:])
-
-
-def torch_weight_traffic(model: torch.nn.Module, batch: int) -> int:
-    """Bytes of a PyTorch model's parameters that a step of ``batch`` tokens reads."""
-    import torch
-
-    whole: dict[int, int] = {}
-    tables: dict[int, int] = {}
-    for module in model.modules():
-        for weight in module.parameters(recurse=False):
-            if isinstance(module, torch.nn.Embedding):
-                tables[id(weight)] = batch * weight[0].nbytes
-            else:
-                whole[id(weight)] = weight.nbytes
-    # A table that is also the head's weight is read whole.
-    return sum((tables | whole).values())

@@ -7,9 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from glm_export.artifacts.program import OnnxProgram
-from glm_export.calibration import recipes
 from glm_export.calibration.quantization import Quantization
-from glm_export.calibration.recipe import Recipe
 from glm_export.checkpoints.checkpoint import Checkpoint
 from glm_export.errors import InputError
 from glm_export.generation.generate import generate_ids
@@ -19,7 +17,7 @@ from glm_export.proof.compare import TOLERANCES, ParityReport, compare_runs
 from glm_export.proof.runners import canonical_signature, run_both
 from glm_export.proof.stored_integers import ProgramIntegers
 from glm_export.sessions.onnxruntime.session import OrtSession
-from glm_export.sessions.session import Session
+from glm_export.sessions.session import Session, recipe_of
 from glm_export.sessions.torch import TorchSession
 from glm_export.spec.signature import (
     Cache,
@@ -102,11 +100,6 @@ def check(program: OnnxProgram, checkpoint: Checkpoint, reference_dtype: str = "
     return CheckReport(
         parity=parity, greedy_equal=equal, greedy_total=total, recipe=program.recipe, usual_bound=usual_bound
     )
-
-
-def recipe_of(program: OnnxProgram) -> Recipe | None:
-    """A program's recipe in the forms of its dialect; None where it is not quantized."""
-    return None if program.recipe is None else recipes.load(program.recipe).carried_by(program.dialect)
 
 
 def quantization_of(program: OnnxProgram) -> Quantization | None:

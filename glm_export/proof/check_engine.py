@@ -19,12 +19,12 @@ from glm_export.artifacts.program import OnnxProgram
 from glm_export.checkpoints.checkpoint import Checkpoint
 from glm_export.errors import InputError
 from glm_export.proof.cases import parity_cases
-from glm_export.proof.check import CheckReport, greedy_agreement, quantization_of, recipe_of, require_same_checkpoint
+from glm_export.proof.check import CheckReport, greedy_agreement, quantization_of, require_same_checkpoint
 from glm_export.proof.compare import TOLERANCES, compare_runs
 from glm_export.proof.runners import ReferenceRunner, SessionRunner
 from glm_export.sessions.onnxruntime.cache import NUMPY_DTYPES
 from glm_export.sessions.onnxruntime.session import OrtSession
-from glm_export.sessions.session import Session, Tensors, call_layout
+from glm_export.sessions.session import Session, Tensors, call_layout, recipe_of
 from glm_export.sessions.tensorrt.session import EngineSession, load_onto_device
 from glm_export.sessions.tensorrt.step import LoadedEngine
 from glm_export.sessions.torch import TorchSession

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -16,17 +17,54 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Self
 
+from glm_export.artifacts.program import OnnxProgram
+from glm_export.calibration import recipes
 from glm_export.calibration.quantization import kv_scales
+from glm_export.calibration.recipe import Recipe
 from glm_export.errors import InputError
 from glm_export.inputs.call_layout import CallLayout
 from glm_export.inputs.feeds import Feeds, Prompt, RightPaddedFeeds, prefill_feeds
 from glm_export.spec.config import GlmConfig
-from glm_export.spec.signature import Signature
+from glm_export.spec.signature import Cache, Signature
+from glm_export.spec.weight_formats import ChannelWeights
 from glm_export.tokenizers import Tokenizer, load_tokenizer
 from glm_export.tokenizers.infilling import InfillingTokenizer
 
 Logits = NDArray[np.float32]
 Tensors = dict[str, NDArray[np.generic]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionDescription:
+    """What runs a model, and how.
+
+    ``runtime``: the library, and ``version``: its own. ``device``: cpu or cuda. ``dialect``: of the program;
+    None where the checkpoint itself runs. ``dtype``: of what is not quantized. ``threads``: of one operator; None where
+    no processor computes.
+    """
+
+    runtime: str
+    version: str
+    device: str
+    dialect: str | None
+    dtype: str
+    cache: Cache
+    threads: int | None
+
+
+def recipe_of(program: OnnxProgram) -> Recipe | None:
+    """A program's recipe in the formats of its dialect; None where it is not quantized."""
+    return None if program.recipe is None else recipes.load(program.recipe).carried_by(program.dialect)
+
+
+def rows_apart(recipe: Recipe | None) -> bool:
+    """Whether products of a recipe give a row the same whatever stands beside it.
+
+    One scale for the whole tensor (int8-dynamic) rounds a row by its neighbours, and formats that change with the
+    number of tokens (int4-int8-prompt) are another model in a batch.
+    """
+    formats = (recipe.layers, recipe.head, recipe.prompt) if recipe is not None else ()
+    return not any(isinstance(one, ChannelWeights) for one in formats)
 
 
 def call_layout(signature: Signature, folder: Path) -> CallLayout:
@@ -60,7 +98,12 @@ def prefix_prompt(ids: Sequence[int], sop_id: int, masks: Sequence[set[int]]) ->
 
 
 class Session(ABC):
-    """A model ready to run. Use it in a ``with`` block, or call :meth:`close`."""
+    """A model ready to run. Use it in a ``with`` block, or call :meth:`close`.
+
+    ``signature``: of the program that runs; for PyTorch the canonical one.
+    """
+
+    signature: Signature
 
     def __init__(self, folder: Path, config: GlmConfig) -> None:
         self.folder = folder
@@ -120,6 +163,23 @@ class Session(ABC):
         positions = self.config.max_positions
         columns = self.capacity if isinstance(feeds, RightPaddedFeeds) and self.capacity is not None else positions
         return min(positions, columns) - 1
+
+    @abstractmethod
+    def describe(self) -> SessionDescription:
+        """What runs the model, and how."""
+
+    @property
+    @abstractmethod
+    def batch_invariant(self) -> bool:
+        """Whether a row's numbers are the same alone and in a batch, noise of the last bits left aside."""
+
+    @abstractmethod
+    def weight_traffic(self, rows: int) -> int:
+        """Bytes of weights that a decode step of so many rows reads."""
+
+    def device_memory(self) -> int | None:
+        """Bytes in use on the device, by all; None where the session does not know."""
+        return None
 
     @abstractmethod
     def prefill(self, feeds: Feeds) -> Logits:

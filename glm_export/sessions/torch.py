@@ -15,7 +15,7 @@ from glm_export.errors import EnvironmentMissingError
 from glm_export.inputs.feeds import Feeds
 from glm_export.machine.memory import available_memory
 from glm_export.modeling import Decoder, KeyValue, building_in, linear_weights
-from glm_export.sessions.session import Logits, Session, Tensors
+from glm_export.sessions.session import Logits, Session, SessionDescription, Tensors, rows_apart
 from glm_export.spec.dtypes import DTYPE_BYTES
 from glm_export.spec.signature import (
     ATTENTION_MASK,
@@ -104,6 +104,29 @@ class TorchSession(Session):
         if quantization is not None and quantization.recipe.prompt is not None:
             self._prompt_model = load_reference(checkpoint, dtype, quantization, PROMPT_TOKENS + 1).to(device)
         self._past: list[KeyValue] | None = None
+        self._rows_apart = rows_apart(quantization.recipe if quantization is not None else None)
+
+    def describe(self) -> SessionDescription:
+        """PyTorch, where the weights are."""
+        weight = self.model.head.weight
+        return SessionDescription(
+            runtime="pytorch",
+            version=torch.__version__,
+            device=weight.device.type,
+            dialect=None,
+            dtype=str(weight.dtype).removeprefix("torch."),
+            cache=self.signature.cache,
+            threads=torch.get_num_threads(),
+        )
+
+    @property
+    def batch_invariant(self) -> bool:
+        """Unless it computes as a recipe that is not."""
+        return self._rows_apart
+
+    def weight_traffic(self, rows: int) -> int:
+        """Of the parameters, whatever a quantization would make of them."""
+        return torch_weight_traffic(self.model, rows)
 
     def prefill(self, feeds: Feeds) -> Logits:
         """Start a batch; logits of every token."""
@@ -141,6 +164,20 @@ class TorchSession(Session):
         """Free the weights and the cache."""
         self._past = None
         del self.model, self._prompt_model
+
+
+def torch_weight_traffic(model: nn.Module, batch: int) -> int:
+    """Bytes of a PyTorch model's parameters that a step of ``batch`` tokens reads."""
+    whole: dict[int, int] = {}
+    tables: dict[int, int] = {}
+    for module in model.modules():
+        for weight in module.parameters(recurse=False):
+            if isinstance(module, nn.Embedding):
+                tables[id(weight)] = batch * weight[0].nbytes
+            else:
+                whole[id(weight)] = weight.nbytes
+    # A table that is also the head's weight is read whole.
+    return sum((tables | whole).values())
 
 
 def _numpy(tensor: Tensor) -> np.ndarray:

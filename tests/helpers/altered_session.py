@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from glm_export.inputs.feeds import Feeds
-from glm_export.sessions.session import Logits, Session, Tensors
+from glm_export.sessions.session import Logits, Session, SessionDescription, Tensors
 
 
 class Altered(Session):
@@ -14,8 +14,19 @@ class Altered(Session):
 
     def __init__(self, inner: Session, change: Callable[[Logits, int], Logits]) -> None:
         super().__init__(inner.folder, inner.config)
+        self.signature = inner.signature
         self.calls: list[tuple[int, ...]] = []
         self._inner, self._change, self._steps = inner, change, 0
+
+    def describe(self) -> SessionDescription:
+        return self._inner.describe()
+
+    @property
+    def batch_invariant(self) -> bool:
+        return self._inner.batch_invariant
+
+    def weight_traffic(self, rows: int) -> int:
+        return self._inner.weight_traffic(rows)
 
     def feeds(self, prompts: Any) -> Feeds:
         return self._inner.feeds(prompts)

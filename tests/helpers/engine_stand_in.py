@@ -26,6 +26,9 @@ from glm_export.sessions.tensorrt.step import DTYPES, LoadedEngine
 from glm_export.spec.optimization_profile import OptimizationProfile
 from glm_export.spec.signature import BATCH, LOGITS, Cache
 
+MEMORY_IN_USE = 3 << 20
+STEP_BYTES = {"weights": 1000, "row": 10}
+"""What a build would have found."""
 SCRATCH = (4096, 512)
 """Bytes the profiles would need."""
 NUMPY = {"float32": np.float32, "float16": np.float16, "int64": np.int64, "bool": np.bool_, "int8": np.int8}
@@ -61,6 +64,9 @@ class HostDevice:
                 work()
 
         return replay
+
+    def memory_in_use(self) -> int:
+        return MEMORY_IN_USE
 
     def release(self) -> None:
         """Nothing is kept."""
@@ -204,7 +210,8 @@ def stand_in_session(
     profiles = profiles_of(program.signature, limits)
     engine = Engine(
         folder=program.folder, program=program, runtime=vendor.TENSORRT_RTX, version="0", limits=limits,
-        profiles=profiles, built_on=BuiltOn(system="Linux"), compatibility=Compatibility(), manifest={},
+        profiles=profiles, built_on=BuiltOn(system="Linux"), compatibility=Compatibility(),
+        manifest={"step_bytes": STEP_BYTES},
     )  # fmt: skip
     device = HostDevice()
     made = StandInEngine(program, profiles, device)

@@ -21,8 +21,9 @@ from glm_export.graphs.weight_traffic import program_weight_traffic
 from glm_export.machine.memory import read_bandwidth, resident_bytes
 from glm_export.performance import bench as bench_module
 from glm_export.performance.bench import bench
-from glm_export.performance.measure import measure, percentile, torch_weight_traffic
+from glm_export.performance.measure import measure, percentile
 from glm_export.performance.report import BenchOptions, BenchReport
+from glm_export.sessions.torch import torch_weight_traffic
 from glm_export.terminal.bench import show_bench
 
 TINY = BenchOptions(prompt_tokens=8, context=4, new_tokens=6, batch=2, rounds=2, threads=1)

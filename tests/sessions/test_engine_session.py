@@ -19,18 +19,22 @@ from glm_export.exporter import export as exporter
 from glm_export.generation.generate import generate_ids
 from glm_export.generation.stopping import Stopping
 from glm_export.inputs.feeds import Prompt
+from glm_export.performance.measure import facts_of
+from glm_export.performance.report import BenchOptions
 from glm_export.proof.cases import parity_cases, random_prompt
 from glm_export.proof.runners import canonical_signature
 from glm_export.sessions.onnxruntime.session import OrtSession
+from glm_export.sessions.session import SessionDescription
 from glm_export.sessions.tensorrt.kernel_cache import KERNELS
 from glm_export.sessions.torch import TorchSession
+from glm_export.spec.signature import Cache
 from tests.helpers.golden_data import Golden
 
 pytest.importorskip(
     "tensorrt_rtx_bindings", reason="TensorRT-RTX is not installed: pip install 'glm-export[rtx]' (Linux, x86-64)"
 )
 
-from tests.helpers.engine_stand_in import StandInContext, StandInEngine, stand_in_session
+from tests.helpers.engine_stand_in import MEMORY_IN_USE, StandInContext, StandInEngine, stand_in_session
 
 LENGTH = 64
 STOPPING = Stopping(max_new_tokens=12)
@@ -306,3 +310,31 @@ def test_compiled_kernels_are_kept(exported: Export) -> None:
     assert session._kernels._cache.loaded == b"kernels"
     session.close()
     path.unlink()
+
+
+def test_an_engine_is_described_and_measured(exported: Export) -> None:
+    """By its runtime and the version it was built by, which is not among a machine's packages."""
+    program = exported("chatglm2")
+    session, _ = stand_in_session(program)
+    with session:
+        assert session.describe() == SessionDescription(
+            runtime="tensorrt-rtx",
+            version="0",
+            device="cuda",
+            dialect="tensorrt",
+            dtype="float32",
+            cache=Cache.STATIC,
+            threads=None,
+        )
+        assert session.batch_invariant
+        options = BenchOptions(context=4, new_tokens=6, batch=2)
+        facts, config = facts_of(session, options), program.config
+    assert facts == {
+        "runtime": "tensorrt-rtx 0",
+        "dialect": "tensorrt",
+        "dtype": "float32",
+        "device": "cuda",
+        "device_memory_bytes": MEMORY_IN_USE,
+        "step_weight_bytes": 1020,
+        "step_cache_bytes": 2 * config.num_layers * 2 * 7 * config.kv_heads * config.head_dim * 4,
+    }

@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
+import torch
 
 from glm_export import api
 from glm_export.artifacts.program import OnnxProgram
+from glm_export.calibration import recipes
 from glm_export.errors import InputError
 from glm_export.generation.generate import generate_ids
 from glm_export.generation.stopping import Stopping
@@ -18,6 +21,9 @@ from glm_export.sessions.onnxruntime import cache as buffers
 from glm_export.sessions.onnxruntime.cache import InPlace
 from glm_export.sessions.onnxruntime.runtime import usable_threads
 from glm_export.sessions.onnxruntime.session import OrtSession
+from glm_export.sessions.session import SessionDescription, rows_apart
+from glm_export.sessions.torch import TorchSession
+from glm_export.spec.signature import Cache
 
 IDS = [5, 900, 31, 7, 12]
 
@@ -85,6 +91,49 @@ def test_chunks_of_several_rows_on_a_past_are_refused(fused: OnnxProgram) -> Non
         session.prefill(first)
         with pytest.raises(InputError, match="one row at a time"):
             session.decode(second)
+
+
+def test_a_session_says_what_it_is(fused: OnnxProgram, static: OnnxProgram, demo_program: OnnxProgram) -> None:
+    """Also which weights a step reads: those of the program, one way or the other, and an embedding's row each."""
+    kinds = {"onnx": (demo_program, Cache.GROWING), "ort": (fused, Cache.SHARED), "tensorrt": (static, Cache.STATIC)}
+    traffic = set()
+    for dialect, (program, cache) in kinds.items():
+        with OrtSession(program, ["CPUExecutionProvider"], threads=1) as session:
+            assert session.describe() == SessionDescription(
+                runtime="onnxruntime",
+                version=onnxruntime.__version__,
+                device="cpu",
+                dialect=dialect,
+                dtype="float32",
+                cache=cache,
+                threads=1,
+            )
+            assert session.batch_invariant
+            assert session.device_memory() is None
+            row_bytes = session.weight_traffic(3) - session.weight_traffic(2)
+            assert 4 * session.config.hidden_size <= row_bytes < 4 * session.config.hidden_size + 2000
+            traffic.add(session.weight_traffic(0) // 100_000)
+    with TorchSession(api.open_checkpoint("demo"), "bfloat16") as session:
+        described = session.describe()
+        assert (described.runtime, described.version, described.dialect) == ("pytorch", torch.__version__, None)
+        assert (described.device, described.dtype, described.cache) == ("cpu", "bfloat16", Cache.GROWING)
+        assert described.threads == torch.get_num_threads()
+        assert session.batch_invariant
+        traffic.add(2 * session.weight_traffic(0) // 100_000)
+    assert len(traffic) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "dialect", "apart"),
+    [
+        ("int8-dynamic", "ort", False), ("int8-dynamic", "onnx", True), ("int4-int8-prompt", "ort", False),
+        ("int8-weights", "ort", True), ("int8-smoothquant", "tensorrt", True),
+    ],
+)  # fmt: skip
+def test_recipes_whose_rows_stand_apart(name: str, dialect: str, apart: bool) -> None:
+    """In explicit form a recipe's activations have scales found beforehand, or none."""
+    assert rows_apart(recipes.load(name).carried_by(dialect)) == apart
+    assert rows_apart(None)
 
 
 @pytest.mark.skipif(has_driver(), reason="speaks of machines without an NVIDIA driver")

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 
 from glm_export.artifacts.program import MODEL, WEIGHTS, OnnxProgram
 from glm_export.errors import InputError
@@ -15,7 +16,15 @@ from glm_export.inputs.feeds import Feeds, Prompt, prefill_feeds
 from glm_export.sessions.onnxruntime.cache import NUMPY_DTYPES, InPlace, buffers
 from glm_export.sessions.onnxruntime.cuda_graph import CapturedStep, without_capture
 from glm_export.sessions.onnxruntime.runtime import CUDA, inference_session, providers
-from glm_export.sessions.session import Logits, Session, Tensors, call_layout
+from glm_export.sessions.session import (
+    Logits,
+    Session,
+    SessionDescription,
+    Tensors,
+    call_layout,
+    recipe_of,
+    rows_apart,
+)
 from glm_export.spec.signature import LOGITS, Cache
 
 
@@ -41,25 +50,49 @@ class OrtSession(Session):
         if program.dtype not in NUMPY_DTYPES:
             self._twin = tempfile.TemporaryDirectory(prefix="glm-export-")
             program = _upcast(program, Path(self._twin.name))
-        self.program = program
+        self.program, self.signature = program, program.signature
         self.layout = call_layout(program.signature, self.folder)
         if cuda_graph and (program.signature.cache is not Cache.SHARED or CUDA not in (chosen or providers())):
             raise InputError("a CUDA graph needs an NVIDIA GPU and a program of dialect ort of a causal family")
         self.runtime = inference_session(program, chosen, threads=threads, cuda_graph=cuda_graph)
         self._captured = CapturedStep(self.runtime, program.signature) if cuda_graph else None
         self._one_row_chunks = program.signature.cache is Cache.SHARED
-        device = "cuda" if self.runtime.get_providers()[0] == CUDA else "cpu"
-        self._buffers = buffers(program.signature, program.config.num_layers, device, program.config.max_positions)
+        self._device = "cuda" if self.runtime.get_providers()[0] == CUDA else "cpu"
+        self._buffers = buffers(
+            program.signature, program.config.num_layers, self._device, program.config.max_positions
+        )
+
+    def describe(self) -> SessionDescription:
+        """ONNX Runtime, on its first provider."""
+        return SessionDescription(
+            runtime="onnxruntime",
+            version=onnxruntime.__version__,
+            device=self._device,
+            dialect=self.program.dialect,
+            dtype=self.program.dtype,
+            cache=self.signature.cache,
+            threads=self.runtime.get_session_options().intra_op_num_threads,
+        )
+
+    @property
+    def batch_invariant(self) -> bool:
+        """As the recipe is."""
+        return rows_apart(recipe_of(self.program))
+
+    def weight_traffic(self, rows: int) -> int:
+        """Of the program's initializers."""
+        from glm_export.graphs.weight_traffic import program_weight_traffic
+
+        return program_weight_traffic(self.program.model_path, rows)
 
     def feeds(self, prompts: Sequence[Prompt]) -> Feeds:
         """Padded on the right where each row fills the cache on its own."""
-        return prefill_feeds(prompts, self.config, own_lengths=self.program.signature.own_lengths)
+        return prefill_feeds(prompts, self.config, own_lengths=self.signature.own_lengths)
 
     @property
     def capacity(self) -> int | None:
         """A static cache may be shorter than the context."""
-        signature = self.program.signature
-        return signature.static_length if signature.cache is Cache.STATIC else None
+        return self.signature.static_length if self.signature.cache is Cache.STATIC else None
 
     def prefill(self, feeds: Feeds) -> Logits:
         """Start a batch from an empty cache."""
@@ -88,7 +121,7 @@ class OrtSession(Session):
 
     def run(self, tensors: Tensors) -> Tensors:
         """One call with the cache handed in and out, in the canonical program's layout whatever the dialect's."""
-        names = [spec.name for spec in self.program.signature.outputs]
+        names = [spec.name for spec in self.signature.outputs]
         outputs = self.runtime.run(names, self.layout.to_program(tensors))
         return self.layout.to_canonical(dict(zip(names, outputs, strict=True)), tensors)
 

@@ -46,6 +46,9 @@ class Device(Protocol):
     def capture(self, launch: Launch) -> Launch:
         """Record what ``launch`` does; the result does it again."""
 
+    def memory_in_use(self) -> int:
+        """Bytes of it, by all processes."""
+
     def release(self) -> None:
         """Free what it keeps besides the tensors it gave out."""
 
@@ -114,6 +117,11 @@ class CudaDevice:
         if key not in self._pinned or self._pinned[key].numel() < tensor.numel():
             self._pinned[key] = torch.empty(tensor.numel(), dtype=tensor.dtype, pin_memory=True)
         return self._pinned[key][: tensor.numel()].view(tensor.shape)
+
+    def memory_in_use(self) -> int:
+        """As the driver says."""
+        free, total = torch.cuda.mem_get_info()
+        return total - free
 
     def release(self) -> None:
         """Forget the pinned memory."""

@@ -19,7 +19,15 @@ from glm_export.engines.fit import require_fit
 from glm_export.engines.inspection import activations, deserialize, refit
 from glm_export.errors import CheckpointError, InputError
 from glm_export.inputs.feeds import Feeds, Prompt, RightPaddedFeeds, prefill_feeds
-from glm_export.sessions.session import Logits, Session, Tensors, call_layout
+from glm_export.sessions.session import (
+    Logits,
+    Session,
+    SessionDescription,
+    Tensors,
+    call_layout,
+    recipe_of,
+    rows_apart,
+)
 from glm_export.sessions.tensorrt.cache import engine_cache
 from glm_export.sessions.tensorrt.device import CudaDevice
 from glm_export.sessions.tensorrt.kernel_cache import KernelCache
@@ -61,23 +69,49 @@ class EngineSession(Session):
         super().__init__(engine.folder, engine.program.config)
         self.engine = engine
         self.program = engine.program
-        self._signature = engine.program.signature
-        self.layout = call_layout(self._signature, engine.folder)
+        self.signature = engine.program.signature
+        self.layout = call_layout(self.signature, engine.folder)
         self._loaded = loaded or load_onto_device(engine)
         self._kernels = KernelCache.of(self._loaded.tensorrt, engine.folder)
         needed = activations(self._loaded.tensorrt, self._loaded.engine)
         made, self._scratch = contexts(self._loaded, needed, self._kernels)
         self._prefill, self._decode = (
-            EngineStep(self._loaded, index, profile, self._signature, context, self._scratch)
+            EngineStep(self._loaded, index, profile, self.signature, context, self._scratch)
             for index, (profile, context) in enumerate(zip(engine.profiles, made, strict=True))
         )
-        self._cache = engine_cache(self._signature, self.config.num_layers, self._loaded.device)
-        self._static = self._signature.cache is Cache.STATIC
+        self._cache = engine_cache(self.signature, self.config.num_layers, self._loaded.device)
+        self._static = self.signature.cache is Cache.STATIC
         self._graph = cuda_graph and self._static
+
+    def describe(self) -> SessionDescription:
+        """The engine's runtime, and the version it was built by."""
+        return SessionDescription(
+            runtime=self.engine.runtime,
+            version=self.engine.version,
+            device="cuda",
+            dialect=self.program.dialect,
+            dtype=self.program.dtype,
+            cache=self.signature.cache,
+            threads=None,
+        )
+
+    @property
+    def batch_invariant(self) -> bool:
+        """As the recipe is."""
+        return rows_apart(recipe_of(self.program))
+
+    def weight_traffic(self, rows: int) -> int:
+        """As the build found it."""
+        found = self.engine.manifest["step_bytes"]
+        return int(found["weights"] + rows * found["row"])
+
+    def device_memory(self) -> int | None:
+        """Of the GPU."""
+        return self._loaded.device.memory_in_use()
 
     def feeds(self, prompts: Sequence[Prompt]) -> Feeds:
         """Padded on the right where each row fills the cache on its own."""
-        feeds = prefill_feeds(prompts, self.config, own_lengths=self._signature.own_lengths)
+        feeds = prefill_feeds(prompts, self.config, own_lengths=self.signature.own_lengths)
         self._require(feeds)
         return feeds
 
@@ -138,12 +172,12 @@ class EngineSession(Session):
         for piece in self._pieces(feeds):
             step = self._decode if self._beyond_prefill(piece) else self._prefill
             logits = self._call(step, piece, chosen)
-            if isinstance(feeds, RightPaddedFeeds) and self._signature.last_logits_only and found:
+            if isinstance(feeds, RightPaddedFeeds) and self.signature.last_logits_only and found:
                 # A row that ended in an earlier piece keeps what it got there.
                 ended = feeds.lengths <= piece.position_ids[:, 0]
                 logits = np.where(ended[:, None, None], found[-1], logits)
             found.append(logits)
-        return found[-1] if self._signature.last_logits_only else np.concatenate(found, axis=1)
+        return found[-1] if self.signature.last_logits_only else np.concatenate(found, axis=1)
 
     def _pieces(self, feeds: Feeds) -> Iterator[Feeds]:
         size = self.engine.limits.prefill_tokens
@@ -195,7 +229,7 @@ class EngineSession(Session):
         pairs = []
         for layer in layers:
             for name, present in zip(past_names(layer), present_names(layer), strict=True):
-                array, dtype = arrays[name], self._signature.input(name).dtype
+                array, dtype = arrays[name], self.signature.input(name).dtype
                 rows, heads, columns, channels = array.shape
                 # Never empty: TensorRT wants an address.
                 past = device.zeros(max(1, array.size), dtype)[: array.size].view(array.shape)
