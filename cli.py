@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,25 +92,25 @@ def export(
     """Write an ONNX program for CHECKPOINT."""
     from glm_export import api
     from glm_export.artifacts.output_folder import require_writable
-    from glm_export.exporter.options import resolve_options
+    from glm_export.exporter.options import ExportOptions, resolve_options
     from glm_export.exporter.plan import plan_export
     from glm_export.terminal.console import ProgressBars
     from glm_export.terminal.export import show_float16_risk, show_mixed_precision, show_plan, show_written
 
     require_writable(out, force=force)
     opened = api.open_checkpoint(checkpoint, family)
-    options["ranges"] = api.open_ranges(options["ranges"])
-    target = resolve_options(opened.config, **options)
+    chosen = ExportOptions(**options | {"ranges": api.open_ranges(options["ranges"])})
+    target = resolve_options(opened.config, chosen)
     if budget is not None:
         with ProgressBars(MESSAGES) as bars:
             mixed = api.exclude_layers(opened, target, budget, corpus, progress=bars)
         show_mixed_precision(MESSAGES, mixed)
-        options["excluded"] = mixed.excluded
-        target = resolve_options(opened.config, **options)
+        chosen = replace(chosen, excluded=mixed.excluded)
+        target = resolve_options(opened.config, chosen)
     show_plan(MESSAGES, opened, plan_export(opened, out, target.dtype, target.quantization), target)
-    show_float16_risk(MESSAGES, target, measured=options["ranges"] is not None)
+    show_float16_risk(MESSAGES, target, measured=chosen.ranges is not None)
     with ProgressBars(MESSAGES) as bars:
-        program = api.export(opened, out, **options, force=force, progress=bars)
+        program = api.export(opened, out, chosen, force=force, progress=bars)
     show_written(MESSAGES, program)
 
 

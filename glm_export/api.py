@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, overload
+
+from typing_extensions import Unpack
 
 from glm_export.artifacts.engine import Engine, load_engine
 from glm_export.artifacts.open import Kind, kind_of, open_artifact, require_checkpoint
 from glm_export.artifacts.output_folder import require_writable
 from glm_export.artifacts.program import OnnxProgram, load_program
+from glm_export.calibration.options import CalibrationKeywords, CalibrationOptions, TextOptions
 from glm_export.errors import InputError
+from glm_export.evaluation.options import QualityKeywords, QualityOptions
+from glm_export.exporter.options import ExportKeywords, ExportOptions, open_ranges
 from glm_export.generation.generate import generate_ids
 from glm_export.generation.infilling import infill, score
 from glm_export.generation.sampling import Sampling
 from glm_export.generation.stopping import Decode, Stopping, cut_at_stop
 from glm_export.progress import Progress
 from glm_export.sessions.session import Session
+from glm_export.spec.option import merged, takes
 from glm_export.tokenizers import stop_ids
 from glm_export.tokenizers.chat import Message
 
@@ -45,55 +51,30 @@ def open_checkpoint(source: Source | Checkpoint, family: str | None = None) -> C
     return checkpoint.open_checkpoint(require_checkpoint(open_artifact(source)), family)
 
 
+@takes(ExportOptions)
 def export(
     source: Source | Checkpoint,
     out: Source,
+    options: ExportOptions | None = None,
     *,
-    dialect: str = "onnx",
-    dtype: str = "float32",
-    logits: str | None = None,
-    recipe: str | None = None,
-    max_length: int | None = None,
-    ranges: Source | Ranges | None = None,
-    excluded: Mapping[str, str] | None = None,
     force: bool = False,
     progress: Progress | None = None,
+    **keywords: Unpack[ExportKeywords],
 ) -> OnnxProgram:
     """Export a checkpoint; see :func:`glm_export.exporter.export.export`.
 
     Args:
         source: a model folder, an open checkpoint, or ``"demo"``.
         out: the folder to write.
-        dialect: a name from ``graphs/dialects``.
-        dtype: ``float32``, ``float16`` or ``bfloat16``.
-        logits: ``all`` or ``last``; None: as the dialect has it.
-        recipe: a name from ``calibration/recipes``, to quantize.
-        max_length: tokens a static cache holds, where the dialect has one.
-        ranges: a folder of :func:`calibrate`, where the recipe needs it.
-        excluded: linear weights to leave in float besides the recipe's, and why.
+        options: how; None is the defaults.
         force: replace an exported folder.
         progress: shows the long steps.
+        **keywords: options, in place of those.
     """
     from glm_export.exporter import export as exporter
 
-    return exporter.export(
-        open_checkpoint(source), Path(out), dialect=dialect, dtype=dtype, logits=logits, recipe=recipe,
-        max_length=max_length, ranges=open_ranges(ranges), excluded=excluded, force=force,
-        progress=progress,
-    )  # fmt: skip
-
-
-def open_ranges(source: Source | Ranges | None) -> Ranges | None:
-    """A folder that ``calibrate`` wrote, opened; None stays None.
-
-    Raises:
-        GlmExportError: see :func:`glm_export.calibration.ranges.load_ranges`.
-    """
-    if not isinstance(source, str | Path):
-        return source
-    from glm_export.calibration.ranges import load_ranges
-
-    return load_ranges(Path(source))
+    chosen = merged(ExportOptions, options, keywords)
+    return exporter.export(open_checkpoint(source), Path(out), chosen, force=force, progress=progress)
 
 
 def load_session(source: Source | OnnxProgram | Engine | Checkpoint, *, family: str | None = None) -> Session:
@@ -215,42 +196,46 @@ def check(
     return check_program(loaded, open_checkpoint(against, family or loaded.config.family), reference_dtype)
 
 
+@takes(CalibrationOptions)
 def calibrate(
     source: Source | Checkpoint,
     out: Source,
+    options: CalibrationOptions | None = None,
     *,
-    corpus: Source | Corpus = "default",
-    recipe: str | None = None,
-    sequence_length: int = 512,
-    max_samples: int | None = None,
-    device: str = "cpu",
     force: bool = False,
     progress: Progress | None = None,
     on_plan: Callable[[Corpus], None] = lambda _: None,
+    **keywords: Unpack[CalibrationKeywords],
 ) -> Ranges:
     """Measure a checkpoint's activations on text; see :func:`glm_export.calibration.layerwise.calibrate.calibrate`.
 
     Args:
         source: a model folder, an open checkpoint, or ``"demo"``.
         out: the folder to write.
-        corpus: a file, the name of an embedded corpus, or one that is loaded.
-        recipe: one whose weights calibration rounds.
-        sequence_length: tokens of a row of text at most.
-        max_samples: rows to take; None takes all.
-        device: ``cpu`` or ``cuda``.
+        options: on what; None is the defaults.
         force: replace a folder of ranges.
         progress: shows how far it is.
         on_plan: is told what was read before the work begins.
+        **keywords: options, in place of those.
     """
     from glm_export.calibration import recipes
     from glm_export.calibration.layerwise import calibrate as walk
 
+    chosen = merged(CalibrationOptions, options, keywords)
     checkpoint = open_checkpoint(source)
     require_writable(Path(out), force=force, kinds=(Kind.RANGES,))
-    read = open_corpus(corpus, checkpoint, sequence_length=sequence_length, max_samples=max_samples)
+    read = _read(chosen, checkpoint)
     on_plan(read)
-    chosen = recipes.load(recipe) if recipe is not None else None
-    return walk.calibrate(checkpoint, read, Path(out), recipe=chosen, device=device, force=force, progress=progress)
+    recipe = recipes.load(chosen.recipe) if chosen.recipe is not None else None
+    return walk.calibrate(
+        checkpoint, read, Path(out), recipe=recipe, device=chosen.device, force=force, progress=progress
+    )
+
+
+def _read(options: TextOptions, checkpoint: Checkpoint) -> Corpus:
+    return open_corpus(
+        options.corpus, checkpoint, sequence_length=options.sequence_length, max_samples=options.max_samples
+    )
 
 
 def open_corpus(
@@ -290,32 +275,25 @@ def exclude_layers(
     return sensitivity.exclude_layers(checkpoint, target.quantization, read, limits["kl"], progress=progress)
 
 
+@takes(QualityOptions)
 def quality(
     program: Source | OnnxProgram | Engine,
     against: Source | Checkpoint,
+    options: QualityOptions | None = None,
     *,
-    corpus: Source | Corpus = "default",
-    sequence_length: int = 512,
-    max_samples: int | None = None,
-    budget: str | Sequence[str] = (),
-    by_layer: bool = False,
-    reference_dtype: str = "float32",
     family: str | None = None,
     progress: Progress | None = None,
+    **keywords: Unpack[QualityKeywords],
 ) -> QualityVerdict:
     """Measure on text how far a program is from its checkpoint; see :func:`glm_export.evaluation.measure.measure`.
 
     Args:
         program: an exported folder, or an engine.
         against: the checkpoint it came from.
-        corpus: a file, the name of an embedded corpus, or one that is loaded.
-        sequence_length: tokens of a row of text at most.
-        max_samples: rows to take; None takes all.
-        budget: what may not be exceeded, e.g. ``kl=0.01``.
-        by_layer: also what each linear layer costs, quantized alone.
-        reference_dtype: of PyTorch.
+        options: on what, and what may be lost; None is the defaults.
         family: where config.json leaves it open.
         progress: shows how far it is.
+        **keywords: options, in place of those.
     """
     from glm_export.evaluation.budget import Budget
     from glm_export.evaluation.layer_costs import costs_by_layer
@@ -324,19 +302,20 @@ def quality(
     from glm_export.proof.check import require_same_checkpoint
     from glm_export.sessions.torch import TorchSession
 
+    chosen = merged(QualityOptions, options, keywords)
     loaded = open_exported(program) if isinstance(program, str | Path) else program
     exported = loaded.program if isinstance(loaded, Engine) else loaded
     checkpoint = open_checkpoint(against, family or loaded.config.family)
     require_same_checkpoint(exported, checkpoint)
-    limits = Budget.parse(budget) if budget else None
-    read = open_corpus(corpus, checkpoint, sequence_length=sequence_length, max_samples=max_samples)
-    with TorchSession(checkpoint, reference_dtype) as reference, load_session(loaded) as candidate:
+    limits = Budget.parse(chosen.budget) if chosen.budget else None
+    read = _read(chosen, checkpoint)
+    with TorchSession(checkpoint, chosen.reference_dtype) as reference, load_session(loaded) as candidate:
         report = measure(reference, candidate, read, progress=progress)
     return QualityVerdict(
         report=report,
         corpus=read.to_json(),
         broken=tuple(limits.broken(report)) if limits is not None else None,
-        costs=costs_by_layer(exported, checkpoint, read, reference_dtype, progress) if by_layer else None,
+        costs=costs_by_layer(exported, checkpoint, read, chosen.reference_dtype, progress) if chosen.by_layer else None,
     )
 
 

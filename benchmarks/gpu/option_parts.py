@@ -14,7 +14,7 @@ from glm_export import api
 from glm_export.artifacts.engine import Engine
 from glm_export.calibration.trt_cache import CALIBRATION_CACHE
 from glm_export.deployment import build as deployment
-from glm_export.deployment.build import ImplicitInt8
+from glm_export.deployment.request import ImplicitInt8
 from glm_export.embedded import DEMO
 from glm_export.engines import implicit_int8 as implicit, vendor
 from glm_export.engines.inspection import refit

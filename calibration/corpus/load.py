@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from glm_export.calibration.corpus.corpus import Corpus, Sample
-from glm_export.calibration.corpus.rows import SHORTEST_ROW, RowReader, string_field
+from glm_export.calibration.corpus.rows import RowReader, string_field
+from glm_export.calibration.options import SHORTEST_ROW
 from glm_export.embedded import EMBEDDED
 from glm_export.errors import InputError
 from glm_export.spec.config import GlmConfig

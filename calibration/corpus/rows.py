@@ -17,7 +17,6 @@ from glm_export.tokenizers.chat import Message
 from glm_export.tokenizers.ice_text import IceTextTokenizer
 from glm_export.tokenizers.infilling import InfillingTokenizer
 
-SHORTEST_ROW = 16
 # As the embedded GLM learnt its poems.
 MOST_LINES = 8
 PARAGRAPH_END = re.compile(r"\n\s*\n")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 import shutil
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -45,6 +44,7 @@ class BuildPlan:
     runtime: str
     version: str
     limits: Limits
+    options: BuildOptions
     profiles: tuple[OptimizationProfile, OptimizationProfile]
     memory: MemoryPlan
 
@@ -60,7 +60,7 @@ def plan_build(
     """
     require_dialect(program, tensorrt)
     return BuildPlan(
-        program=program, runtime=tensorrt.name, version=tensorrt.version, limits=limits,
+        program=program, runtime=tensorrt.name, version=tensorrt.version, limits=limits, options=options,
         profiles=profiles_of(program.signature, limits),
         memory=plan_memory(program, limits, out, options.workspace_bytes),
     )  # fmt: skip
@@ -70,14 +70,12 @@ def build_engine(
     plan: BuildPlan,
     out: Path,
     tensorrt: vendor.TensorRT,
-    options: BuildOptions,
     *,
     timing_cache: Path | None = None,
     calibrator: CalibratorFactory | None = None,
     calibration_cache: Path | None = None,
     force: bool = False,
     progress: Progress | None = None,
-    on_plan: Callable[[BuildPlan], None] = lambda _: None,
 ) -> Engine:
     """Build an engine and write its folder.
 
@@ -85,31 +83,28 @@ def build_engine(
         plan: from :func:`plan_build`.
         out: the folder to write.
         tensorrt: the runtime.
-        options: how to build.
         timing_cache: a file of measured kernels, read and added to (not with TensorRT-RTX, which measures none).
         calibrator: makes INT8 implicit; for TensorRT up to 10.
         calibration_cache: what the calibrator reads or writes; kept in the folder.
         force: replace an engine or program folder.
         progress: shows the builder's phases.
-        on_plan: is told the plan before the work begins.
 
     Raises:
         InputError: ``out`` exists, or the parser refuses a node.
         EnvironmentMissingError: the builder gives up.
     """
     require_writable(out, force=force)
-    on_plan(plan)
     with whole_folder(out) as folder:
         job = BuildJob(
-            program=plan.program, profiles=plan.profiles, options=options, plan_path=folder / PLAN,
+            program=plan.program, profiles=plan.profiles, options=plan.options, plan_path=folder / PLAN,
             log_path=folder / BUILD_LOG, timing_cache=None if tensorrt.rtx else timing_cache, calibrator=calibrator,
         )  # fmt: skip
         record, network = build(tensorrt, job, progress or NullProgress())
         inspected = inspect_engine(tensorrt, folder / PLAN) if has_driver() else None
-        _copy_beside(plan.program, folder, stripped=options.stripped)
+        _copy_beside(plan.program, folder, stripped=plan.options.stripped)
         if calibration_cache is not None and calibration_cache.is_file():
             shutil.copyfile(calibration_cache, folder / CALIBRATION_CACHE)
-        values = _manifest(plan, tensorrt, options, record, network, inspected)
+        values = _manifest(plan, tensorrt, record, network, inspected)
         values["implicit_int8"] = calibrator is not None
         values["plan_sha256"] = file_sha256(folder / PLAN)
         values["sizes"] = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
@@ -128,12 +123,11 @@ def _copy_beside(program: OnnxProgram, folder: Path, *, stripped: bool) -> None:
 def _manifest(
     plan: BuildPlan,
     tensorrt: vendor.TensorRT,
-    options: BuildOptions,
     record: BuildRecord,
     network: dict[str, int],
     inspected: Inspection | None,
 ) -> dict[str, Any]:
-    names = [profile.name for profile in plan.profiles]
+    options, names = plan.options, [profile.name for profile in plan.profiles]
     activations = inspected.activations if inspected is not None else record.activations
     found = gpus()
     gpu = found[0] if found and not (tensorrt.rtx and options.compute_capabilities != (CURRENT,)) else None

@@ -17,13 +17,13 @@ import numpy as np
 from glm_export.artifacts.program import OnnxProgram
 from glm_export.calibration.trt_cache import ALGORITHMS, cache_text, read_cache
 from glm_export.engines.network import Network
+from glm_export.engines.options import ENTROPY, MIN_MAX
 from glm_export.engines.plan import quiet
 from glm_export.engines.vendor import TensorRT
 from glm_export.errors import InputError
 from glm_export.inputs.feeds import Prompt, prefill_feeds
 from glm_export.spec.signature import BATCH, PAST, Cache
 
-ENTROPY, MIN_MAX = "entropy", "min-max"
 CALIBRATORS = {ENTROPY: "IInt8EntropyCalibrator2", MIN_MAX: "IInt8MinMaxCalibrator"}
 CACHE_ALGORITHM = dict(zip(CALIBRATORS, ALGORITHMS, strict=True))
 CalibratorFactory = Callable[[Network], Any]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from glm_export.engines.vendor import TensorRT
 from glm_export.errors import InputError
 from glm_export.machine.gpu import has_driver
+from glm_export.spec.option import described, listed
 
 AMPERE_PLUS, SAME_COMPUTE_CAPABILITY = "ampere-plus", "same-compute-capability"
 HARDWARE = {AMPERE_PLUS: "AMPERE_PLUS", SAME_COMPUTE_CAPABILITY: "SAME_COMPUTE_CAPABILITY"}
@@ -20,30 +21,36 @@ OFFERED = {
     "optimization_level": ("IBuilderConfig.builder_optimization_level", "choose an optimization level"),
 }
 """Option -> the name it stands on, and what it is for."""
+ENTROPY, MIN_MAX = "entropy", "min-max"
+"""Algorithms of implicit INT8."""
 MOST_BYTES = 1 << 63
 NEED_DRIVER_IN_RTX = ("version_compatible", "refittable", "stripped")
 """Seen in TensorRT-RTX 1.7: without a driver the builder gives up on these."""
 
 
+@listed
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildOptions:
-    """How to build. None leaves a choice to TensorRT.
+    """How to build. None leaves a choice to TensorRT."""
 
-    ``version_compatible``: later versions load it. ``hardware_compatible``: other GPUs load it (:data:`HARDWARE`).
-    ``refittable``: weights can be exchanged. ``stripped``: the plan has none; they stay in the ONNX program beside it
-    and are put in when it is loaded. ``weight_streaming``: weights may stay in host memory. ``workspace_bytes``:
-    scratch a kernel may use. ``optimization_level``: 0 builds fast, 5 searches long. ``compute_capabilities``: targets
-    of TensorRT-RTX, such as ``8.9``, or ``current``.
-    """
-
-    version_compatible: bool = False
-    hardware_compatible: str | None = None
-    refittable: bool = False
-    stripped: bool = False
-    weight_streaming: bool = False
-    workspace_bytes: int | None = None
-    optimization_level: int | None = None
-    compute_capabilities: tuple[str, ...] = ()
+    version_compatible: bool = field(default=False, metadata=described("Later versions of TensorRT load it."))
+    hardware_compatible: str | None = field(
+        default=None, metadata=described("Other GPUs load it.", choices=tuple(HARDWARE))
+    )
+    refittable: bool = field(default=False, metadata=described("Weights can be exchanged."))
+    stripped: bool = field(
+        default=False, metadata=described("No weights in the plan: they are put in from ONNX when it is loaded.")
+    )
+    weight_streaming: bool = field(default=False, metadata=described("Weights may stay in host memory."))
+    workspace_bytes: int | None = field(
+        default=None, metadata=described("Scratch a kernel may use; default: TensorRT's.", flag="workspace")
+    )
+    optimization_level: int | None = field(
+        default=None, metadata=described("0 builds fast, 5 searches long.", least=0, most=5)
+    )
+    compute_capabilities: tuple[str, ...] = field(
+        default=(), metadata=described("Target of TensorRT-RTX, e.g. 8.9; or current.", flag="compute-capability")
+    )
 
     def __post_init__(self) -> None:
         if self.workspace_bytes is not None and not 0 < self.workspace_bytes < MOST_BYTES:

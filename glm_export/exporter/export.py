@@ -19,17 +19,17 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
+from typing_extensions import Unpack
 
 from glm_export.artifacts.manifest import MANIFEST, MANIFEST_FORMAT, package_versions, write_json
 from glm_export.artifacts.output_folder import require_writable, whole_folder
 from glm_export.artifacts.program import MODEL, WEIGHTS, OnnxProgram, load_program
 from glm_export.calibration.quantization import Quantization
-from glm_export.calibration.ranges import Ranges
 from glm_export.calibration.smoothed_weights import SmoothedWeights
 from glm_export.checkpoints.checkpoint import Checkpoint
 from glm_export.exporter.calibration_cache import write_calibration_cache
 from glm_export.exporter.loader_files import write_loader_files
-from glm_export.exporter.options import ResolvedOptions, resolve_options
+from glm_export.exporter.options import ExportKeywords, ExportOptions, ResolvedOptions, open_ranges, resolve_options
 from glm_export.exporter.plan import ExportPlan, plan_export
 from glm_export.exporter.trace import attach_weights, trace
 from glm_export.exporter.weight_layout import StoredTensor
@@ -45,6 +45,7 @@ from glm_export.graphs.rewriter import CountedRule
 from glm_export.graphs.rules.qdq.matmul import InputNumbers
 from glm_export.progress import NullProgress, Progress
 from glm_export.spec.config import GlmConfig
+from glm_export.spec.option import merged, takes
 from glm_export.spec.signature import decoder_signature
 from glm_export.spec.weight_formats import EMBEDDING, WeightFormats
 
@@ -104,35 +105,25 @@ def _rules_of(
     ]
 
 
+@takes(ExportOptions)
 def export(
     checkpoint: Checkpoint,
     out: Path,
+    options: ExportOptions | None = None,
     *,
-    dialect: str = "onnx",
-    dtype: str = "float32",
-    logits: str | None = None,
-    recipe: str | None = None,
-    max_length: int | None = None,
-    ranges: Ranges | None = None,
-    excluded: Mapping[str, str] | None = None,
     force: bool = False,
     progress: Progress | None = None,
+    **keywords: Unpack[ExportKeywords],
 ) -> OnnxProgram:
     """Write an ONNX program for a checkpoint, whole or not at all.
 
     Args:
         checkpoint: from :func:`glm_export.checkpoints.checkpoint.open_checkpoint`.
         out: the folder to write.
-        dialect: a name from ``graphs/dialects``.
-        dtype: ``float32``, ``float16`` or ``bfloat16``, of weights, cache and logits.
-        logits: ``all``: of every token, ``last``: of the last one; None: as the dialect has it.
-        recipe: a name from ``calibration/recipes``: which weights are quantized, and how.
-        max_length: tokens a static cache holds, where the dialect has one.
-        ranges: what calibration measured on this checkpoint: where the recipe needs it, and so that a float16 program
-            keeps in float32 what float16 cannot hold.
-        excluded: linear weights to leave in float besides the recipe's, and why.
+        options: how; None is the defaults.
         force: replace an exported folder.
         progress: shows the long steps.
+        **keywords: options, in place of those.
 
     Returns:
         The program, loaded from ``out``.
@@ -142,22 +133,21 @@ def export(
         CheckpointError: tensors are missing, mis-shaped, damaged, or not finite.
         EnvironmentMissingError: the disk cannot hold the output.
     """
+    options = merged(ExportOptions, options, keywords)
+    ranges = open_ranges(options.ranges)
     if ranges is not None:
         ranges.require_checkpoint(checkpoint.identity)
-    target = resolve_options(
-        checkpoint.config, dialect=dialect, dtype=dtype, logits=logits, recipe=recipe, max_length=max_length,
-        ranges=ranges, excluded=excluded,
-    )  # fmt: skip
+    target = resolve_options(checkpoint.config, options, ranges=ranges)
     require_writable(out, force=force)
     checkpoint.audit()
-    plan = plan_export(checkpoint, out, dtype, target.quantization)
+    plan = plan_export(checkpoint, out, target.dtype, target.quantization)
     with whole_folder(out) as folder:
         # First: converting a tokenizer takes memory that tracing takes again.
-        write_loader_files(checkpoint, folder, dtype, target.signature)
+        write_loader_files(checkpoint, folder, target.dtype, target.signature)
         if target.quantization is not None:
             target.quantization.save(folder)
         written = _write_model(checkpoint, folder, plan, target, progress or NullProgress())
-        if ranges is not None and target.quantization is None and dialect == IMPLICIT_INT8:
+        if ranges is not None and target.quantization is None and target.dialect.name == IMPLICIT_INT8:
             write_calibration_cache(folder, ranges)
         write_json(folder / MANIFEST, _manifest(checkpoint, folder, plan, target, written))
     return load_program(out)

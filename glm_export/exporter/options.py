@@ -4,21 +4,63 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, TypedDict
+
+from typing_extensions import Unpack
 
 from glm_export.calibration import recipes
-from glm_export.calibration.float16_range import activations_beyond_float16
-from glm_export.calibration.quantization import Quantization
-from glm_export.calibration.ranges import Ranges
-from glm_export.calibration.recipe import Recipe
 from glm_export.errors import InputError
 from glm_export.graphs import dialects
-from glm_export.graphs.dialect import Dialect
-from glm_export.spec.config import GlmConfig
 from glm_export.spec.dtypes import DTYPES
+from glm_export.spec.option import described, flag, listed, merged, require_known, takes
 from glm_export.spec.signature import LOGITS_KINDS, Cache, Signature, decoder_signature
+
+if TYPE_CHECKING:  # the command line reads the options without loading torch
+    from glm_export.calibration.quantization import Quantization
+    from glm_export.calibration.ranges import Ranges
+    from glm_export.calibration.recipe import Recipe
+    from glm_export.graphs.dialect import Dialect
+    from glm_export.spec.config import GlmConfig
 
 # What a static cache holds unless told otherwise: a 128k context would reserve gigabytes nobody asked for.
 MAX_LENGTH = 4096
+
+
+class ExportKeywords(TypedDict, total=False):
+    """The fields of :class:`ExportOptions`, as keywords."""
+
+    dialect: str
+    dtype: str
+    recipe: str | None
+    ranges: Path | str | Ranges | None
+    logits: str | None
+    max_length: int | None
+    excluded: Mapping[str, str] | None
+
+
+@listed
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportOptions:
+    """How a checkpoint is exported. None leaves a choice to the dialect, the model, or to be as it is."""
+
+    dialect: str = field(default="onnx", metadata=described("Target.", choices=dialects.names))
+    dtype: str = field(default="float32", metadata=described("Of weights and cache.", choices=DTYPES))
+    recipe: str | None = field(
+        default=None, metadata=described("Quantize; `glm-export recipes` lists them.", choices=recipes.names)
+    )
+    ranges: Path | str | Ranges | None = field(
+        default=None, metadata=described("What `calibrate` measured: recipes that need it, and safe float16.")
+    )
+    logits: str | None = field(
+        default=None, metadata=described("Of all tokens or the last; default: the dialect's.", choices=LOGITS_KINDS)
+    )
+    max_length: int | None = field(
+        default=None, metadata=described("Tokens a static cache holds (dialect tensorrt).", least=1)
+    )
+    excluded: Mapping[str, str] | None = field(
+        default=None, metadata=described("Linear weights to leave in float besides the recipe's, and why.")
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,66 +83,77 @@ class ResolvedOptions:
         return self.quantization.recipe if self.quantization else None
 
 
+def open_ranges(source: Path | str | Ranges | None) -> Ranges | None:
+    """A folder that ``calibrate`` wrote, opened; None stays None.
+
+    Raises:
+        GlmExportError: see :func:`glm_export.calibration.ranges.load_ranges`.
+    """
+    if not isinstance(source, str | Path):
+        return source
+    from glm_export.calibration.ranges import load_ranges
+
+    return load_ranges(Path(source))
+
+
+@takes(ExportOptions)
 def resolve_options(
-    config: GlmConfig,
-    *,
-    dialect: str = "onnx",
-    dtype: str = "float32",
-    logits: str | None = None,
-    recipe: str | None = None,
-    max_length: int | None = None,
-    ranges: Ranges | None = None,
-    excluded: Mapping[str, str] | None = None,
+    config: GlmConfig, options: ExportOptions | None = None, **keywords: Unpack[ExportKeywords]
 ) -> ResolvedOptions:
     """Fill in what was left open, and refuse what does not go together.
 
+    A static cache holds the model's context unless told otherwise, at most :data:`MAX_LENGTH`.
+
     Args:
         config: the checkpoint's.
-        dialect: a name from ``graphs/dialects``.
-        dtype: one of ``DTYPES``.
-        logits: one of ``LOGITS_KINDS``; None takes the dialect's own.
-        recipe: a name from ``calibration/recipes``; None leaves weights as they are.
-        max_length: tokens a static cache holds; None takes the context, at most :data:`MAX_LENGTH`.
-        ranges: what calibration measured: where the recipe needs it, and for what float16 cannot hold.
-        excluded: linear weights to leave in float besides the recipe's, and why.
+        options: what is asked for; None is the defaults.
+        **keywords: options, in place of those.
 
     Raises:
         InputError: an option is unknown, or does not fit the others.
     """
-    record = dialects.load(dialect)
-    logits = logits or record.logits(config)
-    for option, value, known in (("dtype", dtype, DTYPES), ("logits", logits, LOGITS_KINDS)):
-        if value not in known:
-            raise InputError(f"{option} {value!r} is unknown; known: {', '.join(known)}")
-    cache = record.cache(config)
-    if max_length is not None and cache is not Cache.STATIC:
-        raise InputError(f"dialect {dialect} has no cache of fixed size; leave --max-length out")
-    length = max_length or min(MAX_LENGTH, config.max_positions)
+    options = merged(ExportOptions, options, keywords)
+    dtype, ranges = options.dtype, open_ranges(options.ranges)
+    dialect = dialects.load(options.dialect)
+    require_known(options, "dtype", "logits")
+    logits, cache = options.logits or dialect.logits(config), dialect.cache(config)
+    option = flag(ExportOptions, "max_length")
+    if options.max_length is not None and cache is not Cache.STATIC:
+        raise InputError(f"dialect {dialect.name} has no cache of fixed size; leave {option} out")
+    length = options.max_length or min(MAX_LENGTH, config.max_positions)
     if not 0 < length <= config.max_positions:
-        raise InputError(f"--max-length must be 1 to {config.max_positions}, the model's context; found {length}")
-    quantization = _quantization(recipe, dialect, dtype, ranges, excluded) if recipe is not None else None
+        raise InputError(f"{option} must be 1 to {config.max_positions}, the model's context; found {length}")
+    quantization = _quantization(options.recipe, options, ranges) if options.recipe is not None else None
     signature = decoder_signature(
         config, dtype=dtype, logits=logits, cache=cache, max_length=length,
         cache_dtype="int8" if quantization is not None and quantization.kv_scales else None,
     )  # fmt: skip
-    # In every other dtype whatever calibration measured fits.
-    maxima = (
-        activations_beyond_float16(ranges, config, quantization) if ranges is not None and dtype == "float16" else {}
-    )
     return ResolvedOptions(
-        dialect=record, dtype=dtype, logits=logits, signature=signature, quantization=quantization, maxima=maxima
-    )
+        dialect=dialect, dtype=dtype, logits=logits, signature=signature, quantization=quantization,
+        maxima=_maxima(config, dtype, ranges, quantization),
+    )  # fmt: skip
 
 
-def _quantization(
-    name: str, dialect: str, dtype: str, ranges: Ranges | None, excluded: Mapping[str, str] | None
-) -> Quantization:
+def _quantization(name: str, options: ExportOptions, ranges: Ranges | None) -> Quantization:
+    from glm_export.calibration.quantization import Quantization
+
     recipe = recipes.load(name)
-    recipe.require_fit_for(dialect, dtype)
-    carried = recipe.carried_by(dialect)
+    recipe.require_fit_for(options.dialect, options.dtype)
+    carried = recipe.carried_by(options.dialect)
     if carried.needs == "nothing":
-        return Quantization(recipe=carried, excluded=excluded or {})
+        return Quantization(recipe=carried, excluded=options.excluded or {})
     if ranges is None:
         own = f" --recipe {name}" if carried.rounding != "nearest" else ""
         raise InputError(f"recipe {name} needs {carried.needs}; run 'glm-export calibrate{own}' and give --ranges")
-    return ranges.quantization(carried, dtype, excluded)
+    return ranges.quantization(carried, options.dtype, options.excluded)
+
+
+def _maxima(
+    config: GlmConfig, dtype: str, ranges: Ranges | None, quantization: Quantization | None
+) -> Mapping[str, float]:
+    # In every other dtype whatever calibration measured fits.
+    if ranges is None or dtype != "float16":
+        return {}
+    from glm_export.calibration.float16_range import activations_beyond_float16
+
+    return activations_beyond_float16(ranges, config, quantization)

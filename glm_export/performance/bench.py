@@ -14,35 +14,36 @@ import tempfile
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from typing_extensions import Unpack
 
 from glm_export import errors
 from glm_export.errors import EnvironmentMissingError, InputError
 from glm_export.machine.facts import this_machine
 from glm_export.machine.memory import resident_bytes
-from glm_export.spec.config import GlmConfig
-
-if TYPE_CHECKING:  # runtimes are imported where they are used
-    pass
-
 from glm_export.performance.measure import open_model
-from glm_export.performance.report import BenchOptions, BenchReport
+from glm_export.performance.report import BenchKeywords, BenchOptions, BenchReport
+from glm_export.spec.config import GlmConfig
+from glm_export.spec.option import merged, takes
 
 PACKAGES = ("glm-export", "onnxruntime", "onnxruntime-gpu", "torch", "numpy")
 SAMPLED_EVERY_S = 0.02
 
 
-def bench(model: str | Path, options: BenchOptions | None = None) -> BenchReport:
+@takes(BenchOptions)
+def bench(model: str | Path, options: BenchOptions | None = None, **keywords: Unpack[BenchKeywords]) -> BenchReport:
     """Measure a model.
 
     Args:
         model: an engine (TensorRT), an exported folder (ONNX Runtime) or a checkpoint (PyTorch, float32).
-        options: what to measure.
+        options: what to measure; None is the defaults.
+        **keywords: options, in place of those.
 
     Raises:
         GlmExportError: the model cannot be opened or run here, or its context is too short for the options.
     """
-    options = options or BenchOptions()
+    options = merged(BenchOptions, options, keywords)
     require_within_context(open_model(model).config, options)
     from glm_export.sessions.onnxruntime.runtime import usable_threads
 

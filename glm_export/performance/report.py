@@ -2,32 +2,46 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from glm_export.errors import InputError
-from glm_export.machine.facts import Machine
+from glm_export.spec.option import described, listed, options_of
 
-if TYPE_CHECKING:  # runtimes are imported where they are used
-    pass
+if TYPE_CHECKING:  # it needs torch; to say what may be measured does not
+    from glm_export.machine.facts import Machine
 
 
+class BenchKeywords(TypedDict, total=False):
+    """The fields of :class:`BenchOptions`, as keywords."""
+
+    prompt_tokens: int
+    context: int
+    new_tokens: int
+    batch: int
+    rounds: int
+    threads: int | None
+
+
+@listed
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchOptions:
-    """What to measure. ``threads`` None: as many as a session takes by itself."""
+    """What to measure."""
 
-    prompt_tokens: int = 512
-    context: int = 128
-    new_tokens: int = 64
-    batch: int = 1
-    rounds: int = 3
-    threads: int | None = None
+    prompt_tokens: int = field(default=512, metadata=described("To read at once, for prefill."))
+    context: int = field(default=128, metadata=described("Tokens before decoding starts."))
+    new_tokens: int = field(default=64, metadata=described("To decode."))
+    batch: int = field(default=1, metadata=described("Rows at once."))
+    rounds: int = field(default=3, metadata=described("Of which the median counts."))
+    threads: int | None = field(
+        default=None, metadata=described("Of one operator; without it, what a session takes by itself.")
+    )
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
+        for name in options_of(type(self)):
+            value = getattr(self, name)
             if value is not None and value < 1:
-                raise InputError(f"{field.name} must be at least 1, found {value}")
+                raise InputError(f"{name} must be at least 1, found {value}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

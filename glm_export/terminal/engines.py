@@ -57,7 +57,8 @@ def build(source: str, out: Path, implicit_int8: bool, **options: Any) -> None:
     TensorRT-RTX builds without a GPU; engines run where there is one.
     """
     from glm_export import api
-    from glm_export.deployment import build as deployment
+    from glm_export.deployment.build import build_requested
+    from glm_export.deployment.request import BuildRequest, CheckpointKeywords, ImplicitInt8
     from glm_export.engines.options import BuildOptions
     from glm_export.terminal.console import ProgressBars
     from glm_export.terminal.engine_tables import show_build_plan, show_built
@@ -80,17 +81,19 @@ def build(source: str, out: Path, implicit_int8: bool, **options: Any) -> None:
             )
         },
     )  # fmt: skip
-    export = {name: options.pop(name) for name in ("dtype", "recipe", "ranges")}
-    export["ranges"] = api.open_ranges(export["ranges"])
-    legacy = deployment.ImplicitInt8(
+    export = CheckpointKeywords(
+        dtype=options.pop("dtype"), recipe=options.pop("recipe"), ranges=api.open_ranges(options.pop("ranges"))
+    )
+    legacy = ImplicitInt8(
         algorithm=measured["calibrator"] or "entropy", cache=measured["calibration_cache"],
         corpus=measured["corpus"] or "default",
     )  # fmt: skip
     with ProgressBars(MESSAGES) as bars:
-        engine = deployment.build(
-            source, out, **options, export=export, options=chosen, implicit_int8=legacy if implicit_int8 else None,
-            progress=bars, on_plan=lambda plan: show_build_plan(MESSAGES, plan),
+        request = BuildRequest(
+            source=source, out=out, **options, export=export, options=chosen,
+            implicit_int8=legacy if implicit_int8 else None,
         )  # fmt: skip
+        engine = build_requested(request, progress=bars, on_plan=lambda plan: show_build_plan(MESSAGES, plan))
     show_built(MESSAGES, engine)
 
 
