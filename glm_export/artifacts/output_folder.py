@@ -69,9 +69,10 @@ def whole_folder(out: Path) -> Iterator[Path]:
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.parent / f".{out.name}.partial"
     with _alone(out, out.parent / f".{out.name}.lock"):
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
+        # Made inside: an interrupt can come between the making and the next line.
         try:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
             yield partial
             take_name(partial, out)
         except BaseException:

@@ -48,3 +48,17 @@ def test_what_fails_leaves_nothing_and_the_old_folder_stays(tmp_path: Path) -> N
         raise RuntimeError("broken")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert (out / "old").exists()
+
+
+def test_an_interrupt_while_the_folder_is_made_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Path.mkdir
+
+    def interrupted(path: Path, *arguments: object, **options: object) -> None:
+        made(path, *arguments, **options)
+        if path.name == ".out.partial":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "mkdir", interrupted)
+    with pytest.raises(KeyboardInterrupt), whole_folder(tmp_path / "out"):
+        pass
+    assert list(tmp_path.iterdir()) == []
