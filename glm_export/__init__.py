@@ -12,7 +12,6 @@ The public names are those of ``__all__``; each is imported when it is first use
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -22,6 +21,8 @@ if TYPE_CHECKING:
     from glm_export.deployment.build import build
     from glm_export.errors import GlmExportError
     from glm_export.generation.sampling import Sampling
+
+    __version__: str
 
 __all__ = [
     "Engine", "GlmExportError", "OnnxProgram", "Sampling", "__version__",
@@ -40,16 +41,21 @@ _HOME = {
     "build": "deployment.build",
 }
 
-try:
-    __version__ = version("glm-export")
-except PackageNotFoundError:  # a bare checkout
-    __version__ = "0+unknown"
-
 
 def __getattr__(name: str) -> object:
     # Lazily, so that the command line answers --help without importing torch.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOME.get(name, 'api')}"), name)
+    home = f"{__name__}.{_HOME.get(name, 'api')}"
+    value = _version() if name == "__version__" else getattr(import_module(home), name)
     globals()[name] = value
     return value
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("glm-export")
+    except PackageNotFoundError:  # a bare checkout
+        return "0+unknown"

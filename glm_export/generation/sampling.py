@@ -6,25 +6,27 @@ The order is that of transformers' ``generate``: penalty, temperature, top-k, to
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from glm_export.errors import InputError
+from glm_export.spec.option import described, listed
 
 Scores = NDArray[np.float32]
 
 
+@listed
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """How a token is chosen. ``temperature`` 0 is greedy; ``top_k`` 0 and ``top_p`` 1 keep every token."""
+    """How a token is chosen: of the likeliest alone, or drawn."""
 
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    repetition_penalty: float = 1.0
-    seed: int | None = None
+    temperature: float = field(default=0.0, metadata=described("0 is greedy."))
+    top_k: int = field(default=0, metadata=described("Draw from the k likeliest; 0: all."))
+    top_p: float = field(default=1.0, metadata=described("Draw from this probability mass."))
+    repetition_penalty: float = field(default=1.0, metadata=described("Above 1 avoids repeats."))
+    seed: int | None = field(default=None, metadata=described("Makes draws repeatable."))
 
     def __post_init__(self) -> None:
         for name, good, expected in (

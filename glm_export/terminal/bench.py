@@ -1,14 +1,36 @@
-"""What a person sees of a measurement."""
+"""The verb ``bench`` and its table."""
 
 from __future__ import annotations
 
+import json
+from typing import TYPE_CHECKING, Any
+
+import rich_click as click
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from glm_export.performance.report import BenchReport
-from glm_export.terminal.console import size
+from glm_export.performance.report import BenchOptions
+from glm_export.terminal.console import RESULTS, flags, json_option, size
+
+if TYPE_CHECKING:
+    from glm_export.performance.report import BenchReport
+
+
+@click.command()
+@click.argument("model")
+@flags(BenchOptions)
+@json_option()
+def bench(model: str, as_json: bool, **options: Any) -> None:
+    """Measure speed and memory of MODEL, an exported folder (ONNX Runtime), an engine or a checkpoint (PyTorch)."""
+    from glm_export.performance.bench import bench as run_bench
+
+    report = run_bench(model, BenchOptions(**options))
+    if as_json:
+        click.echo(json.dumps(report.to_json(), indent=2))
+    else:
+        show_bench(RESULTS, report)
 
 
 def show_bench(console: Console, report: BenchReport) -> None:

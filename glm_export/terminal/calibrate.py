@@ -1,22 +1,59 @@
-"""Calibration, costs by layer and mixed precision for people."""
+"""The verb ``calibrate``: its plan, and the inputs that reach furthest."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import rich_click as click
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from glm_export.calibration.corpus.corpus import Corpus
-from glm_export.calibration.ranges import KEY, VALUE, Ranges, kv_name
-from glm_export.checkpoints.checkpoint import Checkpoint
+from glm_export.calibration.options import CalibrationOptions
 from glm_export.spec.dtypes import DTYPE_BYTES
-from glm_export.terminal.console import size
-from glm_export.terminal.quality import SHOWN_COSTS
+from glm_export.terminal.console import (
+    MESSAGES,
+    ProgressBars,
+    family_option,
+    flags,
+    force_option,
+    out_option,
+    size,
+)
+
+if TYPE_CHECKING:  # these need torch; showing what they made does not
+    from glm_export.calibration.corpus.corpus import Corpus
+    from glm_export.calibration.ranges import Ranges
+    from glm_export.checkpoints.checkpoint import Checkpoint
 
 SHOWN_OBSERVERS = ("min_max", "percentile", "entropy", "mse")
+SHOWN_INPUTS = 6
+
+
+@click.command()
+@click.argument("checkpoint")
+@flags(CalibrationOptions, "corpus")
+@out_option
+@flags(CalibrationOptions, "recipe", "sequence_length", "max_samples", "device")
+@family_option
+@force_option("a folder of ranges")
+def calibrate(checkpoint: str, out: Path, family: str | None, force: bool, **options: Any) -> None:
+    """Measure CHECKPOINT's activations on text, one layer in memory at a time.
+
+    A run that was interrupted goes on where it stopped.
+    """
+    from glm_export import api
+
+    opened = api.open_checkpoint(checkpoint, family)
+    with ProgressBars(MESSAGES) as bars:
+        ranges = api.calibrate(
+            opened, out, CalibrationOptions(**options), force=force, progress=bars,
+            on_plan=lambda read: show_calibration_plan(MESSAGES, opened, read),
+        )  # fmt: skip
+    show_ranges(MESSAGES, ranges)
 
 
 def show_calibration_plan(console: Console, checkpoint: Checkpoint, corpus: Corpus) -> None:
@@ -49,6 +86,8 @@ def _count(shape: Sequence[int]) -> int:
 
 def show_ranges(console: Console, ranges: Ranges) -> None:
     """Where the ranges are, and the inputs that reach furthest."""
+    from glm_export.calibration.ranges import KEY, VALUE, kv_name
+
     table = Table(
         box=SIMPLE, title="inputs that reach furthest, and where each observer would clip", title_justify="left"
     )
@@ -57,7 +96,7 @@ def show_ranges(console: Console, ranges: Ranges) -> None:
         table.add_column(name.replace("_", "-"), justify="right")
     furthest = sorted(ranges.inputs, key=lambda name: -ranges.threshold(name, "min_max"))
     last = ranges.layers - 1
-    for name in (*furthest[: SHOWN_COSTS // 2], kv_name(last, KEY), kv_name(last, VALUE)):
+    for name in (*furthest[:SHOWN_INPUTS], kv_name(last, KEY), kv_name(last, VALUE)):
         table.add_row(name.removesuffix(".weight"), *(f"{ranges.threshold(name, key):.3g}" for key in SHOWN_OBSERVERS))
     console.print(table)
     total = sum(path.stat().st_size for path in ranges.folder.iterdir())

@@ -2,18 +2,45 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import rich_click as click
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+from glm_export.evaluation.options import QualityOptions
 from glm_export.spec.signature import LOGITS
+from glm_export.terminal.console import FOLDER, RESULTS, flags, json_option
 
 if TYPE_CHECKING:  # these need torch; showing what they made does not
     from glm_export.proof.check import CheckReport
     from glm_export.proof.compare import OutputParity
+
+
+@click.command()
+@click.argument("program", type=FOLDER)
+@click.option("--against", required=True, help="The checkpoint it is of, or `demo`; for an engine also its program.")
+@flags(QualityOptions, "reference_dtype")
+@json_option("Print the report as JSON.")
+def check(program: Path, against: str, reference_dtype: str, as_json: bool) -> None:
+    """Prove the exported PROGRAM, or an engine, equal to PyTorch; exit 1 where it is not.
+
+    An engine can be held to the exported folder it was built of as well, in ONNX Runtime.
+    """
+    from glm_export import api
+
+    report = api.check(program, against, reference_dtype=reference_dtype)
+    if as_json:
+        click.echo(json.dumps(report.to_json(), indent=2))
+    else:
+        show_parity(RESULTS, report)
+    if not report.passed:
+        sys.exit(1)
 
 
 def show_parity(console: Console, report: CheckReport) -> None:

@@ -1,21 +1,88 @@
-"""What a person at a terminal sees: plans, progress, tables, streams. Built with rich."""
+"""What the verbs share: where they print, options made of fields, progress, sizes. Built with click and rich."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import Field
+from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import Any, TypeVar
 
+import rich_click as click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from typing_extensions import Self
 
+from glm_export.deployment.request import BuildRequest
 from glm_export.progress import Advance
+from glm_export.spec.option import Option, flag, options_of
 
-if TYPE_CHECKING:  # these need torch; showing what they made does not
-    pass
+RESULTS = Console(highlight=False)
+MESSAGES = Console(stderr=True, highlight=False)
+FOLDER = click.Path(path_type=Path)
+TYPES: dict[str, Any] = {"str": click.STRING, "int": click.INT, "float": click.FLOAT, "Path": FOLDER}
+"""Click's type for the first type a field's annotation names."""
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-SHOWN_POEMS = ("夜思", "江雪", "登鹳雀楼")
+def flags(
+    record: type, *names: str, before: str = "", after: str = "", **attributes: Any
+) -> Callable[[Command], Command]:
+    """Options of the command line for fields of a record, with the fields' texts, choices and defaults.
+
+    Args:
+        record: has the fields.
+        names: which; without any all that are described, in their order.
+        before: goes before each text.
+        after: goes behind it.
+        **attributes: of ``click.option``, in place of what a field says.
+    """
+    described = options_of(record)
+
+    def decorated(command: Command) -> Command:
+        for name in reversed(names or tuple(described)):
+            field, option = described[name]
+            text = before + (option.help[0].lower() + option.help[1:] if before else option.help) + after
+            shape = _shape(field, option) | attributes
+            shape["show_default"] = shape.get("default") is not None
+            command = click.option(flag(record, name), name, help=text, **shape)(command)
+        return command
+
+    return decorated
+
+
+def _shape(field: Field[Any], option: Option) -> dict[str, Any]:
+    """Type and default as click takes them."""
+    first = str(field.type).split(" | ")[0]
+    if first == "bool":
+        return {"is_flag": True}
+    if first.startswith("tuple"):
+        return {"multiple": True}
+    shape: dict[str, Any] = {"type": TYPES.get(first)}
+    if option.choices is not None:
+        shape["type"] = click.Choice(option.choices())
+    elif option.least is not None or option.most is not None:
+        shape["type"] = click.IntRange(option.least, option.most)
+    return shape | ({} if field.default is None else {"default": field.default})
+
+
+def picked(record: type, options: dict[str, Any]) -> dict[str, Any]:
+    """Take a record's fields out of what click parsed; those that were not asked for are missing."""
+    return {name: options.pop(name) for name in options_of(record) if name in options}
+
+
+out_option = click.option("--out", type=FOLDER, required=True, help="Folder to write.")
+family_option = flags(BuildRequest, "family")
+
+
+def force_option(what: str) -> Callable[[Command], Command]:
+    """``--force``, for a folder that holds something."""
+    return click.option("--force", is_flag=True, help=f"Replace {what}.")
+
+
+def json_option(what: str = "Print as JSON.") -> Callable[[Command], Command]:
+    """``--json``."""
+    return click.option("--json", "as_json", is_flag=True, help=what)
 
 
 class ProgressBars:

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import rich_click as click
 from rich.console import Console
 from rich.markup import escape
 
-from glm_export import api
-from glm_export.artifacts.program import OnnxProgram
-from glm_export.checkpoints.checkpoint import Checkpoint
 from glm_export.embedded import DEMO, DEMO_GLM, Poem, poems
 from glm_export.errors import ComparisonFailedError
-from glm_export.evaluation.recall import BLANK, blanked, fill_recall, recall
-from glm_export.sessions.session import Session
-from glm_export.terminal.check import show_parity
-from glm_export.terminal.console import ProgressBars
-from glm_export.terminal.export import show_written
-from glm_export.terminal.infill import show_scores
+from glm_export.terminal.console import FOLDER, MESSAGES, RESULTS, ProgressBars
+
+if TYPE_CHECKING:
+    from glm_export.artifacts.program import OnnxProgram
+    from glm_export.checkpoints.checkpoint import Checkpoint
+    from glm_export.sessions.session import Session
 
 RECITED = ("夜思", "江雪", "登鹳雀楼")
 FILLED = ("春晓", "杂诗")
@@ -28,12 +27,23 @@ CLOZE_PATTERN = "床前明月[MASK]，{}"
 CLOZE_LABELS = ("光", "风", "人", "山")
 
 
+@click.command()
+@click.option("--out", type=FOLDER, default=Path("glm-export-demo"), show_default=True, help="Folder to write.")
+def demo(out: Path) -> None:
+    """Export the embedded models, prove them, and let them recite and fill blanks."""
+    run_demo(RESULTS, MESSAGES, out)
+
+
 def run_demo(results: Console, messages: Console, out: Path) -> None:
     """Export, check and show the embedded ChatGLM2 in ``out``, then the embedded GLM in ``out``-glm.
 
     Raises:
         ComparisonFailedError: a program differs from PyTorch.
     """
+    from glm_export import api
+    from glm_export.evaluation.recall import BLANK, fill_recall, recall
+    from glm_export.terminal.infill import show_scores
+
     corpus = poems()
     program, checkpoint, passed = _prove(results, messages, DEMO, out)
     with api.load_session(program) as session, api.load_session(checkpoint) as reference:
@@ -55,6 +65,10 @@ def run_demo(results: Console, messages: Console, out: Path) -> None:
 
 
 def _prove(results: Console, messages: Console, name: str, out: Path) -> tuple[OnnxProgram, Checkpoint, bool]:
+    from glm_export import api
+    from glm_export.terminal.check import show_parity
+    from glm_export.terminal.export import show_written
+
     checkpoint = api.open_checkpoint(name)
     with ProgressBars(messages) as bars:
         program = api.export(checkpoint, out, force=True, progress=bars)
@@ -65,6 +79,8 @@ def _prove(results: Console, messages: Console, name: str, out: Path) -> tuple[O
 
 
 def _recite(console: Console, session: Session, chosen: Sequence[Poem]) -> None:
+    from glm_export import api
+
     for poem in chosen:
         text = api.generate(session, poem.lines[0]).strip()
         _heading(console, poem, exact=text == "\n".join(poem.lines[1:]))
@@ -74,6 +90,9 @@ def _recite(console: Console, session: Session, chosen: Sequence[Poem]) -> None:
 
 
 def _fill(console: Console, session: Session, chosen: Sequence[Poem]) -> None:
+    from glm_export import api
+    from glm_export.evaluation.recall import BLANK, blanked
+
     for poem in chosen:
         text, line = blanked(poem)
         filled = api.infill(session, text)

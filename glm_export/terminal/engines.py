@@ -1,4 +1,4 @@
-"""The verbs of the command line that know engines: ``build`` and ``doctor``."""
+"""The verbs that know engines, ``build`` and ``doctor``: a plan, what became of it, and the doctor's findings."""
 
 from __future__ import annotations
 
@@ -6,93 +6,91 @@ import json
 import math
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import rich_click as click
+from rich.box import SIMPLE
 from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
-from glm_export import families
-from glm_export.calibration import recipes
-from glm_export.engines.options import HARDWARE
+from glm_export.artifacts.engine import BUILD_LOG
+from glm_export.deployment.request import BuildRequest, CheckpointKeywords, ImplicitInt8
+from glm_export.deployment.source import DTYPE
+from glm_export.engines.options import BuildOptions
 from glm_export.engines.vendor import RUNTIMES
 from glm_export.errors import InputError
-from glm_export.spec.dtypes import DTYPES
+from glm_export.exporter.options import ExportOptions
+from glm_export.spec.option import flag
+from glm_export.spec.signature import INPUT_IDS, Cache, past_names
+from glm_export.terminal.console import (
+    FOLDER,
+    MESSAGES,
+    RESULTS,
+    ProgressBars,
+    family_option,
+    flags,
+    json_option,
+    out_option,
+    picked,
+    size,
+)
 
-MESSAGES = Console(stderr=True, highlight=False)
-FOLDER = click.Path(path_type=Path)
+if TYPE_CHECKING:
+    from glm_export.artifacts.engine import Engine
+    from glm_export.deployment.doctor import Diagnosis
+    from glm_export.engines.builder import BuildPlan
+
 GIGABYTE = 10**9
+WORTH_SHOWING = (
+    "KV_CACHE_UPDATE", "ROTARY_EMBEDDING", "ATTENTION_INPUT", "NORMALIZATION", "MATRIX_MULTIPLY", "QUANTIZE",
+    "DEQUANTIZE",
+)  # fmt: skip
+LISTED = 6
+
+
+def _bytes(ctx: click.Context, param: click.Parameter, gigabytes: float | None) -> int | None:  # noqa: ARG001 - click's
+    if gigabytes is not None and not math.isfinite(gigabytes):
+        raise InputError(f"--workspace is a number of gigabytes, found {gigabytes}")
+    return None if gigabytes is None else int(gigabytes * GIGABYTE)
 
 
 @click.command()
 @click.argument("source")
-@click.option("--out", type=FOLDER, required=True, help="Folder to write.")
-@click.option("--runtime", type=click.Choice(RUNTIMES), help="Default: tensorrt where it can build, else tensorrt-rtx.")
-@click.option("--max-batch", type=int, default=4, show_default=True, help="Rows of a decode step.")
-@click.option("--max-context", type=int, help="Tokens of a row, written and read; default: what the program holds.")
-@click.option(
-    "--prefill-tokens", type=int, help="Tokens read at once; longer prompts take several calls. Default: 512."
-)
-@click.option("--prefill-batch", type=int, help="Rows read at once. Default: 1; with a growing cache --max-batch.")
-@click.option("--dtype", type=click.Choice(DTYPES), help="For a checkpoint: of weights and cache. Default: float16.")
-@click.option("--recipe", type=click.Choice(recipes.names()), help="For a checkpoint: quantize.")
-@click.option("--ranges", type=FOLDER, help="For a checkpoint: what `calibrate` measured.")
-@click.option("--family", type=click.Choice(families.names()), help="Where config.json leaves it open.")
-@click.option("--implicit-int8", is_flag=True, help="TensorRT up to 10, dialect portable: it chooses what is INT8.")
-@click.option("--calibrator", type=click.Choice(["entropy", "min-max"]), help="Of implicit INT8. Default: entropy.")
-@click.option("--calibration-cache", type=FOLDER, help="Measured before; default: the program's own, if it has one.")
-@click.option("--corpus", help="What implicit INT8 is measured on: a .txt or .jsonl, or default, poems, technical.")
-@click.option("--workspace", type=float, help="Gigabytes of scratch a kernel may use; default: TensorRT's.")
-@click.option("--optimization-level", type=click.IntRange(0, 5), help="0 builds fast, 5 searches long.")
-@click.option("--version-compatible", is_flag=True, help="Later versions of TensorRT load it.")
-@click.option("--hardware-compatible", type=click.Choice(list(HARDWARE)), help="Other GPUs load it.")
-@click.option("--refittable", is_flag=True, help="Weights can be exchanged.")
-@click.option("--stripped", is_flag=True, help="No weights in the plan: they are put in from ONNX when it is loaded.")
-@click.option("--weight-streaming", is_flag=True, help="Weights may stay in host memory.")
-@click.option("--compute-capability", "targets", multiple=True, help="Target of TensorRT-RTX, e.g. 8.9; or current.")
-@click.option("--timing-cache", type=FOLDER, help="Kernels measured before; default: in ~/.cache/glm-export.")
-@click.option("--force", is_flag=True, help="Replace an engine.")
+@out_option
+@flags(BuildRequest, "runtime", "max_batch", "max_context", "prefill_tokens", "prefill_batch")
+@flags(ExportOptions, "dtype", before="For a checkpoint: ", after=f" Default: {DTYPE}.", default=None)
+@flags(ExportOptions, "recipe", "ranges", before="For a checkpoint: ")
+@family_option
+@flags(BuildRequest, "implicit_int8", is_flag=True)
+@flags(ImplicitInt8, "algorithm", after=f" Default: {ImplicitInt8().algorithm}.", default=None)
+@flags(ImplicitInt8, "cache", "corpus", default=None)
+@flags(BuildOptions, "workspace_bytes", before="Gigabytes of ", type=float, callback=_bytes)
+@flags(BuildOptions, "optimization_level", "version_compatible", "hardware_compatible", "refittable", "stripped")
+@flags(BuildOptions, "weight_streaming", "compute_capabilities")
+@flags(BuildRequest, "timing_cache", "force")
 def build(source: str, out: Path, implicit_int8: bool, **options: Any) -> None:
     """Build a TensorRT engine of SOURCE, an exported folder or a checkpoint.
 
     TensorRT-RTX builds without a GPU; engines run where there is one.
     """
-    from glm_export import api
     from glm_export.deployment.build import build_requested
-    from glm_export.deployment.request import BuildRequest, CheckpointKeywords, ImplicitInt8
-    from glm_export.engines.options import BuildOptions
-    from glm_export.terminal.console import ProgressBars
-    from glm_export.terminal.engine_tables import show_build_plan, show_built
 
-    workspace = options.pop("workspace")
-    if workspace is not None and not math.isfinite(workspace):
-        raise InputError(f"--workspace is a number of gigabytes, found {workspace}")
-    measured = {name: options.pop(name) for name in ("calibrator", "calibration_cache", "corpus")}
-    if not implicit_int8 and any(measured.values()):
-        given = ", ".join(f"--{name.replace('_', '-')}" for name, value in measured.items() if value)
+    measured = {name: value for name, value in picked(ImplicitInt8, options).items() if value}
+    if measured and not implicit_int8:
+        given = ", ".join(flag(ImplicitInt8, name) for name in measured)
         raise click.UsageError(f"{given} belongs to --implicit-int8; give that, too, or leave it out")
-    chosen = BuildOptions(
-        compute_capabilities=options.pop("targets"),
-        workspace_bytes=None if workspace is None else int(workspace * GIGABYTE),
-        **{
-            name: options.pop(name)
-            for name in (
-                "version_compatible", "hardware_compatible", "refittable", "stripped", "weight_streaming",
-                "optimization_level",
-            )
-        },
-    )  # fmt: skip
-    export = CheckpointKeywords(
-        dtype=options.pop("dtype"), recipe=options.pop("recipe"), ranges=api.open_ranges(options.pop("ranges"))
+    request = BuildRequest(
+        source=source,
+        out=out,
+        export=CheckpointKeywords(
+            dtype=options.pop("dtype"), recipe=options.pop("recipe"), ranges=options.pop("ranges")
+        ),
+        options=BuildOptions(**picked(BuildOptions, options)),
+        implicit_int8=ImplicitInt8(**measured) if implicit_int8 else None,
+        **options,
     )
-    legacy = ImplicitInt8(
-        algorithm=measured["calibrator"] or "entropy", cache=measured["calibration_cache"],
-        corpus=measured["corpus"] or "default",
-    )  # fmt: skip
     with ProgressBars(MESSAGES) as bars:
-        request = BuildRequest(
-            source=source, out=out, **options, export=export, options=chosen,
-            implicit_int8=legacy if implicit_int8 else None,
-        )  # fmt: skip
         engine = build_requested(request, progress=bars, on_plan=lambda plan: show_build_plan(MESSAGES, plan))
     show_built(MESSAGES, engine)
 
@@ -100,16 +98,100 @@ def build(source: str, out: Path, implicit_int8: bool, **options: Any) -> None:
 @click.command()
 @click.argument("folders", nargs=-1, type=FOLDER)
 @click.option("--thorough", is_flag=True, help="Read every plan whole, to see that it is undamaged.")
-@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+@json_option()
 def doctor(folders: tuple[Path, ...], thorough: bool, as_json: bool) -> None:
     """Show what this machine has, and which FOLDERS it can run; exit 3 where one cannot."""
     from glm_export.deployment.doctor import diagnose
-    from glm_export.terminal.engine_tables import show_diagnosis
 
     diagnosis = diagnose(list(folders), thorough=thorough)
     if as_json:
         click.echo(json.dumps(diagnosis.to_json(), indent=2))
     else:
-        show_diagnosis(Console(highlight=False), diagnosis)
+        show_diagnosis(RESULTS, diagnosis)
     if not diagnosis.every_folder_runs:
         sys.exit(3)
+
+
+def show_build_plan(console: Console, plan: BuildPlan) -> None:
+    """Program, profiles and memory, before the work begins."""
+    program, memory = plan.program, plan.memory
+    recipe = f", {program.recipe}" if program.recipe else ""
+    console.print(
+        f"[bold]{escape(program.config.family)}[/], {program.dialect} {program.dtype}{recipe} → "
+        f"{plan.runtime} {plan.version}"
+    )
+    table = Table(box=SIMPLE, padding=(0, 1))
+    table.add_column("profile")
+    for name in ("least", "usual", "most"):
+        table.add_column(name, justify="right")
+    cache = past_names(0)[0]
+    columns = "cache" if program.signature.cache is Cache.STATIC else "past"
+    for profile in plan.profiles:
+        corners = zip(profile.shapes[INPUT_IDS], profile.shapes[cache], strict=True)
+        table.add_row(profile.name, *(f"{ids[0]} x {ids[1]}, {columns} {past[2]}" for ids, past in corners))
+    console.print(table)
+    workspace = "up to the device's" if memory.workspace is None else size(memory.workspace)
+    console.print(
+        f"  device  {size(memory.weights)} weights, {size(memory.cache_row)} keys and values a row, "
+        f"{size(memory.cache)} for {plan.limits.max_batch}; workspace {workspace}\n"
+        f"  host    about {size(memory.host)} while building, {size(memory.free_disk)} disk free",
+        soft_wrap=True,
+    )
+
+
+def show_built(console: Console, engine: Engine) -> None:
+    """What became of it."""
+    manifest = engine.manifest
+    activations = manifest["memory"]["activations"]
+    console.print(
+        f"built in {manifest['seconds']:.1f} s; weights {size(manifest['memory']['weights'])}, activations "
+        + ", ".join(f"{name} {size(count)}" for name, count in activations.items())
+    )
+    network = manifest["network_layers"]
+    counted = ", ".join(f"{network[kind]} {kind}" for kind in WORTH_SHOWING if kind in network)
+    console.print(f"  network {counted}", soft_wrap=True)
+    summary = manifest["engine_layers"]
+    kinds = ", ".join(f"{count} {kind}" for kind, count in summary["kinds"].items())
+    console.print(f"  engine  {summary['layers']} layers ({summary['source']}): {kinds}", soft_wrap=True)
+    for name, precisions in summary["products"].items():
+        counted = ", ".join(f"{count} {precision}" for precision, count in precisions.items())
+        console.print(f"  {name:8}products: {counted}")
+    missed = summary["not_integer"]
+    if missed:
+        more = f" and {len(missed) - LISTED} more" if len(missed) > LISTED else ""
+        console.print(
+            f"[yellow]Warning:[/] quantized in the program, computed in float: {', '.join(missed[:LISTED])}{more}"
+        )
+    if manifest["attention_decomposed"]:
+        console.print("[yellow]Warning:[/] attention has no fused kernel for this dtype and head size; it is slower")
+    total = sum(manifest["sizes"].values())
+    console.print(
+        f"[green]wrote[/] {escape(str(engine.folder))} ({size(total)}; {BUILD_LOG} has every word)", soft_wrap=True
+    )
+
+
+def show_diagnosis(console: Console, diagnosis: Diagnosis) -> None:
+    """The machine, then a row a folder."""
+    machine = diagnosis.machine
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    gpus = [
+        f"{gpu.name}, compute capability {gpu.compute_capability}, {size(gpu.memory_bytes)}" for gpu in machine.gpus
+    ]
+    table.add_row("gpu", escape("\n".join(gpus) or "none found"))
+    table.add_row("driver", escape(diagnosis.driver or "none found"))
+    for name in RUNTIMES:
+        table.add_row(name, escape(machine.versions.get(name) or machine.missing[name]))
+    table.add_row("providers", escape(", ".join(diagnosis.providers)))
+    table.add_row("python", f"{diagnosis.python}, {machine.system}")
+    for name, found in diagnosis.packages.items():
+        if found is not None:
+            table.add_row(name, escape(found))
+    console.print(table)
+    for verdict in diagnosis.folders:
+        mark = "[green]runs[/]" if verdict.runs else "[red]does not run[/]"
+        where = f", {verdict.runs_on}" if verdict.runs_on else ""
+        console.print(f"\n{escape(verdict.folder)}: {mark} ({verdict.kind}{where})", soft_wrap=True)
+        for obstacle in verdict.obstacles:
+            console.print(f"  - {escape(obstacle)}", soft_wrap=True)

@@ -1,25 +1,88 @@
-"""The verb ``export``: its plan, and what was written."""
+"""The verbs ``export`` and ``recipes``: a plan, what was written, and what recipes there are."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import rich_click as click
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 
-from glm_export.artifacts.program import OnnxProgram
+from glm_export.exporter.options import ExportOptions
+from glm_export.terminal.console import (
+    MESSAGES,
+    RESULTS,
+    ProgressBars,
+    family_option,
+    flags,
+    force_option,
+    json_option,
+    out_option,
+    size,
+)
 
 if TYPE_CHECKING:  # these need torch; showing what they made does not
+    from glm_export.artifacts.program import OnnxProgram
+    from glm_export.calibration.recipe import Recipe
     from glm_export.checkpoints.checkpoint import Checkpoint
+    from glm_export.evaluation.layer_costs import MixedPrecision
     from glm_export.exporter.options import ResolvedOptions
     from glm_export.exporter.plan import ExportPlan
 
-from glm_export.calibration.float16_range import summary
-from glm_export.checkpoints.checkpoint import Checkpoint
-from glm_export.evaluation.layer_costs import MixedPrecision
-from glm_export.exporter.options import ResolvedOptions
-from glm_export.terminal.console import size
-from glm_export.terminal.quality import show_costs
+
+@click.command()
+@click.argument("checkpoint")
+@out_option
+@flags(ExportOptions, "dialect", "dtype", "recipe", "ranges")
+@click.option("--budget", help="With a recipe: leave the fewest layers in float that keep to it, e.g. kl=0.01.")
+@click.option("--corpus", default="default", show_default=True, help="What a budget is measured on.")
+@flags(ExportOptions, "logits", "max_length")
+@family_option
+@force_option("an exported folder")
+def export(
+    checkpoint: str, out: Path, family: str | None, force: bool, budget: str | None, corpus: str, **options: Any
+) -> None:
+    """Write an ONNX program for CHECKPOINT."""
+    from glm_export import api
+    from glm_export.artifacts.output_folder import require_writable
+    from glm_export.exporter.options import open_ranges, resolve_options
+    from glm_export.exporter.plan import plan_export
+
+    require_writable(out, force=force)
+    opened = api.open_checkpoint(checkpoint, family)
+    chosen = ExportOptions(**options | {"ranges": open_ranges(options["ranges"])})
+    target = resolve_options(opened.config, chosen)
+    if budget is not None:
+        with ProgressBars(MESSAGES) as bars:
+            mixed = api.exclude_layers(opened, target, budget, corpus, progress=bars)
+        show_mixed_precision(MESSAGES, mixed)
+        chosen = replace(chosen, excluded=mixed.excluded)
+        target = resolve_options(opened.config, chosen)
+    show_plan(MESSAGES, opened, plan_export(opened, out, target.dtype, target.quantization), target)
+    show_float16_risk(MESSAGES, target, measured=chosen.ranges is not None)
+    with ProgressBars(MESSAGES) as bars:
+        program = api.export(opened, out, chosen, force=force, progress=bars)
+    show_written(MESSAGES, program)
+
+
+@click.command()
+@json_option()
+def recipes(as_json: bool) -> None:
+    """What `export --recipe` knows: how weights are stored and multiplied, and where that runs."""
+    from glm_export.calibration import recipes as room
+
+    known = [room.load(name) for name in room.names()]
+    if as_json:
+        rows = [recipe.to_json() for recipe in known]
+        click.echo(json.dumps(rows, indent=2, default=sorted))
+    else:
+        show_recipes(RESULTS, known)
 
 
 def show_plan(console: Console, checkpoint: Checkpoint, plan: ExportPlan, target: ResolvedOptions) -> None:
@@ -43,6 +106,8 @@ def show_written(console: Console, program: OnnxProgram) -> None:
 
 def show_mixed_precision(console: Console, mixed: MixedPrecision) -> None:
     """What was excluded, and what that brought."""
+    from glm_export.terminal.quality import show_costs
+
     show_costs(console, mixed.costs)
     console.print(
         f"everything quantized: KL {mixed.kl_all:.2e}; with {len(mixed.excluded)} layers in float: {mixed.kl:.2e}"
@@ -56,6 +121,8 @@ def show_float16_risk(console: Console, target: ResolvedOptions, *, measured: bo
     if target.dtype != "float16":
         return
     if target.maxima:
+        from glm_export.calibration.float16_range import summary
+
         console.print(f"  float16 {escape(summary(target.maxima))}; computed in float32", soft_wrap=True)
     elif not measured:
         console.print(
@@ -63,3 +130,14 @@ def show_float16_risk(console: Console, target: ResolvedOptions, *, measured: bo
             "calibrate and give --ranges to keep those in float32, or take --dtype bfloat16",
             soft_wrap=True,
         )
+
+
+def show_recipes(console: Console, known: Sequence[Recipe]) -> None:
+    """One row a recipe: what it does, what an export with it needs, where it runs."""
+    table = Table(box=SIMPLE, show_lines=False, padding=(0, 1))
+    table.add_column("recipe", no_wrap=True)
+    for name in ("what", "needs", "dialects"):
+        table.add_column(name)
+    for recipe in known:
+        table.add_row(recipe.name, recipe.summary, recipe.needs, " ".join(sorted(recipe.dialects)))
+    console.print(table)

@@ -1,20 +1,62 @@
-"""The verbs ``infill`` and ``score``."""
+"""The verbs ``infill`` and ``score``, and the table of labels."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+import rich_click as click
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from glm_export.generation.infilling import LabelScore
+from glm_export.generation.sampling import Sampling
+from glm_export.terminal.console import RESULTS, flags, json_option
 
-if TYPE_CHECKING:  # these need torch; showing what they made does not
-    pass
+if TYPE_CHECKING:
+    from glm_export.generation.infilling import LabelScore
+
+
+@click.command()
+@click.argument("model")
+@click.option("--text", required=True, help="With one or more [MASK], [sMASK] or [gMASK].")
+@click.option("--max-new-tokens", type=int, default=128, show_default=True, help="For each blank.")
+@flags(Sampling)
+@json_option("Print text and fills as JSON.")
+def infill(model: str, text: str, max_new_tokens: int, as_json: bool, **sampling: Any) -> None:
+    """Fill the blanks of a text with MODEL, a GLM or ChatGLM-6B."""
+    from glm_export import api
+
+    chosen = Sampling(**sampling)
+    with api.load_session(model) as session:
+        result = api.infill(session, text, max_new_tokens=max_new_tokens, sampling=chosen)
+    if as_json:
+        click.echo(json.dumps({"text": result.text, "fills": result.fills}, indent=2, ensure_ascii=False))
+    else:
+        click.echo(result.text)
+
+
+@click.command()
+@click.argument("model")
+@click.option("--text", required=True, help="What to judge.")
+@click.option("--pattern", required=True, help='With {} for the text and one [MASK], as in "{}. It\'s really [MASK]."')
+@click.option("--labels", required=True, help="Words for the blank, separated by commas.")
+@click.option("--sum", "whole", is_flag=True, help="Rank by the whole label instead of a token of it.")
+@json_option()
+def score(model: str, text: str, pattern: str, labels: str, whole: bool, as_json: bool) -> None:
+    """Say which label fits the blank best, with MODEL, a GLM or ChatGLM-6B."""
+    from glm_export import api
+
+    words = [word.strip() for word in labels.split(",")]
+    with api.load_session(model) as session:
+        scores = api.score(session, text, pattern=pattern, labels=words, normalize=not whole)
+    if as_json:
+        click.echo(json.dumps(score_facts(scores), indent=2, ensure_ascii=False))
+    else:
+        show_scores(RESULTS, scores)
 
 
 def score_facts(scores: Sequence[LabelScore]) -> list[dict[str, Any]]:

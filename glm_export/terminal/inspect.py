@@ -1,17 +1,31 @@
-"""The verb ``inspect``."""
+"""The verb ``inspect`` and its table."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import json
+from typing import Any
 
+import rich_click as click
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-if TYPE_CHECKING:  # these need torch; showing what they made does not
-    pass
+from glm_export.terminal.console import RESULTS, family_option, json_option, size
 
-from glm_export.terminal.console import size
+
+@click.command()
+@click.argument("folder")
+@family_option
+@json_option()
+def inspect(folder: str, family: str | None, as_json: bool) -> None:
+    """Say what FOLDER is: a checkpoint (audited), an exported program, an engine or ranges."""
+    from glm_export.deployment.inspect import inspect_folder
+
+    facts = inspect_folder(folder, family)
+    if as_json:
+        click.echo(json.dumps(facts, indent=2, ensure_ascii=False))
+    else:
+        show_facts(RESULTS, facts)
 
 
 def show_facts(console: Console, facts: dict[str, Any]) -> None:

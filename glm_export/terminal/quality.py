@@ -1,16 +1,54 @@
-"""What a person sees of a quality report."""
+"""The verb ``quality`` and its tables."""
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import rich_click as click
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from glm_export.evaluation.layer_costs import LayerCost
-from glm_export.evaluation.report import QualityReport
+from glm_export.evaluation.options import QualityOptions
+from glm_export.terminal.console import FOLDER, MESSAGES, RESULTS, ProgressBars, flags, json_option
+
+if TYPE_CHECKING:
+    from glm_export.evaluation.layer_costs import LayerCost
+    from glm_export.evaluation.report import QualityReport
+
+SHOWN_COSTS = 12
+BAR = 24
+
+
+@click.command()
+@click.argument("program", type=FOLDER)
+@click.option("--against", required=True, help="The checkpoint it was exported from, or `demo`.")
+@flags(QualityOptions, "corpus", "max_samples", "sequence_length")
+@flags(QualityOptions, "budget", multiple=True)
+@flags(QualityOptions, "reference_dtype", "by_layer")
+@json_option("Print the report as JSON.")
+def quality(program: Path, against: str, as_json: bool, **options: Any) -> None:
+    """Measure on text how far PROGRAM is from the model it was made of.
+
+    Perplexity, KL divergence, agreement of the likeliest tokens, greedy text, and tasks recalled exactly.
+    """
+    from glm_export import api
+
+    with ProgressBars(MESSAGES) as bars:
+        verdict = api.quality(program, against, QualityOptions(**options), progress=bars)
+    if as_json:
+        click.echo(json.dumps(verdict.to_json(), indent=2))
+    else:
+        show_quality(RESULTS, verdict.report, str(program), verdict.broken)
+        if verdict.costs is not None:
+            show_costs(RESULTS, verdict.costs)
+    if verdict.broken:
+        sys.exit(1)
 
 
 def show_quality(console: Console, report: QualityReport, name: str, broken: Sequence[str] | None) -> None:
@@ -69,10 +107,6 @@ def _written(report: QualityReport) -> list[tuple[str, str, str]]:
 def _share(value: float) -> str:
     """Rounded down: only what is whole is 100 %."""
     return f"{int(value * 10_000) / 100:.2f} %"
-
-
-SHOWN_COSTS = 12
-BAR = 24
 
 
 def show_costs(console: Console, costs: Sequence[LayerCost]) -> None:
