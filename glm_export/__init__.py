@@ -15,20 +15,32 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from glm_export.api import chat, check, export, generate, infill, load_session, open_checkpoint, score
+    from glm_export.api import (
+        calibrate,
+        chat,
+        check,
+        export,
+        generate,
+        infill,
+        load_session,
+        open_checkpoint,
+        quality,
+        score,
+    )
     from glm_export.artifacts.engine import Engine, load_engine
     from glm_export.artifacts.program import OnnxProgram, load_program
     from glm_export.deployment.build import build
     from glm_export.errors import GlmExportError
     from glm_export.generation.sampling import Sampling
+    from glm_export.performance.bench import bench
 
     __version__: str
 
 __all__ = [
     "Engine", "GlmExportError", "OnnxProgram", "Sampling", "__version__",
-    "build", "chat", "check", "export", "generate",
+    "bench", "build", "calibrate", "chat", "check", "export", "generate",
     "infill", "load_engine", "load_program", "load_session", "open_checkpoint",
-    "score",
+    "quality", "score",
 ]  # fmt: skip
 
 _HOME = {
@@ -38,6 +50,7 @@ _HOME = {
     "Engine": "artifacts.engine",
     "load_engine": "artifacts.engine",
     "Sampling": "generation.sampling",
+    "bench": "performance.bench",
     "build": "deployment.build",
 }
 

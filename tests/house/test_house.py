@@ -148,8 +148,9 @@ def test_no_module_needs_test_packages() -> None:
 
 def test_public_names() -> None:
     assert sorted(glm_export.__all__) == [
-        "Engine", "GlmExportError", "OnnxProgram", "Sampling", "__version__", "build", "chat", "check", "export",
-        "generate", "infill", "load_engine", "load_program", "load_session", "open_checkpoint", "score",
+        "Engine", "GlmExportError", "OnnxProgram", "Sampling", "__version__", "bench", "build", "calibrate", "chat",
+        "check", "export", "generate", "infill", "load_engine", "load_program", "load_session", "open_checkpoint",
+        "quality", "score",
     ]  # fmt: skip
     modules = {path.stem for path in (ROOT / "glm_export").iterdir()}
     assert not modules & set(glm_export.__all__)  # which one a name gave would depend on import order
