@@ -19,7 +19,7 @@ from glm_export.embedded import DEMO
 from glm_export.engines import implicit_int8 as implicit, vendor
 from glm_export.engines.inspection import refit
 from glm_export.engines.network import FROM_PRIMITIVES, dialect_for
-from glm_export.engines.options import AMPERE_PLUS, CURRENT, SAME_COMPUTE_CAPABILITY, BuildOptions
+from glm_export.engines.options import AMPERE_PLUS, CURRENT, ENTROPY, SAME_COMPUTE_CAPABILITY, BuildOptions
 from glm_export.errors import InputError
 from glm_export.sessions.tensorrt.session import EngineSession, load_onto_device
 
@@ -99,7 +99,7 @@ def implicit_int8(recorder: Recorder) -> None:
         NotAvailableError: this version has no implicit INT8.
     """
     tensorrt = available(vendor.TENSORRT, recorder.kit)
-    if tensorrt.find(implicit.CALIBRATORS[implicit.ENTROPY]) is None:
+    if tensorrt.find(implicit.CALIBRATORS[ENTROPY]) is None:
         raise NotAvailableError(f"{tensorrt.name} {tensorrt.version} has no implicit INT8 (TensorRT 11 dropped it)")
     recorder.facts |= {"runtime": f"{tensorrt.name} {tensorrt.version}", "kl_bound": KL_BOUND}
     for algorithm in implicit.CALIBRATORS:

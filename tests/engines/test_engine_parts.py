@@ -17,15 +17,13 @@ from glm_export.calibration.trt_cache import cache_text, read_cache
 from glm_export.engines import fit, vendor
 from glm_export.engines.implicit_int8 import (
     CALIBRATORS,
-    ENTROPY,
-    MIN_MAX,
     cache_version,
     calibration_feeds,
     packed_rows,
     require_float_program,
     write_cache_for,
 )
-from glm_export.engines.options import BuildOptions
+from glm_export.engines.options import ENTROPY, MIN_MAX, BuildOptions
 from glm_export.engines.vendor import BuildLog, TensorRT
 from glm_export.errors import EnvironmentMissingError, InputError
 from glm_export.machine import gpu
