@@ -22,7 +22,7 @@ from glm_export.spec.config import GlmConfig
 from glm_export.spec.weight_formats import WeightFormats
 
 if TYPE_CHECKING:  # a program is loaded without torch
-    from glm_export.calibration.formats.prequantized import PrequantizedWeight
+    from glm_export.calibration.formats import PrequantizedWeight
 
 QUANTIZATION = "quantization.safetensors"
 GENAI_KV_SCALES = "kv_cache_scales.json"

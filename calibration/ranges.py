@@ -23,7 +23,7 @@ from glm_export.calibration.recipe import Recipe
 from glm_export.calibration.rounded_folder import RoundedFolder
 from glm_export.checkpoints.identity import CheckpointIdentity
 from glm_export.errors import CheckpointError, InputError
-from glm_export.spec.weight_formats import HEAD, QMAX, QdqWeights
+from glm_export.spec.weight_formats import HEAD, QMAX
 
 RANGES = "ranges.safetensors"
 RANGES_FORMAT = 1
@@ -116,8 +116,8 @@ class Ranges:
     def _input_scales(
         self, recipe: Recipe, smoothing: Mapping[str, Any], excluded: Mapping[str, str], dtype: str
     ) -> dict[str, float]:
-        form = recipe.layers
-        if not isinstance(form, QdqWeights) or not form.activations:
+        dtype_8bit = recipe.layers.activation_dtype if recipe.layers is not None else None
+        if dtype_8bit is None:
             return {}
         scales = {}
         for name in self.inputs:
@@ -128,7 +128,7 @@ class Ranges:
                 if name in smoothing
                 else self.threshold(name, recipe.observer)
             )
-            scales[name] = _rounded(threshold / QMAX[form.dtype], dtype)
+            scales[name] = _rounded(threshold / QMAX[dtype_8bit], dtype)
         return scales
 
     def _kv_scales(self, recipe: Recipe, dtype: str) -> tuple[tuple[float, float], ...]:

@@ -68,7 +68,7 @@ class Recipe:
     @property
     def static_activations(self) -> bool:
         """Whether activations are rounded with scales found beforehand."""
-        return any(isinstance(form, QdqWeights) and form.activations for form in (self.layers, self.explicit))
+        return any(form is not None and form.activation_dtype for form in (self.layers, self.explicit))
 
     @property
     def needs(self) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-from glm_export.calibration.formats.prequantized import PrequantizedWeight
+from glm_export.calibration.formats import PrequantizedWeight
 from glm_export.spec.weight_formats import WeightFormats
 
 INTEGERS, SCALES = "/integers", "/scales"

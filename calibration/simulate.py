@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from glm_export.calibration.quantization import Quantization
 from glm_export.calibration.quantize import fake_quantize, round_float8
 from glm_export.modeling import Attention, Decoder
-from glm_export.spec.weight_formats import QdqWeights, WeightFormats
+from glm_export.spec.weight_formats import WeightFormats
 
 Rounding = Callable[[Tensor], Tensor]
 
@@ -46,9 +46,9 @@ def _steps(
     if divided:
         inverse_K = 1 / torch.from_numpy(quantization.smoothing[name])
         steps.append(partial(torch.mul, inverse_K))
-    form = formats[name].decode if name in formats else None
-    if isinstance(form, QdqWeights) and form.activations:
-        rounding = round_float8 if form.dtype.startswith("float8") else fake_quantize
+    dtype = formats[name].decode.activation_dtype if name in formats else None
+    if dtype is not None:
+        rounding = round_float8 if dtype.startswith("float8") else fake_quantize
         steps.append(partial(rounding, scale=quantization.input_scales[name]))
     return steps
 

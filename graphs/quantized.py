@@ -5,25 +5,27 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import cast
 
 import numpy as np
 
 from glm_export.graphs.dialect import Dialect
 from glm_export.graphs.rewriter import MICROSOFT, CountedRule
-from glm_export.graphs.rules.ort.gather_block_quantized import LOOKUP, GatherToForm
-from glm_export.graphs.rules.ort.matmul_nbits import BLOCK_PRODUCT, CHANNEL_PRODUCT, MatMulToForm
+from glm_export.graphs.rules.ort import dynamic_quantize_matmul, matmul_nbits
+from glm_export.graphs.rules.ort.gather_block_quantized import LOOKUP, QuantizedGather
 from glm_export.graphs.rules.ort.quantized_kv_cache import GroupQueryOfIntegers
+from glm_export.graphs.rules.ort.quantized_matmul import QuantizedMatMul, StoredProduct
 from glm_export.graphs.rules.qdq.kv_cache import AttentionOfIntegers, ConcatOfIntegers
-from glm_export.graphs.rules.qdq.matmul import InputNumbers, MatMulToExplicit
+from glm_export.graphs.rules.qdq.matmul import ExplicitMatMul, InputNumbers
 from glm_export.spec.config import GlmConfig
 from glm_export.spec.signature import past_names
-from glm_export.spec.weight_formats import (
-    EMBEDDING,
-    BlockWeights,
-    ChannelWeights,
-    QdqWeights,
-    WeightFormats,
-)
+from glm_export.spec.weight_formats import EMBEDDING, BlockWeights, ChannelWeights, WeightFormat, WeightFormats
+
+PRODUCTS: Mapping[type[WeightFormat], StoredProduct] = {
+    BlockWeights: matmul_nbits.PRODUCT,
+    ChannelWeights: dynamic_quantize_matmul.PRODUCT,
+}
+"""The operator of each format that is not explicit."""
 
 
 def quantizing_rules(
@@ -31,12 +33,14 @@ def quantizing_rules(
 ) -> list[CountedRule]:
     """The rules that put weights into these formats, and how often each must fire."""
     numbers = numbers or InputNumbers()
-    explicit = sum(isinstance(both.decode, QdqWeights) for both in formats.values())
+    explicit = sum(both.decode.explicit for both in formats.values())
     lookups = int(EMBEDDING in formats)
+    # Recipes give the embedding block weights: the runtime looks up in no other format.
+    table = cast("BlockWeights", formats[EMBEDDING].decode) if lookups else None
     rules: list[CountedRule] = [
-        (MatMulToForm(formats, dtype, numbers), len(formats) - lookups - explicit),
-        (MatMulToExplicit(formats, dtype, numbers), explicit),
-        (GatherToForm(formats, dtype), lookups),
+        (QuantizedMatMul(formats, dtype, numbers, PRODUCTS), len(formats) - lookups - explicit),
+        (ExplicitMatMul(formats, dtype, numbers), explicit),
+        (QuantizedGather(table, dtype), lookups),
     ]
     return rules if formats else []
 
@@ -57,7 +61,6 @@ def quantized_cache_rules(scales: KvScales, dtype: str, config: GlmConfig, diale
     return [(AttentionOfIntegers(scale_of, dtype), config.num_layers)]
 
 
-PRODUCT = {BlockWeights: BLOCK_PRODUCT, ChannelWeights: CHANNEL_PRODUCT}
 GROUP_QUERY = f"{MICROSOFT}.GroupQueryAttention"
 # Heads are set apart, and integers put behind integers.
 CACHE_OPS = {"Concat", "Reshape", "Transpose"}
@@ -72,10 +75,10 @@ def quantized_dialect(dialect: Dialect, formats: Mapping[str, WeightFormats], *,
         kv: keys and values are kept as integers.
     """
     linear = [both for name, both in formats.items() if name != EMBEDDING]
-    explicit = [both.decode for both in linear if isinstance(both.decode, QdqWeights)]
-    rounded_inputs = sum(form.activations for form in explicit)
+    explicit = [both.decode for both in linear if both.decode.explicit]
+    rounded_inputs = sum(form.activation_dtype is not None for form in explicit)
     every = [form for both in linear for form in both if form is not None]
-    products = Counter(f"{MICROSOFT}.{PRODUCT[type(form)]}" for form in every if type(form) in PRODUCT)
+    products = Counter(f"{MICROSOFT}.{PRODUCTS[type(form)].operator}" for form in every if not form.explicit)
     if EMBEDDING in formats:
         products[f"{MICROSOFT}.{LOOKUP}"] = 1
     choices = sum(both.prefill is not None for both in formats.values())

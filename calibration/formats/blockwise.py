@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from glm_export.calibration.formats.codec import PrequantizedWeight, encode, read_back, register_decode
+from glm_export.calibration.formats.pieces import row_blocks
 from glm_export.spec.weight_formats import BlockWeights
 
 
@@ -22,6 +25,46 @@ class QuantizedRows:
     packed: Tensor
     scales: Tensor
     zero_points: Tensor | None
+
+
+@encode.register
+def _(form: BlockWeights, weight_NK: Tensor, given: PrequantizedWeight | None = None) -> Iterator[tuple[int, Tensor]]:
+    """Integers as they are made; scales and zero points, small beside them, when all rows are through."""
+    if given is not None:
+        rows = packed_rows(given, form)
+        yield 0, rows.packed
+        yield 1, rows.scales
+        return
+    scales, zero_points = [], []
+    for piece in row_blocks(weight_NK):
+        rows = quantize_rows(piece, form)
+        scales.append(rows.scales)
+        if rows.zero_points is not None:
+            zero_points.append(rows.zero_points)
+        yield 0, rows.packed.contiguous()
+    yield 1, torch.cat(scales)
+    if zero_points:
+        yield 2, torch.cat(zero_points)
+
+
+@register_decode
+def _(form: BlockWeights, weight_NK: Tensor) -> Tensor:
+    return dequantize_rows(quantize_rows(weight_NK, form), form, weight_NK.shape[1])
+
+
+@read_back.register
+def _(form: BlockWeights, packed: Tensor, scales: Tensor, columns: int) -> PrequantizedWeight:
+    rows = QuantizedRows(packed=packed, scales=scales, zero_points=None)
+    return PrequantizedWeight(integers=integers_of_rows(rows, form, columns), scales=scales)
+
+
+def packed_rows(given: PrequantizedWeight, form: BlockWeights) -> QuantizedRows:
+    """Integers as ``MatMulNBits`` reads them, counted from the middle of their range."""
+    columns, blocks = given.integers.shape[1], given.scales.shape[1]
+    unsigned = (given.integers.to(torch.int16) + (1 << form.bits - 1)).to(torch.uint8)
+    filled = functional.pad(unsigned, (0, blocks * form.block - columns), value=1 << form.bits - 1)
+    packed = pack_integers(filled.view(len(filled), blocks, form.block), form.bits)
+    return QuantizedRows(packed=packed, scales=given.scales, zero_points=None)
 
 
 def quantize_rows(rows_NK: Tensor, form: BlockWeights) -> QuantizedRows:

@@ -14,7 +14,6 @@ from glm_export.spec.weight_formats import (
     PROMPT,
     WeightFormat,
     WeightFormats,
-    stored_parts,
 )
 
 # Runtimes map large external tensors only from aligned offsets; 64 KiB serves every platform.
@@ -59,9 +58,9 @@ def plan_weights(model: nn.Module, formats: Mapping[str, WeightFormats] | None =
         shape = (*tensor.shape[:-2], tensor.shape[-1], tensor.shape[-2]) if transposed else tuple(tensor.shape)
         specs: list[tuple[TensorSpec, WeightFormat | None]] = [(TensorSpec(name=name, dtype=dtype, dims=shape), None)]
         if both is not None:
-            specs = [(spec, both.decode) for spec in stored_parts(name, shape[0], shape[1], both.decode, dtype)]
+            specs = [(spec, both.decode) for spec in both.decode.stored_tensors(name, shape[0], shape[1], dtype)]
             if both.prefill is not None:
-                parts = stored_parts(name + PROMPT, shape[0], shape[1], both.prefill, dtype)
+                parts = both.prefill.stored_tensors(name + PROMPT, shape[0], shape[1], dtype)
                 specs += [(spec, both.prefill) for spec in parts]
         for spec, form in specs:
             length = torch.Size(spec.shape()).numel() * STORED_BITS[spec.dtype] // 8

@@ -10,9 +10,8 @@ import onnx_ir as ir
 import torch
 
 from glm_export.artifacts.program import OnnxProgram
-from glm_export.calibration.formats.blockwise import QuantizedRows, integers_of_rows
-from glm_export.calibration.formats.prequantized import PrequantizedWeight
-from glm_export.spec.weight_formats import PACKED, SCALES, BlockWeights, QdqWeights, WeightFormats
+from glm_export.calibration.formats import PrequantizedWeight, read_back
+from glm_export.spec.weight_formats import PACKED, SCALES, WeightFormats
 
 
 class ProgramIntegers:
@@ -33,11 +32,6 @@ class ProgramIntegers:
         packed, scales = self._tensors.get(f"{name}.{PACKED}"), self._tensors.get(f"{name}.{SCALES}")
         if packed is None or scales is None:
             return None
-        values = torch.from_numpy(scales.numpy().astype(np.float32))
-        form = formats.decode
-        if isinstance(form, QdqWeights):
-            integers_KN = torch.from_numpy(packed.numpy().astype(np.int8))
-            return PrequantizedWeight(integers=integers_KN.t(), scales=values.t() if form.block else values[:, None])
-        assert isinstance(form, BlockWeights)
-        rows = QuantizedRows(packed=torch.from_numpy(packed.numpy().copy()), scales=values, zero_points=None)
-        return PrequantizedWeight(integers=integers_of_rows(rows, form, columns), scales=values)
+        dtype = np.int8 if formats.decode.explicit else np.uint8
+        stored = torch.from_numpy(packed.numpy().astype(dtype))
+        return read_back(formats.decode, stored, torch.from_numpy(scales.numpy().astype(np.float32)), columns)

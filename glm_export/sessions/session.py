@@ -26,7 +26,6 @@ from glm_export.inputs.call_layout import CallLayout
 from glm_export.inputs.feeds import Feeds, Prompt, RightPaddedFeeds, prefill_feeds
 from glm_export.spec.config import GlmConfig
 from glm_export.spec.signature import Cache, Signature
-from glm_export.spec.weight_formats import ChannelWeights
 from glm_export.tokenizers import Tokenizer, load_tokenizer
 from glm_export.tokenizers.infilling import InfillingTokenizer
 
@@ -64,7 +63,7 @@ def rows_apart(recipe: Recipe | None) -> bool:
     number of tokens (int4-int8-prompt) are another model in a batch.
     """
     formats = (recipe.layers, recipe.head, recipe.prompt) if recipe is not None else ()
-    return not any(isinstance(one, ChannelWeights) for one in formats)
+    return all(one is None or one.batch_invariant for one in formats)
 
 
 def call_layout(signature: Signature, folder: Path) -> CallLayout:

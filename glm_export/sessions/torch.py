@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from glm_export.calibration.formats.prequantized import rounded
+from glm_export.calibration.formats import decode
 from glm_export.calibration.quantization import Quantization
 from glm_export.calibration.simulate import simulate
 from glm_export.calibration.smoothed_weights import SmoothedWeights
@@ -55,7 +55,7 @@ def load_reference(
         if name in formats:
             columns, beforehand = weight.shape[-1], smoothed.rounded
             given = beforehand.given(name, formats[name], columns) if beforehand is not None else None
-            weight = rounded(weight, formats[name].of(tokens), given)
+            weight = decode(formats[name].of(tokens), weight, given)
         return weight.to(dtypes[name])
 
     names = [rule.target for rule in checkpoint.weight_map.rules]

@@ -1,10 +1,15 @@
-"""How weights are stored and multiplied, as plain records.
+"""How weights are stored and multiplied: one frozen record a format.
+
+A record says which tensors stand for a weight. What else a format needs is found by the record's type: encoding and
+decoding in ``calibration/formats``, its operator in ``graphs/rules``. So a new format is a record here and a file in
+each of the two.
 
 Shapes: K input channels, N output channels, C = ceil(K / block) blocks a channel.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,7 +18,7 @@ from glm_export.spec.signature import TensorSpec
 
 HEAD, EMBEDDING = "head.weight", "embedding.weight"
 PROMPT_TOKENS = 8
-"""Calls with more tokens than this, over all rows, compute with a recipe's ``prompt`` form where it has one: about
+"""Calls with more tokens than this, over all rows, compute with a weight's ``prefill`` format where it has one: about
 where integer products overtake 4-bit ones on a CPU with VNNI (Zen 5, two threads)."""
 BITS = (4, 8)
 BLOCKS = (16, 32, 64, 128, 256)
@@ -21,8 +26,50 @@ QMAX = {"int8": 127, "int4": 7, "float8e4m3fn": 448}
 """The largest value of a stored dtype that symmetric rounding uses."""
 
 
+PACKED, SCALES, ZERO_POINTS = "packed", "scales", "zero_points"
+PROMPT = ".prompt"
+"""Behind the name of a weight that has a second format for prompts."""
+
+
+class WeightFormat(ABC):
+    """How one weight ``[N, K]`` is stored, and what its product does to activations."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def stored_tensors(self, name: str, rows_N: int, columns_K: int, dtype: str) -> list[TensorSpec]:
+        """The tensors that stand for the weight, in file order.
+
+        Args:
+            name: of the parameter.
+            rows_N: output channels.
+            columns_K: input channels.
+            dtype: of the program, which scales have unless the operator wants another.
+        """
+
+    @property
+    def explicit(self) -> bool:
+        """Whether the product stays a ``MatMul``, behind ``DequantizeLinear``; else an operator of its own does it."""
+        return False
+
+    @property
+    def scale_block(self) -> int | None:
+        """Neighbours along K that share a scale; None: a whole channel."""
+        return None
+
+    @property
+    def activation_dtype(self) -> str | None:
+        """What inputs are rounded to, with scales that calibration found; None where they are not."""
+        return None
+
+    @property
+    def batch_invariant(self) -> bool:
+        """Whether a row of the product depends on that row of the input alone."""
+        return True
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BlockWeights:
+class BlockWeights(WeightFormat):
     """Integers with one scale for ``block`` neighbours along the input axis: ``[N, K]`` has scales ``[N, K / block]``.
 
     Symmetric: the value of largest magnitude takes the lowest integer, zero is exact, and there are no zero points.
@@ -39,23 +86,55 @@ class BlockWeights:
         if self.bits not in BITS or self.block not in BLOCKS:
             raise InputError(f"block weights have {BITS} bits in blocks of {BLOCKS}; found {self.bits}, {self.block}")
 
+    def stored_tensors(self, name: str, rows_N: int, columns_K: int, dtype: str) -> list[TensorSpec]:
+        """Integers uint8, scales ``[N, C]``, and zero points where there are any."""
+        blocks = -(-columns_K // self.block)
+        blob = self.block * self.bits // 8
+        # A table's row lies in one piece, a product's block by block: the same bytes.
+        dims = (rows_N, blocks * blob) if name == EMBEDDING else (rows_N, blocks, blob)
+        parts = [
+            TensorSpec(name=f"{name}.{PACKED}", dtype="uint8", dims=dims),
+            TensorSpec(name=f"{name}.{SCALES}", dtype=dtype, dims=(rows_N, blocks)),
+        ]
+        if not self.symmetric:
+            width = -(-blocks * self.bits // 8)
+            parts.append(TensorSpec(name=f"{name}.{ZERO_POINTS}", dtype="uint8", dims=(rows_N, width)))
+        return parts
+
+    @property
+    def scale_block(self) -> int:
+        """``block``."""
+        return self.block
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ChannelWeights:
-    """8-bit integers, symmetric, one scale an output channel: ``[K, N]`` has scales ``[N]``.
+class ChannelWeights(WeightFormat):
+    """8-bit integers, symmetric, one scale per output channel: ``[K, N]`` has scales ``[N]``.
 
     Activations are rounded to 8 bits as they come, with one scale for the whole tensor. So the rounding of a row
     depends on the rows beside it, in a batch and in a prompt.
     """
 
+    def stored_tensors(self, name: str, rows_N: int, columns_K: int, dtype: str) -> list[TensorSpec]:  # noqa: ARG002
+        """Integers int8 ``[K, N]``; scales ``[N]`` are float32 whatever the program's dtype."""
+        return [
+            TensorSpec(name=f"{name}.{PACKED}", dtype="int8", dims=(columns_K, rows_N)),
+            TensorSpec(name=f"{name}.{SCALES}", dtype="float32", dims=(rows_N,)),
+        ]
+
+    @property
+    def batch_invariant(self) -> bool:
+        """No: one scale serves all rows."""
+        return False
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class QdqWeights:
+class QdqWeights(WeightFormat):
     """Explicit quantization: ``DequantizeLinear(weight) -> MatMul``, symmetric, zero point 0, positive scales.
 
-    ``dtype``: a key of :data:`QMAX`. ``block`` None: one scale an output channel, ``[K, N]`` has scales ``[N]`` on
+    ``dtype``: a key of :data:`QMAX`. ``block`` None: one scale per output channel, ``[K, N]`` has scales ``[N]`` on
     axis 1. Otherwise ``block`` neighbours along axis 0 share one: scales ``[ceil(K / block), N]``. ``activations``: the
-    product's input goes through ``QuantizeLinear -> DequantizeLinear`` in the same dtype, with one scale a tensor
+    product's input goes through ``QuantizeLinear -> DequantizeLinear`` in the same dtype, with one scale per tensor
     that calibration found. So a runtime may multiply integers, and one that cannot computes the same in floats.
     """
 
@@ -69,48 +148,36 @@ class QdqWeights:
                 f"Q/DQ weights are {', '.join(QMAX)} with blocks of {BLOCKS} or none; found {self.dtype}, {self.block}"
             )
 
+    def stored_tensors(self, name: str, rows_N: int, columns_K: int, dtype: str) -> list[TensorSpec]:
+        """Values ``[K, N]``, and scales ``[N]`` or ``[C, N]``."""
+        scales = (rows_N,) if self.block is None else (-(-columns_K // self.block), rows_N)
+        return [
+            TensorSpec(name=f"{name}.{PACKED}", dtype=self.dtype, dims=(columns_K, rows_N)),
+            TensorSpec(name=f"{name}.{SCALES}", dtype=dtype, dims=scales),
+        ]
 
-WeightFormat = BlockWeights | ChannelWeights | QdqWeights
+    @property
+    def explicit(self) -> bool:
+        """Yes."""
+        return True
+
+    @property
+    def scale_block(self) -> int | None:
+        """``block``."""
+        return self.block
+
+    @property
+    def activation_dtype(self) -> str | None:
+        """The weight's own, with ``activations``."""
+        return self.dtype if self.activations else None
 
 
 class WeightFormats(NamedTuple):
-    """What one weight is stored as: ``step`` for a few tokens at once, and ``prompt`` for many where that differs."""
+    """What one weight is stored as: ``decode`` for a few tokens at once, ``prefill`` for many where that differs."""
 
     decode: WeightFormat
     prefill: WeightFormat | None = None
 
     def of(self, tokens: int) -> WeightFormat:
-        """The form a call with that many tokens computes with."""
+        """The format a call with that many tokens computes with."""
         return self.prefill if self.prefill is not None and tokens > PROMPT_TOKENS else self.decode
-
-
-PACKED, SCALES, ZERO_POINTS = "packed", "scales", "zero_points"
-PROMPT = ".prompt"
-"""Behind the name of a weight that has a second form for prompts."""
-
-
-def stored_parts(name: str, rows: int, columns: int, form: WeightFormat, dtype: str) -> list[TensorSpec]:
-    """The tensors that stand for a weight ``[N, K]``, in file order; scales have the program's dtype."""
-    if isinstance(form, ChannelWeights):
-        return [
-            TensorSpec(name=f"{name}.{PACKED}", dtype="int8", dims=(columns, rows)),
-            TensorSpec(name=f"{name}.{SCALES}", dtype="float32", dims=(rows,)),
-        ]
-    if isinstance(form, QdqWeights):
-        scales = (rows,) if form.block is None else (-(-columns // form.block), rows)
-        return [
-            TensorSpec(name=f"{name}.{PACKED}", dtype=form.dtype, dims=(columns, rows)),
-            TensorSpec(name=f"{name}.{SCALES}", dtype=dtype, dims=scales),
-        ]
-    blocks = -(-columns // form.block)
-    blob = form.block * form.bits // 8
-    # A table's row lies in one piece, a product's block by block: the same bytes.
-    dims = (rows, blocks * blob) if name == EMBEDDING else (rows, blocks, blob)
-    parts = [
-        TensorSpec(name=f"{name}.{PACKED}", dtype="uint8", dims=dims),
-        TensorSpec(name=f"{name}.{SCALES}", dtype=dtype, dims=(rows, blocks)),
-    ]
-    if not form.symmetric:
-        width = -(-blocks * form.bits // 8)
-        parts.append(TensorSpec(name=f"{name}.{ZERO_POINTS}", dtype="uint8", dims=(rows, width)))
-    return parts

@@ -18,8 +18,8 @@ from onnxruntime.capi import _pybind_state
 from glm_export import api
 from glm_export.artifacts.program import OnnxProgram
 from glm_export.calibration import recipes
+from glm_export.calibration.formats import decode
 from glm_export.calibration.formats.blockwise import dequantize_rows, quantize_rows
-from glm_export.calibration.formats.prequantized import rounded
 from glm_export.calibration.recipe import Recipe
 from glm_export.errors import InputError
 from glm_export.proof.compare import TOLERANCES
@@ -77,7 +77,7 @@ def test_rounding_stays_within_half_a_step(
 
 @pytest.mark.parametrize("form", [*FORMS, ChannelWeights()], ids=str)
 def test_zeros_stay_zeros(form: BlockWeights | ChannelWeights) -> None:
-    assert torch.equal(rounded(torch.zeros(3, 64), form), torch.zeros(3, 64))
+    assert torch.equal(decode(form, torch.zeros(3, 64)), torch.zeros(3, 64))
 
 
 @pytest.mark.parametrize("columns", [64, 72])
@@ -106,7 +106,7 @@ def test_the_operator_reads_them_as_we_do(form: BlockWeights, columns: int) -> N
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {"x": x})
-    expected = x @ rounded(values, form).numpy().T
+    expected = x @ decode(form, values).numpy().T
     assert np.abs(found - expected).max() <= 1e-4
     assert np.abs(found - x @ values.numpy().T).max() > 1e-3  # the control: without rounding it is another product
 

@@ -10,9 +10,10 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from glm_export.exporter import direct_file, weight_blocks
+from glm_export.calibration.formats import pieces
+from glm_export.calibration.formats.pieces import blocks
+from glm_export.exporter import direct_file
 from glm_export.exporter.direct_file import DirectFile
-from glm_export.exporter.weight_blocks import blocks
 from glm_export.exporter.weight_layout import LARGE_ALIGNMENT, LARGE_BYTES, SMALL_ALIGNMENT, plan_weights
 from glm_export.modeling import Decoder
 from glm_export.spec.config import GlmConfig, RotaryConfig
@@ -29,12 +30,12 @@ def test_blocks_put_together_are_the_tensor(
     rows: int, columns: int, source: torch.dtype, target: torch.dtype, transposed: bool, block: int
 ) -> None:
     tensor = torch.randn(rows, columns).to(source)
-    before = weight_blocks.BLOCK_ELEMENTS
-    weight_blocks.BLOCK_ELEMENTS = block
+    before = pieces.BLOCK_ELEMENTS
+    pieces.BLOCK_ELEMENTS = block
     try:
         found = torch.cat([piece.clone().reshape(-1) for piece in blocks(tensor, target, transposed=transposed)])
     finally:
-        weight_blocks.BLOCK_ELEMENTS = before
+        pieces.BLOCK_ELEMENTS = before
     expected = (tensor.t() if transposed else tensor).contiguous().to(target).reshape(-1)
     assert torch.equal(found, expected)
     assert found.dtype == target

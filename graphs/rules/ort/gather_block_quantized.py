@@ -2,43 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from glm_export.graphs.rewriter import MICROSOFT, Emitter
-from glm_export.spec.weight_formats import (
-    EMBEDDING,
-    BlockWeights,
-    WeightFormats,
-    stored_parts,
-)
+from glm_export.spec.weight_formats import EMBEDDING, BlockWeights
 
 
 @dataclass(frozen=True, slots=True)
-class GatherToForm:
+class QuantizedGather:
     """``Gather(table[V, H], ids)`` becomes ``GatherBlockQuantized(packed[V, …], ids, scales[V, H / block])``."""
 
-    formats: Mapping[str, WeightFormats]
+    form: BlockWeights | None
     dtype: str
     name: str = "embedding"
 
     def matches(self, node: ir.Node) -> str | None:
         """The lookup of tokens, where the recipe names its table."""
         table = node.inputs[0] if node.op_type == "Gather" else None
-        return None if table is not None and table.name == EMBEDDING and EMBEDDING in self.formats else ""
+        return None if table is not None and table.name == EMBEDDING and self.form is not None else ""
 
     def rewrite(self, node: ir.Node, emit: Emitter) -> list[ir.Value]:
         """Return rows ``[B, S, H]``."""
         table, ids = node.inputs
         assert table is not None
         assert table.shape is not None
-        form = self.formats[EMBEDDING].decode
-        assert isinstance(form, BlockWeights)
+        form = self.form
+        assert form is not None
         rows, columns = (int(size) for size in table.shape)  # type: ignore[arg-type]
         packed, scales, *zero_points = (
-            emit.weight(spec) for spec in stored_parts(EMBEDDING, rows, columns, form, self.dtype)
+            emit.weight(spec) for spec in form.stored_tensors(EMBEDDING, rows, columns, self.dtype)
         )
         return [
             emit.op(

@@ -1,102 +1,28 @@
-"""Products with weights in the form a recipe gives them.
+"""``MatMulNBits``: integers with one scale a block.
 
 Shapes: K input channels, N output channels, C = ceil(K / block) blocks a channel.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
-
 import onnx_ir as ir
 
-from glm_export.graphs.queries import product_weight
 from glm_export.graphs.rewriter import MICROSOFT, Emitter
-from glm_export.graphs.rules.qdq.matmul import InputNumbers, divided
-from glm_export.spec.signature import INPUT_IDS
-from glm_export.spec.weight_formats import (
-    PROMPT,
-    PROMPT_TOKENS,
-    BlockWeights,
-    ChannelWeights,
-    QdqWeights,
-    WeightFormat,
-    WeightFormats,
-    stored_parts,
-)
+from glm_export.graphs.rules.ort.quantized_matmul import ProductInputs, StoredProduct
+from glm_export.spec.weight_formats import BlockWeights
 
 
-@dataclass(frozen=True, slots=True)
-class MatMulToForm:
-    """A product with a float weight becomes one with its stored form, its bias taken in.
-
-    ``MatMul(x, W[K, N]) -> Add(bias[N])`` becomes ``MatMulNBits(x, packed[N, C, …], scales[N, C], bias)`` or
-    ``DynamicQuantizeMatMul(x, packed[K, N], scales[N], bias)``; with two formats, ``If(many tokens)`` the one, else the
-    other.
-    """
-
-    formats: Mapping[str, WeightFormats]
-    dtype: str
-    numbers: InputNumbers
-    name: str = "weights"
-
-    def matches(self, node: ir.Node) -> str | None:
-        """A product with a weight the recipe names."""
-        if node.op_type != "MatMul":
-            return ""
-        weight = node.inputs[1]
-        if weight is None or weight.name is None or weight.name not in self.formats:
-            return ""
-        return "" if isinstance(self.formats[weight.name].decode, QdqWeights) else None
-
-    def rewrite(self, node: ir.Node, emit: Emitter) -> list[ir.Value]:
-        """Return ``[..., N]``, with the bias where one follows."""
-        x, name, columns, rows = product_weight(node)
-        x = divided(x, name, self.numbers, emit, self.dtype)
-        formats, bias = self.formats[name], _bias_of(node)
-
-        def product(name: str, form: WeightFormat, into: Emitter) -> ir.Value:
-            stored = [emit.weight(spec) for spec in stored_parts(name, rows, columns, form, self.dtype)]
-            if isinstance(form, ChannelWeights):
-                return into.op(CHANNEL_PRODUCT, x, *stored, None, bias and bias[0], domain=MICROSOFT)
-            assert isinstance(form, BlockWeights)
-            zero_points = stored[2] if len(stored) > 2 else None
-            return into.op(
-                BLOCK_PRODUCT, x, *stored[:2], zero_points, None, bias and bias[0], domain=MICROSOFT, K=columns,
-                N=rows, bits=form.bits, block_size=form.block, accuracy_level=form.accuracy_level,
-            )  # fmt: skip
-
-        if formats.prefill is None:
-            result = product(name, formats.decode, emit)
-        else:
-            prompt, step = emit.branch("prompt"), emit.branch("step")
-            branches: dict[str, Any] = {
-                "then_branch": prompt.graph(product(name + PROMPT, formats.prefill, prompt)),
-                "else_branch": step.graph(product(name, formats.decode, step)),
-            }
-            result = emit.op("If", self._many_tokens(emit), **branches)
-        if bias:
-            emit.replaced.append((bias[1], result))
-        return [result]
-
-    def _many_tokens(self, emit: Emitter) -> ir.Value:
-        """Whether the call has more than PROMPT_TOKENS tokens, over all rows; once per program."""
-        if ("many",) not in emit.shared:
-            tokens = emit.op("Size", emit.inputs[INPUT_IDS])
-            emit.shared["many",] = emit.op("Greater", tokens, emit.ints(PROMPT_TOKENS))
-        return emit.shared["many",]
+def emit_product(form: BlockWeights, inputs: ProductInputs, into: Emitter) -> ir.Value:
+    """``MatMulNBits(x, packed[N, C, …], scales[N, C], zero points or none, no order of columns, bias)``."""
+    packed, scales, *zero_points = inputs.stored
+    sizes = {"K": inputs.columns, "N": inputs.rows, "bits": form.bits, "block_size": form.block}
+    return into.op(
+        PRODUCT.operator,
+        *(inputs.x, packed, scales, zero_points[0] if zero_points else None, None, inputs.bias),
+        domain=MICROSOFT,
+        **sizes,
+        accuracy_level=form.accuracy_level,
+    )
 
 
-def _bias_of(node: ir.Node) -> tuple[ir.Value, ir.Value] | None:
-    """The bias added to a product and nothing else, and the sum."""
-    readers = [use.node for use in node.outputs[0].uses()]
-    if len(readers) != 1 or readers[0].op_type != "Add":
-        return None
-    others = [value for value in readers[0].inputs if value is not node.outputs[0]]
-    if len(others) != 1 or others[0] is None or not others[0].is_initializer() or len(others[0].shape or ()) != 1:
-        return None
-    return others[0], readers[0].outputs[0]
-
-
-BLOCK_PRODUCT, CHANNEL_PRODUCT = "MatMulNBits", "DynamicQuantizeMatMul"
+PRODUCT = StoredProduct("MatMulNBits", emit_product)

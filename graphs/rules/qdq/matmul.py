@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from glm_export.graphs.queries import product_weight
 from glm_export.graphs.rewriter import ONNX_DTYPES, Emitter
-from glm_export.spec.weight_formats import QdqWeights, WeightFormats, stored_parts
+from glm_export.spec.weight_formats import WeightFormats
 
 Scales = NDArray[np.float32]
 
@@ -40,7 +40,7 @@ def divided(x: ir.Value, weight: str, numbers: InputNumbers, emit: Emitter, dtyp
 
 
 @dataclass(frozen=True, slots=True)
-class MatMulToExplicit:
+class ExplicitMatMul:
     """A product with a float weight becomes one with a dequantized weight, and its input is rounded where calibrated.
 
     ``MatMul(x, W[K, N])`` becomes ``MatMul(x', DequantizeLinear(packed[K, N], scales))``, with scales ``[N]`` on axis 1
@@ -58,21 +58,22 @@ class MatMulToExplicit:
         weight = node.inputs[1] if node.op_type == "MatMul" else None
         if weight is None or weight.name is None or weight.name not in self.formats:
             return ""
-        return None if isinstance(self.formats[weight.name].decode, QdqWeights) else ""
+        return None if self.formats[weight.name].decode.explicit else ""
 
     def rewrite(self, node: ir.Node, emit: Emitter) -> list[ir.Value]:
         """Return ``[..., N]``."""
         x, name, columns, rows = product_weight(node)
         form = self.formats[name].decode
-        assert isinstance(form, QdqWeights)
         x = divided(x, name, self.numbers, emit, self.dtype)
-        if form.activations:
-            x = self._rounded(x, name, form, emit)
-        packed, scales = (emit.weight(spec) for spec in stored_parts(name, rows, columns, form, self.dtype))
-        attributes: dict[str, Any] = {"axis": 1} if form.block is None else {"axis": 0, "block_size": form.block}
+        if form.activation_dtype is not None:
+            x = self._rounded(x, name, form.activation_dtype, emit)
+        packed, scales = (emit.weight(spec) for spec in form.stored_tensors(name, rows, columns, self.dtype))
+        attributes: dict[str, Any] = (
+            {"axis": 1} if form.scale_block is None else {"axis": 0, "block_size": form.scale_block}
+        )
         return [emit.op("MatMul", x, emit.op("DequantizeLinear", packed, scales, **attributes))]
 
-    def _rounded(self, x: ir.Value, weight: str, form: QdqWeights, emit: Emitter) -> ir.Value:
+    def _rounded(self, x: ir.Value, weight: str, dtype: str, emit: Emitter) -> ir.Value:
         scale = emit.array(f"{weight}.input_scale", self.numbers.scales[weight], ir.DataType[ONNX_DTYPES[self.dtype]])
-        zero = emit.scalar(0, ir.DataType[ONNX_DTYPES[form.dtype]])
+        zero = emit.scalar(0, ir.DataType[ONNX_DTYPES[dtype]])
         return emit.op("DequantizeLinear", emit.op("QuantizeLinear", x, scale, zero), scale, zero)
