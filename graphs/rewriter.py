@@ -27,6 +27,25 @@ FITS = ""
 """The note of a value that was measured and fits float16. Of one that does not, the note is its place."""
 
 
+@dataclass(frozen=True, slots=True)
+class MatchResult:
+    """Whether a rule takes a node. ``reason``: of one that is the rule's kind and cannot be taken, why; else empty.
+
+    Nodes of another kind are passed over in silence; reasons are what a rule that fired too seldom is refused with.
+    """
+
+    matched: bool
+    reason: str = ""
+
+
+MATCHED, NOT_MINE = MatchResult(matched=True), MatchResult(matched=False)
+
+
+def refused(reason: str) -> MatchResult:
+    """A node of the rule's kind that it cannot take."""
+    return MatchResult(matched=False, reason=reason)
+
+
 class Rule(Protocol):
     """One rewrite. Its class docstring shows the two graphs: matched, and replacement."""
 
@@ -34,8 +53,8 @@ class Rule(Protocol):
     def name(self) -> str:
         """Under which its rewrites are counted."""
 
-    def matches(self, node: ir.Node) -> str | None:
-        """None where the rule applies; otherwise why it does not."""
+    def matches(self, node: ir.Node) -> MatchResult:
+        """Whether the rule applies, and where it ought to and does not, why."""
 
     def rewrite(self, node: ir.Node, emit: Emitter) -> list[ir.Value]:
         """Emit the replacement; returns one value for each output of the node."""
@@ -138,10 +157,10 @@ def apply_rule(
     shared: dict[tuple[object, ...], ir.Value] = {}
     fired, reasons = 0, []
     for node in list(model.graph):
-        reason = rule.matches(node)
-        if reason is not None:
-            if reason:
-                reasons.append(f"{node.name}: {reason}")
+        result = rule.matches(node)
+        if not result.matched:
+            if result.reason:
+                reasons.append(f"{node.name}: {result.reason}")
             continue
         emit = Emitter(scope=node.name or rule.name, shared=shared, constants=constants, inputs=inputs)
         replacements = rule.rewrite(node, emit)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from glm_export.graphs.queries import LAST, dtype_of, int_attribute, last_dim
-from glm_export.graphs.rewriter import Emitter
+from glm_export.graphs.rewriter import MATCHED, NOT_MINE, Emitter, MatchResult, refused
 
 
 class AttentionToPrimitives:
@@ -20,13 +20,15 @@ class AttentionToPrimitives:
 
     name = "attention"
 
-    def matches(self, node: ir.Node) -> str | None:
+    def matches(self, node: ir.Node) -> MatchResult:
         """Packed heads, an explicit mask, and a cache."""
         if node.op_type != "Attention":
-            return ""
+            return NOT_MINE
         if len(node.inputs) != 6 or any(value is None for value in node.inputs):
-            return f"expected q, k, v, mask and the two pasts, found {len(node.inputs)} inputs"
-        return None if not int_attribute(node, "is_causal") else "it is causal by itself; the mask must say it"
+            return refused(f"expected q, k, v, mask and the two pasts, found {len(node.inputs)} inputs")
+        return (
+            MATCHED if not int_attribute(node, "is_causal") else refused("it is causal by itself; the mask must say it")
+        )
 
     def rewrite(self, node: ir.Node, emit: Emitter) -> list[ir.Value]:
         """Return output ``[B, S, N * D]``, present key and value ``[B, K, T, D]``."""

@@ -7,7 +7,7 @@ import math
 import onnx_ir as ir
 
 from glm_export.graphs.queries import dtype_of
-from glm_export.graphs.rewriter import Emitter
+from glm_export.graphs.rewriter import MATCHED, NOT_MINE, Emitter, MatchResult
 
 
 class GeluToPrimitives:
@@ -15,9 +15,9 @@ class GeluToPrimitives:
 
     name = "gelu"
 
-    def matches(self, node: ir.Node) -> str | None:
+    def matches(self, node: ir.Node) -> MatchResult:
         """Any."""
-        return None if node.op_type == "Gelu" else ""
+        return MATCHED if node.op_type == "Gelu" else NOT_MINE
 
     def rewrite(self, node: ir.Node, emit: Emitter) -> list[ir.Value]:
         """Return the activation."""

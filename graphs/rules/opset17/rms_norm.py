@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from glm_export.graphs.queries import LAST, dtype_of, int_attribute
-from glm_export.graphs.rewriter import Emitter
+from glm_export.graphs.rewriter import MATCHED, NOT_MINE, Emitter, MatchResult, refused
 
 
 class RmsNormToPrimitives:
@@ -13,11 +13,15 @@ class RmsNormToPrimitives:
 
     name = "rms_norm"
 
-    def matches(self, node: ir.Node) -> str | None:
+    def matches(self, node: ir.Node) -> MatchResult:
         """Over the last axis."""
         if node.op_type != "RMSNormalization":
-            return ""
-        return None if int_attribute(node, "axis", LAST) == LAST else "it normalizes over more than the last axis"
+            return NOT_MINE
+        return (
+            MATCHED
+            if int_attribute(node, "axis", LAST) == LAST
+            else refused("it normalizes over more than the last axis")
+        )
 
     def rewrite(self, node: ir.Node, emit: Emitter) -> list[ir.Value]:
         """Return the normed ``x``."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from glm_export.graphs.queries import LAST, int_attribute, last_dim
-from glm_export.graphs.rewriter import Emitter
+from glm_export.graphs.rewriter import MATCHED, NOT_MINE, Emitter, MatchResult, refused
 
 
 class RotaryToPrimitives:
@@ -16,11 +16,11 @@ class RotaryToPrimitives:
 
     name = "rotary"
 
-    def matches(self, node: ir.Node) -> str | None:
+    def matches(self, node: ir.Node) -> MatchResult:
         """Three-dimensional inputs with a known number of heads."""
         if node.op_type != "RotaryEmbedding":
-            return ""
-        return None if int_attribute(node, "num_heads") else "num_heads is not given"
+            return NOT_MINE
+        return MATCHED if int_attribute(node, "num_heads") else refused("num_heads is not given")
 
     def rewrite(self, node: ir.Node, emit: Emitter) -> list[ir.Value]:
         """``[B, S, N * D] -> [B, S, N, R] + [B, S, N, D - R] -> [B, S, N * D]``."""

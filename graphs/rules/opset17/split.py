@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from glm_export.graphs.queries import LAST, last_dim
-from glm_export.graphs.rewriter import Emitter
+from glm_export.graphs.rewriter import MATCHED, NOT_MINE, Emitter, MatchResult
 
 
 class SplitIntoSizes:
@@ -13,9 +13,9 @@ class SplitIntoSizes:
 
     name = "split"
 
-    def matches(self, node: ir.Node) -> str | None:
+    def matches(self, node: ir.Node) -> MatchResult:
         """Those that count outputs instead of naming sizes."""
-        return None if node.op_type == "Split" and "num_outputs" in node.attributes else ""
+        return MATCHED if node.op_type == "Split" and "num_outputs" in node.attributes else NOT_MINE
 
     def rewrite(self, node: ir.Node, emit: Emitter) -> list[ir.Value]:
         """Return the parts."""

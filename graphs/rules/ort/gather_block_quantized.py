@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from glm_export.graphs.rewriter import MICROSOFT, Emitter
+from glm_export.graphs.rewriter import MATCHED, MICROSOFT, NOT_MINE, Emitter, MatchResult
 from glm_export.spec.weight_formats import EMBEDDING, BlockWeights
 
 
@@ -18,10 +18,10 @@ class QuantizedGather:
     dtype: str
     name: str = "embedding"
 
-    def matches(self, node: ir.Node) -> str | None:
+    def matches(self, node: ir.Node) -> MatchResult:
         """The lookup of tokens, where the recipe names its table."""
         table = node.inputs[0] if node.op_type == "Gather" else None
-        return None if table is not None and table.name == EMBEDDING and self.form is not None else ""
+        return MATCHED if table is not None and table.name == EMBEDDING and self.form is not None else NOT_MINE
 
     def rewrite(self, node: ir.Node, emit: Emitter) -> list[ir.Value]:
         """Return rows ``[B, S, H]``."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from glm_export.graphs.queries import int_attribute, last_dim, producer_of
-from glm_export.graphs.rewriter import MICROSOFT, Emitter
+from glm_export.graphs.rewriter import MATCHED, MICROSOFT, NOT_MINE, Emitter, MatchResult, refused
 from glm_export.graphs.rules.ort.positions import fuses_rotation
 from glm_export.spec.signature import ATTENTION_MASK
 
@@ -28,18 +28,18 @@ class AttentionToGroupQuery:
 
     name = "attention"
 
-    def matches(self, node: ir.Node) -> str | None:
+    def matches(self, node: ir.Node) -> MatchResult:
         """Queries and keys come straight from one rotation each, of the same kind."""
         if node.op_type != "Attention":
-            return ""
+            return NOT_MINE
         rotaries = [producer_of(value, "RotaryEmbedding") for value in node.inputs[:2]]
         if rotaries[0] is None or rotaries[1] is None:
-            return "queries or keys are not rotated right before"
+            return refused("queries or keys are not rotated right before")
         if len(rotaries[0].inputs) != 4 or rotaries[0].inputs[3] is None:
-            return "the rotation has angles of its own instead of positions in a table"
+            return refused("the rotation has angles of its own instead of positions in a table")
         if any(rotaries[0].inputs[i] is not rotaries[1].inputs[i] for i in (1, 2, 3)):
-            return "queries and keys turn by different tables or positions"
-        return None
+            return refused("queries and keys turn by different tables or positions")
+        return MATCHED
 
     def rewrite(self, node: ir.Node, emit: Emitter) -> list[ir.Value]:
         """Return output ``[B, S, N * D]`` and the two presents ``[B, K, T, D]``."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from glm_export.graphs.queries import LAST
-from glm_export.graphs.rewriter import Emitter
+from glm_export.graphs.rewriter import MATCHED, NOT_MINE, Emitter, MatchResult, refused
 from glm_export.spec.signature import ATTENTION_MASK, INPUT_IDS
 
 
@@ -17,16 +17,16 @@ class LastTokenOfEachRow:
 
     name = "last_token"
 
-    def matches(self, node: ir.Node) -> str | None:
+    def matches(self, node: ir.Node) -> MatchResult:
         """The slice before the head."""
         if node.op_type != "Slice":
-            return ""
+            return NOT_MINE
         readers = [use.node for use in node.outputs[0].uses()]
         if [reader.op_type for reader in readers] != ["MatMul"]:
-            return ""
+            return NOT_MINE
         # Prefix families are told who sees whom, and padded on the left: there the last column is the last token.
         masks = [value for value in node.graph.inputs if value.name == ATTENTION_MASK] if node.graph else []
-        return None if masks and len(masks[0].shape or ()) == 2 else "rows are padded on the left"
+        return MATCHED if masks and len(masks[0].shape or ()) == 2 else refused("rows are padded on the left")
 
     def rewrite(self, node: ir.Node, emit: Emitter) -> list[ir.Value]:
         """``[B, S, H] -> [B, 1, H]``."""

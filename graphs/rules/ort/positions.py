@@ -7,7 +7,7 @@ from typing import Any
 import onnx_ir as ir
 
 from glm_export.graphs.queries import last_dim
-from glm_export.graphs.rewriter import Emitter
+from glm_export.graphs.rewriter import MATCHED, NOT_MINE, Emitter, MatchResult
 from glm_export.spec.signature import ATTENTION_MASK, INPUT_IDS
 
 TABLE_WIDTH_MULTIPLE = 8
@@ -27,11 +27,11 @@ class PositionsFromLengths:
 
     name = "positions"
 
-    def matches(self, node: ir.Node) -> str | None:
+    def matches(self, node: ir.Node) -> MatchResult:
         """Tables too narrow for the fused operator."""
         if node.op_type != "RotaryEmbedding" or len(node.inputs) != 4:
-            return ""
-        return "" if fuses_rotation(last_dim(node.inputs[1])) else None
+            return NOT_MINE
+        return NOT_MINE if fuses_rotation(last_dim(node.inputs[1])) else MATCHED
 
     def rewrite(self, node: ir.Node, emit: Emitter) -> list[ir.Value]:
         """Return the rotated ``x``."""

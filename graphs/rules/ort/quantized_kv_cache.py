@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from glm_export.graphs.rewriter import MICROSOFT, Emitter
+from glm_export.graphs.rewriter import MATCHED, MICROSOFT, NOT_MINE, Emitter, MatchResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,9 +17,9 @@ class GroupQueryOfIntegers:
     scale_of: dict[str, float]
     name: str = "integer cache"
 
-    def matches(self, node: ir.Node) -> str | None:
+    def matches(self, node: ir.Node) -> MatchResult:
         """One that has a cache."""
-        return None if node.op_type == "GroupQueryAttention" else ""
+        return MATCHED if node.op_type == "GroupQueryAttention" else NOT_MINE
 
     def rewrite(self, node: ir.Node, emit: Emitter) -> list[ir.Value]:
         """Return output, present key and value."""

@@ -12,7 +12,7 @@ from typing import Any
 import onnx_ir as ir
 
 from glm_export.graphs.queries import product_weight
-from glm_export.graphs.rewriter import Emitter
+from glm_export.graphs.rewriter import MATCHED, NOT_MINE, Emitter, MatchResult
 from glm_export.graphs.rules.qdq.matmul import InputNumbers, divided
 from glm_export.spec.signature import INPUT_IDS
 from glm_export.spec.weight_formats import PROMPT, PROMPT_TOKENS, WeightFormat, WeightFormats
@@ -54,14 +54,14 @@ class QuantizedMatMul:
     products: Mapping[type[WeightFormat], StoredProduct]
     name: str = "weights"
 
-    def matches(self, node: ir.Node) -> str | None:
+    def matches(self, node: ir.Node) -> MatchResult:
         """A product with a weight the recipe names."""
         if node.op_type != "MatMul":
-            return ""
+            return NOT_MINE
         weight = node.inputs[1]
         if weight is None or weight.name is None or weight.name not in self.formats:
-            return ""
-        return "" if self.formats[weight.name].decode.explicit else None
+            return NOT_MINE
+        return NOT_MINE if self.formats[weight.name].decode.explicit else MATCHED
 
     def rewrite(self, node: ir.Node, emit: Emitter) -> list[ir.Value]:
         """Return ``[..., N]``, with the bias where one follows."""

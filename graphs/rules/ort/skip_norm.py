@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from glm_export.graphs.queries import producer_of
-from glm_export.graphs.rewriter import MICROSOFT, Emitter
+from glm_export.graphs.rewriter import MATCHED, MICROSOFT, NOT_MINE, Emitter, MatchResult, refused
 
 FUSED_NORM = {"RMSNormalization": "SkipSimplifiedLayerNormalization", "LayerNormalization": "SkipLayerNormalization"}
 
@@ -19,16 +19,16 @@ class AddAndNorm:
 
     name = "skip_norm"
 
-    def matches(self, node: ir.Node) -> str | None:
+    def matches(self, node: ir.Node) -> MatchResult:
         """A norm over the last axis of a sum of two activations of one shape."""
         if node.op_type not in FUSED_NORM:
-            return ""
+            return NOT_MINE
         add = producer_of(node.inputs[0], "Add")
         if add is None:
-            return "it norms no sum"
+            return refused("it norms no sum")
         if any(value is None or value.is_initializer() for value in add.inputs):
-            return "it norms a bias's sum"
-        return None
+            return refused("it norms a bias's sum")
+        return MATCHED
 
     def rewrite(self, node: ir.Node, emit: Emitter) -> list[ir.Value]:
         """Return the normed sum ``[B, S, H]``; readers of the sum get it from the same operator."""

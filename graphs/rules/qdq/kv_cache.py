@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from glm_export.graphs.queries import int_attribute, last_dim
-from glm_export.graphs.rewriter import Emitter
+from glm_export.graphs.rewriter import MATCHED, NOT_MINE, Emitter, MatchResult, refused
 from glm_export.spec.signature import CACHE_LENGTH_AXIS, past_names
 
 PAST = past_names(0)[0].split(".")[0]
@@ -38,10 +38,10 @@ class _CacheOfIntegers:
 class ConcatOfIntegers(_CacheOfIntegers):
     """``Concat(past, new) -> present`` becomes ``Concat(past, QuantizeLinear(new)) -> present``, read dequantized."""
 
-    def matches(self, node: ir.Node) -> str | None:
+    def matches(self, node: ir.Node) -> MatchResult:
         """The growth of a cache."""
         past = node.inputs[0] if node.op_type == "Concat" else None
-        return None if past is not None and past.name in self.scale_of else ""
+        return MATCHED if past is not None and past.name in self.scale_of else NOT_MINE
 
     def rewrite(self, node: ir.Node, emit: Emitter) -> list[ir.Value]:
         """Return the present as int8; readers inside the program get floats."""
@@ -63,11 +63,15 @@ class AttentionOfIntegers(_CacheOfIntegers):
     and v likewise; ``Concat`` makes the present.
     """
 
-    def matches(self, node: ir.Node) -> str | None:
+    def matches(self, node: ir.Node) -> MatchResult:
         """A mask and a cache."""
         if node.op_type != "Attention":
-            return ""
-        return None if len(node.inputs) == 6 and all(node.inputs) else "expected q, k, v, mask and the two pasts"
+            return NOT_MINE
+        return (
+            MATCHED
+            if len(node.inputs) == 6 and all(node.inputs)
+            else refused("expected q, k, v, mask and the two pasts")
+        )
 
     def rewrite(self, node: ir.Node, emit: Emitter) -> list[ir.Value]:
         """Return output ``[B, S, N * D]``, present key and value int8 ``[B, K, T, D]``."""

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from glm_export.graphs.queries import product_weight
-from glm_export.graphs.rewriter import ONNX_DTYPES, Emitter
+from glm_export.graphs.rewriter import MATCHED, NOT_MINE, ONNX_DTYPES, Emitter, MatchResult
 from glm_export.spec.weight_formats import WeightFormats
 
 Scales = NDArray[np.float32]
@@ -53,12 +53,12 @@ class ExplicitMatMul:
     numbers: InputNumbers
     name: str = "explicit weights"
 
-    def matches(self, node: ir.Node) -> str | None:
+    def matches(self, node: ir.Node) -> MatchResult:
         """A product with a weight the recipe gives such a form."""
         weight = node.inputs[1] if node.op_type == "MatMul" else None
         if weight is None or weight.name is None or weight.name not in self.formats:
-            return ""
-        return None if self.formats[weight.name].decode.explicit else ""
+            return NOT_MINE
+        return MATCHED if self.formats[weight.name].decode.explicit else NOT_MINE
 
     def rewrite(self, node: ir.Node, emit: Emitter) -> list[ir.Value]:
         """Return ``[..., N]``."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from glm_export.graphs.queries import producer_of
-from glm_export.graphs.rewriter import Emitter
+from glm_export.graphs.rewriter import MATCHED, NOT_MINE, Emitter, MatchResult
 from glm_export.spec.signature import (
     LAST_TOKEN_IDS,
 )
@@ -19,11 +19,11 @@ class LastTokenByIndex:
 
     name = "last_token"
 
-    def matches(self, node: ir.Node) -> str | None:
+    def matches(self, node: ir.Node) -> MatchResult:
         """The slice before the head."""
         if node.op_type != "Slice" or [use.node.op_type for use in node.outputs[0].uses()] != ["MatMul"]:
-            return ""
-        return None
+            return NOT_MINE
+        return MATCHED
 
     def rewrite(self, node: ir.Node, emit: Emitter) -> list[ir.Value]:
         """``[B, S, H] -> [B, 1, H]``."""

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from glm_export.graphs.queries import int_attribute, producer_of
-from glm_export.graphs.rewriter import Emitter
+from glm_export.graphs.rewriter import MATCHED, NOT_MINE, Emitter, MatchResult, refused
 from glm_export.spec.signature import (
     ATTENTION_MASK,
     CACHE_LENGTH_AXIS,
@@ -51,17 +51,17 @@ class AttentionOnStaticCache:
 
     name = "attention"
 
-    def matches(self, node: ir.Node) -> str | None:
+    def matches(self, node: ir.Node) -> MatchResult:
         """Packed heads, a mask, and a cache whose size the signature fixes."""
         if node.op_type != "Attention":
-            return ""
+            return NOT_MINE
         if len(node.inputs) != 6 or any(value is None for value in node.inputs):
-            return f"expected q, k, v, mask and the two pasts, found {len(node.inputs)} inputs"
+            return refused(f"expected q, k, v, mask and the two pasts, found {len(node.inputs)} inputs")
         if int_attribute(node, "is_causal"):
-            return "it is causal by itself; the mask must say it"
+            return refused("it is causal by itself; the mask must say it")
         if _dim(node.inputs[0], -1) is None:
-            return "the width of the queries is unknown"
-        return None if _dim(node.inputs[4], CACHE_LENGTH_AXIS) else "the cache has no fixed size"
+            return refused("the width of the queries is unknown")
+        return MATCHED if _dim(node.inputs[4], CACHE_LENGTH_AXIS) else refused("the cache has no fixed size")
 
     def rewrite(self, node: ir.Node, emit: Emitter) -> list[ir.Value]:
         """Return output ``[B, S, N * D]``, present key and value ``[B, K, M, D]``."""
