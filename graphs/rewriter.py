@@ -21,10 +21,28 @@ ONNX_DTYPES = {
 Attribute = int | float | str | list[int] | ir.Graph
 MICROSOFT = "com.microsoft"
 """The domain of ONNX Runtime's own operators."""
-ACTIVATION_NAME = "place"
-"""Under which a value's ``meta`` says what ``precision/activation_names.py`` found out; it is never written."""
-FITS = ""
-"""The note of a value that was measured and fits float16. Of one that does not, the note is its place."""
+FLOAT16_RANGE = "float16_range"
+"""Under which a value's or a node's ``meta`` holds its :class:`Float16Range`; it is never written to a file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Float16Range:
+    """What calibration found of an activation: ``name``, its module's, and whether its values fit float16."""
+
+    name: str
+    fits: bool
+
+
+def float16_range(thing: ir.Value | ir.Node) -> Float16Range | None:
+    """What is known of a value, or of a node's scores; None where nothing was measured."""
+    found: Float16Range | None = thing.meta.get(FLOAT16_RANGE)
+    return found
+
+
+def overflowing(thing: ir.Value | ir.Node) -> str | None:
+    """The activation's name, where it is known not to fit float16."""
+    known = float16_range(thing)
+    return None if known is None or known.fits else known.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,8 +201,8 @@ def apply_rule(
 def _carry_notes(node: ir.Node, replacements: Sequence[ir.Value], emit: Emitter) -> None:
     """What is known of a value holds for what takes its place; what is known of a node, for all it is made of."""
     for before, after in (*zip(node.outputs, replacements, strict=False), *emit.replaced):
-        if ACTIVATION_NAME in before.meta:
-            after.meta[ACTIVATION_NAME] = before.meta[ACTIVATION_NAME]
-    if ACTIVATION_NAME in node.meta:
+        if FLOAT16_RANGE in before.meta:
+            after.meta[FLOAT16_RANGE] = before.meta[FLOAT16_RANGE]
+    if FLOAT16_RANGE in node.meta:
         for made in emit.tape.nodes:
-            made.meta[ACTIVATION_NAME] = node.meta[ACTIVATION_NAME]
+            made.meta[FLOAT16_RANGE] = node.meta[FLOAT16_RANGE]

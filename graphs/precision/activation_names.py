@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import onnx_ir as ir
 
-from glm_export.graphs.rewriter import ACTIVATION_NAME, FITS
+from glm_export.graphs.rewriter import FLOAT16_RANGE, Float16Range, overflowing
 
 NORMS = ("RMSNormalization", "LayerNormalization")
 KEY_INPUT, VALUE_INPUT = 1, 2
@@ -30,12 +30,12 @@ def annotate(model: ir.Model, maxima: Mapping[str, float]) -> None:
         for value in node.outputs:
             names = _names_of(value, node, model.graph)
             if names:
-                value.meta[ACTIVATION_NAME] = _note(names, maxima)
+                value.meta[FLOAT16_RANGE] = _range(names, maxima)
         if node.op_type == "Attention" and _scope(node) + SCORES in maxima:
-            node.meta[ACTIVATION_NAME] = _scope(node) + SCORES
+            node.meta[FLOAT16_RANGE] = Float16Range(_scope(node) + SCORES, fits=False)
     for node in model.graph:
-        if node.op_type == "Add" and node.outputs[0].meta.get(ACTIVATION_NAME):
-            _spread(node, node.outputs[0].meta[ACTIVATION_NAME])
+        if node.op_type == "Add" and overflowing(node.outputs[0]) is not None:
+            _spread(node, node.outputs[0].meta[FLOAT16_RANGE])
 
 
 def _scope(node: ir.Node) -> str:
@@ -43,12 +43,11 @@ def _scope(node: ir.Node) -> str:
     return (node.name or "").rpartition("/")[0]
 
 
-def _note(names: list[str], maxima: Mapping[str, float]) -> str:
+def _range(names: list[str], maxima: Mapping[str, float]) -> Float16Range:
     """All names of a value are the same numbers, but where a product's input was smoothed, it knows best."""
     deciding, naming = names[0], names[-1]
-    if deciding not in maxima:
-        return FITS
-    return naming if naming in maxima else deciding
+    name = naming if naming in maxima else deciding
+    return Float16Range(name, fits=deciding not in maxima)
 
 
 def _names_of(value: ir.Value, node: ir.Node, graph: ir.Graph) -> list[str]:
@@ -85,12 +84,12 @@ def _kept(attention: str, index: int) -> str:
     return f"{attention.removesuffix('.attention')}.{'key' if index == KEY_INPUT else 'value'}"
 
 
-def _spread(node: ir.Node, name: str) -> None:
+def _spread(node: ir.Node, known: Float16Range) -> None:
     """What was not measured and goes into a sum that does not fit may not fit either: a scaled residual, experts."""
     for value in node.inputs if node.op_type == "Add" else node.inputs[:1]:
-        if value is None or ACTIVATION_NAME in value.meta or value.producer() is None:
+        if value is None or FLOAT16_RANGE in value.meta or value.producer() is None:
             continue
-        value.meta[ACTIVATION_NAME] = name
+        value.meta[FLOAT16_RANGE] = known
         producer = value.producer()
         if producer is not None and producer.op_type != "MatMul":
-            _spread(producer, name)
+            _spread(producer, known)

@@ -15,7 +15,7 @@ import onnx_ir.passes.common as common_passes
 
 from glm_export.errors import InputError
 from glm_export.graphs.dialect import Dialect
-from glm_export.graphs.rewriter import ACTIVATION_NAME, FITS
+from glm_export.graphs.rewriter import FLOAT16_RANGE, Float16Range, float16_range, overflowing
 from glm_export.spec.config import GlmConfig
 from glm_export.spec.signature import Signature
 
@@ -58,10 +58,9 @@ def make_float32_regions(model: ir.Model, signature: Signature) -> list[str]:
         InputError: what leaves the program does not fit float16.
     """
     for spec, value in zip(signature.outputs, model.graph.outputs, strict=True):
-        if value.meta.get(ACTIVATION_NAME) and spec.dtype == "float16":
+        if overflowing(value) is not None and spec.dtype == "float16":
             raise InputError(
-                f"{spec.name} is float16, and {value.meta[ACTIVATION_NAME]} does not fit it; "
-                "export with --dtype bfloat16"
+                f"{spec.name} is float16, and {overflowing(value)} does not fit it; export with --dtype bfloat16"
             )
     float32_regions = _Float32Regions(model.graph)
     for node in list(model.graph):
@@ -124,17 +123,19 @@ class _Float32Regions:
 
     def _fits(self, value: ir.Value) -> bool:
         """Whether a value is known to fit; of what lowerings made between nothing is known, and it stays as it is."""
-        return value.is_graph_output() or value.meta.get(ACTIVATION_NAME) == FITS
+        known = float16_range(value)
+        return value.is_graph_output() or (known is not None and known.fits)
 
     def _overflows(self, node: ir.Node) -> bool:
         """Whether a node makes what does not fit; or reads it, looked up in a table of float16 as it may be."""
         values = (*node.inputs, *node.outputs)
-        return any(value is not None and value.meta.get(ACTIVATION_NAME) and self._is_half(value) for value in values)
+        return any(value is not None and overflowing(value) is not None and self._is_half(value) for value in values)
 
     def _widen(self, node: ir.Node) -> None:
         """Compute a node in float32."""
-        if node.meta.get(ACTIVATION_NAME) and _scores_overflow(node):
-            self.activations[node.meta[ACTIVATION_NAME]] = None
+        scores = overflowing(node)
+        if scores is not None and _scores_overflow(node):
+            self.activations[scores] = None
         self._widen_inputs(node)
         for value in node.outputs:
             if not self._is_half(value):
@@ -148,8 +149,9 @@ class _Float32Regions:
         self.wide.add(value)
         if value.dtype is not None:
             value.type = ir.TensorType(SINGLE)
-        if value.meta.get(ACTIVATION_NAME):
-            self.activations[value.meta[ACTIVATION_NAME]] = None
+        name = overflowing(value)
+        if name is not None:
+            self.activations[name] = None
 
     def _widen_inputs(self, node: ir.Node) -> None:
         for index, value in enumerate(node.inputs):
@@ -202,7 +204,7 @@ class _Float32Regions:
         node.replace_input_with(0, value)
         value.name = name
         self.graph.insert_after(producer, node)
-        lowered.meta[ACTIVATION_NAME] = FITS
+        lowered.meta[FLOAT16_RANGE] = Float16Range(lowered.name or "", fits=True)
         self.wide.add(value)
         if value.dtype is not None:
             value.type = ir.TensorType(SINGLE)
@@ -215,15 +217,15 @@ class _Float32Regions:
             single = self._already_single(source)
             if single is not None:
                 value.replace_all_uses_with(single)
-        elif self._is_half(value) and self._dtype(source) == SINGLE and value.meta.get(ACTIVATION_NAME):
+        elif self._is_half(value) and self._dtype(source) == SINGLE and overflowing(value) is not None:
             value.replace_all_uses_with(source)
-            source.meta[ACTIVATION_NAME] = value.meta[ACTIVATION_NAME]
+            source.meta[FLOAT16_RANGE] = value.meta[FLOAT16_RANGE]
             self._keep_wide(source)
 
 
 def _scores_overflow(node: ir.Node) -> bool:
     """Whether a node makes attention's scores, and they do not fit."""
-    if not node.meta.get(ACTIVATION_NAME):
+    if overflowing(node) is None:
         return False
     if node.op_type == "MatMul":
         # The second product of attention's parts reads what softmax made of the first.

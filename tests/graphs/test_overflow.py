@@ -29,7 +29,7 @@ from glm_export.exporter.export import program_graph
 from glm_export.exporter.options import ResolvedOptions, resolve_options
 from glm_export.exporter.plan import plan_export
 from glm_export.graphs.precision.activation_names import annotate
-from glm_export.graphs.rewriter import ACTIVATION_NAME
+from glm_export.graphs.rewriter import overflowing
 from glm_export.inputs.feeds import Prompt, prefill_feeds
 from glm_export.proof.compare import TOLERANCES
 from glm_export.sessions.torch import TorchSession
@@ -271,10 +271,10 @@ def test_places_are_the_values_that_were_measured(family: str, tmp_path: Path) -
     annotate(model, maxima)
     largest = {name: np.abs(v).max() for name, v in every_value(exporter.export(checkpoint, tmp_path / "out")).items()}
     reached: dict[str, list[float]] = {}
-    for value in (value for node in model.graph for value in node.outputs if value.meta.get(ACTIVATION_NAME)):
-        reached.setdefault(value.meta[ACTIVATION_NAME], []).append(
-            largest[value.name] / maxima[value.meta[ACTIVATION_NAME]]
-        )
+    for value in (value for node in model.graph for value in node.outputs):
+        name = overflowing(value)
+        if name is not None:
+            reached.setdefault(name, []).append(largest[value.name] / maxima[name])
     for place, ratios in reached.items():
         # Without its bias a product may be a little larger.
         assert max(ratios) < 1.5, place
