@@ -7,15 +7,11 @@ from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
-from glm_export.errors import InputError
+from glm_export.spec.capabilities import Capabilities
 from glm_export.spec.weight_formats import EMBEDDING, HEAD, BlockWeights, QdqWeights, WeightFormat, WeightFormats
 
 ROUTED_TOLERANCE = 0.5
 """A rounded activation can send a token to another expert, and its values jump: golden GLM-4.5 needs 0.25."""
-RUNTIME_DIALECT = "ort"
-"""The dialect with operators of its own for quantized products; the others say Q/DQ."""
-WIDE_QDQ_DIALECTS = frozenset({"onnx", "ort", "tensorrt"})
-"""Dialects whose Q/DQ take float16 scales, 4-bit integers and 8-bit floats: opset 21 and later."""
 
 
 class ExcludedWeights(NamedTuple):
@@ -38,8 +34,8 @@ class Recipe:
     None spares it.
     ``prompt``: a second form of the same layers that reads prompts, kept beside the first, which then decodes.
     ``embedding``: of the table tokens are looked up in, which costs no speed and leaves 9 bits of a value; None spares
-    it. ``dialects`` and ``dtypes``: where the form has operators. ``tolerance``: what ``check`` grants the rounding of
-    activations, as a share of an output's largest value; weights are rounded in its reference as well.
+    it. ``dtypes``: of programs, where the form has operators; in which dialects, their capabilities say.
+    ``tolerance``: what ``check`` grants the rounding of activations, as a share of an output's largest value; weights are rounded in its reference as well.
 
     ``smoothing``: ``smoothquant`` or ``awq``, scales moved from activations into weights. ``rounding``: ``nearest`` or
     ``gptq``, which calibration itself does. ``observer``: which threshold of the ranges scales activations.
@@ -51,7 +47,6 @@ class Recipe:
     summary: str
     layers: WeightFormat | None
     head: WeightFormat | None
-    dialects: frozenset[str]
     dtypes: frozenset[str]
     tolerance: float
     explicit: QdqWeights | None = None
@@ -82,14 +77,36 @@ class Recipe:
         values = asdict(self) | {"needs": self.needs}
         return values | {"bound": values.pop("tolerance"), "spared": values.pop("excluded")}
 
-    def carried_by(self, dialect: str) -> Recipe:
-        """The recipe in the formats this dialect has operators for."""
-        if dialect == RUNTIME_DIALECT and self.layers is not None:
+    def carried_by(self, can: Capabilities) -> Recipe:
+        """The recipe in the formats a dialect has operators for.
+
+        Args:
+            can: the dialect's capabilities.
+        """
+        if can.stored_products and self.layers is not None:
             return self
         tolerance = self.tolerance if self.static_activations or self.kv else 0.0
         return replace(
             self, layers=self.explicit, head=self.explicit_head, prompt=None, embedding=None, tolerance=tolerance
         )
+
+    def fits(self, can: Capabilities) -> bool:
+        """Whether a dialect with these capabilities can carry the recipe."""
+        if self.kv and not can.keeps_integers:
+            return False
+        carried = self.carried_by(can)
+        if carried.layers is None:
+            return self.kv
+        return all(
+            form.explicit_dtype in can.qdq_dtypes and (form.scale_block is None or can.qdq_blocks)
+            for form in (carried.layers, carried.head)
+            if form is not None and form.explicit
+        )
+
+    def dtypes_in(self, can: Capabilities) -> frozenset[str]:
+        """Dtypes of programs that a dialect with these capabilities has operators for."""
+        dtypes = self.dtypes if can.half_scales else self.dtypes & {"float32"}
+        return dtypes - {"bfloat16"} if can.stored_products and self.layers is not None else dtypes
 
     def formats(
         self, linear_weights: list[str], hidden_size: int, excluded: Collection[str] = ()
@@ -120,20 +137,3 @@ class Recipe:
     def tolerance_for(self, *, experts: bool) -> float:
         """:attr:`tolerance`, or where tokens are routed :data:`ROUTED_TOLERANCE`."""
         return max(self.tolerance, ROUTED_TOLERANCE) if experts else self.tolerance
-
-    def require_fit_for(self, dialect: str, dtype: str) -> None:
-        """See that dialect and dtype can carry the recipe.
-
-        Raises:
-            InputError: naming those that can.
-        """
-        dtypes = self.dtypes
-        if dialect not in WIDE_QDQ_DIALECTS:
-            dtypes &= {"float32"}
-        if dialect == RUNTIME_DIALECT and self.layers is not None:
-            dtypes -= {"bfloat16"}
-        for option, value, known in (("dialect", dialect, self.dialects), ("dtype", dtype, dtypes)):
-            if value not in known:
-                raise InputError(
-                    f"recipe {self.name} needs --{option} {' or '.join(sorted(known))}; found {option} {value}"
-                )

@@ -38,7 +38,7 @@ def lower(
     constants: dict[tuple[object, ...], ir.Value] = {}
     expected = dialect.expected_rewrites(config, signature)
     inputs = _declare_inputs(model, signature)
-    for rule, count in (*((rule, expected[rule.name]) for rule in dialect.rules), *extra):
+    for rule, count in (*((rule, expected[rule.name]) for rule in dialect.rules()), *extra):
         fired[rule.name], reasons = apply_rule(model, rule, constants, inputs)
         if fired[rule.name] != count:
             why = f"; {'; '.join(reasons[:SHOWN_REASONS])}" if reasons else ""

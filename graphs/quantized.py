@@ -17,6 +17,7 @@ from glm_export.graphs.rules.ort.quantized_kv_cache import GroupQueryOfIntegers
 from glm_export.graphs.rules.ort.quantized_matmul import QuantizedMatMul, StoredProduct
 from glm_export.graphs.rules.qdq.kv_cache import AttentionOfIntegers, ConcatOfIntegers
 from glm_export.graphs.rules.qdq.matmul import ExplicitMatMul, InputNumbers
+from glm_export.spec.capabilities import Capabilities, IntegerCache
 from glm_export.spec.config import GlmConfig
 from glm_export.spec.signature import past_names
 from glm_export.spec.weight_formats import EMBEDDING, BlockWeights, ChannelWeights, WeightFormat, WeightFormats
@@ -49,16 +50,17 @@ KvScales = Sequence[tuple[float, float]]
 """Of key and value, by layer."""
 
 
-def quantized_cache_rules(scales: KvScales, dtype: str, config: GlmConfig, dialect: str) -> list[CountedRule]:
-    """The rule that keeps integers in this dialect, and how often it must fire."""
-    if not scales:
+def quantized_cache_rules(scales: KvScales, dtype: str, config: GlmConfig, can: Capabilities) -> list[CountedRule]:
+    """The rule that keeps integers in a dialect with these capabilities, and how often it must fire."""
+    if not scales or can.integer_cache is None:
         return []
     scale_of = dict(zip((name for i in range(len(scales)) for name in past_names(i)), np.ravel(scales), strict=True))
-    if dialect == "portable":
-        return [(ConcatOfIntegers(scale_of, dtype), 2 * config.num_layers)]
-    if dialect == "ort" and not config.prefix_mask:
-        return [(GroupQueryOfIntegers(scale_of), config.num_layers)]
-    return [(AttentionOfIntegers(scale_of, dtype), config.num_layers)]
+    rules: dict[IntegerCache, CountedRule] = {
+        IntegerCache.CONCAT: (ConcatOfIntegers(scale_of, dtype), 2 * config.num_layers),
+        IntegerCache.FUSED: (GroupQueryOfIntegers(scale_of), config.num_layers),
+        IntegerCache.ATTENTION: (AttentionOfIntegers(scale_of, dtype), config.num_layers),
+    }
+    return [rules[can.integer_cache(config)]]
 
 
 GROUP_QUERY = f"{MICROSOFT}.GroupQueryAttention"

@@ -16,9 +16,10 @@ from glm_export.calibration import recipes
 from glm_export.deployment import build as deployment
 from glm_export.embedded import DEMO
 from glm_export.engines import vendor
-from glm_export.engines.network import FROM_PRIMITIVES, IN_PLACE, dialect_for
+from glm_export.engines.network import dialect_for
 from glm_export.errors import EnvironmentMissingError, InputError
 from glm_export.evaluation.recall import BATCH
+from glm_export.exporter.options import dialects_of
 from glm_export.sessions.tensorrt.session import EngineSession
 
 # dtype, recipe
@@ -92,7 +93,7 @@ class Small:
         ranges = None
         if self.recipe is not None:
             chosen = recipes.load(self.recipe)
-            if self.dialect not in chosen.dialects:
+            if self.dialect not in dialects_of(chosen):
                 raise NotAvailableError(f"{self.recipe} is not offered in dialect {self.dialect}")
             if chosen.needs != "nothing":
                 ranges = measured_ranges(self.model, self.recorder.folder())
@@ -106,7 +107,7 @@ class Small:
         folder = self.folder(kind)
         if folder.is_dir():
             return load_engine(folder)
-        if self.model != DEMO and self.dialect == FROM_PRIMITIVES:
+        if self.model != DEMO and self.dialect == "portable":
             prefill_tokens = prefill_tokens or LONGEST_BLANK
         return deployment.build(
             self.program(), folder, runtime=self.tensorrt.name, max_batch=BATCH, prefill_tokens=prefill_tokens,
@@ -121,9 +122,9 @@ class Small:
 def embedded(recorder: Recorder, runtime: str, model: str) -> None:
     """One embedded model in every form, in the best dialect this version reads."""
     tensorrt = available(runtime, recorder.kit)
-    dialect = dialect_for(tensorrt)
+    dialect = dialect_for(tensorrt).name
     recorder.facts |= {"runtime": f"{runtime} {tensorrt.version}", "dialect": dialect}
-    forms = FORMS if dialect == IN_PLACE else PORTABLE
+    forms = FORMS if dialect == "tensorrt" else PORTABLE
     for dtype, recipe in forms:
         every_check(Small(recorder, tensorrt, model, dialect, dtype, recipe))
 
@@ -131,10 +132,10 @@ def embedded(recorder: Recorder, runtime: str, model: str) -> None:
 def portable(recorder: Recorder, runtime: str) -> None:
     """Both embedded models in dialect ``portable``."""
     tensorrt = available(runtime, recorder.kit)
-    recorder.facts |= {"runtime": f"{runtime} {tensorrt.version}", "dialect": FROM_PRIMITIVES}
+    recorder.facts |= {"runtime": f"{runtime} {tensorrt.version}", "dialect": "portable"}
     for model in ("demo", "demo-glm"):
         for dtype, recipe in PORTABLE:
-            every_check(Small(recorder, tensorrt, model, FROM_PRIMITIVES, dtype, recipe))
+            every_check(Small(recorder, tensorrt, model, "portable", dtype, recipe))
 
 
 def every_check(small: Small) -> None:
@@ -219,7 +220,7 @@ def refused(engine: Engine, small: Small) -> Facts:
 
 def graphs(small: Small) -> Facts:
     """Decode steps launched as a CUDA graph, and one by one."""
-    if small.dialect != IN_PLACE:
+    if small.dialect != "tensorrt":
         raise NotAvailableError("the cache grows, so nothing is captured")
     return with_and_without(small.build())
 

@@ -27,7 +27,7 @@ from glm_export.calibration.ranges import load_ranges
 from glm_export.deployment import build as deployment
 from glm_export.deployment.build import usual_runtime
 from glm_export.engines import vendor
-from glm_export.engines.network import IN_PLACE, dialect_for
+from glm_export.engines.network import dialect_for
 from glm_export.inputs.feeds import Prompt
 from glm_export.machine.gpu import gpus
 from glm_export.machine.memory import available_memory
@@ -179,7 +179,7 @@ class FullEngine:
 
     @property
     def dialect(self) -> str:
-        return dialect_for(self.tensorrt)
+        return dialect_for(self.tensorrt).name
 
     @property
     def home(self) -> Path:
@@ -194,11 +194,9 @@ class FullEngine:
         folder = self.home / "program"
         if kind_of(folder) is Kind.PROGRAM:
             return folder
-        static = self.dialect == IN_PLACE
+        static = self.dialect == "tensorrt"
         if not static and self.form == "int4-weights":
-            raise NotAvailableError(
-                f"4-bit weights need dialect {IN_PLACE}, and {self.tensorrt.version} reads portable"
-            )
+            raise NotAvailableError(f"4-bit weights need dialect tensorrt, and {self.tensorrt.version} reads portable")
         ranges = full_ranges(self.recorder) if self.form == BOTH_SIDES else None
         make_room(self.kit, 2 * CHECKPOINT_BYTES[self.kit.shape], keep=(self.home.name,))
         # Q/DQ of dialect portable have float32 scales.
@@ -225,7 +223,7 @@ class FullEngine:
 def full_engine(recorder: Recorder, form: str) -> FullEngine:
     """The engine of a form, for the runtime asked for or the usual one; not built yet."""
     tensorrt = available(recorder.kit.runtime or usual_runtime(), recorder.kit)
-    recorder.facts |= {"runtime": f"{tensorrt.name} {tensorrt.version}", "dialect": dialect_for(tensorrt)}
+    recorder.facts |= {"runtime": f"{tensorrt.name} {tensorrt.version}", "dialect": dialect_for(tensorrt).name}
     return FullEngine(recorder, form, tensorrt, full_checkpoint(recorder.kit))
 
 
@@ -259,7 +257,7 @@ def engine(recorder: Recorder, form: str) -> None:
 
 
 def graph(full: FullEngine) -> Facts:
-    if full.dialect != IN_PLACE:
+    if full.dialect != "tensorrt":
         raise NotAvailableError("the cache grows, so nothing is captured")
     return engine_graph(full.engine())
 

@@ -18,7 +18,7 @@ from glm_export.deployment.request import ImplicitInt8
 from glm_export.embedded import DEMO
 from glm_export.engines import implicit_int8 as implicit, vendor
 from glm_export.engines.inspection import refit
-from glm_export.engines.network import FROM_PRIMITIVES, dialect_for
+from glm_export.engines.network import dialect_for
 from glm_export.engines.options import AMPERE_PLUS, CURRENT, ENTROPY, SAME_COMPUTE_CAPABILITY, BuildOptions
 from glm_export.errors import InputError
 from glm_export.sessions.tensorrt.session import EngineSession, load_onto_device
@@ -45,7 +45,7 @@ def options(recorder: Recorder, runtime: str) -> None:
     """Every option builds an engine that loads and writes what the plain one writes, or is not offered."""
     tensorrt = available(runtime, recorder.kit)
     recorder.facts |= {"runtime": f"{runtime} {tensorrt.version}"}
-    small = Small(recorder, tensorrt, DEMO, dialect_for(tensorrt), "float16", None)
+    small = Small(recorder, tensorrt, DEMO, dialect_for(tensorrt).name, "float16", None)
     plain = recorder.step("none", lambda: built_with(small, "none", None))
     for name in OPTIONS:
         if name != "none":
@@ -116,7 +116,7 @@ def float_program(recorder: Recorder, *, cached: bool) -> Path:
     folder = recorder.folder() / f"portable{'-cached' if cached else ''}"
     if not folder.is_dir():
         ranges = measured_ranges(DEMO, recorder.folder()) if cached else None
-        api.export(DEMO, folder, dialect=FROM_PRIMITIVES, dtype="float16", logits="last", ranges=ranges)
+        api.export(DEMO, folder, dialect="portable", dtype="float16", logits="last", ranges=ranges)
     return folder
 
 

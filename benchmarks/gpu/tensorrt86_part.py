@@ -20,7 +20,6 @@ from glm_export.artifacts.engine import profile_json
 from glm_export.artifacts.program import OnnxProgram, load_program
 from glm_export.embedded import DEMO
 from glm_export.engines.implicit_int8 import calibration_feeds, packed_rows
-from glm_export.engines.network import FROM_PRIMITIVES
 from glm_export.engines.profiles import profiles_of, resolve_limits
 from glm_export.inputs.feeds import Prompt, prefill_feeds
 from glm_export.proof.cases import parity_cases
@@ -89,7 +88,7 @@ def prepared(recorder: Recorder, dtype: str) -> tuple[Path, Path]:
     program, cases = folder / dtype, folder / f"{dtype}.npz"
     if not program.is_dir():
         ranges = measured_ranges(DEMO, folder)
-        api.export(DEMO, program, dialect=FROM_PRIMITIVES, dtype=dtype, logits="all", ranges=ranges)
+        api.export(DEMO, program, dialect="portable", dtype=dtype, logits="all", ranges=ranges)
     if not cases.is_file():
         np.savez(cases, **arrays(load_program(program)))
     return program, cases

@@ -16,6 +16,7 @@ from typing import Any
 
 from glm_export import api
 from glm_export.calibration import recipes
+from glm_export.exporter.options import dialects_of
 
 MODELS = ("demo", "demo-glm")
 CORPUS = "poems"
@@ -25,7 +26,7 @@ def measured(model: str, recipe: str | None, work: Path) -> dict[str, Any]:
     """The quality report of one recipe, and the size of its weights."""
     ranges = None
     chosen = recipes.load(recipe) if recipe else None
-    dialect = "onnx" if chosen is None or "onnx" in chosen.dialects else "ort"
+    dialect = "onnx" if chosen is None or "onnx" in dialects_of(chosen) else "ort"
     if chosen is not None and chosen.needs != "nothing":
         own = recipe if chosen.rounding != "nearest" else None
         ranges = work / f"{model}-ranges{'-' + own if own else ''}"

@@ -11,8 +11,6 @@ RECIPE = Recipe(
     layers=None,
     head=None,
     explicit=QdqWeights(dtype="float8e4m3fn", activations=True),
-    # 8-bit floats came with opset 19; ONNX Runtime's CPU has no fused product and multiplies in float.
-    dialects=frozenset({"onnx", "tensorrt"}),
     dtypes=frozenset({"float32", "float16", "bfloat16"}),
     observer="min_max",
     # Equal to 1e-6, until a value on the border between two steps falls to either, and small models amplify it: 0.13.

@@ -11,7 +11,6 @@ RECIPE = Recipe(
     layers=BlockWeights(bits=4, block=64),
     head=BlockWeights(bits=8, block=128),
     prompt=ChannelWeights(),
-    dialects=frozenset({"ort"}),
     dtypes=frozenset({"float32"}),
     # As int8-dynamic, whose products read the prompt.
     tolerance=0.1,

@@ -12,7 +12,6 @@ RECIPE = Recipe(
     head=BlockWeights(bits=8, block=128),
     explicit=QdqWeights(dtype="int4", block=64),
     explicit_head=QdqWeights(dtype="int8"),
-    dialects=frozenset({"onnx", "ort", "tensorrt"}),
     dtypes=frozenset({"float32", "float16", "bfloat16"}),
     # As int8-weights: the bits of the weights do not matter here.
     tolerance=0.08,

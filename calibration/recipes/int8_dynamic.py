@@ -10,7 +10,6 @@ RECIPE = Recipe(
     summary="8-bit weights and activations, scales as they come",
     layers=ChannelWeights(),
     head=ChannelWeights(),
-    dialects=frozenset({"ort"}),
     # The operator takes float32 activations only.
     dtypes=frozenset({"float32"}),
     # One scale for a whole tensor rounds more coarsely than one for each block: golden models need 0.05.

@@ -10,8 +10,6 @@ RECIPE = Recipe(
     layers=None,
     head=None,
     embedding=None,
-    # TensorRT's cache layer holds floats only.
-    dialects=frozenset({"onnx", "ort", "portable"}),
     dtypes=frozenset({"float32", "float16"}),
     observer="min_max",
     kv=True,

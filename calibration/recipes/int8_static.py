@@ -12,7 +12,6 @@ RECIPE = Recipe(
     # The head decides the token, and its input is what all layers wrote.
     head=None,
     explicit=QdqWeights(dtype="int8", activations=True),
-    dialects=frozenset({"onnx", "ort", "portable", "tensorrt"}),
     dtypes=frozenset({"float32", "float16", "bfloat16"}),
     observer="mse",
     # Equal to 1e-6, until a value on the border between two steps falls to either, and small models amplify it: 0.13.

@@ -12,7 +12,6 @@ RECIPE = Recipe(
     head=BlockWeights(bits=8, block=128),
     explicit=QdqWeights(dtype="int8"),
     explicit_head=QdqWeights(dtype="int8"),
-    dialects=frozenset({"onnx", "ort", "portable", "tensorrt"}),
     dtypes=frozenset({"float32", "float16", "bfloat16"}),
     # Golden models of random weights need 0.05 in ort, where activations are rounded; the same without, 1e-5.
     tolerance=0.08,

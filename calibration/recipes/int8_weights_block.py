@@ -12,8 +12,6 @@ RECIPE = Recipe(
     head=None,
     explicit=QdqWeights(dtype="int8", block=128),
     explicit_head=QdqWeights(dtype="int8", block=128),
-    # Blocks came with opset 21.
-    dialects=frozenset({"onnx", "tensorrt"}),
     dtypes=frozenset({"float32", "float16", "bfloat16"}),
     # Activations stay in float.
     tolerance=0.0,

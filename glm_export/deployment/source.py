@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from glm_export.artifacts.program import OnnxProgram, load_program
 from glm_export.deployment.request import BuildRequest
-from glm_export.engines.network import IN_PLACE, dialect_for
+from glm_export.engines.network import dialect_for
 from glm_export.engines.vendor import TensorRT
 from glm_export.errors import InputError
 from glm_export.exporter.options import ExportOptions
@@ -19,6 +19,8 @@ from glm_export.spec.option import merged
 
 if TYPE_CHECKING:
     from glm_export.checkpoints.checkpoint import Checkpoint
+
+from glm_export.spec.signature import Cache
 
 DTYPE = "float16"
 """Of a checkpoint that is exported to be built, unless told otherwise."""
@@ -59,6 +61,9 @@ def program_to_build(
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.program-", dir=out.parent) as folder:
         dialect = dialect_for(tensorrt)
         usual = ExportOptions(
-            dialect=dialect, dtype=DTYPE, logits="last", max_length=length if dialect == IN_PLACE else None
+            dialect=dialect.name,
+            dtype=DTYPE,
+            logits="last",
+            max_length=length if dialect.cache(source.config) is Cache.STATIC else None,
         )
         yield exporter.export(source, Path(folder) / "program", merged(ExportOptions, usual, given), progress=progress)

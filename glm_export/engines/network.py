@@ -10,16 +10,19 @@ from typing import Any
 from glm_export.artifacts.program import OnnxProgram
 from glm_export.engines.vendor import TensorRT
 from glm_export.errors import EnvironmentMissingError, InputError
-
-IN_PLACE, FROM_PRIMITIVES = "tensorrt", "portable"
-DIALECTS = (IN_PLACE, FROM_PRIMITIVES)
-KV_CACHE_UPDATE = "INetworkDefinition.add_kv_cache_update"
-"""What the dialect ``tensorrt`` stands on: TensorRT 10.15."""
+from glm_export.graphs import dialects
+from glm_export.graphs.dialect import Dialect
 
 
-def dialect_for(tensorrt: TensorRT) -> str:
-    """The best dialect a version can read."""
-    return IN_PLACE if tensorrt.find(KV_CACHE_UPDATE) is not None else FROM_PRIMITIVES
+def dialect_for(tensorrt: TensorRT) -> Dialect:
+    """The best dialect a version can read: one that needs a call it has, before one that needs none."""
+    readable = [dialect for dialect in dialects.every() if _reads(tensorrt, dialect)]
+    return max(readable, key=lambda dialect: dialect.can.tensorrt_needs is not None)
+
+
+def _reads(tensorrt: TensorRT, dialect: Dialect) -> bool:
+    needs = dialect.can.tensorrt_needs
+    return dialect.can.tensorrt and (needs is None or tensorrt.find(needs) is not None)
 
 
 def require_dialect(program: OnnxProgram, tensorrt: TensorRT) -> None:
@@ -28,11 +31,10 @@ def require_dialect(program: OnnxProgram, tensorrt: TensorRT) -> None:
     Raises:
         InputError: it is not; the dialect to export is named.
     """
-    best = dialect_for(tensorrt)
-    if program.dialect not in DIALECTS or (program.dialect == IN_PLACE and best != IN_PLACE):
+    if not _reads(tensorrt, dialects.load(program.dialect)):
         raise InputError(
             f"{program.folder} is of dialect {program.dialect}, which {tensorrt.name} {tensorrt.version} cannot read; "
-            f"export with --dialect {best}"
+            f"export with --dialect {dialect_for(tensorrt).name}"
         )
 
 

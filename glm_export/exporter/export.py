@@ -53,11 +53,8 @@ TRACE_STEPS = 3
 
 
 WRAPPER = "decoder."
-CANONICAL = "onnx"
 FLOAT32_REGIONS = "float32_islands"
 """Places of a float16 program that are computed in float32: a key of the manifest, and of the graph's ``meta``."""
-IMPLICIT_INT8 = "portable"
-"""The dialect of runtimes that quantize a float program by a calibration cache."""
 
 
 def program_graph(config: GlmConfig, target: ResolvedOptions, stored: tuple[StoredTensor, ...]) -> ir.Model:
@@ -70,7 +67,7 @@ def program_graph(config: GlmConfig, target: ResolvedOptions, stored: tuple[Stor
         InputError: what leaves a float16 program does not fit float16.
         InvariantError: the graph is not what the canonical dialect, or the one asked for, promises.
     """
-    canonical = dialects.load(CANONICAL)
+    canonical = dialects.load(dialects.CANONICAL)
     dtype, logits = target.dtype, target.logits
     signature = decoder_signature(config, dtype=dtype, logits=logits)
     model = trace(config, signature, dtype=dtype, logits=logits, opset=canonical.opset)
@@ -101,7 +98,7 @@ def _rules_of(
     numbers = InputNumbers(scales=quantization.input_scales, divisors=quantization.divisors(config))
     return [
         *quantizing_rules(formats, target.dtype, numbers),
-        *quantized_cache_rules(quantization.kv_scales, target.dtype, config, target.dialect.name),
+        *quantized_cache_rules(quantization.kv_scales, target.dtype, config, target.dialect.can),
     ]
 
 
@@ -147,7 +144,7 @@ def export(
         if target.quantization is not None:
             target.quantization.save(folder)
         written = _write_model(checkpoint, folder, plan, target, progress or NullProgress())
-        if ranges is not None and target.quantization is None and target.dialect.name == IMPLICIT_INT8:
+        if ranges is not None and target.quantization is None and target.dialect.can.implicit_int8:
             write_calibration_cache(folder, ranges)
         write_json(folder / MANIFEST, _manifest(checkpoint, folder, plan, target, written))
     return load_program(out)

@@ -44,7 +44,7 @@ class ExportKeywords(TypedDict, total=False):
 class ExportOptions:
     """How a checkpoint is exported. None leaves a choice to the dialect, the model, or to be as it is."""
 
-    dialect: str = field(default="onnx", metadata=described("Target.", choices=dialects.names))
+    dialect: str = field(default=dialects.CANONICAL, metadata=described("Target.", choices=dialects.names))
     dtype: str = field(default="float32", metadata=described("Of weights and cache.", choices=DTYPES))
     recipe: str | None = field(
         default=None, metadata=described("Quantize; `glm-export recipes` lists them.", choices=recipes.names)
@@ -134,12 +134,23 @@ def resolve_options(
     )  # fmt: skip
 
 
+def dialects_of(recipe: Recipe) -> list[str]:
+    """Names of the dialects that can carry a recipe, in order."""
+    return [dialect.name for dialect in dialects.every() if recipe.fits(dialect.can)]
+
+
 def _quantization(name: str, options: ExportOptions, ranges: Ranges | None) -> Quantization:
     from glm_export.calibration.quantization import Quantization
 
     recipe = recipes.load(name)
-    recipe.require_fit_for(options.dialect, options.dtype)
-    carried = recipe.carried_by(options.dialect)
+    can = dialects.load(options.dialect).can
+    for option, value, known in (
+        ("dialect", options.dialect, dialects_of(recipe)),
+        ("dtype", options.dtype, sorted(recipe.dtypes_in(can))),
+    ):
+        if value not in known:
+            raise InputError(f"recipe {name} needs --{option} {' or '.join(known)}; found {option} {value}")
+    carried = recipe.carried_by(can)
     if carried.needs == "nothing":
         return Quantization(recipe=carried, excluded=options.excluded or {})
     if ranges is None:

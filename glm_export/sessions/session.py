@@ -22,6 +22,7 @@ from glm_export.calibration import recipes
 from glm_export.calibration.quantization import kv_scales
 from glm_export.calibration.recipe import Recipe
 from glm_export.errors import InputError
+from glm_export.graphs import dialects
 from glm_export.inputs.call_layout import CallLayout
 from glm_export.inputs.feeds import Feeds, Prompt, RightPaddedFeeds, prefill_feeds
 from glm_export.spec.config import GlmConfig
@@ -53,7 +54,9 @@ class SessionDescription:
 
 def recipe_of(program: OnnxProgram) -> Recipe | None:
     """A program's recipe in the formats of its dialect; None where it is not quantized."""
-    return None if program.recipe is None else recipes.load(program.recipe).carried_by(program.dialect)
+    return (
+        None if program.recipe is None else recipes.load(program.recipe).carried_by(dialects.load(program.dialect).can)
+    )
 
 
 def rows_apart(recipe: Recipe | None) -> bool:

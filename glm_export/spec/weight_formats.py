@@ -48,9 +48,14 @@ class WeightFormat(ABC):
         """
 
     @property
+    def explicit_dtype(self) -> str | None:
+        """What ``DequantizeLinear`` reads, where the product stays a ``MatMul``; else None."""
+        return None
+
+    @property
     def explicit(self) -> bool:
-        """Whether the product stays a ``MatMul``, behind ``DequantizeLinear``; else an operator of its own does it."""
-        return False
+        """Whether the product stays a ``MatMul``."""
+        return self.explicit_dtype is not None
 
     @property
     def scale_block(self) -> int | None:
@@ -157,9 +162,9 @@ class QdqWeights(WeightFormat):
         ]
 
     @property
-    def explicit(self) -> bool:
-        """Yes."""
-        return True
+    def explicit_dtype(self) -> str:
+        """``dtype``."""
+        return self.dtype
 
     @property
     def scale_block(self) -> int | None:

@@ -76,10 +76,11 @@ def export(
 def recipes(as_json: bool) -> None:
     """What `export --recipe` knows: how weights are stored and multiplied, and where that runs."""
     from glm_export.calibration import recipes as room
+    from glm_export.exporter.options import dialects_of
 
     known = [room.load(name) for name in room.names()]
     if as_json:
-        rows = [recipe.to_json() for recipe in known]
+        rows = [recipe.to_json() | {"dialects": dialects_of(recipe)} for recipe in known]
         click.echo(json.dumps(rows, indent=2, default=sorted))
     else:
         show_recipes(RESULTS, known)
@@ -134,10 +135,12 @@ def show_float16_risk(console: Console, target: ResolvedOptions, *, measured: bo
 
 def show_recipes(console: Console, known: Sequence[Recipe]) -> None:
     """One row a recipe: what it does, what an export with it needs, where it runs."""
+    from glm_export.exporter.options import dialects_of
+
     table = Table(box=SIMPLE, show_lines=False, padding=(0, 1))
     table.add_column("recipe", no_wrap=True)
     for name in ("what", "needs", "dialects"):
         table.add_column(name)
     for recipe in known:
-        table.add_row(recipe.name, recipe.summary, recipe.needs, " ".join(sorted(recipe.dialects)))
+        table.add_row(recipe.name, recipe.summary, recipe.needs, " ".join(dialects_of(recipe)))
     console.print(table)

@@ -8,6 +8,9 @@ from pkgutil import iter_modules
 from glm_export.errors import InputError
 from glm_export.graphs.dialect import Dialect
 
+CANONICAL = "onnx"
+"""What a model is traced to; the other dialects are lowerings of it."""
+
 
 def names() -> list[str]:
     """Every dialect that has a file here."""
@@ -24,3 +27,8 @@ def load(name: str) -> Dialect:
         raise InputError(f"dialect {name!r} is unknown; known dialects: {', '.join(names())}")
     dialect: Dialect = import_module(f"{__name__}.{name}").DIALECT
     return dialect
+
+
+def every() -> list[Dialect]:
+    """All of them, in the order of their names."""
+    return [load(name) for name in names()]

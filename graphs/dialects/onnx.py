@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from glm_export.graphs.dialect import Dialect
+from glm_export.spec.capabilities import Capabilities, IntegerCache
 from glm_export.spec.config import Activation, GlmConfig, Norm
 
 # What makes the attention mask out of attention_mask: a handful of nodes, once per program.
@@ -64,5 +65,11 @@ DIALECT = Dialect(
     opset=23,
     allowed_ops=frozenset(MASK_OPS | LAYER_OPS | POSITION_OPS | EXPERT_OPS | set(NORM_OP.values())),
     expected_counts=expected_counts,
+    can=Capabilities(
+        qdq_dtypes=frozenset({"int8", "int4", "float8e4m3fn"}),
+        qdq_blocks=True,
+        half_scales=True,
+        integer_cache=lambda _: IntegerCache.ATTENTION,
+    ),
     runs_on="ONNX Runtime (CPU, CUDA), Optimum, any runtime with opset 23",
 )

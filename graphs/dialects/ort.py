@@ -7,15 +7,17 @@ once; see ``docs/adr/0006``.
 from __future__ import annotations
 
 from collections import Counter
+from typing import TYPE_CHECKING
 
 from glm_export.graphs.dialect import Dialect
 from glm_export.graphs.dialects import onnx as canonical
-from glm_export.graphs.rules.ort.group_query_attention import AttentionToGroupQuery
-from glm_export.graphs.rules.ort.last_token import LastTokenOfEachRow
-from glm_export.graphs.rules.ort.positions import PositionsFromLengths, fuses_rotation
-from glm_export.graphs.rules.ort.skip_norm import AddAndNorm
+from glm_export.graphs.rules.ort import fuses_rotation
+from glm_export.spec.capabilities import Capabilities, IntegerCache
 from glm_export.spec.config import GlmConfig, Norm
 from glm_export.spec.signature import Cache, Signature
+
+if TYPE_CHECKING:  # rules load onnx
+    from glm_export.graphs.rewriter import Rule
 
 GROUP_QUERY = "com.microsoft.GroupQueryAttention"
 SKIP_NORM = {
@@ -77,14 +79,31 @@ def expected_counts(config: GlmConfig) -> Counter[str]:
     return Counter(kept | norms | (attention if shared else {}))
 
 
+def integer_cache(config: GlmConfig) -> IntegerCache:
+    """The fused operator rounds by itself; where it does not serve, attention keeps its cache."""
+    return IntegerCache.FUSED if cache(config) is Cache.SHARED else IntegerCache.ATTENTION
+
+
+def rules() -> tuple[Rule, ...]:
+    """Attention with its rotation and cache, norms with their sums, the last token."""
+    from glm_export.graphs.rules.ort.group_query_attention import AttentionToGroupQuery
+    from glm_export.graphs.rules.ort.last_token import LastTokenOfEachRow
+    from glm_export.graphs.rules.ort.positions import PositionsFromLengths
+    from glm_export.graphs.rules.ort.skip_norm import AddAndNorm
+
+    return PositionsFromLengths(), AttentionToGroupQuery(), AddAndNorm(), LastTokenOfEachRow()
+
+
 DIALECT = Dialect(
     name="ort",
     opset=23,
     allowed_ops=frozenset(canonical.DIALECT.allowed_ops | LENGTH_OPS | {GROUP_QUERY, *SKIP_NORM.values()}),
     expected_counts=expected_counts,
-    rules=(PositionsFromLengths(), AttentionToGroupQuery(), AddAndNorm(), LastTokenOfEachRow()),
+    rules=rules,
     expected_rewrites=expected_rewrites,
     cache=cache,
     logits=lambda config: "all" if config.prefix_mask else "last",
+    # Block and 4-bit Q/DQ say nothing here that its own operators do not say faster.
+    can=Capabilities(stored_products=True, half_scales=True, integer_cache=integer_cache),
     runs_on="ONNX Runtime (CPU, CUDA), onnxruntime-genai",
 )

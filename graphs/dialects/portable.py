@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import TYPE_CHECKING
 
 from glm_export.graphs.dialect import Dialect
 from glm_export.graphs.dialects import onnx as canonical
-from glm_export.graphs.rules.opset17.attention import AttentionToPrimitives
-from glm_export.graphs.rules.opset17.gelu import GeluToPrimitives
-from glm_export.graphs.rules.opset17.rms_norm import RmsNormToPrimitives
-from glm_export.graphs.rules.opset17.rotary import RotaryToPrimitives
-from glm_export.graphs.rules.opset17.split import SplitIntoSizes
+from glm_export.spec.capabilities import Capabilities, IntegerCache
 from glm_export.spec.config import Activation, GlmConfig, Norm
 from glm_export.spec.signature import Signature
+
+if TYPE_CHECKING:  # rules load onnx
+    from glm_export.graphs.rewriter import Rule
 
 PRIMITIVES = {
     "Cast", "Concat", "Div", "Erf", "Gather", "ReduceMean", "Reshape", "Softmax", "Split", "Sqrt", "Sub", "Tanh",
@@ -51,15 +51,25 @@ def expected_counts(config: GlmConfig) -> Counter[str]:
     )
 
 
+def rules() -> tuple[Rule, ...]:
+    """Every canonical operator that opset 17 lacks."""
+    from glm_export.graphs.rules.opset17.attention import AttentionToPrimitives
+    from glm_export.graphs.rules.opset17.gelu import GeluToPrimitives
+    from glm_export.graphs.rules.opset17.rms_norm import RmsNormToPrimitives
+    from glm_export.graphs.rules.opset17.rotary import RotaryToPrimitives
+    from glm_export.graphs.rules.opset17.split import SplitIntoSizes
+
+    return AttentionToPrimitives(), RotaryToPrimitives(), RmsNormToPrimitives(), GeluToPrimitives(), SplitIntoSizes()
+
+
 DIALECT = Dialect(
     name="portable",
     opset=17,
     ir_version=8,
     allowed_ops=frozenset(canonical.DIALECT.allowed_ops - LOWERED | PRIMITIVES),
     expected_counts=expected_counts,
-    rules=(
-        AttentionToPrimitives(), RotaryToPrimitives(), RmsNormToPrimitives(), GeluToPrimitives(), SplitIntoSizes(),
-    ),
+    rules=rules,
+    can=Capabilities(integer_cache=lambda _: IntegerCache.CONCAT, implicit_int8=True, tensorrt=True),
     expected_rewrites=expected_rewrites,
     runs_on="TensorRT 8.6 to 10.14, any runtime with opset 17",
-)  # fmt: skip
+)

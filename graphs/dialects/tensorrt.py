@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import TYPE_CHECKING
 
 from glm_export.graphs.dialect import Dialect
 from glm_export.graphs.dialects import onnx as canonical
-from glm_export.graphs.rules.tensorrt.last_token import LastTokenByIndex
-from glm_export.graphs.rules.tensorrt.static_kv_cache import AttentionOnStaticCache
+from glm_export.spec.capabilities import Capabilities
 from glm_export.spec.config import GlmConfig
 from glm_export.spec.signature import Cache, Signature
+
+if TYPE_CHECKING:  # rules load onnx
+    from glm_export.graphs.rewriter import Rule
 
 # What says where to write and who sees what, once per program; and heads set apart, in every layer.
 CACHE_OPS = {"Gather", "GatherND", "LessOrEqual", "Range", "Reshape", "TensorScatter", "Transpose", "Unsqueeze"}
@@ -31,14 +34,31 @@ def expected_counts(config: GlmConfig) -> Counter[str]:
     return Counter(counts | {"TensorScatter": 2 * layers} | layout)
 
 
+def rules() -> tuple[Rule, ...]:
+    """Attention over the static cache, the last token."""
+    from glm_export.graphs.rules.tensorrt.last_token import LastTokenByIndex
+    from glm_export.graphs.rules.tensorrt.static_kv_cache import AttentionOnStaticCache
+
+    return AttentionOnStaticCache(), LastTokenByIndex()
+
+
 DIALECT = Dialect(
     name="tensorrt",
     opset=24,
     allowed_ops=frozenset(canonical.DIALECT.allowed_ops | CACHE_OPS),
     expected_counts=expected_counts,
-    rules=(AttentionOnStaticCache(), LastTokenByIndex()),
+    rules=rules,
     expected_rewrites=expected_rewrites,
     cache=lambda _: Cache.STATIC,
     logits=lambda config: "all" if config.prefix_mask else "last",
+    can=Capabilities(
+        qdq_dtypes=frozenset({"int8", "int4", "float8e4m3fn"}),
+        qdq_blocks=True,
+        half_scales=True,
+        # No integer cache: TensorRT's cache layer holds floats only.
+        tensorrt=True,
+        # TensorScatter becomes this layer: TensorRT 10.15.
+        tensorrt_needs="INetworkDefinition.add_kv_cache_update",
+    ),
     runs_on="TensorRT 10.15 and later, TensorRT-RTX; ONNX Runtime (CPU)",
 )

@@ -22,6 +22,8 @@ from glm_export import api
 from glm_export.artifacts.program import WEIGHTS, OnnxProgram, load_program
 from glm_export.calibration import recipes
 from glm_export.calibration.quantization import KV_SCALES, QUANTIZATION, SMOOTHING
+from glm_export.exporter.options import dialects_of
+from glm_export.graphs import dialects
 from glm_export.proof.check import CheckReport
 from glm_export.proof.compare import TOLERANCES
 from glm_export.sessions.onnxruntime import runtime
@@ -65,12 +67,12 @@ def combinations() -> Iterator[tuple[str, str, str]]:
     ONNX Runtime's own products: tests/calibration/test_recipes.py.
     """
     for recipe in map(recipes.load, recipes.names()):
-        for dialect in sorted(recipe.dialects):
+        for dialect in dialects_of(recipe):
             own = not explicit(recipe.name, dialect)
             if recipe.needs != "nothing" or not own:
                 yield "demo", recipe.name, dialect
             # The canonical dialect's products are TensorRT's; what int8-static does, int8-smoothquant does as well.
-            contained = own or (dialect == "onnx" and "tensorrt" in recipe.dialects)
+            contained = own or (dialect == "onnx" and "tensorrt" in dialects_of(recipe))
             if recipe.needs != "nothing" and recipe.name != "int8-static" and not contained:
                 yield from ((source, recipe.name, dialect) for source in GOLDEN)
 
@@ -86,7 +88,7 @@ def test_programs_compute_what_their_numbers_say(source: str, name: str, dialect
     assert report.recipe == name
     if explicit(name, dialect):
         assert usual(report) <= PROMISE
-        recipe = recipes.load(name).carried_by(dialect)
+        recipe = recipes.load(name).carried_by(dialects.load(dialect).can)
         assert recipe.static_activations or recipe.kv or report.parity.required_tolerance <= TOLERANCES["float32"]
 
 

@@ -147,7 +147,7 @@ def test_without_rounded_activations_nothing_differs(
     """accuracy_level 0 holds float32's own bound, so packing, scales and biases are exact; a control is not."""
     exact = replace(form, accuracy_level=0)
     recipe = Recipe(
-        name="exact", summary="", layers=exact, head=exact, dialects=frozenset({"ort"}), dtypes=frozenset({"float32"}),
+        name="exact", summary="", layers=exact, head=exact,  dtypes=frozenset({"float32"}),
         tolerance=0.0,
     )  # fmt: skip
     monkeypatch.setattr(recipes, "load", lambda _: recipe)

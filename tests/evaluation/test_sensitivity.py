@@ -21,6 +21,7 @@ from glm_export.errors import InputError
 from glm_export.evaluation.layer_costs import exclude_layers, sensitivity
 from glm_export.exporter.calibration_cache import product_inputs
 from glm_export.exporter.options import resolve_options
+from glm_export.graphs import dialects
 from glm_export.inputs.feeds import prefill_feeds
 from glm_export.sessions.torch import load_reference
 
@@ -38,7 +39,7 @@ def ranges(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Ranges:
 
 
 def quantization(ranges: Ranges, name: str) -> Quantization:
-    return ranges.quantization(recipes.load(name).carried_by("onnx"), "float32")
+    return ranges.quantization(recipes.load(name).carried_by(dialects.load("onnx").can), "float32")
 
 
 def kl_of(found: Quantization, corpus: Corpus) -> float:

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from glm_export.graphs.queries import int_attribute, last_dim, producer_of
 from glm_export.graphs.rewriter import MATCHED, MICROSOFT, NOT_MINE, Emitter, MatchResult, refused
-from glm_export.graphs.rules.ort.positions import fuses_rotation
+from glm_export.graphs.rules.ort import fuses_rotation
 from glm_export.spec.signature import ATTENTION_MASK
 
 INT32 = int(ir.DataType.INT32)

@@ -8,14 +8,8 @@ import onnx_ir as ir
 
 from glm_export.graphs.queries import last_dim
 from glm_export.graphs.rewriter import MATCHED, NOT_MINE, Emitter, MatchResult
+from glm_export.graphs.rules.ort import fuses_rotation
 from glm_export.spec.signature import ATTENTION_MASK, INPUT_IDS
-
-TABLE_WIDTH_MULTIPLE = 8
-
-
-def fuses_rotation(table_width: int) -> bool:
-    """Whether GroupQueryAttention takes tables ``[M, table_width]``; ONNX Runtime 1.31 wants a multiple of 8."""
-    return table_width % TABLE_WIDTH_MULTIPLE == 0
 
 
 class PositionsFromLengths:
