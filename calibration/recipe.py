@@ -35,8 +35,8 @@ class Recipe:
     ``prompt``: a second form of the same layers that reads prompts, kept beside the first, which then decodes.
     ``embedding``: of the table tokens are looked up in, which costs no speed and leaves 9 bits of a value; None spares
     it. ``dtypes``: of programs, where the form has operators; in which dialects, their capabilities say.
-
-    ``tolerance``: what ``check`` grants the rounding of activations, as a share of an output's largest value; weights are rounded in its reference as well.
+    ``tolerance``: what ``check`` grants the rounding of activations, as a share of an output's largest value; weights
+    are rounded in its reference as well.
 
     ``smoothing``: ``smoothquant`` or ``awq``, scales moved from activations into weights. ``rounding``: ``nearest`` or
     ``gptq``, which calibration itself does. ``observer``: which threshold of the ranges scales activations.

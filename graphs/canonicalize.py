@@ -10,7 +10,7 @@ import onnx_ir.passes.common as common_passes
 from onnxscript.optimizer import fold_constants
 
 from glm_export.graphs.invariants import InvariantError
-from glm_export.graphs.rewriter import ONNX_DTYPES
+from glm_export.spec.dtypes import ONNX_DTYPES
 from glm_export.spec.signature import Signature
 
 # Constants up to this size are folded and kept in the graph; weights are far larger and never read here.

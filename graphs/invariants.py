@@ -9,8 +9,8 @@ import onnx_ir as ir
 
 from glm_export.errors import GlmExportError
 from glm_export.graphs.dialect import Dialect
-from glm_export.graphs.rewriter import ONNX_DTYPES
 from glm_export.spec.config import GlmConfig
+from glm_export.spec.dtypes import ONNX_DTYPES
 from glm_export.spec.signature import Signature, TensorSpec
 
 

@@ -9,8 +9,9 @@ import onnx_ir.passes.common as common_passes
 
 from glm_export.graphs.dialect import Dialect
 from glm_export.graphs.invariants import InvariantError
-from glm_export.graphs.rewriter import MICROSOFT, ONNX_DTYPES, CountedRule, apply_rule
+from glm_export.graphs.rewriter import MICROSOFT, CountedRule, apply_rule
 from glm_export.spec.config import GlmConfig
+from glm_export.spec.dtypes import ONNX_DTYPES
 from glm_export.spec.signature import Signature
 
 SHOWN_REASONS = 3

@@ -11,13 +11,9 @@ import onnx_ir as ir
 from onnx_ir.convenience import replace_nodes_and_values
 from onnx_ir.tape import Tape
 
+from glm_export.spec.dtypes import ONNX_DTYPES
 from glm_export.spec.signature import TensorSpec
 
-ONNX_DTYPES = {
-    "bool": "BOOL", "int4": "INT4", "int8": "INT8", "uint8": "UINT8", "int64": "INT64", "float32": "FLOAT",
-    "float16": "FLOAT16", "bfloat16": "BFLOAT16", "float8e4m3fn": "FLOAT8E4M3FN",
-}  # fmt: skip
-"""Our dtype names in ONNX's words."""
 Attribute = int | float | str | list[int] | ir.Graph
 MICROSOFT = "com.microsoft"
 """The domain of ONNX Runtime's own operators."""

@@ -20,10 +20,11 @@ ONNX_LAYER = re.compile(r"\[ONNX Layer: ([^\]]+)\]")
 LINE = re.compile(r"^Name: (?P<name>.*?), LayerType: (?P<kind>[^,]*), Inputs: ", re.MULTILINE)
 TENSOR = re.compile(r"Dimensions: \[([^\]]*)\].*?Datatype: ([A-Za-z0-9]+)")
 PROFILE = re.compile(r"\[profile (\d+)\]|_myl(\d+)_\d+$")
-DTYPES = {
+SPELLINGS = {
     "half": "float16", "fp16": "float16", "float": "float32", "fp32": "float32", "bfloat16": "bfloat16",
     "bf16": "bfloat16", "int8": "int8", "int4": "int4", "fp8": "float8", "fp4": "float4",
 }  # fmt: skip
+"""How the builder's log and the inspector write dtypes -> ours; float8 and float4 of any kind are one here."""
 ACTIVATIONS = {"float16", "float32", "bfloat16", "int8", "float8"}
 NARROW = {"int4", "float4", "int8", "float8"}
 EIGHT_BITS = {"int8", "float8"}
@@ -161,7 +162,7 @@ def _tensors(text: str) -> tuple[LayerTensor, ...]:
 
 def _dtype(text: str) -> str:
     """Ours for one of TensorRT's names; of ``Row major linear FP16 format`` the word that is one."""
-    return next((DTYPES[word] for word in text.lower().split() if word in DTYPES), text.lower())
+    return next((SPELLINGS[word] for word in text.lower().split() if word in SPELLINGS), text.lower())
 
 
 def _profile(name: str) -> int:

@@ -15,9 +15,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from glm_export.artifacts.program import WEIGHTS
 from glm_export.errors import InputError
 from glm_export.exporter.weight_layout import StoredTensor
-from glm_export.graphs.rewriter import ONNX_DTYPES
 from glm_export.modeling import Decoder, building_in
 from glm_export.spec.config import GlmConfig
+from glm_export.spec.dtypes import ONNX_DTYPES
 from glm_export.spec.signature import BATCH, PAST, SEQUENCE, TOTAL, Signature
 
 

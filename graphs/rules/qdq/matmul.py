@@ -14,7 +14,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from glm_export.graphs.queries import product_weight
-from glm_export.graphs.rewriter import MATCHED, NOT_MINE, ONNX_DTYPES, Emitter, MatchResult
+from glm_export.graphs.rewriter import MATCHED, NOT_MINE, Emitter, MatchResult
+from glm_export.spec.dtypes import ONNX_DTYPES
 from glm_export.spec.weight_formats import WeightFormats
 
 Scales = NDArray[np.float32]
