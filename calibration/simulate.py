@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from glm_export.calibration.quantization import Quantization
 from glm_export.calibration.quantize import fake_quantize, round_float8
+from glm_export.graphs.patterns.rotary import Rotation
 from glm_export.modeling import Attention, Decoder
 from glm_export.spec.weight_formats import WeightFormats
 
@@ -35,7 +36,7 @@ def simulate(model: Decoder, quantization: Quantization, formats: Mapping[str, W
             if steps:
                 module.register_forward_pre_hook(partial(_enter, steps))
     for attention, scales in zip(_attentions(model), quantization.kv_scales, strict=False):
-        attention.keep_rounded = tuple(partial(fake_quantize, scale=scale) for scale in scales)
+        _keep_rounded(attention, *scales)
 
 
 def _steps(
@@ -59,6 +60,18 @@ def _enter(steps: list[Rounding], _: nn.Module, given: tuple[Tensor]) -> tuple[T
     for step in steps:
         x = step(x)
     return (x.to(dtype),)
+
+
+def _keep_rounded(attention: Attention, key_scale: float, value_scale: float) -> None:
+    """Round keys and values once they are rotated, which is how a cache of integers keeps them."""
+    rotated_qkv = attention.rotated_qkv
+
+    def rounded_qkv(qkv_BSC: Tensor, rotary: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
+        q_BSC, k_BSC, v_BSC = rotated_qkv(qkv_BSC, rotary)
+        return q_BSC, fake_quantize(k_BSC, key_scale), fake_quantize(v_BSC, value_scale)
+
+    # On this module alone: the reference model itself knows nothing of rounding.
+    attention.rotated_qkv = rounded_qkv  # type: ignore[method-assign]
 
 
 def _attentions(model: Decoder) -> list[Attention]:

@@ -12,7 +12,7 @@ glm-4-9b-chat; ``modeling_glm.py``, ``modeling_glm4.py`` and ``modeling_glm4_moe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -63,8 +63,6 @@ class Attention(nn.Module):
         if config.qk_norm:
             self.q_norm = nn.RMSNorm(config.head_dim, eps=config.norm_eps)
             self.k_norm = nn.RMSNorm(config.head_dim, eps=config.norm_eps)
-        # What a simulation does to new keys and values before they are kept: see calibration/simulate.py.
-        self.keep_rounded: tuple[Callable[[Tensor], Tensor], ...] = ()
 
     def forward(
         self, x_BSH: Tensor, rotary: Rotation | None, mask_B1ST: Tensor, past: KeyValue
@@ -72,8 +70,6 @@ class Attention(nn.Module):
         """Return ``[B, S, H]`` and the layer's keys and values ``[B, K, T, D]``."""
         config = self.config
         q_BSC, k_BSC, v_BSC = self.rotated_qkv(self.qkv(x_BSH), rotary)
-        if self.keep_rounded:
-            k_BSC, v_BSC = (keep(x) for keep, x in zip(self.keep_rounded, (k_BSC, v_BSC), strict=True))
         # Keys are kept rotated: the past is never rotated again, whatever comes behind it.
         output_BSC, key, value = grouped_attention(
             q_BSC, k_BSC, v_BSC, mask_B1ST, *past, num_heads=config.num_heads, kv_heads=config.kv_heads
