@@ -97,7 +97,8 @@ class Recipe:
             return False
         carried = self.carried_by(can)
         if carried.layers is None:
-            return self.kv
+            # Nothing is asked of products, or nothing the dialect has operators for.
+            return self.layers is None and self.explicit is None
         return all(
             form.explicit_dtype in can.qdq_dtypes and (form.scale_block is None or can.qdq_blocks)
             for form in (carried.layers, carried.head)

@@ -63,8 +63,7 @@ def against_float(program: OnnxProgram, checkpoint: Checkpoint) -> float:
 
 
 def smoothing_recipe(**changes: Any) -> Recipe:
-    every = frozenset({"onnx", "ort", "portable"})
-    kept: dict[str, Any] = {"layers": None, "head": None, "dialects": every, "dtypes": frozenset({"float32"})}
+    kept: dict[str, Any] = {"layers": None, "head": None, "dtypes": frozenset({"float32"})}
     return Recipe(name="smoothing", summary="", tolerance=0.0, smoothing="smoothquant", **kept | changes)
 
 
