@@ -133,7 +133,12 @@ def test_experts_too(name: str, made: Made) -> None:
     ],
 )  # fmt: skip
 def test_half_precision(source: str, name: str, dialect: str, dtype: str, made: Made) -> None:
-    assert api.check(made.program(source, name, dialect, dtype), made.checkpoint(source)).passed
+    program = made.program(source, name, dialect, dtype)
+    report = api.check(program, made.checkpoint(source))
+    assert report.passed
+    assert (program.recipe, program.dtype, report.parity.dtype) == (name, dtype, dtype)
+    # The dtype's rounding shows in every case, and no more than that.
+    assert 1e-5 < report.usual < 0.03
 
 
 # -- controls ------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from glm_export import families
 from glm_export.checkpoints.checkpoint import Checkpoint
 from glm_export.errors import CheckpointError, ConfigError, InputError
 from glm_export.model_folder import file_sha256, inside
+from glm_export.modeling import Decoder
 from tests.helpers.golden_data import Golden
 from tests.helpers.tiny import random_tensors, tiny_values, write_checkpoint
 
@@ -234,6 +235,19 @@ def test_sha256_is_the_usual_one(tmp_path: Path) -> None:
     assert file_sha256(path) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
 
-def test_every_family_reads_its_own_checkpoint(tmp_path: Path, opened: Open) -> None:
-    for family in families.names():
-        opened(write_checkpoint(tmp_path / family, tiny_values(family))).audit()
+@pytest.mark.parametrize("family", families.names())
+def test_every_family_reads_its_own_checkpoint(family: str, tmp_path: Path, opened: Open) -> None:
+    """Every tensor of the file is taken by a rule, and every parameter of the model is made by one."""
+    values = tiny_values(family)
+    tensors = random_tensors(values)
+    checkpoint = opened(write_checkpoint(tmp_path / family, values, tensors))
+    checkpoint.audit()
+    assert checkpoint.config.family == family
+    assert {source for rule in checkpoint.weight_map.rules for source in rule.sources} == set(tensors)
+    with torch.device("meta"):
+        expected = {name: tuple(value.shape) for name, value in Decoder(checkpoint.config).named_parameters()}
+    found = {name: tuple(value.shape) for name, value in checkpoint.parameters()}
+    assert {name: shape for name, shape in found.items() if name in expected} == expected
+    missing = dict(list(tensors.items())[1:])
+    with pytest.raises(CheckpointError, match=f"missing {next(iter(tensors))}"):
+        opened(write_checkpoint(tmp_path / "cut", values, missing)).audit()

@@ -23,6 +23,7 @@ from glm_export.generation.stopping import Stopping
 from glm_export.graphs import dialects
 from glm_export.graphs.invariants import InvariantError, check_invariants
 from glm_export.graphs.lower import lower
+from glm_export.proof.compare import TOLERANCES
 from glm_export.spec.config import GlmConfig
 from glm_export.spec.signature import BATCH, LOGITS, PAST, decoder_signature, past_names
 from tests.helpers.golden_data import BOUND, CAUSAL, PREFIX, Golden, difference
@@ -72,7 +73,12 @@ def test_golden_greedy_ids(lowered: tuple[OnnxProgram, Golden]) -> None:
 @pytest.mark.parametrize("dialect", LOWERED)
 def test_half_precision(dialect: str, name: str, dtype: str, tmp_path: Path) -> None:
     source = Golden(name).folder
-    assert api.check(api.export(source, tmp_path / "out", dialect=dialect, dtype=dtype), source).passed
+    program = api.export(source, tmp_path / "out", dialect=dialect, dtype=dtype)
+    report = api.check(program, source)
+    assert report.passed
+    # Its rounding shows, and is that of its dtype: a float32 program in disguise would need far less.
+    assert TOLERANCES["float32"] < report.parity.required_tolerance < TOLERANCES[dtype]
+    assert {spec.dtype for spec in program.signature.outputs} == {dtype}
 
 
 def test_reference_evaluator_reads_portable(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Tests of the room ``graphs/rules``: a file a rule."""
