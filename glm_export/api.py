@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, overload
-
-from typing_extensions import Unpack
+from typing import TYPE_CHECKING, Unpack, overload
 
 from glm_export.artifacts.engine import Engine, load_engine
 from glm_export.artifacts.open import Kind, kind_of, open_artifact, require_checkpoint

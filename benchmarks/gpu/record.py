@@ -14,7 +14,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
@@ -228,7 +228,7 @@ def result_of(part: str, steps: list[Facts], kit: Kit, seconds: float, *, facts:
     """A part's file as values."""
     return {
         "part": part, "passed": verdict_of(steps), "seconds": round(seconds, 1),
-        "made": datetime.now(timezone.utc).isoformat(timespec="seconds"), **this_device(), "rehearsal": kit.rehearse,
+        "made": datetime.now(UTC).isoformat(timespec="seconds"), **this_device(), "rehearsal": kit.rehearse,
         "shape": kit.shape, "code": code, "versions": versions(), "facts": plain(facts), "steps": steps,
     }  # fmt: skip
 

@@ -12,11 +12,11 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 import numpy as np
 import torch
 from torch import Tensor
-from typing_extensions import Self
 
 HEADER = struct.Struct("<iii")
 """Before each row: exponent of its divisor, tokens, channels."""

@@ -12,8 +12,7 @@ import os
 import time
 from pathlib import Path
 from types import TracebackType
-
-from typing_extensions import Self
+from typing import Self
 
 # Direct writes need blocks aligned to the disk's sectors; 4 KiB covers every disk in use.
 SECTOR_BYTES = 4096

@@ -13,13 +13,12 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import onnx_ir as ir
 import torch
-from typing_extensions import Unpack
 
 from glm_export.artifacts.manifest import MANIFEST, MANIFEST_FORMAT, package_versions, write_json
 from glm_export.artifacts.output_folder import require_writable, whole_folder
@@ -155,7 +154,7 @@ def _manifest(
 ) -> dict[str, Any]:
     return {
         "format": MANIFEST_FORMAT,
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "checkpoint": checkpoint.identity.name,
         "source_sha256": written.hashes,
         "seconds": written.seconds,

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
-
-from typing_extensions import Unpack
+from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from glm_export.calibration import recipes
 from glm_export.errors import InputError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
-from enum import Enum
+from enum import StrEnum
 
 from glm_export.errors import InputError
 
@@ -14,7 +14,7 @@ SHORTEST_SPLIT = 32
 """Fewest tokens of a short sequence, before the leading ``enc``."""
 
 
-class Mode(str, Enum):
+class Mode(StrEnum):
     """What one batch hides; the values are the names used by THUDM/GLM."""
 
     SPANS = "bert"

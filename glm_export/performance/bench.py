@@ -14,9 +14,7 @@ import tempfile
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
-
-from typing_extensions import Unpack
+from typing import Any, Unpack
 
 from glm_export import errors
 from glm_export.errors import EnvironmentMissingError, InputError

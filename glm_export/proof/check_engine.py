@@ -6,13 +6,13 @@ Our session and Polygraphy's own TensorRT runner are held to the same cases.
 from __future__ import annotations
 
 from contextlib import ExitStack
+from typing import Self
 
 import numpy as np
 from polygraphy.backend.base import BaseRunner
 from polygraphy.comparator import Comparator, RunResults
 from polygraphy.datatype import DataType as PolygraphyType
 from polygraphy.logger import G_LOGGER
-from typing_extensions import Self
 
 from glm_export.artifacts.engine import Engine
 from glm_export.artifacts.program import OnnxProgram

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from enum import Enum
+from enum import StrEnum
 from typing import Any
 
 from glm_export.errors import ConfigError
@@ -13,14 +13,14 @@ SIZES = (
 )  # fmt: skip
 
 
-class Norm(str, Enum):
+class Norm(StrEnum):
     """Which normalization a model uses throughout."""
 
     RMS = "rms"
     LAYER = "layer"
 
 
-class Activation(str, Enum):
+class Activation(StrEnum):
     """What stands between the two projections of an MLP."""
 
     SWIGLU = "swiglu"

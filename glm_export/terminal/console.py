@@ -6,12 +6,11 @@ from collections.abc import Callable
 from dataclasses import Field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import rich_click as click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-from typing_extensions import Self
 
 from glm_export.deployment.request import BuildRequest
 from glm_export.progress import Advance

@@ -1,0 +1,1 @@
+"""A mutation check anyone can run: ``make mutants``."""
