@@ -13,7 +13,7 @@ from glm_export.embedded import DEMO, poems
 from glm_export.evaluation.recall import Recall, blanked, fill_recall, recall
 from glm_export.generation.generate import generate_ids
 from glm_export.generation.infilling import blank_context, blank_tokenizer
-from glm_export.inputs.feeds import Prompt
+from glm_export.inputs.prompts import Prompt
 from glm_export.performance.measure import FIRST_PLAIN_ID
 from glm_export.performance.report import BenchOptions
 from glm_export.proof.check import CheckReport

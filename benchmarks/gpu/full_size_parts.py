@@ -28,7 +28,7 @@ from glm_export.deployment import build as deployment
 from glm_export.deployment.build import usual_runtime
 from glm_export.engines import vendor
 from glm_export.engines.network import dialect_for
-from glm_export.inputs.feeds import Prompt
+from glm_export.inputs.prompts import Prompt
 from glm_export.machine.gpu import gpus
 from glm_export.machine.memory import available_memory
 from glm_export.performance.bench import bench

@@ -21,7 +21,7 @@ from glm_export.artifacts.program import OnnxProgram, load_program
 from glm_export.embedded import DEMO
 from glm_export.engines.implicit_int8 import calibration_feeds, packed_rows
 from glm_export.engines.profiles import profiles_of, resolve_limits
-from glm_export.inputs.feeds import Prompt, prefill_feeds
+from glm_export.inputs.prompts import Prompt, prefill_feeds
 from glm_export.proof.cases import parity_cases
 from glm_export.proof.compare import TOLERANCES
 from glm_export.proof.runners import canonical_signature

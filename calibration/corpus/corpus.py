@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from glm_export.inputs.feeds import Prompt
+from glm_export.inputs.prompts import Prompt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

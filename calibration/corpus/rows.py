@@ -10,7 +10,7 @@ from typing import Any
 
 from glm_export.calibration.corpus.corpus import Sample, Task
 from glm_export.errors import InputError
-from glm_export.inputs.feeds import Prompt, prefill_feeds
+from glm_export.inputs.prompts import Prompt, prefill_feeds
 from glm_export.spec.config import GlmConfig
 from glm_export.tokenizers import Tokenizer
 from glm_export.tokenizers.chat import Message

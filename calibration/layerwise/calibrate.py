@@ -29,7 +29,7 @@ from glm_export.calibration.ranges import RANGES, RANGES_FORMAT, Ranges, load_ra
 from glm_export.calibration.recipe import Recipe
 from glm_export.calibration.rounded_folder import rounded_name
 from glm_export.checkpoints.checkpoint import Checkpoint
-from glm_export.inputs.feeds import prefill_feeds
+from glm_export.inputs.prompts import prefill_feeds
 from glm_export.modeling import Decoder, Layer, building_in, norm
 from glm_export.progress import Advance, NullProgress, Progress
 from glm_export.spec.config import GlmConfig

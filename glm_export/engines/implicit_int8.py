@@ -21,7 +21,7 @@ from glm_export.engines.options import ENTROPY, MIN_MAX
 from glm_export.engines.plan import quiet
 from glm_export.engines.vendor import TensorRT
 from glm_export.errors import InputError
-from glm_export.inputs.feeds import Prompt, prefill_feeds
+from glm_export.inputs.prompts import Prompt, prefill_feeds
 from glm_export.spec.signature import BATCH, PAST, Cache
 
 CALIBRATORS = {ENTROPY: "IInt8EntropyCalibrator2", MIN_MAX: "IInt8MinMaxCalibrator"}

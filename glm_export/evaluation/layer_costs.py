@@ -19,7 +19,7 @@ from glm_export.calibration.corpus.corpus import Corpus, Sample
 from glm_export.calibration.quantization import Quantization
 from glm_export.checkpoints.checkpoint import Checkpoint
 from glm_export.errors import InputError
-from glm_export.inputs.feeds import prefill_feeds
+from glm_export.inputs.prompts import prefill_feeds
 from glm_export.modeling import Decoder, linear_weights
 from glm_export.progress import Advance, NullProgress, Progress
 from glm_export.proof.check import quantization_of

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from glm_export.errors import InputError
-from glm_export.inputs.feeds import Prompt
+from glm_export.inputs.prompts import Prompt
 from glm_export.sessions.session import Logits, Session
 
 BATCH_BYTES = 256 << 20

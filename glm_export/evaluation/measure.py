@@ -25,7 +25,7 @@ from glm_export.evaluation.logits import row_logits, rows_at_once
 from glm_export.evaluation.report import QualityReport
 from glm_export.generation.generate import generate_ids
 from glm_export.generation.stopping import Stopping
-from glm_export.inputs.feeds import Prompt
+from glm_export.inputs.prompts import Prompt
 from glm_export.progress import Advance, NullProgress, Progress
 from glm_export.sessions.session import Logits, Session
 from glm_export.tokenizers import Tokenizer, stop_ids

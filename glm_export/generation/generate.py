@@ -9,7 +9,8 @@ from dataclasses import dataclass, field, replace
 from glm_export.errors import InputError
 from glm_export.generation.sampling import Sampler, Sampling
 from glm_export.generation.stopping import Decode, Stopping
-from glm_export.inputs.feeds import Feeds, Prompt, RightPaddedFeeds
+from glm_export.inputs.feeds import Feeds, RightPaddedFeeds
+from glm_export.inputs.prompts import Prompt
 from glm_export.sessions.session import Session
 
 

@@ -1,51 +1,35 @@
-"""From prompts of different lengths to what a decoder is fed, and on to the next step.
+"""What a decoder is fed, call after call. Between two calls rows may join, leave, be copied and be cut back.
 
-With a growing cache rows are padded on the left together, and positions are given for every token; with a cache that
-each row fills on its own they are padded on the right. Either way padding never changes an answer.
+The operations on rows are those of ``sessions/kv_cache.py``, on the caller's side of a call.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from glm_export.errors import InputError
-from glm_export.spec.config import GlmConfig
 from glm_export.spec.signature import ATTENTION_MASK, INPUT_IDS, LAST_TOKEN_IDS, POSITION_IDS
 
 Ids = NDArray[np.int64]
 Mask = NDArray[Any]
 """Integer ``[B, T]`` for causal families, bool ``[B, 1, S, T]`` for prefix families."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prompt:
-    """Token ids, and for prefix families where the text ends and which place is written for.
-
-    ``context_length``: tokens before ``<sop>``, which see each other. ``mask_position``: index of the mask token whose
-    place in the text every written token takes.
-    """
-
-    ids: tuple[int, ...]
-    context_length: int = 0
-    mask_position: int = 0
-
-    def remaining_tokens(self, config: GlmConfig) -> int:
-        """How many tokens can be written until the position table ends."""
-        if config.prefix_mask:
-            # <sop> is the first of the written part, at 1.
-            return config.max_positions - 1 - (len(self.ids) - self.context_length)
-        return config.max_positions - len(self.ids)
+LENGTHS, CONTEXT_LENGTHS, MASK_POSITIONS = "lengths", "context_lengths", "mask_positions"
+"""What says where a row stands, whatever its padding."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Feeds:
-    """One call of a causal family: ``input_ids`` and ``position_ids`` ``[B, S]``, ``attention_mask`` ``[B, P + S]``."""
+    """One call of a causal family: ``input_ids`` and ``position_ids`` ``[B, S]``, ``attention_mask`` ``[B, P + S]``.
+
+    S may be 0 where rows joined, left, were copied or cut back: then it says what stands in the cache, and
+    :meth:`next_step` goes on from there.
+    """
 
     input_ids: Ids
     attention_mask: Mask
@@ -60,6 +44,18 @@ class Feeds:
     def columns(self) -> int:
         """Columns of the cache in use after this call."""
         return int(self.attention_mask.shape[-1])
+
+    @property
+    def row_lengths(self) -> Ids:
+        """Tokens each row has in the cache after this call, ``[B]``."""
+        lengths: Ids = self.attention_mask.sum(axis=1)
+        return lengths
+
+    @property
+    def tokens_before(self) -> Ids:
+        """Tokens each row must have in the cache before this call, ``[B]``."""
+        before: Ids = self.attention_mask[:, : self.columns - self.input_ids.shape[1]].sum(axis=1)
+        return before
 
     def named(self) -> dict[str, NDArray[Any]]:
         """The arrays under the names programs give their inputs."""
@@ -86,7 +82,7 @@ class Feeds:
         return Feeds(
             input_ids=column,
             attention_mask=np.concatenate([self.attention_mask, np.ones_like(column)], axis=1),
-            position_ids=np.minimum(self.position_ids[:, -1:] + 1, last_position),
+            position_ids=np.minimum(self.row_lengths, last_position)[:, None],
         )
 
     def rows(self, chosen: slice) -> Feeds:
@@ -100,15 +96,77 @@ class Feeds:
     def chunks(self, size: int) -> list[Feeds]:
         """The same prefill in pieces of at most ``size`` tokens."""
         width = self.input_ids.shape[1]
-        seen = self.attention_mask.shape[1] - width
-        return [
-            Feeds(
-                input_ids=self.input_ids[:, start : start + size],
-                attention_mask=self.attention_mask[:, : seen + min(start + size, width)],
-                position_ids=self.position_ids[:, start : start + size],
+        first = min(width, max(size, self.read_at_once))
+        return [self._piece(start, end) for start, end in pairwise([0, *range(first, width, size), width])]
+
+    def after(self, tokens: int) -> Feeds:
+        """What is left of a prefill whose first columns stand in the cache already.
+
+        Raises:
+            InputError: nothing is left, or what must be read at once would be cut.
+        """
+        width = self.input_ids.shape[1]
+        if not self.read_at_once <= tokens < width:
+            raise InputError(
+                f"{tokens} of {width} tokens are given; the first {self.read_at_once} see each other and must all be, "
+                "and one must be left to read"
             )
-            for start in range(0, width, size)
-        ]
+        return self._piece(tokens, width)
+
+    @property
+    def read_at_once(self) -> int:
+        """Columns that cannot be read in pieces."""
+        return 0
+
+    def _piece(self, start: int, end: int) -> Feeds:
+        before = self.columns - self.input_ids.shape[1]
+        return Feeds(
+            input_ids=self.input_ids[:, start:end],
+            attention_mask=self.attention_mask[:, : before + end],
+            position_ids=self.position_ids[:, start:end],
+        )
+
+    def select(self, rows: Sequence[int]) -> Self:
+        """What stands in a cache that holds these rows, in this order; one may come twice."""
+        chosen = rows_there(self.batch, rows)
+        return self._standing({name: numbers[chosen] for name, numbers in self._standings().items()})
+
+    def leave(self, rows: Iterable[int]) -> Self:
+        """As :meth:`select`, without these rows."""
+        return self.select(rows_staying(self.batch, rows))
+
+    def copy_rows(self, rows: Sequence[int]) -> Self:
+        """As :meth:`select`, with these rows a second time, behind all others."""
+        return self.select([*range(self.batch), *rows])
+
+    def join(self, other: Self) -> Self:
+        """What stands in a cache to which the rows of another call have come, behind its own."""
+        ours, theirs = self._standings(), other._standings()
+        return self._standing({name: np.concatenate([ours[name], theirs[name]]) for name in ours})
+
+    def truncate(self, row: int, length: int) -> Self:
+        """What stands in a cache of which a row has lost all but its first ``length`` tokens.
+
+        Raises:
+            InputError: it has fewer.
+        """
+        (row,) = rows_there(self.batch, [row])
+        lengths = self.row_lengths.copy()
+        if not 0 <= length <= lengths[row]:
+            raise InputError(f"row {row} has {lengths[row]} tokens and cannot be cut back to {length}")
+        lengths[row] = length
+        return self._standing(self._standings() | {LENGTHS: lengths})
+
+    def _standings(self) -> dict[str, Ids]:
+        """What says where each row stands, a number a row, by name."""
+        return {LENGTHS: self.row_lengths}
+
+    @classmethod
+    def _standing(cls, standings: dict[str, Ids]) -> Self:
+        """A call without tokens, over rows that stand so."""
+        mask = _left_padded(standings[LENGTHS]).astype(np.int64)
+        nothing = np.zeros((len(mask), 0), np.int64)
+        return cls(input_ids=nothing, attention_mask=mask, position_ids=nothing)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +179,17 @@ class RightPaddedFeeds(Feeds):
 
     lengths: Ids
 
+    @property
+    def row_lengths(self) -> Ids:
+        """As they are given."""
+        return self.lengths
+
+    @property
+    def tokens_before(self) -> Ids:
+        """Those before its first position; what a row held from there on is written over, or it is at rest."""
+        before: Ids = np.minimum(self.position_ids[:, :1].min(axis=1, initial=self.columns), self.lengths)
+        return before
+
     def named(self) -> dict[str, NDArray[Any]]:
         """As :meth:`Feeds.named`, and which row of logits is wanted."""
         # Not super(): slots make the class anew, and the one super() knows is gone.
@@ -129,7 +198,7 @@ class RightPaddedFeeds(Feeds):
     @property
     def columns(self) -> int:
         """Padding takes columns as well: those of the longest row, written and then written over."""
-        return int(self.position_ids.max()) + 1
+        return max(int(self.position_ids.max(initial=-1)) + 1, int(self.lengths.max(initial=0)))
 
     @property
     def last_token_ids(self) -> Ids:
@@ -144,7 +213,7 @@ class RightPaddedFeeds(Feeds):
         positions = np.minimum(self.lengths, last_position)[:, None]
         return RightPaddedFeeds(
             input_ids=column,
-            attention_mask=_row_mask(positions[:, 0] + 1),
+            attention_mask=right_padded(positions[:, 0] + 1),
             position_ids=positions,
             lengths=positions[:, 0] + 1,
         )
@@ -155,53 +224,80 @@ class RightPaddedFeeds(Feeds):
         width = max(1, int((lengths - positions[:, 0]).max()))
         return RightPaddedFeeds(
             input_ids=self.input_ids[chosen, :width],
-            attention_mask=_row_mask(lengths),
+            attention_mask=right_padded(lengths),
             position_ids=positions[:, :width],
             lengths=lengths,
         )
 
-    def chunks(self, size: int) -> list[Feeds]:
-        """The same prefill in pieces of at most ``size`` tokens."""
-        width = self.input_ids.shape[1]
-        edges = [*range(0, width, size), width]
-        return [
-            RightPaddedFeeds(
-                input_ids=self.input_ids[:, start:end],
-                attention_mask=_row_mask(np.minimum(self.lengths, end)),
-                position_ids=self.position_ids[:, start:end],
-                lengths=np.minimum(self.lengths, end),
-            )
-            for start, end in pairwise(edges)
-        ]
+    def _piece(self, start: int, end: int) -> RightPaddedFeeds:
+        lengths = np.minimum(self.lengths, self.position_ids[:, 0] + end)
+        return RightPaddedFeeds(
+            input_ids=self.input_ids[:, start:end],
+            attention_mask=right_padded(lengths),
+            position_ids=self.position_ids[:, start:end],
+            lengths=lengths,
+        )
+
+    @classmethod
+    def _standing(cls, standings: dict[str, Ids]) -> Self:
+        lengths = standings[LENGTHS]
+        nothing = np.zeros((len(lengths), 0), np.int64)
+        return cls(input_ids=nothing, attention_mask=right_padded(lengths), position_ids=nothing, lengths=lengths)
 
 
-def _row_mask(lengths: Ids) -> Ids:
+def right_padded(lengths: Ids) -> Ids:
     """Integer ``[B, longest]``, 1 up to each row's length."""
-    return (np.arange(lengths.max()) < lengths[:, None]).astype(np.int64)
+    return (np.arange(lengths.max(initial=0)) < lengths[:, None]).astype(np.int64)
+
+
+def _left_padded(lengths: Ids) -> NDArray[np.bool_]:
+    """Bool ``[B, longest]``, true for as many columns as a row is long, the last one among them."""
+    columns = int(lengths.max(initial=0))
+    return np.arange(columns) >= columns - lengths[:, None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrefixFeeds(Feeds):
     """One call of a prefix family: ``position_ids`` ``[B, 2, S]``, ``attention_mask`` bool ``[B, 1, S, P + S]``.
 
-    ``real`` ``[B, P + S]`` says which tokens are not padding; ``context_end`` how many columns must be read at once,
-    because their tokens see each other.
+    ``real`` ``[B, P + S]`` says which tokens are not padding. ``context_lengths`` and ``mask_positions`` ``[B]`` are
+    those of :class:`Prompt`.
     """
 
     real: NDArray[np.bool_]
-    context_end: int
+    context_lengths: Ids
+    mask_positions: Ids
+
+    @property
+    def row_lengths(self) -> Ids:
+        """The mask is of pairs, and ``real`` of tokens."""
+        lengths: Ids = self.real.sum(axis=1)
+        return lengths
+
+    @property
+    def tokens_before(self) -> Ids:
+        """As :attr:`row_lengths`."""
+        before: Ids = self.real[:, : self.columns - self.input_ids.shape[1]].sum(axis=1)
+        return before
+
+    @property
+    def read_at_once(self) -> int:
+        """The context, whose tokens see each other, of the row in which it ends last."""
+        return int((self.columns - self.row_lengths + self.context_lengths).max(initial=0))
 
     def next_step(self, next_ids: Sequence[int], last_position: int) -> PrefixFeeds:
         """The next decode step: it sees every real token; the place in the text stays, the place within counts on."""
         column = np.asarray(next_ids, dtype=np.int64)[:, None]
         real = np.concatenate([self.real, np.ones_like(column, dtype=bool)], axis=1)
-        step = np.array([[0], [1]])
+        # <sop>, the first token behind the context, stands at 1.
+        places = np.stack([self.mask_positions, self.row_lengths - self.context_lengths + 1], axis=1)
         return PrefixFeeds(
             input_ids=column,
             attention_mask=real[:, None, None, :],
-            position_ids=np.minimum(self.position_ids[:, :, -1:] + step, last_position),
+            position_ids=np.minimum(places, last_position)[:, :, None],
             real=real,
-            context_end=self.context_end,
+            context_lengths=self.context_lengths,
+            mask_positions=self.mask_positions,
         )
 
     def rows(self, chosen: slice) -> PrefixFeeds:
@@ -211,80 +307,69 @@ class PrefixFeeds(Feeds):
             attention_mask=self.attention_mask[chosen],
             position_ids=self.position_ids[chosen],
             real=self.real[chosen],
-            context_end=self.context_end,
+            context_lengths=self.context_lengths[chosen],
+            mask_positions=self.mask_positions[chosen],
         )
 
-    def chunks(self, size: int) -> list[Feeds]:
-        """The same prefill in pieces of at most ``size`` tokens, the context whole in the first."""
-        width = self.input_ids.shape[1]
-        first = min(width, max(size, self.context_end))
-        edges = [0, *range(first, width, size), width]
-        return [
-            PrefixFeeds(
-                input_ids=self.input_ids[:, start:end],
-                attention_mask=self.attention_mask[:, :, start:end, :end],
-                position_ids=self.position_ids[:, :, start:end],
-                real=self.real[:, :end],
-                context_end=self.context_end,
-            )
-            for start, end in pairwise(edges)
-        ]
+    def _piece(self, start: int, end: int) -> PrefixFeeds:
+        before = self.columns - self.input_ids.shape[1]
+        return PrefixFeeds(
+            input_ids=self.input_ids[:, start:end],
+            attention_mask=self.attention_mask[:, :, start:end, : before + end],
+            position_ids=self.position_ids[:, :, start:end],
+            real=self.real[:, : before + end],
+            context_lengths=self.context_lengths,
+            mask_positions=self.mask_positions,
+        )
+
+    def truncate(self, row: int, length: int) -> Self:
+        """As :meth:`Feeds.truncate`; the context saw itself whole, so it stays whole.
+
+        Raises:
+            InputError: the row has fewer tokens, or its context more.
+        """
+        (row,) = rows_there(self.batch, [row])
+        context = int(self.context_lengths[row])
+        if length < context:
+            raise InputError(f"row {row} has a context of {context} tokens, and cannot be cut back to {length}")
+        return Feeds.truncate(self, row, length)
+
+    def _standings(self) -> dict[str, Ids]:
+        numbers = {CONTEXT_LENGTHS: self.context_lengths, MASK_POSITIONS: self.mask_positions}
+        return Feeds._standings(self) | numbers
+
+    @classmethod
+    def _standing(cls, standings: dict[str, Ids]) -> Self:
+        real = _left_padded(standings[LENGTHS])
+        rows, columns = real.shape
+        return cls(
+            input_ids=np.zeros((rows, 0), np.int64),
+            attention_mask=np.zeros((rows, 1, 0, columns), bool),
+            position_ids=np.zeros((rows, 2, 0), np.int64),
+            real=real,
+            context_lengths=standings[CONTEXT_LENGTHS],
+            mask_positions=standings[MASK_POSITIONS],
+        )
 
 
-def prefill_feeds(prompts: Sequence[Prompt], config: GlmConfig, *, own_lengths: bool = False) -> Feeds:
-    """Pad prompts to one length: on the left, or with ``own_lengths`` on the right.
-
-    Prefix families stand on the left always: their mask says what is padding.
+def rows_there(batch: int, rows: Iterable[int]) -> list[int]:
+    """The same rows, each of which is one of the batch.
 
     Raises:
-        InputError: no prompt, an empty one, an id beyond the vocabulary, or one longer than the position table.
+        InputError: one is not.
     """
-    if not prompts or not all(prompt.ids for prompt in prompts):
-        raise InputError("a prompt needs at least one token, found an empty one")
-    for prompt in prompts:
-        if prompt.remaining_tokens(config) < 0 or prompt.context_length > config.max_positions:
-            raise InputError(
-                f"the prompt has {len(prompt.ids)} tokens, the model's context {config.max_positions}; shorten it"
-            )
-    strange = sorted({i for prompt in prompts for i in prompt.ids if not 0 <= i < config.vocab_size})
+    chosen = list(rows)
+    strange = sorted({row for row in chosen if not 0 <= row < batch})
     if strange:
-        raise InputError(f"token ids {strange[:5]} lie outside the vocabulary of {config.vocab_size}; wrong tokenizer?")
-    width = max(len(prompt.ids) for prompt in prompts)
-    if own_lengths and not config.prefix_mask:
-        return _row_feeds(prompts, width, config.pad_token_id)
-    ids = np.full((len(prompts), width), config.pad_token_id, dtype=np.int64)
-    real = np.zeros((len(prompts), width), dtype=bool)
-    for index, prompt in enumerate(prompts):
-        ids[index, width - len(prompt.ids) :] = prompt.ids
-        real[index, width - len(prompt.ids) :] = True
-    if config.prefix_mask:
-        return _prefix_feeds(prompts, ids, real)
-    mask = real.astype(np.int64)
-    return Feeds(input_ids=ids, attention_mask=mask, position_ids=np.maximum(mask.cumsum(axis=1) - 1, 0))
+        raise InputError(f"rows {strange} are not there; the batch has {batch}, counted from 0")
+    return chosen
 
 
-def _row_feeds(prompts: Sequence[Prompt], width: int, pad_token_id: int) -> RightPaddedFeeds:
-    lengths = np.array([len(prompt.ids) for prompt in prompts], dtype=np.int64)
-    ids = np.full((len(prompts), width), pad_token_id, dtype=np.int64)
-    for row, prompt in zip(ids, prompts, strict=True):
-        row[: len(prompt.ids)] = prompt.ids
-    positions = np.broadcast_to(np.arange(width, dtype=np.int64), ids.shape)
-    return RightPaddedFeeds(input_ids=ids, attention_mask=_row_mask(lengths), position_ids=positions, lengths=lengths)
+def rows_staying(batch: int, leaving: Iterable[int]) -> list[int]:
+    """The rows of a batch without some, in their order.
 
-
-def _prefix_feeds(prompts: Sequence[Prompt], ids: Ids, real: NDArray[np.bool_]) -> PrefixFeeds:
-    """Tokens of the context see each other; those from ``<sop>`` on also what was written before them."""
-    batch, width = ids.shape
-    causal = np.tri(width, dtype=bool)
-    mask = np.zeros((batch, 1, width, width), dtype=bool)
-    positions = np.zeros((batch, 2, width), dtype=np.int64)
-    context_end = 0
-    for index, prompt in enumerate(prompts):
-        start = width - len(prompt.ids)
-        sop = start + prompt.context_length
-        mask[index, 0] = (causal | (np.arange(width) < sop)) & real[index] & real[index][:, None]
-        positions[index, 0, start:sop] = np.arange(prompt.context_length)
-        positions[index, 0, sop:] = prompt.mask_position
-        positions[index, 1, sop:] = np.arange(1, width - sop + 1)
-        context_end = max(context_end, sop)
-    return PrefixFeeds(input_ids=ids, attention_mask=mask, position_ids=positions, real=real, context_end=context_end)
+    Raises:
+        InputError: one that leaves is not there.
+    """
+    gone = set(rows_there(batch, leaving))
+    return [row for row in range(batch) if row not in gone]

@@ -18,7 +18,8 @@ from glm_export.artifacts.open import Kind, open_artifact
 from glm_export.artifacts.program import OnnxProgram, load_program
 from glm_export.checkpoints.checkpoint import Checkpoint
 from glm_export.errors import GlmExportError
-from glm_export.inputs.feeds import Feeds, Prompt
+from glm_export.inputs.feeds import Feeds
+from glm_export.inputs.prompts import Prompt
 from glm_export.machine.memory import read_bandwidth, resident_bytes
 from glm_export.performance.report import BenchOptions
 from glm_export.sessions.session import Session

@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from glm_export.inputs.feeds import Feeds, Prompt, prefill_feeds
+from glm_export.inputs.feeds import Feeds
+from glm_export.inputs.prompts import Prompt, prefill_feeds
 from glm_export.sessions.session import Session, Tensors
 from glm_export.spec.config import GlmConfig
 from glm_export.spec.signature import (

@@ -1,18 +1,18 @@
 """Running a model: one protocol, one file per runtime.
 
-A session keeps one batch's cache: ``prefill`` starts anew, ``decode`` goes on. ``run`` is a single call with the
-cache handed in and out, for proof.
+A session keeps one batch's cache: ``prefill`` starts anew, ``decode`` goes on, and between two calls rows ``join``,
+``leave``, are copied and cut back. ``run`` is a single call with the cache handed in and out, for proof.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,9 @@ from glm_export.calibration.recipe import Recipe
 from glm_export.errors import InputError
 from glm_export.graphs import dialects
 from glm_export.inputs.call_layout import CallLayout
-from glm_export.inputs.feeds import Feeds, Prompt, RightPaddedFeeds, prefill_feeds
+from glm_export.inputs.feeds import Feeds, RightPaddedFeeds, rows_staying
+from glm_export.inputs.prompts import Prompt, prefill_feeds
+from glm_export.sessions.kv_cache import KvCache, RowValues
 from glm_export.spec.config import GlmConfig
 from glm_export.spec.signature import Cache, Signature
 from glm_export.tokenizers import Tokenizer, load_tokenizer
@@ -102,10 +104,12 @@ def prefix_prompt(ids: Sequence[int], sop_id: int, masks: Sequence[set[int]]) ->
 class Session(ABC):
     """A model ready to run. Use it in a ``with`` block, or call :meth:`close`.
 
-    ``signature``: of the program that runs; for PyTorch the canonical one.
+    ``signature``: of the program that runs; for PyTorch the canonical one. ``cache``: the batch's. What changes its
+    rows takes the last call's feeds and gives those to go on from with ``next_step``, so that both stay in step.
     """
 
     signature: Signature
+    cache: KvCache[Any]
 
     def __init__(self, folder: Path, config: GlmConfig) -> None:
         self.folder = folder
@@ -194,6 +198,79 @@ class Session(ABC):
     @abstractmethod
     def decode(self, feeds: Feeds) -> Logits:
         """Read on from the cache: one token a row, or a chunk. Returns as :meth:`prefill`."""
+
+    @abstractmethod
+    def new_cache(self) -> KvCache[Any]:
+        """A cache of this session's kind that holds nothing."""
+
+    def join(self, feeds: Feeds, new: Feeds, given: RowValues[Any] | None = None) -> tuple[Feeds, Logits]:
+        """Read prompts while the batch waits; their rows stand behind its own from then on.
+
+        Args:
+            feeds: the batch's last call.
+            new: prompts, as :meth:`feeds` pads them.
+            given: what ``cache.row`` gave of a row that begins as the one new prompt does: it is not read again.
+
+        Returns:
+            Feeds of the whole batch to go on from, and logits of the new rows alone, as from :meth:`prefill`; with
+            ``given`` of the tokens that were read.
+
+        Raises:
+            InputError: there would be more rows than the session takes, a prompt is too long, ``given`` does not fit,
+                or ``feeds`` are not the last call's.
+        """
+        self._require_rows(feeds, feeds.batch + new.batch)
+        if given is not None and new.batch != 1:
+            raise InputError(f"{new.batch} prompts are to begin with one row's values; join them one after another")
+        batch, self.cache = self.cache, self.new_cache()
+        try:
+            if given is None or not given.length:
+                logits = self.prefill(new)
+            else:
+                self.cache.join([given])
+                logits = self.decode(new.after(given.length))
+            read = [self.cache.row(row) for row in range(new.batch)]
+            self.cache.clear()
+        finally:
+            self.cache = batch
+        self.cache.join(read)
+        return feeds.join(new), logits
+
+    def select(self, feeds: Feeds, rows: Sequence[int]) -> Feeds:
+        """Go on with these rows, in this order; one that is named twice is copied, as beams want it.
+
+        Raises:
+            InputError: there is no such row, there would be more than the session takes, or ``feeds`` are not the
+                last call's.
+        """
+        self._require_rows(feeds, len(rows))
+        self.cache.select(rows)
+        return feeds.select(rows)
+
+    def leave(self, feeds: Feeds, rows: Iterable[int]) -> Feeds:
+        """Go on without these rows. Raises as :meth:`select`."""
+        return self.select(feeds, rows_staying(feeds.batch, rows))
+
+    def copy_rows(self, feeds: Feeds, rows: Sequence[int]) -> Feeds:
+        """Go on with these rows twice, the second time behind all others. Raises as :meth:`select`."""
+        return self.select(feeds, [*range(feeds.batch), *rows])
+
+    def truncate(self, feeds: Feeds, row: int, length: int) -> Feeds:
+        """Go on from a row's first ``length`` tokens: drafts were refused, or another text begins alike.
+
+        Raises:
+            InputError: it has fewer, or it is a prefix family's whose context has more, or ``feeds`` are not the last
+                call's.
+        """
+        self._require_rows(feeds, feeds.batch)
+        cut = feeds.truncate(row, length)
+        self.cache.truncate(row, length)
+        return cut
+
+    def _require_rows(self, feeds: Feeds, wanted: int) -> None:
+        self.cache.require_held(feeds)
+        if self.max_rows is not None and wanted > self.max_rows:
+            raise InputError(f"{wanted} rows are wanted, and the session takes {self.max_rows}; let some leave first")
 
     @abstractmethod
     def run(self, tensors: Tensors) -> Tensors:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -15,6 +17,7 @@ from glm_export.errors import EnvironmentMissingError
 from glm_export.inputs.feeds import Feeds
 from glm_export.machine.memory import available_memory
 from glm_export.modeling import Decoder, KeyValue, building_in, linear_weights
+from glm_export.sessions.kv_cache import KvCache, Part, put
 from glm_export.sessions.session import Logits, Session, SessionDescription, Tensors, rows_apart
 from glm_export.spec.dtypes import DTYPE_BYTES
 from glm_export.spec.signature import (
@@ -22,6 +25,7 @@ from glm_export.spec.signature import (
     INPUT_IDS,
     LOGITS,
     POSITION_IDS,
+    Signature,
     decoder_signature,
     past_names,
     present_names,
@@ -86,8 +90,52 @@ def require_memory(checkpoint: Checkpoint, dtype: str) -> None:
         )
 
 
+class TorchCache(KvCache[Tensor]):
+    """Each call's present is the next one's past."""
+
+    def __init__(self, signature: Signature, device: torch.device) -> None:
+        super().__init__(signature)
+        self._device = device
+        self._values: list[Tensor] = []
+
+    def past(self) -> list[KeyValue]:
+        """Keys and values ``[B, K, P, D]`` by layer."""
+        return list(zip(self._values[::2], self._values[1::2], strict=True))
+
+    def take(self, present: list[KeyValue]) -> None:
+        """What the call put out is the next one's past."""
+        self._values = [values for pair in present for values in pair]
+
+    def _width(self, columns: int) -> int:
+        return columns
+
+    def _reserve(self, rows: int, columns: int) -> None:  # noqa: ARG002 - it grows by itself
+        self._values = [self._zeros(index, rows, 0) for index in range(len(self._specs))]
+
+    def _held(self, index: int) -> Tensor:
+        return self._values[index]
+
+    def _hold(self, index: int, rows: int, width: int, parts: Sequence[Part[Tensor]]) -> None:
+        new = self._zeros(index, rows, width)
+        for part in parts:
+            new[part.row, :, part.columns] = part.values
+        put(self._values, index, new)
+
+    def _zeros(self, index: int, rows: int, width: int) -> Tensor:
+        dtype = getattr(torch, self._specs[index].dtype)
+        return torch.zeros(self._shape(index, rows, width), dtype=dtype, device=self._device)
+
+    def _copy(self, part: Tensor) -> Tensor:
+        return part.clone()
+
+    def _free(self) -> None:
+        self._values = []
+
+
 class TorchSession(Session):
     """Eager PyTorch; what every other session is held to."""
+
+    cache: TorchCache
 
     def __init__(
         self,
@@ -103,7 +151,7 @@ class TorchSession(Session):
         self._prompt_model = self.model
         if quantization is not None and quantization.recipe.prompt is not None:
             self._prompt_model = load_reference(checkpoint, dtype, quantization, PROMPT_TOKENS + 1).to(device)
-        self._past: list[KeyValue] | None = None
+        self.cache = self.new_cache()
         self._rows_apart = rows_apart(quantization.recipe if quantization is not None else None)
 
     def describe(self) -> SessionDescription:
@@ -128,18 +176,24 @@ class TorchSession(Session):
         """Of the parameters, whatever a quantization would make of them."""
         return torch_weight_traffic(self.model, rows)
 
+    def new_cache(self) -> TorchCache:
+        """Where the weights are."""
+        return TorchCache(self.signature, self.model.head.weight.device)
+
     def prefill(self, feeds: Feeds) -> Logits:
         """Start a batch; logits of every token."""
-        self._past = None
+        self.cache.start(feeds.batch, feeds.columns)
         return self.decode(feeds)
 
     @torch.inference_mode()
     def decode(self, feeds: Feeds) -> Logits:
         """Read on from the cache; logits of every token."""
+        self.cache.require(feeds)
         device = self.model.head.weight.device
         tensors = [torch.tensor(array, device=device) for array in feeds.named().values()]
-        output = self._model_for(feeds.input_ids.size)(*tensors, self._past)
-        self._past = output.past_key_values
+        output = self._model_for(feeds.input_ids.size)(*tensors, self.cache.past())
+        self.cache.take(output.past_key_values)
+        self.cache.wrote(feeds)
         return _numpy(output.logits).astype(np.float32)
 
     @torch.inference_mode()
@@ -162,7 +216,7 @@ class TorchSession(Session):
 
     def close(self) -> None:
         """Free the weights and the cache."""
-        self._past = None
+        self.cache.clear()
         del self.model, self._prompt_model
 
 

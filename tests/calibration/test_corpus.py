@@ -25,7 +25,7 @@ from glm_export.evaluation.recall import MOST_LINES, blanked
 from glm_export.generation.generate import generate_ids
 from glm_export.generation.infilling import blank_context, blank_tokenizer
 from glm_export.generation.stopping import Stopping
-from glm_export.inputs.feeds import Prompt, prefill_feeds
+from glm_export.inputs.prompts import Prompt, prefill_feeds
 from glm_export.sessions.session import Session
 from glm_export.tokenizers import load_tokenizer
 from glm_export.tokenizers.chat import Message

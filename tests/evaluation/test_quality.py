@@ -27,7 +27,7 @@ from glm_export.evaluation import logits as batching, measure as measures
 from glm_export.evaluation.budget import Budget
 from glm_export.evaluation.logits import row_logits, rows_at_once
 from glm_export.evaluation.report import QualityReport
-from glm_export.inputs.feeds import Prompt, prefill_feeds
+from glm_export.inputs.prompts import Prompt, prefill_feeds
 from glm_export.sessions.onnxruntime.session import OrtSession
 from glm_export.sessions.session import Logits, Session
 from glm_export.sessions.torch import TorchSession

@@ -22,7 +22,7 @@ from glm_export.evaluation.layer_costs import exclude_layers, sensitivity
 from glm_export.exporter.calibration_cache import product_inputs
 from glm_export.exporter.options import resolve_options
 from glm_export.graphs import dialects
-from glm_export.inputs.feeds import prefill_feeds
+from glm_export.inputs.prompts import prefill_feeds
 from glm_export.sessions.torch import load_reference
 
 CHECKPOINT = api.open_checkpoint("demo")

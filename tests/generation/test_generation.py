@@ -15,7 +15,7 @@ from glm_export.errors import InputError
 from glm_export.generation.generate import generate_ids, generate_steps
 from glm_export.generation.sampling import Sampling
 from glm_export.generation.stopping import Stopping, TextStream, cut_at_stop
-from glm_export.inputs.feeds import prefill_feeds
+from glm_export.inputs.prompts import prefill_feeds
 from glm_export.sessions.onnxruntime.session import OrtSession
 from glm_export.sessions.session import Session
 from glm_export.spec.signature import Cache

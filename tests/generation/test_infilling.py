@@ -13,7 +13,7 @@ from glm_export.errors import InputError
 from glm_export.generation.generate import generate_ids
 from glm_export.generation.infilling import continuation_log_probabilities
 from glm_export.generation.stopping import Stopping
-from glm_export.inputs.feeds import prefill_feeds
+from glm_export.inputs.prompts import prefill_feeds
 from glm_export.sessions.session import Session
 from glm_export.tokenizers.infilling import InfillingTokenizer
 from tests.helpers.golden_data import BOUND, PREFIX, Golden, difference

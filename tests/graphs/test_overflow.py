@@ -30,7 +30,7 @@ from glm_export.exporter.options import ResolvedOptions, resolve_options
 from glm_export.exporter.plan import plan_export
 from glm_export.graphs.precision.activation_names import annotate
 from glm_export.graphs.rewriter import overflowing
-from glm_export.inputs.feeds import Prompt, prefill_feeds
+from glm_export.inputs.prompts import Prompt, prefill_feeds
 from glm_export.proof.compare import TOLERANCES
 from glm_export.sessions.torch import TorchSession
 from tests.helpers import rtx

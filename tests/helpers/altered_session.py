@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from glm_export.inputs.feeds import Feeds
+from glm_export.sessions.kv_cache import KvCache
 from glm_export.sessions.session import Logits, Session, SessionDescription, Tensors
 
 
@@ -39,6 +40,9 @@ class Altered(Session):
     def decode(self, feeds: Feeds) -> Logits:
         self._steps += 1
         return self._change(self._inner.decode(feeds), self._steps)
+
+    def new_cache(self) -> KvCache[Any]:
+        return self._inner.new_cache()
 
     def run(self, tensors: Tensors) -> Tensors:
         return self._inner.run(tensors)

@@ -51,6 +51,9 @@ class HostDevice:
     def get(self, tensor: torch.Tensor) -> NDArray[Any]:
         return tensor.clone().numpy()
 
+    def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
+        target.copy_(source)
+
     def capture(self, launch: Callable[[], None]) -> Callable[[], None]:
         recorded: list[Callable[[], None]] = []
         self.recording = recorded

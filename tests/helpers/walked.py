@@ -26,7 +26,7 @@ from glm_export.calibration.layerwise.calibrate import calibrate
 from glm_export.calibration.ranges import Ranges
 from glm_export.checkpoints.checkpoint import Checkpoint
 from glm_export.exporter import export as exporter
-from glm_export.inputs.feeds import prefill_feeds
+from glm_export.inputs.prompts import prefill_feeds
 from glm_export.modeling import linear_weights
 from glm_export.proof.cases import random_prompt
 from glm_export.spec.config import GlmConfig

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from glm_export import families
 from glm_export.errors import ConfigError
 from glm_export.inputs.call_layout import CallLayout
-from glm_export.inputs.feeds import Prompt, prefill_feeds
+from glm_export.inputs.prompts import Prompt, prefill_feeds
 from glm_export.spec.config import GlmConfig
 from glm_export.spec.signature import (
     ATTENTION_MASK,

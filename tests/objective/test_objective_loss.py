@@ -31,7 +31,8 @@ def test_loss_of_every_golden_batch(runtime: str, exported: Callable[[str], Onnx
                 attention_mask=attention_mask(batch.sep, length),
                 position_ids=batch.position_ids,
                 real=np.ones(batch.input_ids.shape, bool),
-                context_end=length,
+                context_lengths=batch.sep,
+                mask_positions=batch.position_ids[:, 0, -1],
             )
             logits = torch.from_numpy(session.prefill(feeds))
             loss = infilling_loss(logits, torch.from_numpy(batch.target_ids), torch.from_numpy(batch.loss_mask))

@@ -14,7 +14,8 @@ from glm_export.artifacts.program import OnnxProgram
 from glm_export.checkpoints.checkpoint import open_checkpoint
 from glm_export.generation.generate import generate_ids
 from glm_export.generation.stopping import Stopping
-from glm_export.inputs.feeds import PrefixFeeds, prefill_feeds
+from glm_export.inputs.feeds import PrefixFeeds
+from glm_export.inputs.prompts import prefill_feeds
 from glm_export.modeling import label_loss
 from glm_export.sessions.session import Session
 from glm_export.sessions.torch import TorchSession, load_reference
@@ -40,7 +41,10 @@ def attend(golden: Golden, mask: np.ndarray) -> np.ndarray:
 
 def feeds(ids: np.ndarray, mask: np.ndarray, positions: np.ndarray) -> PrefixFeeds:
     real = np.ones((ids.shape[0], mask.shape[-1]), bool)
-    return PrefixFeeds(input_ids=ids, attention_mask=mask, position_ids=positions, real=real, context_end=0)
+    return PrefixFeeds(
+        input_ids=ids, attention_mask=mask, position_ids=positions, real=real,
+        context_lengths=np.zeros(len(ids), np.int64), mask_positions=positions[:, 0, -1],
+    )  # fmt: skip
 
 
 def case_feeds(golden: Golden, case: str) -> PrefixFeeds:

@@ -21,7 +21,7 @@ from glm_export import api
 from glm_export.generation.generate import generate_ids
 from glm_export.generation.sampling import Sampling
 from glm_export.generation.stopping import Stopping
-from glm_export.inputs.feeds import Prompt, prefill_feeds
+from glm_export.inputs.prompts import Prompt, prefill_feeds
 from tests.helpers.golden_data import difference
 
 COMMON = {"vocab_size": 130, "max_position_embeddings": 96, "pad_token_id": 0, "eos_token_id": [1]}

@@ -15,10 +15,10 @@ import torch
 from glm_export import api
 from glm_export.artifacts.program import OnnxProgram
 from glm_export.errors import EnvironmentMissingError, InputError
-from glm_export.exporter import export as exporter
 from glm_export.generation.generate import generate_ids
 from glm_export.generation.stopping import Stopping
-from glm_export.inputs.feeds import Prompt
+from glm_export.inputs.feeds import Feeds
+from glm_export.inputs.prompts import Prompt
 from glm_export.performance.measure import facts_of
 from glm_export.performance.report import BenchOptions
 from glm_export.proof.cases import parity_cases, random_prompt
@@ -26,9 +26,11 @@ from glm_export.proof.runners import canonical_signature
 from glm_export.sessions.onnxruntime.session import OrtSession
 from glm_export.sessions.session import SessionDescription
 from glm_export.sessions.tensorrt.kernel_cache import KERNELS
+from glm_export.sessions.tensorrt.session import EngineSession
 from glm_export.sessions.torch import TorchSession
 from glm_export.spec.signature import Cache
 from tests.helpers.golden_data import Golden
+from tests.sessions.conftest import LENGTH
 
 pytest.importorskip(
     "tensorrt_rtx_bindings", reason="TensorRT-RTX is not installed: pip install 'glm-export[rtx]' (Linux, x86-64)"
@@ -36,28 +38,8 @@ pytest.importorskip(
 
 from tests.helpers.engine_stand_in import MEMORY_IN_USE, StandInContext, StandInEngine, stand_in_session
 
-LENGTH = 64
 STOPPING = Stopping(max_new_tokens=12)
 Export = Callable[..., OnnxProgram]
-
-
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Export:
-    """A golden model in a dialect, made once."""
-    made: dict[tuple[str, str, str], OnnxProgram] = {}
-    root = tmp_path_factory.mktemp("programs")
-
-    def export(name: str, dialect: str = "tensorrt", logits: str = "last") -> OnnxProgram:
-        key = (name, dialect, logits)
-        if key not in made:
-            checkpoint = api.open_checkpoint(Golden(name).folder)
-            length = LENGTH if dialect == "tensorrt" else None
-            made[key] = exporter.export(
-                checkpoint, root / "-".join(key), dialect=dialect, logits=logits, max_length=length
-            )
-        return made[key]
-
-    return export
 
 
 def prompts_for(program: OnnxProgram, *lengths: int) -> list[Prompt]:
@@ -139,6 +121,37 @@ def test_decode_is_captured_once_for_each_number_of_rows(exported: Export) -> No
             assert engine.device.replays - before == (steps if rows == 2 and before and captures == 1 else steps - 1)
 
 
+def test_rows_that_come_and_go_are_captured_anew(exported: Export) -> None:
+    """A step launched again would write where the rows were; one cut back stays, and so does what was recorded."""
+    program = exported("chatglm2")
+    session, engine = stand_in_session(program)
+    first, second, third = prompts_for(program, 7, 5, 4)
+    changes: list[tuple[Callable[[Feeds], Feeds], int]] = [
+        (lambda feeds: session.truncate(feeds, 0, 6), 0),
+        (lambda feeds: session.join(feeds, session.feeds([third]))[0], 1),
+        (lambda feeds: session.truncate(feeds, 2, 4), 0),
+        (lambda feeds: session.leave(feeds, [1]), 1),
+        (lambda feeds: session.copy_rows(feeds, [0]), 1),
+        (lambda feeds: session.select(feeds, [2, 1, 0]), 1),
+    ]
+    with session:
+        feeds = session.feeds([first, second])
+        session.prefill(feeds)
+        feeds = decoded_twice(session, feeds)
+        for change, anew in changes:
+            captures, replays = engine.device.captures, engine.device.replays
+            feeds = decoded_twice(session, change(feeds))
+            assert engine.device.captures - captures == anew
+            assert engine.device.replays - replays == 2 - anew
+
+
+def decoded_twice(session: EngineSession, feeds: Feeds) -> Feeds:
+    for _ in range(2):
+        feeds = feeds.next_step([5] * feeds.batch, 63)
+        session.decode(feeds)
+    return feeds
+
+
 @pytest.mark.parametrize(("dialect", "wanted"), [("tensorrt", False), ("portable", True)])
 def test_nothing_is_captured_unasked_or_where_shapes_change(dialect: str, wanted: bool, exported: Export) -> None:
     program = exported("chatglm2", dialect)
@@ -155,7 +168,7 @@ def test_caches_of_another_batch_are_let_go(exported: Export) -> None:
     held: list[int] = []
     with session:
         generate_ids(session, prompts_for(program, 7, 4), stopping=STOPPING)
-        pasts = [weakref.ref(pair.past) for pair in session._cache.pairs(0, 1)]
+        pasts = [weakref.ref(pair.past) for pair in session.cache.pairs(0, 1)]
         assert all(past() is not None for past in pasts)
         zeros = engine.device.zeros
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,12 @@ from glm_export.errors import InputError
 from glm_export.generation.generate import generate_ids
 from glm_export.generation.stopping import Stopping
 from glm_export.graphs import dialects
-from glm_export.inputs.feeds import Prompt
+from glm_export.inputs.feeds import Feeds
+from glm_export.inputs.prompts import Prompt
 from glm_export.machine.gpu import has_driver
 from glm_export.sessions.onnxruntime import cache as buffers
 from glm_export.sessions.onnxruntime.cache import InPlace
+from glm_export.sessions.onnxruntime.cuda_graph import CapturedGraph
 from glm_export.sessions.onnxruntime.runtime import usable_threads
 from glm_export.sessions.onnxruntime.session import OrtSession
 from glm_export.sessions.session import SessionDescription, rows_apart
@@ -40,8 +43,8 @@ def static(tmp_path_factory: pytest.TempPathFactory) -> OnnxProgram:
 
 
 def cache_of(session: OrtSession) -> InPlace:
-    assert isinstance(session._buffers, InPlace)
-    return session._buffers
+    assert isinstance(session.cache, InPlace)
+    return session.cache
 
 
 def test_a_step_writes_into_the_memory_it_reads(fused: OnnxProgram) -> None:
@@ -62,11 +65,11 @@ def test_a_cache_that_is_outgrown_grows(fused: OnnxProgram, monkeypatch: pytest.
     stopping = Stopping(max_new_tokens=40)
     with OrtSession(fused) as session:
         (expected,) = generate_ids(session, [IDS], stopping=stopping)
-        assert cache_of(session).columns >= len(IDS) + buffers.FIRST_ROOM
+        assert cache_of(session).reserved >= len(IDS) + buffers.FIRST_ROOM
         monkeypatch.setattr(buffers, "FIRST_ROOM", 3)
         (found,) = generate_ids(session, [IDS], stopping=stopping)
         # 8 columns, doubled to 16, 32 and 64.
-        assert cache_of(session).columns == 64
+        assert cache_of(session).reserved == 64
     assert found.ids == expected.ids
 
 
@@ -149,3 +152,86 @@ def test_threads_are_those_of_the_process(fused: OnnxProgram) -> None:
         assert session.runtime.get_session_options().intra_op_num_threads == 1
     with OrtSession(fused) as session:
         assert session.runtime.get_session_options().intra_op_num_threads == usable_threads()
+
+
+@pytest.fixture
+def captured(fused: OnnxProgram) -> Iterator[OrtSession]:
+    """As on CUDA, with inputs, logits and cache bound once; the CPU provider computes instead of launching again."""
+    with OrtSession(fused, ["CPUExecutionProvider"]) as session:
+        session._captured = CapturedGraph(session.runtime, session.signature, "cpu")
+        session.cache = session.new_cache()
+        yield session
+
+
+def steps_of(session: OrtSession, feeds: Feeds, steps: int) -> tuple[Feeds, list[np.ndarray]]:
+    found = []
+    for step in range(steps):
+        feeds = feeds.next_step([step + 3] * feeds.batch, 1000)
+        # On the CPU the next step writes over them; from a device they are copied.
+        found.append(session.decode(feeds).copy())
+    return feeds, found
+
+
+def test_a_captured_step_reads_the_batch_there_is(fused: OnnxProgram, captured: OrtSession) -> None:
+    """Prompts of one length one after another, rows that come and go: it is bound anew whenever buffers move."""
+    others = [Prompt(ids=tuple(IDS)), Prompt(ids=tuple(IDS[::-1])), Prompt(ids=(4, 4, 4))]
+    with OrtSession(fused, ["CPUExecutionProvider"]) as plain:
+        for prompts in ([others[0]], [others[1]], others[:2], others[1:], others):
+            results = []
+            for session in (plain, captured):
+                feeds = session.feeds(prompts)
+                session.prefill(feeds)
+                feeds, found = steps_of(session, feeds, 2)
+                feeds, _ = session.join(feeds, session.feeds([Prompt(ids=(9, 8))]))
+                feeds, more = steps_of(session, feeds, 2)
+                feeds = session.truncate(session.leave(feeds, [0]), 0, 2)
+                results.append([*found, *more, *steps_of(session, feeds, 2)[1]])
+            for expected, found in zip(*results, strict=True):
+                np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_a_step_is_captured_once_while_nothing_moves(captured: OrtSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(buffers, "FIRST_ROOM", 4)
+    graph = captured._captured
+    assert graph is not None
+    feeds = captured.feeds([Prompt(ids=tuple(IDS))])
+    captured.prefill(feeds)
+    for steps, captures in ((1, 1), (3, 1), (1, 2)):  # 9 columns, then 18
+        feeds, _ = steps_of(captured, feeds, steps)
+        assert graph._captured == captures
+
+
+def test_control_a_captured_step_that_is_not_told(captured: OrtSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It writes on behind the prompt before."""
+    logits = []
+    for reset in (True, False):
+        for ids in (IDS, IDS[::-1]):
+            feeds = captured.feeds([Prompt(ids=tuple(ids))])
+            captured.prefill(feeds)
+            logits.append(steps_of(captured, feeds, 1)[1][0])
+            if not reset:
+                monkeypatch.setattr(captured.cache, "_moving", None)
+    assert np.abs(logits[2] - logits[0]).max() <= 1e-5
+    assert np.abs(logits[3] - logits[1]).max() > 1e-2
+
+
+def test_on_a_device_buffers_stay_where_captured_steps_know_them(fused: OnnxProgram) -> None:
+    """Emptied in place while they suffice; what a longer prompt or more rows need is new."""
+    told: list[int] = []
+    cache = InPlace(fused.signature, "cpu", capacity=512, moving=lambda: told.append(1))
+    cache.start(2, 10)
+    values, cache._device = list(cache._values), "cuda"
+    for value in values:
+        value.update_inplace(np.ones_like(value.numpy()))
+    told.clear()
+    cache.start(2, 12)
+    assert not told
+    assert all(value is other for value, other in zip(values, cache._values, strict=True))
+    assert not any(value.numpy().any() for value in values)
+    assert cache.lengths.tolist() == [0, 0]
+    cache._device = "cpu"
+    for rows, columns in ((2, cache.reserved + 1), (3, 12)):
+        told.clear()
+        cache.start(rows, columns)
+        assert told
+        assert cache._values[0] is not values[0]

@@ -1,7 +1,7 @@
 """One decode step captured as a CUDA graph: the same kernels launched at once instead of one by one.
 
 Everything a captured step touches stays at one address and in one shape. So the mask is as wide as the cache, and a
-step is captured anew when the batch or the cache changes size.
+step is captured anew when the batch changes size or the cache its place.
 """
 
 from __future__ import annotations
@@ -30,20 +30,24 @@ def _options(graph_id: str) -> onnxruntime.RunOptions:
     return options
 
 
-class CapturedStep:
-    """The decode step of a program with a shared cache, on CUDA."""
+class CapturedGraph:
+    """The decode step of a program with a shared cache, on CUDA; ``device`` is another in tests."""
 
-    def __init__(self, runtime: onnxruntime.InferenceSession, signature: Signature) -> None:
+    def __init__(self, runtime: onnxruntime.InferenceSession, signature: Signature, device: str = "cuda") -> None:
         self._runtime = runtime
         self._signature = signature
-        self._shape = (0, 0)
+        self._device = device
         self._captured = 0
+        self._binding: onnxruntime.IOBinding | None = None
+        self._cache: InPlace | None = None
+        self._shape = (0, 0)
 
-    def run(self, feeds: Feeds, cache: InPlace) -> Logits:
-        """One token a row; logits float32 ``[B, 1, V]``."""
-        if self._shape != (feeds.batch, cache.columns):
-            self._prepare(feeds.batch, cache)
-        mask = np.zeros((feeds.batch, cache.columns), np.int64)
+    def replay(self, feeds: Feeds, cache: InPlace) -> Logits:
+        """One token a row; the first after a reset is captured. Logits float32 ``[B, 1, V]``."""
+        shape = (feeds.batch, cache.reserved)
+        if self._binding is None or self._cache is not cache or self._shape != shape:
+            self._prepare(shape, cache)
+        mask = np.zeros(shape, np.int64)
         mask[:, : feeds.attention_mask.shape[1]] = feeds.attention_mask
         self._values[INPUT_IDS].update_inplace(np.ascontiguousarray(feeds.input_ids))
         self._values[ATTENTION_MASK].update_inplace(mask)
@@ -51,14 +55,19 @@ class CapturedStep:
         logits: Logits = self._values[LOGITS].numpy().astype(np.float32, copy=False)
         return logits
 
-    def _prepare(self, batch: int, cache: InPlace) -> None:
-        sizes = {BATCH: batch, SEQUENCE: 1, TOTAL: cache.columns}
+    def reset(self) -> None:
+        """Give up what was captured, and the cache it was captured on: its buffers move."""
+        self._binding = self._cache = None
+
+    def _prepare(self, shape: tuple[int, int], cache: InPlace) -> None:
+        batch, columns = shape
+        sizes = {BATCH: batch, SEQUENCE: 1, TOTAL: columns}
         logits = next(spec for spec in self._signature.outputs if spec.name == LOGITS)
         specs = [self._signature.input(INPUT_IDS), self._signature.input(ATTENTION_MASK), logits]
         dtypes = {"int64": np.int64, **NUMPY_DTYPES}
         self._values = {
             spec.name: onnxruntime.OrtValue.ortvalue_from_shape_and_type(
-                spec.shape(**sizes), dtypes[spec.dtype], "cuda"
+                spec.shape(**sizes), dtypes[spec.dtype], self._device
             )
             for spec in specs
         }
@@ -69,4 +78,4 @@ class CapturedStep:
         cache.bind(self._binding)
         self._captured += 1
         self._run_options = _options(str(self._captured))
-        self._shape = (batch, cache.columns)
+        self._cache, self._shape = cache, shape

@@ -12,9 +12,10 @@ import onnxruntime
 
 from glm_export.artifacts.program import MODEL, WEIGHTS, OnnxProgram
 from glm_export.errors import InputError
-from glm_export.inputs.feeds import Feeds, Prompt, prefill_feeds
-from glm_export.sessions.onnxruntime.cache import NUMPY_DTYPES, InPlace, buffers
-from glm_export.sessions.onnxruntime.cuda_graph import CapturedStep, without_capture
+from glm_export.inputs.feeds import Feeds
+from glm_export.inputs.prompts import Prompt, prefill_feeds
+from glm_export.sessions.onnxruntime.cache import NUMPY_DTYPES, Growing, InPlace, ort_cache
+from glm_export.sessions.onnxruntime.cuda_graph import CapturedGraph, without_capture
 from glm_export.sessions.onnxruntime.runtime import CUDA, inference_session, providers
 from glm_export.sessions.session import (
     Logits,
@@ -37,6 +38,8 @@ class OrtSession(Session):
     CPU provider has no kernels for it.
     """
 
+    cache: Growing | InPlace
+
     def __init__(
         self,
         program: OnnxProgram,
@@ -55,12 +58,14 @@ class OrtSession(Session):
         if cuda_graph and (program.signature.cache is not Cache.SHARED or CUDA not in (chosen or providers())):
             raise InputError("a CUDA graph needs an NVIDIA GPU and a program of dialect ort of a causal family")
         self.runtime = inference_session(program, chosen, threads=threads, cuda_graph=cuda_graph)
-        self._captured = CapturedStep(self.runtime, program.signature) if cuda_graph else None
-        self._one_row_chunks = program.signature.cache is Cache.SHARED
+        self._captured = CapturedGraph(self.runtime, program.signature) if cuda_graph else None
         self._device = "cuda" if self.runtime.get_providers()[0] == CUDA else "cpu"
-        self._buffers = buffers(
-            program.signature, program.config.num_layers, self._device, program.config.max_positions
-        )
+        self.cache = self.new_cache()
+
+    def new_cache(self) -> Growing | InPlace:
+        """Of the program's kind, on the first provider's device."""
+        moving = self._captured.reset if self._captured is not None else None
+        return ort_cache(self.signature, self._device, self.config.max_positions, moving)
 
     def describe(self) -> SessionDescription:
         """ONNX Runtime, on its first provider."""
@@ -96,26 +101,30 @@ class OrtSession(Session):
 
     def prefill(self, feeds: Feeds) -> Logits:
         """Start a batch from an empty cache."""
-        self._buffers.start(feeds.batch, feeds.columns)
+        self.cache.start(feeds.batch, feeds.columns)
         return self.decode(feeds)
 
     def decode(self, feeds: Feeds) -> Logits:
         """Read on from the cache."""
-        if not self._buffers.started:
-            raise InputError("decode was called before prefill; there is no cache to read on from")
-        if self._one_row_chunks and feeds.batch > 1 and 1 < feeds.input_ids.shape[1] < feeds.columns:
+        self.cache.require(feeds)
+        if self.signature.cache is Cache.SHARED and feeds.batch > 1 and 1 < feeds.input_ids.shape[1] < feeds.columns:
             raise InputError("GroupQueryAttention reads several tokens on a past one row at a time; pass rows alone")
-        self._buffers.make_room(feeds.columns)
-        if self._captured is not None and feeds.input_ids.shape[1] == 1 and isinstance(self._buffers, InPlace):
-            return self._captured.run(feeds, self._buffers)
-        binding = self._buffers.binding(self.runtime)
+        self.cache.make_room(feeds.columns)
+        logits = self._call(feeds)
+        self.cache.wrote(feeds)
+        return logits
+
+    def _call(self, feeds: Feeds) -> Logits:
+        if self._captured is not None and feeds.input_ids.shape[1] == 1 and isinstance(self.cache, InPlace):
+            return self._captured.replay(feeds, self.cache)
+        binding = self.cache.binding(self.runtime)
         for name, array in self.layout.inputs_without_cache(feeds).items():
             binding.bind_cpu_input(name, np.ascontiguousarray(array))
         # Anew each time: a binding keeps the array it got last, and with it its shape.
         binding.bind_output(LOGITS, "cpu")
         self.runtime.run_with_iobinding(binding, without_capture() if self._captured is not None else None)
         logits, *presents = binding.get_outputs()
-        self._buffers.take(presents)
+        self.cache.take(presents)
         result: Logits = logits.numpy().astype(np.float32, copy=False)
         return result
 
@@ -127,7 +136,7 @@ class OrtSession(Session):
 
     def close(self) -> None:
         """Free the runtime and the cache."""
-        self._buffers.clear()
+        self.cache.clear()
         self._captured = None
         del self.runtime
         if self._twin is not None:

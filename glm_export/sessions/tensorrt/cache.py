@@ -6,124 +6,148 @@ Shapes: B rows, K key-value heads, P past columns, S new ones, T = P + S, M colu
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
 
 import torch
 
+from glm_export.sessions.kv_cache import KvCache, Part, put
 from glm_export.sessions.tensorrt.device import Device
 from glm_export.sessions.tensorrt.step import CachePair
-from glm_export.spec.signature import BATCH, PAST, TOTAL, Cache, Signature, TensorSpec, past_names, present_names
+from glm_export.spec.signature import Cache, Signature
 
 
-class EngineCache(ABC):
-    """The cache of one batch."""
+class EngineCache(KvCache[torch.Tensor]):
+    """The cache of one batch. Rows come and go on the device, in the order of its stream."""
 
-    def __init__(self, signature: Signature, layers: int, device: Device) -> None:
-        names = [pair for layer in range(layers) for pair in zip(past_names(layer), present_names(layer), strict=True)]
-        self._specs: list[tuple[TensorSpec, str]] = [(signature.input(past), present) for past, present in names]
+    def __init__(
+        self, signature: Signature, device: Device, *, capacity: int, moving: Callable[[], None] | None = None
+    ) -> None:
+        super().__init__(signature, capacity=capacity, moving=moving)
+        self._longest = capacity
         self._device = device
-        self.rows = 0
-
-    @abstractmethod
-    def start(self, rows: int, columns: int) -> None:
-        """Forget everything, for ``rows`` that will hold ``columns`` at most.
-
-        Raises:
-            EnvironmentMissingError: device memory is short.
-        """
 
     @abstractmethod
     def pairs(self, past: int, new: int) -> list[CachePair]:
         """What a call with ``past`` columns before its ``new`` ones reads and writes, all rows."""
 
     @abstractmethod
-    def written(self) -> None:
+    def take(self) -> None:
         """The call is done: what it wrote is the next one's past."""
 
-    @abstractmethod
-    def clear(self) -> None:
-        """Free the memory."""
+    def _width(self, columns: int) -> int:  # noqa: ARG002 - engines are built for so many
+        return self._longest
+
+    def _zeros(self, index: int, rows: int, width: int) -> torch.Tensor:
+        """Flat, for ``[rows, K, width, D]``."""
+        return self._device.zeros(math.prod(self._shape(index, rows, width)), self._specs[index].dtype)
+
+    def _copy(self, part: torch.Tensor) -> torch.Tensor:
+        spec = self._specs[0]
+        copied = self._device.zeros(max(1, part.numel()), spec.dtype)[: part.numel()].view(part.shape)
+        self._device.copy(copied, part)
+        return copied
 
 
 class StaticEngineCache(EngineCache):
-    """Buffers ``[B, K, M, D]``, past and present at once. They stay where they are while the batch has as many rows.
+    """Buffers ``[B, K, M, D]``, past and present at once. They stay where they are while no row comes or goes.
 
     They begin as zeros: what a masked column holds is multiplied by nothing, and nothing times NaN would be NaN.
     """
 
-    def __init__(self, signature: Signature, layers: int, device: Device) -> None:
-        super().__init__(signature, layers, device)
+    def __init__(
+        self, signature: Signature, device: Device, *, capacity: int, moving: Callable[[], None] | None = None
+    ) -> None:
+        super().__init__(signature, device, capacity=capacity, moving=moving)
         self._pairs: list[CachePair] = []
-
-    def start(self, rows: int, columns: int) -> None:  # noqa: ARG002 - a static cache holds what it holds
-        """Reserve; what an earlier batch of as many rows left behind is hidden by every mask."""
-        if rows == self.rows:
-            return
-        self.clear()
-        for spec, present in self._specs:
-            shape = spec.shape(**{BATCH: rows})
-            buffer = self._device.zeros(math.prod(shape), spec.dtype).view(shape)
-            self._pairs.append(CachePair(past_name=spec.name, present_name=present, past=buffer, present=buffer))
-        self.rows = rows
 
     def pairs(self, past: int, new: int) -> list[CachePair]:  # noqa: ARG002
         """All columns, whatever is in use."""
         return self._pairs
 
-    def written(self) -> None:
+    def take(self) -> None:
         """Nothing: it is where it was."""
 
-    def clear(self) -> None:
-        """Free the memory."""
+    def _reserve(self, rows: int, columns: int) -> None:  # noqa: ARG002 - a static cache holds what it holds
+        """What an earlier batch of as many rows left behind is hidden by every mask."""
+        if rows == self.rows:
+            return
+        self.clear()
+        for index in range(len(self._specs)):
+            self._hold(index, rows, self._longest, [])
+
+    def _held(self, index: int) -> torch.Tensor:
+        return self._pairs[index].past
+
+    def _hold(self, index: int, rows: int, width: int, parts: Sequence[Part[torch.Tensor]]) -> None:
+        buffer = self._zeros(index, rows, width).view(self._shape(index, rows, width))
+        for part in parts:
+            self._device.copy(buffer[part.row, :, part.columns], part.values)
+        past, present = self._specs[index].name, self._presents[index]
+        put(self._pairs, index, CachePair(past_name=past, present_name=present, past=buffer, present=buffer))
+
+    def _free(self) -> None:
         self._pairs = []
-        self.rows = 0
 
 
 class GrowingEngineCache(EngineCache):
     """Two buffers a cache, in turn past and present, each large enough for the longest row."""
 
-    def __init__(self, signature: Signature, layers: int, device: Device) -> None:
-        super().__init__(signature, layers, device)
+    def __init__(
+        self, signature: Signature, device: Device, *, capacity: int, moving: Callable[[], None] | None = None
+    ) -> None:
+        super().__init__(signature, device, capacity=capacity, moving=moving)
         self._buffers: list[tuple[torch.Tensor, torch.Tensor]] = []
-        self._capacity = 0
-        self._turn = 0
-
-    def start(self, rows: int, columns: int) -> None:
-        """Reserve."""
-        if rows != self.rows or columns > self._capacity:
-            self.clear()
-            for spec, _ in self._specs:
-                count = math.prod(spec.shape(**{BATCH: rows, PAST: columns}))
-                self._buffers.append((self._device.zeros(count, spec.dtype), self._device.zeros(count, spec.dtype)))
-            self.rows, self._capacity = rows, columns
         self._turn = 0
 
     def pairs(self, past: int, new: int) -> list[CachePair]:
         """The columns in use, at the front of each buffer."""
-        found = []
-        for (spec, present), buffers in zip(self._specs, self._buffers, strict=True):
-            before = spec.shape(**{BATCH: self.rows, PAST: past, TOTAL: past})
-            after = spec.shape(**{BATCH: self.rows, PAST: past + new, TOTAL: past + new})
-            reads, writes = buffers[self._turn], buffers[1 - self._turn]
-            found.append(
-                CachePair(
-                    past_name=spec.name, present_name=present,
-                    past=reads[: math.prod(before)].view(before), present=writes[: math.prod(after)].view(after),
-                )
-            )  # fmt: skip
-        return found
+        return [
+            CachePair(
+                past_name=spec.name,
+                present_name=present,
+                past=self._front(buffers[self._turn], index, self.rows, past),
+                present=self._front(buffers[1 - self._turn], index, self.rows, past + new),
+            )
+            for index, (spec, present, buffers) in enumerate(
+                zip(self._specs, self._presents, self._buffers, strict=True)
+            )
+        ]
 
-    def written(self) -> None:
+    def take(self) -> None:
         """Turn them round."""
         self._turn = 1 - self._turn
 
-    def clear(self) -> None:
-        """Free the memory."""
+    def _front(self, buffer: torch.Tensor, index: int, rows: int, columns: int) -> torch.Tensor:
+        shape = self._shape(index, rows, columns)
+        return buffer[: math.prod(shape)].view(shape)
+
+    def _reserve(self, rows: int, columns: int) -> None:  # noqa: ARG002 - as much as a row can hold
+        if rows != self.rows:
+            self.clear()
+            for index in range(len(self._specs)):
+                pair = (self._zeros(index, rows, self._longest), self._zeros(index, rows, self._longest))
+                self._buffers.append(pair)
+        self._turn = 0
+
+    def _held(self, index: int) -> torch.Tensor:
+        return self._front(self._buffers[index][self._turn], index, self.rows, self.columns)
+
+    def _hold(self, index: int, rows: int, width: int, parts: Sequence[Part[torch.Tensor]]) -> None:
+        new = (self._zeros(index, rows, width), self._zeros(index, rows, width))
+        columns = max((part.columns.stop for part in parts), default=0)
+        front = self._front(new[self._turn], index, rows, columns)
+        for part in parts:
+            self._device.copy(front[part.row, :, part.columns], part.values)
+        put(self._buffers, index, new)
+
+    def _free(self) -> None:
         self._buffers = []
-        self.rows = self._capacity = 0
 
 
-def engine_cache(signature: Signature, layers: int, device: Device) -> EngineCache:
-    """The cache a program of this signature works on."""
+def engine_cache(
+    signature: Signature, device: Device, longest: int, moving: Callable[[], None] | None = None
+) -> EngineCache:
+    """The cache a program of this signature works on. ``longest``: tokens a row of the engine can hold."""
     kind = StaticEngineCache if signature.cache is Cache.STATIC else GrowingEngineCache
-    return kind(signature, layers, device)
+    return kind(signature, device, capacity=longest, moving=moving)

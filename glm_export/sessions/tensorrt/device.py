@@ -43,6 +43,9 @@ class Device(Protocol):
     def get(self, tensor: torch.Tensor) -> NDArray[Any]:
         """Wait for the stream, and copy out; bfloat16 comes as float32."""
 
+    def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
+        """Copy a tensor of the device into another of its size, behind the work that is on the stream."""
+
     def capture(self, launch: Launch) -> Launch:
         """Record what ``launch`` does; the result does it again."""
 
@@ -106,6 +109,11 @@ class CudaDevice:
         self._synchronize()
         found: NDArray[Any] = (pinned.float() if pinned.dtype == torch.bfloat16 else pinned.clone()).numpy()
         return found
+
+    def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
+        """Copy on the stream."""
+        with torch.cuda.stream(self._stream):
+            target.copy_(source)
 
     def _synchronize(self) -> None:
         self._stream.synchronize()

@@ -18,7 +18,8 @@ from glm_export.engines import vendor
 from glm_export.engines.fit import require_fit
 from glm_export.engines.inspection import activations, deserialize, refit
 from glm_export.errors import CheckpointError, InputError
-from glm_export.inputs.feeds import Feeds, Prompt, RightPaddedFeeds, prefill_feeds
+from glm_export.inputs.feeds import Feeds, RightPaddedFeeds
+from glm_export.inputs.prompts import Prompt, prefill_feeds
 from glm_export.sessions.session import (
     Logits,
     Session,
@@ -28,7 +29,7 @@ from glm_export.sessions.session import (
     recipe_of,
     rows_apart,
 )
-from glm_export.sessions.tensorrt.cache import engine_cache
+from glm_export.sessions.tensorrt.cache import EngineCache, engine_cache
 from glm_export.sessions.tensorrt.device import CudaDevice
 from glm_export.sessions.tensorrt.kernel_cache import KernelCache
 from glm_export.sessions.tensorrt.step import CachePair, EngineStep, LoadedEngine, contexts
@@ -65,6 +66,8 @@ class EngineSession(Session):
     ``cuda_graph``: capture decode steps, where the cache is static.
     """
 
+    cache: EngineCache
+
     def __init__(self, engine: Engine, loaded: LoadedEngine | None = None, *, cuda_graph: bool = True) -> None:
         super().__init__(engine.folder, engine.program.config)
         self.engine = engine
@@ -79,9 +82,13 @@ class EngineSession(Session):
             EngineStep(self._loaded, index, profile, self.signature, context, self._scratch)
             for index, (profile, context) in enumerate(zip(engine.profiles, made, strict=True))
         )
-        self._cache = engine_cache(self.signature, self.config.num_layers, self._loaded.device)
+        self.cache = self.new_cache()
         self._static = self.signature.cache is Cache.STATIC
         self._graph = cuda_graph and self._static
+
+    def new_cache(self) -> EngineCache:
+        """In the engine's device memory."""
+        return engine_cache(self.signature, self._loaded.device, self.engine.limits.max_context, self._decode.reset)
 
     def describe(self) -> SessionDescription:
         """The engine's runtime, and the version it was built by."""
@@ -139,15 +146,12 @@ class EngineSession(Session):
     def prefill(self, feeds: Feeds) -> Logits:
         """Start a batch from an empty cache."""
         self._require(feeds)
-        if feeds.batch != self._cache.rows:
-            self._decode.reset()
-        self._cache.start(feeds.batch, self.engine.limits.max_context)
+        self.cache.start(feeds.batch, feeds.columns)
         return self._read(feeds)
 
     def decode(self, feeds: Feeds) -> Logits:
         """Read on from the cache."""
-        if not self._cache.rows:
-            raise InputError("decode was called before prefill; there is no cache to read on from")
+        self.cache.require(feeds)
         self._require(feeds)
         if feeds.input_ids.shape[1] == 1:
             return self._call(self._decode, feeds, slice(0, feeds.batch), capture=self._graph)
@@ -201,11 +205,12 @@ class EngineSession(Session):
 
     def _call(self, step: EngineStep, feeds: Feeds, chosen: slice, *, capture: bool = False) -> Logits:
         new = feeds.input_ids.shape[1]
-        pairs: Sequence[CachePair] = self._cache.pairs(feeds.columns - new, new)
-        if chosen != slice(0, self._cache.rows):
+        pairs: Sequence[CachePair] = self.cache.pairs(feeds.columns - new, new)
+        if chosen != slice(0, self.cache.rows):
             pairs = [replace(pair, past=pair.past[chosen], present=pair.present[chosen]) for pair in pairs]
         logits = step.run(self.layout.inputs_without_cache(feeds), pairs, capture=capture)
-        self._cache.written()
+        self.cache.take()
+        self.cache.wrote(feeds, chosen)
         found: Logits = self._loaded.device.get(logits).astype(np.float32, copy=False)
         return found
 
@@ -249,6 +254,6 @@ class EngineSession(Session):
         """Free the engine and the cache."""
         if self._kernels is not None:
             self._kernels.save()
-        self._cache.clear()
+        self.cache.clear()
         self._loaded.device.release()
         del self._prefill, self._decode, self._scratch, self._loaded

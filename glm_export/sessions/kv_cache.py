@@ -1,0 +1,316 @@
+"""Keys and values of one batch from one call to the next, and rows of it that come and go: one protocol.
+
+A cache holds rows; a row holds tokens, ``lengths`` of them. What keys and values are does not depend on where they
+stand, so every operation on rows is exact: a token is copied or it is not, and its position is its place in its row.
+
+How rows stand, by kind (``spec.signature.Cache``):
+
+- GROWING: padded on the left, and contiguous. All rows share columns, as many as the longest row has tokens; a row of n
+  tokens fills the last n. The longest row decides how many columns there are: one that joins, leaves or is cut back may
+  move all others to the right or to the left.
+- SHARED: each row from column 0 on, in one buffer that doubles when a row outgrows it. What lies behind a row's length
+  is seen by nobody and written over: a row is cut back by its length alone.
+- STATIC: as SHARED, in a buffer of fixed size. Prefix families stand as in GROWING, on the first of its columns: their
+  mask is of columns, and tells every row's from padding.
+
+Shapes: B rows, K key-value heads, C columns in use, D head size.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, NoReturn, Protocol, TypeVar
+
+import numpy as np
+
+from glm_export.errors import InputError
+from glm_export.inputs.feeds import Feeds, Ids, rows_staying, rows_there
+from glm_export.spec.signature import Cache, Signature, TensorSpec, past_names, present_names
+
+
+class Sliced(Protocol):
+    """An array of any library."""
+
+    def __getitem__(self, index: Any, /) -> Any:
+        """A part of it."""
+
+
+Array = TypeVar("Array", bound=Sliced)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowValues(Generic[Array]):
+    """One row's keys and values, apart from any batch and its padding.
+
+    ``arrays``: ``[K, length, D]`` each, key and value of every layer in order, kept as the cache they came from keeps
+    them; none where ``length`` is 0.
+    """
+
+    length: int
+    arrays: tuple[Array, ...] = ()
+
+    def first(self, length: int) -> RowValues[Array]:
+        """Those of its first tokens.
+
+        Raises:
+            InputError: it has fewer.
+        """
+        if not 0 <= length <= self.length:
+            raise InputError(f"the row has {self.length} tokens, and the first {length} are wanted")
+        return RowValues(length=length, arrays=tuple(array[:, :length] for array in self.arrays) if length else ())
+
+
+@dataclass(frozen=True, slots=True)
+class Part(Generic[Array]):
+    """What stands in these columns of a row, ``[K, n, D]``."""
+
+    row: int
+    columns: slice
+    values: Array
+
+
+def put(values: list[Any], index: int, value: Any) -> None:
+    """Put a buffer in the place of another, or behind those there are."""
+    values[index : index + 1] = [value]
+
+
+class KvCache(ABC, Generic[Array]):
+    """The cache of one batch.
+
+    ``lengths`` ``[B]``: tokens each row holds. A batch without rows was never started, or all have left it.
+    """
+
+    def __init__(
+        self, signature: Signature, *, capacity: int | None = None, moving: Callable[[], None] | None = None
+    ) -> None:
+        """Hold nothing.
+
+        Args:
+            signature: of the program whose cache it is.
+            capacity: tokens a row can hold at most, where there is a limit.
+            moving: called before buffers are given up that a captured step may still read.
+        """
+        layers = range(sum(spec.is_cache for spec in signature.inputs) // 2)
+        self.kind, self.own_lengths = signature.cache, signature.own_lengths
+        self.capacity = capacity
+        self.lengths: Ids = np.zeros(0, np.int64)
+        self._specs: list[TensorSpec] = [signature.input(name) for layer in layers for name in past_names(layer)]
+        self._presents = [name for layer in layers for name in present_names(layer)]
+        self._moving = moving
+        self._shared_columns = 0
+
+    @property
+    def rows(self) -> int:
+        """B."""
+        return len(self.lengths)
+
+    @property
+    def columns(self) -> int:
+        """Columns in use: those of the longest row, or those all rows share."""
+        return int(self.lengths.max(initial=0)) if self.own_lengths else self._shared_columns
+
+    def start(self, rows: int, columns: int) -> None:
+        """Forget everything, for a batch of empty rows whose first call reads ``columns`` tokens.
+
+        Raises:
+            InputError: so many do not fit.
+            EnvironmentMissingError: memory is short.
+        """
+        self._require(columns)
+        self._reserve(rows, columns)
+        self.lengths, self._shared_columns = np.zeros(rows, np.int64), 0
+
+    def make_room(self, columns: int) -> None:
+        """See that ``columns`` tokens a row, past and new, fit; what rows hold stays.
+
+        Raises:
+            InputError: they cannot.
+        """
+        self._require(columns)
+
+    def require(self, feeds: Feeds) -> None:
+        """See that a call goes on from what rows hold.
+
+        Where rows have own lengths it may begin before a row's end, and writes over what was there.
+
+        Raises:
+            InputError: it is for other rows, or for rows that hold more or less than it says.
+        """
+        if not self.rows:
+            raise InputError("decode was called before prefill; there is no cache to read on from")
+        new, before = feeds.input_ids.shape[1], feeds.tokens_before
+        if not new:
+            raise InputError("the call has no tokens, it says what the cache holds; decode what its next_step gives")
+        if feeds.batch != self.rows:
+            self._refuse(f"the call is of {feeds.batch} rows, and the cache holds {self.rows}")
+        fits = before <= self.lengths if self.own_lengths else before == self.lengths
+        if not fits.all():
+            row = int(np.flatnonzero(~fits)[0])
+            self._refuse(f"the call goes on behind {before[row]} tokens of row {row}, which holds {self.lengths[row]}")
+        if not self.own_lengths and feeds.columns - new != self.columns:
+            self._refuse(f"the call goes on behind {feeds.columns - new} columns, and the cache has {self.columns}")
+
+    def require_held(self, feeds: Feeds) -> None:
+        """See that feeds are those of the last call or change.
+
+        Raises:
+            InputError: rows hold something else.
+        """
+        lengths = feeds.row_lengths
+        if not np.array_equal(lengths, self.lengths):
+            self._refuse(f"feeds are of rows of {lengths.tolist()} tokens, and the cache holds {self.lengths.tolist()}")
+
+    def _refuse(self, difference: str) -> NoReturn:
+        advice = "change cache and feeds together, by the session's join, select, leave, copy_rows and truncate"
+        raise InputError(f"{difference}; {advice}")
+
+    def wrote(self, feeds: Feeds, chosen: slice = slice(None)) -> None:
+        """A call is done, of all rows or some: they hold its tokens now."""
+        self.lengths[chosen] = feeds.row_lengths
+        self._shared_columns = feeds.columns
+
+    def row(self, row: int) -> RowValues[Array]:
+        """A copy of what a row holds. It can join a cache of the same session at any time, once or often.
+
+        Raises:
+            InputError: there is no such row.
+        """
+        (row,) = rows_there(self.rows, [row])
+        length = int(self.lengths[row])
+        columns = self._columns_of(self.lengths, self.columns)[row]
+        arrays = (self._copy(self._held(index)[row, :, columns]) for index in range(len(self._specs)))
+        return RowValues(length=length, arrays=tuple(arrays) if length else ())
+
+    def join(self, rows: Sequence[RowValues[Array]]) -> None:
+        """Rows are added behind the others: empty, or with what they hold already.
+
+        GROWING: all are padded on the left up to the longest. SHARED: the buffer grows where one needs it.
+
+        Raises:
+            InputError: one is longer than a row can be.
+            EnvironmentMissingError: memory is short; the batch is lost.
+        """
+        self._place(range(self.rows), self.lengths, rows)
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Only these rows remain, in this order; one that is named twice is copied. Raises as :meth:`join`."""
+        chosen = rows_there(self.rows, rows)
+        self._place(chosen, self.lengths[chosen])
+
+    def leave(self, rows: Iterable[int]) -> None:
+        """Rows are removed; the others keep their order.
+
+        GROWING: columns that only they filled go with them. Raises as :meth:`join`.
+        """
+        self.select(rows_staying(self.rows, rows))
+
+    def copy_rows(self, rows: Sequence[int]) -> None:
+        """These rows stand a second time behind all others, and go their own way from there. Raises as :meth:`join`."""
+        self.select([*range(self.rows), *rows])
+
+    def truncate(self, row: int, length: int) -> None:
+        """A row forgets all but its first ``length`` tokens.
+
+        GROWING, and STATIC of prefix families: the rest of it moves to the right, up to the last column. Else nothing
+        moves.
+
+        Raises:
+            InputError: the row holds fewer.
+            EnvironmentMissingError: memory is short; the batch is lost.
+        """
+        (row,) = rows_there(self.rows, [row])
+        if not 0 <= length <= self.lengths[row]:
+            raise InputError(f"row {row} has {self.lengths[row]} tokens and cannot be cut back to {length}")
+        lengths = self.lengths.copy()
+        lengths[row] = length
+        if self.own_lengths:
+            self.lengths = lengths
+        else:
+            self._place(range(self.rows), lengths)
+
+    def clear(self) -> None:
+        """Forget everything and free the memory."""
+        self._move()
+        self._free()
+        self.lengths, self._shared_columns = np.zeros(0, np.int64), 0
+
+    def _place(
+        self, kept: Sequence[int], lengths: Ids, joining: Sequence[RowValues[Array]] = (), *, room: int = 0
+    ) -> None:
+        """Lay the batch out anew, one buffer after another: the first tokens of these rows, then rows that join.
+
+        ``room``: columns a row may need soon.
+        """
+        after = np.concatenate([lengths, np.array([row.length for row in joining], np.int64)])
+        columns = int(after.max(initial=0))
+        self._require(columns)
+        if not len(after):
+            self.clear()
+            return
+        before, targets = self._columns_of(self.lengths, self.columns), self._columns_of(after, columns)
+        sources = [slice(before[row].start, before[row].start + int(n)) for row, n in zip(kept, lengths, strict=True)]
+        width = self._width(max(columns, room))
+        self._move()
+        try:
+            for index in range(len(self._specs)):
+                parts = self._parts(index, kept, sources)
+                parts += [row.arrays[index] if row.length else None for row in joining]
+                filled = [Part(row, targets[row], part) for row, part in enumerate(parts) if part is not None]
+                self._hold(index, len(after), width, filled)
+        except BaseException:
+            # Some buffers are those of before, and some are new.
+            self.clear()
+            raise
+        self.lengths, self._shared_columns = after, columns
+
+    def _parts(self, index: int, rows: Sequence[int], columns: Sequence[slice]) -> list[Array | None]:
+        """Of a buffer, these columns of each row; read once, for reading may copy."""
+        if not rows:
+            return []
+        held = self._held(index)
+        return [held[row, :, part] for row, part in zip(rows, columns, strict=True)]
+
+    def _columns_of(self, lengths: Ids, columns: int) -> list[slice]:
+        """Where rows of these lengths stand."""
+        starts = np.zeros_like(lengths) if self.own_lengths else columns - lengths
+        return [slice(int(start), int(start + length)) for start, length in zip(starts, lengths, strict=True)]
+
+    def _require(self, columns: int) -> None:
+        if self.capacity is not None and columns > self.capacity:
+            what = "the program's static cache holds" if self.kind is Cache.STATIC else "a row can hold"
+            raise InputError(f"{columns} tokens are wanted, {what} {self.capacity}; shorten the prompt")
+
+    def _move(self) -> None:
+        if self._moving is not None:
+            self._moving()
+
+    def _shape(self, index: int, rows: int, width: int) -> tuple[int, ...]:
+        """Of a buffer, ``[B, K, W, D]``."""
+        _, heads, _, channels = self._specs[index].dims
+        return rows, int(heads), width, int(channels)
+
+    @abstractmethod
+    def _width(self, columns: int) -> int:
+        """Columns a buffer should have that is to hold so many."""
+
+    @abstractmethod
+    def _reserve(self, rows: int, columns: int) -> None:
+        """Make buffers for rows that hold nothing yet."""
+
+    @abstractmethod
+    def _held(self, index: int) -> Array:
+        """A buffer as it is read, ``[B, K, C or more, D]``."""
+
+    @abstractmethod
+    def _hold(self, index: int, rows: int, width: int, parts: Sequence[Part[Array]]) -> None:
+        """Put a new buffer ``[rows, K, width, D]`` in the place of another: these parts, else zeros."""
+
+    @abstractmethod
+    def _copy(self, part: Array) -> Array:
+        """Memory of its own for a part of a buffer."""
+
+    @abstractmethod
+    def _free(self) -> None:
+        """Let go of all buffers."""
