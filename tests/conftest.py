@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,10 +13,21 @@ from glm_export import api
 from glm_export.artifacts.program import OnnxProgram
 from glm_export.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from tests.helpers.golden_data import CAUSAL, Golden
+from tests.helpers.walked import tracing_once
 
 # Several processes share the cores already; PyTorch's own threads would wait for each other.
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def traced_once() -> Iterator[None]:
+    """Tracing is most of an export, and depends on sizes, dtype and logits alone: each is traced once a process.
+
+    What is kept is the exporter's own graph, cloned for every export; commands run in processes of their own trace anew.
+    """
+    with tracing_once():
+        yield
 
 
 @pytest.fixture(params=CAUSAL)
