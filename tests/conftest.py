@@ -24,7 +24,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 def traced_once() -> Iterator[None]:
     """Tracing is most of an export, and depends on sizes, dtype and logits alone: each is traced once a process.
 
-    What is kept is the exporter's own graph, cloned for every export; commands run in processes of their own trace anew.
+    What is kept is the exporter's own graph, cloned for every export; commands in processes of their own trace anew.
     """
     with tracing_once():
         yield
