@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Sequence
+from functools import cache
 from itertools import product
 
+from glm_export.graphs import dialects
 from tests.helpers.api_check.modules import Binding, Library, Module, Scope, default_of, every_argument
 
 Place = tuple[ast.AST, Scope]
+
+
+@cache
+def needed_by_dialects() -> frozenset[str]:
+    """What dialects say they need of TensorRT: values of objects, which text does not show."""
+    return frozenset(dialect.can.tensorrt_needs for dialect in dialects.every() if dialect.can.tensorrt_needs)
 
 
 class AskedNames:
@@ -51,6 +59,8 @@ class AskedNames:
                 return self._any_of(self._entries(value, index, scope))
             case ast.Name(id=name):
                 return self._any_of([place for binding in scope.find(name) for place in self._bound(binding)])
+            case ast.Attribute(attr="tensorrt_needs"):
+                return needed_by_dialects()
             case ast.Attribute():
                 place = self._constant(node, scope)
                 return self.of(*place) if place is not None else None
