@@ -74,7 +74,8 @@ def test_folder_and_manifest(exported: Callable[[str], OnnxProgram]) -> None:
     assert manifest["source_sha256"][shard] == file_sha256(source / shard)
     assert set(manifest["source_sha256"]) == {shard, "model-00002-of-00002.safetensors", "config.json"}
     assert manifest["dialect"] == "onnx"
-    assert manifest["packages"]["torch"] == torch.__version__
+    # A wheel's own name may leave out the build (+cu130) that the module tells.
+    assert manifest["packages"]["torch"].partition("+")[0] == torch.__version__.partition("+")[0]
     assert manifest["sizes"]["model.onnx.data"] == (program.folder / "model.onnx.data").stat().st_size
     assert manifest["parameters"] == sum(t.numel() for t in dict(open_checkpoint(source).parameters()).values())
     assert "auto_map" not in json.loads((program.folder / "tokenizer_config.json").read_text())
