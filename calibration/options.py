@@ -30,7 +30,7 @@ class TextOptions:
     """Which text is read, and how much of it."""
 
     corpus: str | Path | Corpus = field(
-        default="default", metadata=described("A .txt or .jsonl; or default, poems, technical.")
+        default="default", metadata=described("A .txt, .jsonl or .json, gzipped or not; or default, poems, technical.")
     )
     sequence_length: int = field(default=512, metadata=described("Tokens of a row.", least=SHORTEST_ROW))
     max_samples: int | None = field(

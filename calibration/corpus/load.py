@@ -1,7 +1,8 @@
 """Texts that calibration and quality runs read, as rows of a model's own tokens, with where they come from.
 
-A corpus is a ``.txt`` of paragraphs, a ``.jsonl`` of rows, or an embedded set. Whatever a row was, it becomes the
-prompt a session would have made of it, so what is measured is what is served. Torch is not needed.
+A corpus is a ``.txt`` of paragraphs, a ``.jsonl`` or ``.json`` of rows, either gzipped, or an embedded set. Whatever a
+row was, it becomes the prompt a session would have made of it, so what is measured is what is served. Torch is not
+needed.
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from glm_export.calibration.corpus.corpus import Corpus, Sample
-from glm_export.calibration.corpus.rows import RowReader, string_field
+from glm_export.calibration.corpus.files import is_prose, read_bytes, rows_of, text_of
+from glm_export.calibration.corpus.rows import RowReader
+from glm_export.calibration.corpus.turns import string_field
 from glm_export.calibration.options import SHORTEST_ROW
 from glm_export.embedded import EMBEDDED
 from glm_export.errors import InputError
@@ -43,8 +45,8 @@ def load_corpus(
 
     Args:
         source: ``"default"``, ``"poems"`` or ``"technical"`` (embedded), or a path. A ``.txt`` holds paragraphs with
-            blank lines between, packed into rows. Each line of a ``.jsonl`` is an object with ``text``, ``messages``,
-            ``input_ids``, ``prompt`` and ``completion``, or ``lines`` (a poem).
+            blank lines between, packed into rows; a ``.jsonl`` or ``.json`` an object a line, or one array of them, of
+            the shapes in :mod:`glm_export.calibration.corpus.shapes`. Both may be gzipped.
         tokenizer: the model's.
         config: the model's.
         sequence_length: tokens of a row of text at most; the model's context where that is shorter.
@@ -64,7 +66,7 @@ def load_corpus(
     rows, digest = RowReader(tokenizer, config, min(sequence_length, config.max_positions)), hashlib.sha256()
     samples: list[Sample] = []
     for path in paths:
-        data = _read(path)
+        data = read_bytes(path, f"one of {', '.join(EMBEDDED_SETS)}")
         digest.update(data)
         samples += _samples(path, data, rows)
     origins, licences = zip(*map(_provenance, paths), strict=True)
@@ -89,52 +91,17 @@ def _evenly_spaced(samples: tuple[Sample, ...], most: int | None) -> tuple[Sampl
 # -- files -------------------------------------------------------------------------------------------------------------
 
 
-def _read(path: Path) -> bytes:
-    """The file's bytes, seen to be text."""
-    if not path.is_file():
-        raise InputError(f"{path} is no file; give a .txt or .jsonl file, or one of {', '.join(EMBEDDED_SETS)}")
-    if path.suffix.lower() not in (".txt", ".jsonl"):
-        raise InputError(f"{path} should end in .txt or .jsonl, found {path.suffix!r}; rename it after what it holds")
-    data = path.read_bytes()
-    if not data.strip():
-        raise InputError(f"{path} is empty; a corpus needs at least {MINIMUM_TOKENS} tokens of text")
-    if 0 in data:
-        number = data[: data.index(0)].count(b"\n") + 1
-        raise InputError(
-            f"line {number} of {path} has a NUL byte; plain UTF-8 text is expected, is this a binary file?"
-        )
-    return data
-
-
 def _samples(path: Path, data: bytes, rows: RowReader) -> list[Sample]:
-    try:
-        text = data.decode("utf-8").removeprefix("\ufeff").replace("\r\n", "\n")
-    except UnicodeDecodeError as error:
-        number = data[: error.start].count(b"\n") + 1
-        raise InputError(f"line {number} of {path} is not UTF-8 ({error.reason}); save the file as UTF-8") from error
-    if path.suffix.lower() == ".txt":
+    text = text_of(path, data)
+    if is_prose(path):
         return [rows.checked(sample) for sample in rows.packed(text)]
     samples: list[Sample] = []
-    # Not splitlines: a JSON string may hold what Unicode counts as line ends.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
+    for place, row in rows_of(path, text):
         try:
-            samples += map(rows.checked, rows.of_row(_row(line)))
+            samples += map(rows.checked, rows.of_row(row))
         except InputError as error:
-            raise InputError(f"line {number} of {path}: {error}") from error
+            raise InputError(f"{place}: {error}") from error
     return samples
-
-
-def _row(line: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        reason = str(error).split(":")[0]  # behind it stands a line number, within this line
-        raise InputError(f"a JSON object is expected, found {line[:40]!r} ({reason}); write one a line") from error
-    if not isinstance(row, dict):
-        raise InputError(f"a JSON object is expected, found {type(row).__name__}; write one a line")
-    return row
 
 
 def _provenance(path: Path) -> tuple[str, str]:

@@ -8,7 +8,10 @@ from dataclasses import replace
 from itertools import takewhile
 from typing import Any
 
+from glm_export import families
 from glm_export.calibration.corpus.corpus import Sample, Task
+from glm_export.calibration.corpus.shapes import COMPLETION, MESSAGES, messages_of, shape_of
+from glm_export.calibration.corpus.turns import TOOLS_GIVEN, string_field
 from glm_export.errors import InputError
 from glm_export.inputs.prompts import Prompt, prefill_feeds
 from glm_export.spec.config import GlmConfig
@@ -20,13 +23,6 @@ from glm_export.tokenizers.infilling import InfillingTokenizer
 # As the embedded GLM learnt its poems.
 MOST_LINES = 8
 PARAGRAPH_END = re.compile(r"\n\s*\n")
-KINDS = {
-    "text": ("text",), "messages": ("messages",), "input_ids": ("input_ids",), "prompt": ("prompt", "completion"),
-    "lines": ("lines",),
-}  # fmt: skip
-"""Kind of a JSON row -> the keys that make it one; ``title`` and ``author`` of a poem are not read."""
-KNOWN = "text, messages, input_ids, prompt with completion, or lines (a poem)"
-
 
 # -- rows --------------------------------------------------------------------------------------------------------------
 
@@ -36,6 +32,7 @@ class RowReader:
 
     def __init__(self, tokenizer: Tokenizer, config: GlmConfig, limit: int) -> None:
         self._tokenizer, self._config = tokenizer, config
+        self._preface = TOOLS_GIVEN if families.load(config.family).CHAT == "role_parts" else ""
         # What stands around an empty text stands around every text; for prefix families from the mask on behind it.
         frame = self._given("")
         if config.prefix_mask:
@@ -63,22 +60,18 @@ class RowReader:
 
     def of_row(self, row: dict[str, Any]) -> list[Sample]:
         """Samples of one JSON row: several of a long text, none of a poem that is passed over."""
-        found = [kind for kind, keys in KINDS.items() if any(key in row for key in keys)]
-        if len(found) != 1:
-            what = f"several ({', '.join(found)})" if found else f"none in the keys {', '.join(row) or '(no keys)'}"
-            raise InputError(f"exactly one of {KNOWN} is expected, found {what}; write one kind a line")
-        match found[0]:
-            case "text":
+        match shape_of(row):
+            case ("text",):
                 return self._text(string_field(row["text"], "text"))
-            case "messages":
-                return [self._chat(row["messages"])]
-            case "input_ids":
+            case ("input_ids",):
                 return [self._ids(row["input_ids"])]
-            case "prompt":
-                prompt, completion = (string_field(row.get(key), key) for key in KINDS["prompt"])
-                return [self._completion(prompt, completion)]
-            case _:
+            case ("lines",):
                 return self._poem(row["lines"])
+            case keys if keys == COMPLETION:
+                prompt, completion = (string_field(row[key], key) for key in keys)
+                return [self._completion(prompt, completion)]
+            case shape:
+                return [self._conversation(messages_of(row, shape, self._preface), asked=shape[0] not in MESSAGES)]
 
     def packed(self, text: str) -> Iterator[Sample]:
         """Paragraphs one after the other, as many in a row as fit."""
@@ -125,14 +118,44 @@ class RowReader:
             raise InputError("the text has no token; give the row words, or remove it")
         return samples
 
-    def _chat(self, messages: Any) -> Sample:
-        if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
-            raise InputError("messages should be a list of objects with role and content; rewrite the row")
-        turns = [
-            Message(role=string_field(turn.get("role"), "role"), content=string_field(turn.get("content"), "content"))
-            for turn in messages
-        ]
-        return self._as_given(self._tokenizer.chat(turns))
+    def _conversation(self, messages: list[Message], *, asked: bool) -> Sample:
+        """A chat as it is served: read up to where the model speaks; where its reply is given, that is written.
+
+        ``asked``: the row is a question and its reply. A family without chats continues the question.
+        """
+        if asked and isinstance(self._tokenizer, InfillingTokenizer):
+            question, reply = (message["content"] for message in messages[-2:])
+            return replace(self._completion(question, reply), task=None)
+        self._require_read(messages)
+        if not messages or messages[-1]["role"] != "assistant":
+            return self._as_given(self._tokenizer.chat(messages))
+        if not messages[:-1]:
+            raise InputError("a reply needs a question before it, found the assistant's turn alone; add the user's")
+        given, reply = self._tokenizer.chat(messages[:-1]), messages[-1]["content"]
+        return self._as_given([*given, *self._reply(messages, given, reply)])
+
+    def _require_read(self, messages: list[Message]) -> None:
+        """Tools and calls of them are in the prompt, not passed over by a format that has no place for them."""
+        behind = [Message(role="user", content="?")] if messages[-1:] and messages[-1]["role"] == "assistant" else []
+        for place, message in enumerate(messages):
+            beside = sorted(message.keys() - {"role", "content"})
+            if not beside:
+                continue
+            plain = Message(role=message["role"], content=message["content"])
+            without = [*messages[:place], plain, *messages[place + 1 :]]
+            if self._tokenizer.chat([*messages, *behind]) == self._tokenizer.chat([*without, *behind]):
+                what = " and ".join(beside)
+                raise InputError(f"this model's prompt format has no place for {what}; drop the row")
+
+    def _reply(self, messages: list[Message], given: list[int], reply: str) -> list[int]:
+        """Ids of a reply, with the line end that some prompts have between role and text.
+
+        The prompt itself shows it: it is rendered once more, with another question behind the reply.
+        """
+        encode = self._tokenizer.encode_plain
+        whole = self._tokenizer.chat([*messages, Message(role="user", content=reply)])[len(given) :]
+        spellings = ([*encode("\n"), *encode(reply)], encode(f"\n{reply}"))
+        return next((ids for ids in spellings if whole[: len(ids)] == ids), encode(reply))
 
     def _ids(self, ids: Any) -> Sample:
         # True is an int to Python, and no token to anyone.
@@ -203,12 +226,3 @@ class RowReader:
         if not places:
             raise InputError(f"a mask and then the start of a piece ({sop}) are expected in the ids; add them")
         return Prompt(ids=tuple(ids), context_length=len(context), mask_position=places[0])
-
-
-def string_field(value: Any, name: str) -> str:
-    """A row's text, with something in it."""
-    if not isinstance(value, str) or not value.strip():
-        raise InputError(f"{name} should be a string that is not blank, found {str(value)[:40]!r}; rewrite it")
-    if any("\ud800" <= character <= "\udfff" for character in value):
-        raise InputError(f"{name} has half of a surrogate pair, which is no character; rewrite it")
-    return value

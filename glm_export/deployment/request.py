@@ -31,7 +31,7 @@ class ImplicitInt8:
     )
     corpus: str = field(
         default="default",
-        metadata=described("What implicit INT8 is measured on: a .txt or .jsonl, or default, poems, technical."),
+        metadata=described("What implicit INT8 is measured on: a .txt, .jsonl or .json, or default, poems, technical."),
     )
 
 
