@@ -94,7 +94,8 @@ def write_loader_files(checkpoint: Checkpoint, folder: Path, dtype: str, signatu
     generation: dict[str, Any] = {}
     if inside(checkpoint.folder, GENERATION_CONFIG).is_file():
         generation = read_json(checkpoint.folder, GENERATION_CONFIG)
-    named = generation.get("eos_token_id", [])
+    named = generation.get("eos_token_id")
+    named = [] if named is None else named
     stops = tuple(sorted({*stops, *([named] if isinstance(named, int) else named)}))
     ids = {"eos_token_id": list(stops), "pad_token_id": generation.get("pad_token_id", config.pad_token_id)}
     write_json(folder / GENERATION_CONFIG, generation | ids)
@@ -109,7 +110,7 @@ def _write_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
     conversion = _conversion(checkpoint)
     for name in TOKENIZER_FILES:
         if inside(checkpoint.folder, name).is_file() and not (conversion and name in conversion.superseded):
-            shutil.copyfile(checkpoint.folder / name, folder / name)
+            _copy(checkpoint.folder / name, folder / name)
     values: dict[str, Any] | None = None
     if inside(checkpoint.folder, TOKENIZER_CONFIG).is_file():
         values = read_json(checkpoint.folder, TOKENIZER_CONFIG)
@@ -121,6 +122,17 @@ def _write_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
     if values is not None:
         text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
         (folder / TOKENIZER_CONFIG).write_text(text, encoding="utf-8")
+
+
+def _copy(source: Path, target: Path) -> None:
+    """A tokenizer's file as it is, but for what a trainer set: every reader would cut prompts, or fill them up."""
+    if source.name == TOKENIZER_JSON:
+        values = read_json(source.parent, source.name)
+        if values.get("truncation") or values.get("padding"):
+            text = json.dumps(values | {"truncation": None, "padding": None}, indent=2, ensure_ascii=False) + "\n"
+            target.write_text(text, encoding="utf-8")
+            return
+    shutil.copyfile(source, target)
 
 
 def _conversion(checkpoint: Checkpoint) -> Conversion | None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from glm_export.errors import CheckpointError
 from glm_export.tokenizers.chat import Message, counted_rounds_prompt
 from glm_export.tokenizers.marks import MarkSplitter, clean_up, load_sentencepiece, optional_json, read_mark, read_roles
+from glm_export.tokenizers.valid_text import require_valid_text
 
 ICE_ROLES = {
     "bos_token": "<sop>", "eos_token": "<eop>", "mask_token": "[MASK]", "pad_token": "<pad>", "unk_token": "<unk>",
@@ -92,7 +93,7 @@ class IceTextTokenizer:
     def encode_plain(self, text: str) -> list[int]:
         """Ids of the text; each part between special tokens has SentencePiece's dummy prefix."""
         ids: list[int] = []
-        for place, part in enumerate(self._splitter.split(text)):
+        for place, part in enumerate(self._splitter.split(require_valid_text(text))):
             ids += [self._mark_ids[part]] if place % 2 else self._pieces.encode(protect_whitespace(part))
         return ids
 

@@ -30,6 +30,7 @@ from glm_export.tokenizers.marks import (
     read_mark,
     read_roles,
 )
+from glm_export.tokenizers.valid_text import require_valid_text
 
 SOP, EOP = "<|startofpiece|>", "<|endofpiece|>"
 MASKS = ("[MASK]", "[sMASK]", "[gMASK]")
@@ -323,7 +324,7 @@ class InfillingTokenizer:
     def encode_plain(self, text: str) -> list[int]:
         """Ids of the text, special tokens in it recognised."""
         ids: list[int] = []
-        for place, part in enumerate(self._splitter.split(text)):
+        for place, part in enumerate(self._splitter.split(require_valid_text(text))):
             ids += [self._ids[part]] if place % 2 else self._pieces.encode(part)
         return ids
 

@@ -9,6 +9,7 @@ import sentencepiece
 from glm_export import families
 from glm_export.errors import CheckpointError
 from glm_export.tokenizers.chat import Message, check_roles, rounds_prompt
+from glm_export.tokenizers.valid_text import require_valid_text
 
 PREFIX = ("[gMASK]", "sop")
 
@@ -42,7 +43,7 @@ class SentencePieceTokenizer:
 
     def encode_plain(self, text: str) -> list[int]:
         """Ids of the text, with SentencePiece's dummy prefix."""
-        ids: list[int] = self._pieces.encode(text)
+        ids: list[int] = self._pieces.encode(require_valid_text(text))
         return ids
 
     def decode(self, ids: list[int]) -> str:

@@ -9,8 +9,9 @@ from pathlib import Path
 import tiktoken
 
 from glm_export import families
-from glm_export.errors import CheckpointError
+from glm_export.errors import CheckpointError, InputError
 from glm_export.tokenizers.chat import Message, role_lines_prompt
+from glm_export.tokenizers.valid_text import require_valid_text
 
 PREFIX = ("[gMASK]", "<sop>")
 
@@ -54,8 +55,22 @@ class TiktokenTokenizer:
         return [*(self.special[token] for token in PREFIX), *self.encode_plain(text)]
 
     def encode_plain(self, text: str) -> list[int]:
-        """Ids of the text."""
-        return self._encoding.encode(text, allowed_special="all")
+        """Ids of the text.
+
+        Raises:
+            InputError: the text is no Unicode, or has a run of blanks that is too long to be matched.
+        """
+        try:
+            return self._encoding.encode(require_valid_text(text), allowed_special="all")
+        except BaseException as error:
+            # Its expressions go back through a run of blanks one by one, on a stack that ends. Other releases
+            # panic there, which Rust hands over as a class nobody can import, outside Exception.
+            if not isinstance(error, ValueError) and type(error).__name__ != "PanicException":
+                raise
+            raise InputError(
+                f"tiktoken cannot split this text of {len(text)} characters ({str(error).splitlines()[0]}); it has a "
+                "run of blanks that is too long, shorten it"
+            ) from error
 
     def decode(self, ids: list[int]) -> str:
         """Text of the ids; special tokens and the padded tail of the vocabulary have none."""

@@ -15,6 +15,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from glm_export.errors import CheckpointError, InputError
 from glm_export.model_folder import inside, read_json
 from glm_export.tokenizers.chat import Message, check_roles, role_lines_prompt
+from glm_export.tokenizers.valid_text import require_valid_text
 
 PREFIX_TEXT = "[gMASK]<sop>"
 # A template computes with whatever it is given, so it can fail in any of Python's ways.
@@ -31,6 +32,9 @@ class JsonTokenizer:
             self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exception
             raise CheckpointError(f"{path} is no tokenizer.json: {error}; download it again") from error
+        # A file saved after training keeps the trainer's settings: prompts would be cut, or filled up.
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
         self._template = _chat_template(folder)
 
     @property
@@ -41,12 +45,12 @@ class JsonTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """The text with what the post-processor adds."""
-        ids: list[int] = self._tokenizer.encode(text).ids
+        ids: list[int] = self._tokenizer.encode(require_valid_text(text)).ids
         return ids
 
     def encode_plain(self, text: str) -> list[int]:
         """Ids of the text alone."""
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        ids: list[int] = self._tokenizer.encode(require_valid_text(text), add_special_tokens=False).ids
         return ids
 
     def decode(self, ids: list[int]) -> str:

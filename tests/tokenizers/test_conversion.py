@@ -199,3 +199,23 @@ def test_a_tokenizer_json_of_the_publisher_is_copied(chatglm2_copy: Path, tmp_pa
     (chatglm2_copy / "tokenizer.json").write_text(published)
     folder = written(chatglm2_copy, tmp_path / "out")
     assert (folder / "tokenizer.json").read_text() == published
+
+
+def test_truncation_and_padding_of_a_trainer_are_not_copied(chatglm2_copy: Path, tmp_path: Path) -> None:
+    """Every reader of the exported folder would cut prompts; nothing else of the file changes."""
+    _, conversion = converted("chatglm2")
+    library = tokenizers.Tokenizer.from_str(conversion.tokenizer.to_str())
+    library.enable_truncation(8)
+    library.enable_padding(length=64)
+    library.save(str(chatglm2_copy / "tokenizer.json"))
+    found = json.loads((written(chatglm2_copy, tmp_path / "out") / "tokenizer.json").read_text())
+    assert found == json.loads(conversion.tokenizer.to_str()) | {"truncation": None, "padding": None}
+
+
+def test_stop_ids_of_generation_config_join_the_others(chatglm2_copy: Path, tmp_path: Path) -> None:
+    config = open_checkpoint(chatglm2_copy).config
+    for given, expected in ((7, {7}), ([9, 0], {9, 0}), (0, {0}), (None, set())):
+        (chatglm2_copy / "generation_config.json").write_text(json.dumps({"eos_token_id": given}))
+        folder = written(chatglm2_copy, tmp_path / f"out-{given}")
+        found = json.loads((folder / "generation_config.json").read_text())["eos_token_id"]
+        assert set(found) == expected | set(config.eos_token_ids)

@@ -171,3 +171,68 @@ def test_stop_ids_of_tokenizer_json(native_folder: Path) -> None:
     first = 256 + 3
     expected = (first + SPECIALS.index(token) for token in ("<|endoftext|>", "<|user|>", "<|observation|>"))
     assert tokenizer.stop_ids == tuple(expected)
+
+
+def test_what_a_trainer_set_is_off(native_folder: Path) -> None:
+    """``save_pretrained`` after training writes truncation and padding; transformers ignores both in a plain call."""
+    text = "hell " * 30
+    expected = load_native(native_folder).encode(text)
+    library = Library.from_file(str(native_folder / "tokenizer.json"))
+    library.enable_truncation(16)
+    library.enable_padding(length=300)
+    library.save(str(native_folder / "tokenizer.json"))
+    assert len(Library.from_file(str(native_folder / "tokenizer.json")).encode(text).ids) == 300  # it would be
+    theirs = PreTrainedTokenizerFast(tokenizer_file=str(native_folder / "tokenizer.json"))
+    assert load_native(native_folder).encode(text) == expected == theirs(text).input_ids
+
+
+# -- texts no tokenizer can read ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["chatglm2", "chatglm3", "glm4_remote", "chatglm", "glm"])
+@pytest.mark.parametrize("text", ["ab\ud800c", b"caf\xe9".decode(errors="surrogateescape")])
+def test_lone_surrogates_are_refused(name: str, text: str) -> None:
+    """Half of a pair, and a byte of Latin-1 as a terminal hands it over."""
+    for encode in (load(name).encode, load(name).encode_plain):
+        with pytest.raises(InputError, match=r"lone surrogate \(U\+D[0-9A-F]{3}\) at character [23]"):
+            encode(text)
+
+
+def test_lone_surrogates_are_refused_by_tokenizer_json(native_folder: Path) -> None:
+    tokenizer = load_native(native_folder)
+    for encode in (tokenizer.encode, tokenizer.encode_plain):
+        with pytest.raises(InputError, match="lone surrogate"):
+            encode("\udfff")
+
+
+@pytest.mark.parametrize("after", ["", "x"])
+def test_a_million_blanks_are_refused_in_one_line(after: str) -> None:
+    with pytest.raises(InputError, match="run of blanks that is too long") as raised:
+        load("glm4_remote").encode(" " * 1_000_000 + after)
+    assert "\n" not in str(raised.value)
+    assert len(load("glm4_remote").encode(" " * 10_000 + after)) > 2
+
+
+def test_a_panic_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As releases of tiktoken before fancy-regex's errors were handed over: outside Exception."""
+
+    class PanicException(BaseException):
+        pass
+
+    def panic(*_: object, **__: object) -> list[int]:
+        raise PanicException("called `Result::unwrap()` on an `Err` value: StackOverflow")
+
+    tokenizer = load("glm4_remote")
+    monkeypatch.setattr(tokenizer, "_encoding", type("Stub", (), {"encode": panic})())
+    with pytest.raises(InputError, match="StackOverflow"):
+        tokenizer.encode("x")
+
+
+def test_an_interrupt_goes_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object, **__: object) -> list[int]:
+        raise KeyboardInterrupt
+
+    tokenizer = load("glm4_remote")
+    monkeypatch.setattr(tokenizer, "_encoding", type("Stub", (), {"encode": interrupt})())
+    with pytest.raises(KeyboardInterrupt):
+        tokenizer.encode("x")
