@@ -10,7 +10,7 @@ template.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from glm_export.errors import CheckpointError, GlmExportError, InputError
 from glm_export.model_folder import inside
 from glm_export.spec.config import GlmConfig
 from glm_export.tokenizers import Tokenizer, sentencepiece, tiktoken
+from glm_export.tokenizers.added_tokens import AddedToken as ModelToken
 from glm_export.tokenizers.chat import Message
 from glm_export.tokenizers.tokenizer_json import render_template
 
@@ -136,17 +137,17 @@ def convert(folder: Path, config: GlmConfig, ours: Tokenizer) -> Conversion:
     superseded: frozenset[str] = frozenset()
     try:
         if isinstance(ours, sentencepiece.SentencePieceTokenizer):
-            built = from_sentencepiece(path, ours.special)
+            built = from_sentencepiece(path, ours.special, ours.added)
             superseded = frozenset({"special_tokens_map.json", "added_tokens.json", "chat_template.jinja"})
         elif isinstance(ours, tiktoken.TiktokenTokenizer):
-            built = from_ranks(path, ours.special, family.SPLIT_PATTERN)
+            built = from_ranks(path, ours.special, family.SPLIT_PATTERN, ours.added)
         else:
             raise _inexact(path, "it is none of ChatGLM2, ChatGLM3 or GLM-4")
     except GlmExportError:
         raise
     except Exception as error:  # the library raises bare Exception
         raise _inexact(path, str(error)) from error
-    check_exact(ours, built, path)
+    check_exact(ours, built, path, (*PROBES, *_probes_of(ours.added)))
     template = TEMPLATES[family.CHAT]
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False,
                 "padding_side": "left"}  # fmt: skip
@@ -155,17 +156,22 @@ def convert(folder: Path, config: GlmConfig, ours: Tokenizer) -> Conversion:
         # An ordinary piece in such a role would be read out of texts.
         if index in special:
             settings[role] = special[index].content
+    if ours.added and superseded:
+        settings["added_tokens_decoder"] = {str(token.index): token.to_json() for token in ours.added}
     if same_chats(ours, built, template):
         settings["chat_template"] = template
     return Conversion(tokenizer=built, settings=settings, superseded=superseded)
 
 
-def from_sentencepiece(path: Path, special: Mapping[str, int]) -> tokenizers.Tokenizer:
+def from_sentencepiece(
+    path: Path, special: Mapping[str, int], added: Sequence[ModelToken] = ()
+) -> tokenizers.Tokenizer:
     """A SentencePiece BPE model: pieces and scores, bytes for unknown characters, its own normalisation.
 
     Args:
         path: ``tokenizer.model``.
         special: special tokens that the family numbers after the pieces, by name.
+        added: tokens of a fine-tuned model, recognised inside text.
 
     Raises:
         CheckpointError: it is no SentencePiece file, or is of a kind that ``tokenizer.json`` cannot express.
@@ -180,12 +186,17 @@ def from_sentencepiece(path: Path, special: Mapping[str, int]) -> tokenizers.Tok
         raise _inexact(path, "its model should be BPE, found another kind")
     if any(piece.type in (kinds.USER_DEFINED, kinds.UNUSED) for piece in proto.pieces):
         raise _inexact(path, "it has user-defined or unused pieces, which tokenizer.json reads otherwise")
-    hidden = {GUARD + p.piece: i for i, p in enumerate(proto.pieces) if p.type in (kinds.CONTROL, kinds.UNKNOWN)}
+    named = {token.text for token in added}
+    hidden = {
+        GUARD + p.piece: i for i, p in enumerate(proto.pieces)
+        if p.type in (kinds.CONTROL, kinds.UNKNOWN) and p.piece not in named
+    }  # fmt: skip
     names = hidden | {GUARD + name: i for name, i in special.items()}
     vocabulary = {p.piece: i for i, p in enumerate(proto.pieces) if GUARD + p.piece not in hidden}
+    _require_own_ids(path, added, vocabulary | names)
     ranked = [p.piece for p in sorted(proto.pieces, key=lambda p: -p.score) if p.type == kinds.NORMAL]
     model = models.BPE(
-        vocabulary | names,
+        vocabulary | names | {token.text: token.index for token in added},
         merges(ranked, vocabulary),
         unk_token=next((GUARD + p.piece for p in proto.pieces if p.type == kinds.UNKNOWN), None),
         fuse_unk=True,
@@ -195,7 +206,7 @@ def from_sentencepiece(path: Path, special: Mapping[str, int]) -> tokenizers.Tok
     built.normalizer = _normalizer(proto.normalizer_spec)
     built.pre_tokenizer = pre_tokenizers.Split(Regex(CUTS), "contiguous")
     built.decoder = _decoder(proto.normalizer_spec)
-    return _with_special(built, names, [GUARD + name for name in sentencepiece.PREFIX])
+    return _with_special(built, names, [GUARD + name for name in sentencepiece.PREFIX], added)
 
 
 def _normalizer(spec: Any) -> normalizers.Sequence:
@@ -221,13 +232,16 @@ def _decoder(spec: Any) -> decoders.Sequence:
     return decoders.Sequence(steps)
 
 
-def from_ranks(path: Path, special: Mapping[str, int], pattern: str) -> tokenizers.Tokenizer:
+def from_ranks(
+    path: Path, special: Mapping[str, int], pattern: str, added: Sequence[ModelToken] = ()
+) -> tokenizers.Tokenizer:
     """Tiktoken ranks: byte-level BPE behind the family's split pattern.
 
     Args:
         path: ``tokenizer.model``, lines of ``base64 rank``.
         special: special tokens by name, recognised inside text.
         pattern: where text is split before merging.
+        added: tokens of a fine-tuned model beside those.
 
     Raises:
         CheckpointError: a line is not ``base64 rank``.
@@ -236,8 +250,10 @@ def from_ranks(path: Path, special: Mapping[str, int], pattern: str) -> tokenize
     letters = byte_letters()
     spelled = {"".join(letters[byte] for byte in token): rank for token, rank in ranks.items()}
     pairs = merges(sorted(spelled, key=spelled.__getitem__), spelled)
+    _require_own_ids(path, added, spelled | dict(special))
+    numbered = spelled | dict(special) | {token.text: token.index for token in added}
     # tiktoken looks a whole split up before it merges.
-    built = tokenizers.Tokenizer(models.BPE(spelled | dict(special), pairs, ignore_merges=True))
+    built = tokenizers.Tokenizer(models.BPE(numbered, pairs, ignore_merges=True))
     built.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(pattern), "isolated"),
@@ -245,7 +261,7 @@ def from_ranks(path: Path, special: Mapping[str, int], pattern: str) -> tokenize
         ]
     )
     built.decoder = decoders.ByteLevel()
-    return _with_special(built, special, list(tiktoken.PREFIX))
+    return _with_special(built, special, list(tiktoken.PREFIX), added)
 
 
 def merges(ranked: Sequence[str], index: Mapping[str, int]) -> list[tuple[str, str]]:
@@ -275,9 +291,30 @@ def byte_letters() -> dict[int, str]:
     return {byte: chr(byte) for byte in printing} | {byte: chr(0x100 + place) for place, byte in enumerate(others)}
 
 
-def _with_special(built: tokenizers.Tokenizer, names: Mapping[str, int], prefix: Sequence[str]) -> tokenizers.Tokenizer:
-    """Add special tokens, and the prefix that ``encode`` puts before a text."""
+def _require_own_ids(path: Path, added: Sequence[ModelToken], others: Mapping[str, int]) -> None:
+    """``tokenizer.json`` numbers each token once, and splits words where Python's tokenizers split at blanks."""
+    indexes = set(others.values())
+    for token in added:
+        if token.index in indexes and others.get(token.text) != token.index:
+            raise _inexact(path, f"the added token {token.text} has the id {token.index} of another token")
+        if token.text in others and others[token.text] != token.index:
+            raise _inexact(path, f"{token.text} has the ids {others[token.text]} and {token.index}")
+        if token.single_word:
+            raise _inexact(path, f"{token.text} stands as a single word, of which others have another notion")
+
+
+def _probes_of(added: Sequence[ModelToken]) -> Iterator[str]:
+    """Texts with every added token between words, blanks and tokens."""
+    for token in added:
+        yield from (token.text, f"你好{token.text}world", f"  a  {token.text}  b {token.text}{token.text}\n")
+
+
+def _with_special(
+    built: tokenizers.Tokenizer, names: Mapping[str, int], prefix: Sequence[str], added: Sequence[ModelToken]
+) -> tokenizers.Tokenizer:
+    """Add special tokens, the model's own, and the prefix that ``encode`` puts before a text."""
     built.add_special_tokens([AddedToken(name, normalized=False, special=True) for name in names])
+    built.add_tokens([token.for_library() for token in added])
     built.post_processor = processors.TemplateProcessing(
         single=[*prefix, "$A"], pair=[*prefix, "$A", "$B"], special_tokens=[(name, names[name]) for name in prefix]
     )

@@ -11,8 +11,17 @@ import re
 from pathlib import Path
 
 from glm_export.errors import CheckpointError
+from glm_export.tokenizers.added_tokens import AddedToken, decode_around, read_added_tokens, without_own
 from glm_export.tokenizers.chat import Message, counted_rounds_prompt
-from glm_export.tokenizers.marks import MarkSplitter, clean_up, load_sentencepiece, optional_json, read_mark, read_roles
+from glm_export.tokenizers.marks import (
+    Mark,
+    MarkSplitter,
+    clean_up,
+    load_sentencepiece,
+    optional_json,
+    read_mark,
+    read_roles,
+)
 from glm_export.tokenizers.valid_text import require_valid_text
 
 ICE_ROLES = {
@@ -55,21 +64,42 @@ class IceTextTokenizer:
                     f"{folder / 'tokenizer_config.json'} should have {key} {value}, as ChatGLM-6B v1.1, found "
                     f"{options[key]!r}; use the v1.1 release"
                 )
+        self.added = self._read_added(folder)
+        numbered = {token.text: token.index for token in self.added}
         roles, extra = read_roles(folder, ICE_ROLES)
-        marks = (*roles.values(), *extra)
-        self._mark_ids = {mark.text: self._find(mark.text) for mark in marks}
+        taken = [Mark(text=token.text, lstrip=token.lstrip, rstrip=token.rstrip) for token in self.added]
+        # What a folder says of an added token's blanks counts more than that it has a role.
+        marks = (*roles.values(), *extra, *taken)
+        self._mark_ids = {mark.text: numbered.get(mark.text, -1) for mark in marks}
+        self._mark_ids |= {text: self._find(text) for text, index in self._mark_ids.items() if index < 0}
         self._splitter = MarkSplitter(marks)
         self._clean_up = bool(options.get("clean_up_tokenization_spaces", True))
         # Control pieces have no text of their own, and <unk> none that was in the prompt.
         hidden = (i for i in range(self._size) if self._pieces.is_control(i) or self._pieces.is_unknown(i))
         self.special: dict[str, int] = {self._pieces.id_to_piece(i): i for i in hidden}
-        self._hidden = {*self.special.values(), *self._mark_ids.values()}
+        self._shown = {token.index: token.text for token in self.added if not token.special}
+        self._hidden = {*self.special.values(), *self._mark_ids.values()} - set(self._shown)
 
         gmask = read_mark(options.get("gmask_token", "[gMASK]"), f"gmask_token in {folder / 'tokenizer_config.json'}")
         self.gmask_id = self._find(gmask.text)
         self.sop_id, self.eop_id = (self._mark_ids[roles[role].text] for role in ("bos_token", "eos_token"))
         self.pad_id = self._mark_ids[roles["pad_token"].text]
         self.mask_ids = {text: self.special[text] for text in MASKS if text in self.special}
+
+    def _read_added(self, folder: Path) -> tuple[AddedToken, ...]:
+        def surface(index: int) -> str | None:
+            return self._pieces.id_to_piece(index) if index < self._size else None
+
+        read = read_added_tokens(folder)
+        own = {token.text: token.index for token in read if surface(token.index) == token.text}
+        added = without_own(read, own, surface, folder)
+        for token in added:
+            if token.single_word:
+                raise CheckpointError(
+                    f"{folder} has {token.text} stand as a single word, which ChatGLM-6B's tokenizer does not know; set "
+                    "single_word to false"
+                )
+        return added
 
     def _find(self, token: str) -> int:
         """Id of a special token; SentencePiece itself answers ``<unk>`` for what it does not know."""
@@ -99,9 +129,12 @@ class IceTextTokenizer:
 
     def decode(self, ids: list[int]) -> str:
         """Text of the ids; special tokens and the padded tail of the vocabulary have none."""
-        text: str = self._pieces.decode([i for i in ids if 0 <= i < self._size and i not in self._hidden])
-        text = restore_whitespace(text)
+        text = restore_whitespace(decode_around(ids, self._hidden, self._shown, self._decode_pieces))
         return clean_up(text) if self._clean_up else text
+
+    def _decode_pieces(self, ids: list[int]) -> str:
+        text: str = self._pieces.decode([i for i in ids if 0 <= i < self._size])
+        return text
 
     def chat(self, messages: list[Message]) -> list[int]:
         """Rounds counted from 0; a first question goes in as it is."""

@@ -8,6 +8,7 @@ import sentencepiece
 
 from glm_export import families
 from glm_export.errors import CheckpointError
+from glm_export.tokenizers.added_tokens import TokenSplitter, decode_around, read_added_tokens, without_own
 from glm_export.tokenizers.chat import Message, check_roles, rounds_prompt
 from glm_export.tokenizers.valid_text import require_valid_text
 
@@ -15,7 +16,10 @@ PREFIX = ("[gMASK]", "sop")
 
 
 class SentencePieceTokenizer:
-    """Reads ``tokenizer.model``. Special tokens are never recognised inside text, as in the official code."""
+    """Reads ``tokenizer.model``. The family's tokens are never recognised inside text, as in the official code.
+
+    ``added``: tokens of a fine-tuned model, which always are.
+    """
 
     def __init__(self, path: Path, family: str) -> None:
         try:
@@ -27,6 +31,16 @@ class SentencePieceTokenizer:
         first = self._pieces.vocab_size()
         self.special = {token: first + index for index, token in enumerate(module.SPECIAL_TOKENS)}
         self._stop_tokens: tuple[str, ...] = getattr(module, "STOP_TOKENS", ())
+        self.added = without_own(read_added_tokens(path.parent), self.special, self._surface, path.parent)
+        self._splitter = TokenSplitter(self.added)
+        self._hidden = {token.index for token in self.added if token.special}
+        self._shown = {token.index: token.text for token in self.added if not token.special}
+
+    def _surface(self, index: int) -> str | None:
+        if index < self._pieces.vocab_size():
+            piece: str = self._pieces.id_to_piece(index)
+            return piece
+        return next((token for token, i in self.special.items() if i == index), None)
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
@@ -42,12 +56,14 @@ class SentencePieceTokenizer:
         return [self.special[token] for token in PREFIX]
 
     def encode_plain(self, text: str) -> list[int]:
-        """Ids of the text, with SentencePiece's dummy prefix."""
-        ids: list[int] = self._pieces.encode(require_valid_text(text))
-        return ids
+        """Ids of the text; each part between added tokens has SentencePiece's dummy prefix."""
+        return self._splitter.encode(require_valid_text(text), self._pieces.encode)
 
     def decode(self, ids: list[int]) -> str:
         """Text of the ids; special tokens and the padded tail of the vocabulary have none."""
+        return decode_around(ids, self._hidden, self._shown, self._decode_pieces)
+
+    def _decode_pieces(self, ids: list[int]) -> str:
         text: str = self._pieces.decode([i for i in ids if 0 <= i < self._pieces.vocab_size()])
         return text
 

@@ -10,6 +10,13 @@ import tiktoken
 
 from glm_export import families
 from glm_export.errors import CheckpointError, InputError
+from glm_export.tokenizers.added_tokens import (
+    AddedToken,
+    TokenSplitter,
+    decode_around,
+    read_added_tokens,
+    without_own,
+)
 from glm_export.tokenizers.chat import Message, role_lines_prompt
 from glm_export.tokenizers.valid_text import require_valid_text
 
@@ -33,17 +40,30 @@ def read_ranks(path: Path) -> dict[bytes, int]:
 
 
 class TiktokenTokenizer:
-    """Special tokens are recognised inside text, as in the official code."""
+    """Special tokens are recognised inside text, as in the official code.
+
+    ``added``: tokens of a fine-tuned model beside the family's.
+    """
 
     def __init__(self, path: Path, family: str) -> None:
         module = families.load(family)
         ranks = read_ranks(path)
         self.special = {token: len(ranks) + index for index, token in enumerate(module.SPECIAL_TOKENS)}
-        self._special_ids = set(self.special.values())
         self._stop_tokens: tuple[str, ...] = module.STOP_TOKENS
         self._encoding = tiktoken.Encoding(
             "glm4", pat_str=module.SPLIT_PATTERN, mergeable_ranks=ranks, special_tokens=self.special
         )
+        self.added = without_own(read_added_tokens(path.parent), self.special, self._surface, path.parent)
+        own = [AddedToken(text=text, index=index, special=True) for text, index in self.special.items()]
+        self._splitter = TokenSplitter((*own, *self.added))
+        self._hidden = {token.index for token in (*own, *self.added) if token.special}
+        self._shown = {token.index: token.text for token in self.added if not token.special}
+
+    def _surface(self, index: int) -> str | None:
+        try:
+            return self._encoding.decode_single_token_bytes(index).decode(errors="replace")
+        except (KeyError, OverflowError):
+            return None
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
@@ -60,8 +80,11 @@ class TiktokenTokenizer:
         Raises:
             InputError: the text is no Unicode, or has a run of blanks that is too long to be matched.
         """
+        return self._splitter.encode(require_valid_text(text), self._encode_part)
+
+    def _encode_part(self, text: str) -> list[int]:
         try:
-            return self._encoding.encode(require_valid_text(text), allowed_special="all")
+            return self._encoding.encode_ordinary(text)
         except BaseException as error:
             # Its expressions go back through a run of blanks one by one, on a stack that ends. Other releases
             # panic there, which Rust hands over as a class nobody can import, outside Exception.
@@ -74,8 +97,10 @@ class TiktokenTokenizer:
 
     def decode(self, ids: list[int]) -> str:
         """Text of the ids; special tokens and the padded tail of the vocabulary have none."""
-        known = [i for i in ids if i not in self._special_ids and 0 <= i < self._encoding.n_vocab]
-        return self._encoding.decode(known, errors="replace")
+        return decode_around(ids, self._hidden, self._shown, self._decode_ranks)
+
+    def _decode_ranks(self, ids: list[int]) -> str:
+        return self._encoding.decode([i for i in ids if 0 <= i < self._encoding.n_vocab], errors="replace")
 
     def chat(self, messages: list[Message]) -> list[int]:
         """The GLM-4 prompt."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
@@ -14,8 +15,11 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from glm_export.errors import CheckpointError, InputError
 from glm_export.model_folder import inside, read_json
+from glm_export.tokenizers.added_tokens import read_added_tokens
 from glm_export.tokenizers.chat import Message, check_roles, role_lines_prompt
 from glm_export.tokenizers.valid_text import require_valid_text
+
+logger = logging.getLogger(__name__)
 
 PREFIX_TEXT = "[gMASK]<sop>"
 # A template computes with whatever it is given, so it can fail in any of Python's ways.
@@ -35,7 +39,20 @@ class JsonTokenizer:
         # A file saved after training keeps the trainer's settings: prompts would be cut, or filled up.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
+        self._add_missing(folder)
         self._template = _chat_template(folder)
+
+    def _add_missing(self, folder: Path) -> None:
+        """Tokens that ``tokenizer_config.json`` adds to the file's; the file numbers them, as in transformers."""
+        tokens = read_added_tokens(folder, legacy=False)
+        self._tokenizer.add_tokens([token.for_library(normalized=token.normalized) for token in tokens])
+        for token in tokens:
+            found = self._tokenizer.token_to_id(token.text)
+            if found != token.index:
+                logger.warning(
+                    "%s numbers %s %d in tokenizer_config.json and %s in tokenizer.json; the latter counts, as in "
+                    "transformers", folder, token.text, token.index, found,
+                )  # fmt: skip
 
     @property
     def stop_ids(self) -> tuple[int, ...]:

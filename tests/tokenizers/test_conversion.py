@@ -214,8 +214,8 @@ def test_truncation_and_padding_of_a_trainer_are_not_copied(chatglm2_copy: Path,
 
 def test_stop_ids_of_generation_config_join_the_others(chatglm2_copy: Path, tmp_path: Path) -> None:
     config = open_checkpoint(chatglm2_copy).config
-    for given, expected in ((7, {7}), ([9, 0], {9, 0}), (0, {0}), (None, set())):
-        (chatglm2_copy / "generation_config.json").write_text(json.dumps({"eos_token_id": given}))
-        folder = written(chatglm2_copy, tmp_path / f"out-{given}")
+    for named, expected in ((7, {7}), ([9, 0], {9, 0}), (0, {0}), (None, set())):
+        (chatglm2_copy / "generation_config.json").write_text(json.dumps({"eos_token_id": named}))
+        folder = written(chatglm2_copy, tmp_path / f"out-{named}")
         found = json.loads((folder / "generation_config.json").read_text())["eos_token_id"]
         assert set(found) == expected | set(config.eos_token_ids)

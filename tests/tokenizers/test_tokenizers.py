@@ -223,7 +223,7 @@ def test_a_panic_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None
         raise PanicException("called `Result::unwrap()` on an `Err` value: StackOverflow")
 
     tokenizer = load("glm4_remote")
-    monkeypatch.setattr(tokenizer, "_encoding", type("Stub", (), {"encode": panic})())
+    monkeypatch.setattr(tokenizer, "_encoding", type("Stub", (), {"encode_ordinary": panic})())
     with pytest.raises(InputError, match="StackOverflow"):
         tokenizer.encode("x")
 
@@ -233,6 +233,25 @@ def test_an_interrupt_goes_through(monkeypatch: pytest.MonkeyPatch) -> None:
         raise KeyboardInterrupt
 
     tokenizer = load("glm4_remote")
-    monkeypatch.setattr(tokenizer, "_encoding", type("Stub", (), {"encode": interrupt})())
+    monkeypatch.setattr(tokenizer, "_encoding", type("Stub", (), {"encode_ordinary": interrupt})())
     with pytest.raises(KeyboardInterrupt):
         tokenizer.encode("x")
+
+
+def test_tokens_that_only_the_config_adds(native_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """transformers adds them to tokenizer.json's, which numbers them."""
+    size = Library.from_file(str(native_folder / "tokenizer.json")).get_vocab_size()
+    flags = {"lstrip": True, "rstrip": False, "normalized": False, "single_word": False}
+    added = {
+        str(size): {"content": "<tool>", "special": True} | flags,
+        "9999": {"content": "<shown>", "special": False} | flags,
+    }
+    config = {"added_tokens_decoder": added, "tokenizer_class": "PreTrainedTokenizerFast"}
+    (native_folder / "tokenizer_config.json").write_text(json.dumps(config))
+    ours, theirs = load_native(native_folder), PreTrainedTokenizerFast.from_pretrained(native_folder)
+    text = "he  <tool> ll <shown>"
+    ids = theirs(text).input_ids
+    assert ours.encode(text) == ids
+    assert {size, size + 1} <= set(ids)
+    assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    assert f"<shown> 9999 in tokenizer_config.json and {size + 1} in tokenizer.json" in caplog.text
