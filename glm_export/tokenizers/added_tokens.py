@@ -53,9 +53,13 @@ class AddedToken:
     def for_library(self, *, normalized: bool = False) -> tokenizers.AddedToken:
         """The same token for ``tokenizer.json``."""
         return tokenizers.AddedToken(
-            self.text, special=self.special, lstrip=self.lstrip, rstrip=self.rstrip, single_word=self.single_word,
+            self.text,
+            special=self.special,
+            lstrip=self.lstrip,
+            rstrip=self.rstrip,
+            single_word=self.single_word,
             normalized=normalized,
-        )  # fmt: skip
+        )
 
     def to_json(self) -> dict[str, Any]:
         """As ``added_tokens_decoder`` has it."""
@@ -161,8 +165,11 @@ def without_own(
             # Older transformers counted pieces wrongly when they added tokens to ChatGLM's; the model was trained so.
             logger.warning(
                 "%s gives the added token %s the id %d, which %s has as well; both are kept, as in transformers",
-                folder, token.text, token.index, already,
-            )  # fmt: skip
+                folder,
+                token.text,
+                token.index,
+                already,
+            )
         added.append(token)
     return tuple(added)
 

@@ -187,10 +187,12 @@ def from_sentencepiece(
     if any(piece.type in (kinds.USER_DEFINED, kinds.UNUSED) for piece in proto.pieces):
         raise _inexact(path, "it has user-defined or unused pieces, which tokenizer.json reads otherwise")
     named = {token.text for token in added}
+    unwritten = (kinds.CONTROL, kinds.UNKNOWN)
     hidden = {
-        GUARD + p.piece: i for i, p in enumerate(proto.pieces)
-        if p.type in (kinds.CONTROL, kinds.UNKNOWN) and p.piece not in named
-    }  # fmt: skip
+        GUARD + piece.piece: index
+        for index, piece in enumerate(proto.pieces)
+        if piece.type in unwritten and piece.piece not in named
+    }
     names = hidden | {GUARD + name: i for name, i in special.items()}
     vocabulary = {p.piece: i for i, p in enumerate(proto.pieces) if GUARD + p.piece not in hidden}
     _require_own_ids(path, added, vocabulary | names)

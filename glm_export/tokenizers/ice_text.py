@@ -96,8 +96,8 @@ class IceTextTokenizer:
         for token in added:
             if token.single_word:
                 raise CheckpointError(
-                    f"{folder} has {token.text} stand as a single word, which ChatGLM-6B's tokenizer does not know; set "
-                    "single_word to false"
+                    f"{folder} has {token.text} stand as a single word, which ChatGLM-6B's tokenizer does not know; "
+                    "set single_word to false"
                 )
         return added
 

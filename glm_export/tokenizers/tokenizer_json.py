@@ -51,8 +51,12 @@ class JsonTokenizer:
             if found != token.index:
                 logger.warning(
                     "%s numbers %s %d in tokenizer_config.json and %s in tokenizer.json; the latter counts, as in "
-                    "transformers", folder, token.text, token.index, found,
-                )  # fmt: skip
+                    "transformers",
+                    folder,
+                    token.text,
+                    token.index,
+                    found,
+                )
 
     @property
     def stop_ids(self) -> tuple[int, ...]:

@@ -230,13 +230,20 @@ def test_own_tokens_elsewhere_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "decoder", [[], {"x": {"content": "<a>"}}, {"5": "<a>"}, {"5": {"content": 3}}, {"400": {"content": "<a>"}, "401": {"content": "<a>"}}]
-)  # fmt: skip
+    "decoder",
+    [
+        [],
+        {"x": {"content": "<a>"}},
+        {"5": "<a>"},
+        {"5": {"content": 3}},
+        {"400": {"content": "<a>"}, "401": {"content": "<a>"}},
+    ],
+)
 def test_a_damaged_list_is_refused(decoder: Any, tmp_path: Path) -> None:
     folder = with_tokens("glm4_remote", tmp_path / "a", ())
     values = json.loads((folder / "tokenizer_config.json").read_text()) | {"added_tokens_decoder": decoder}
     (folder / "tokenizer_config.json").write_text(json.dumps(values))
-    with pytest.raises(CheckpointError, match="added_tokens_decoder|gives <a> the ids"):
+    with pytest.raises(CheckpointError, match=r"added_tokens_decoder|gives <a> the ids"):
         ours_of(folder, "glm4_remote")
 
 
