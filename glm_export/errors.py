@@ -24,6 +24,14 @@ class InputError(GlmExportError):
     """A prompt, an option or an output folder cannot be used as given."""
 
 
+class NonFiniteError(GlmExportError):
+    """A model's logits are no distribution: its dtype cannot hold what it computes, or its weights are damaged.
+
+    The program or checkpoint cannot be used as it is, hence exit code 2; where two are compared and the one that is
+    judged is at fault, the comparison fails (1).
+    """
+
+
 class ComparisonFailedError(GlmExportError):
     """Two runs were compared and differ by more than the tolerance."""
 

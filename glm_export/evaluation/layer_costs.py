@@ -18,7 +18,7 @@ from glm_export.artifacts.program import OnnxProgram
 from glm_export.calibration.corpus.corpus import Corpus, Sample
 from glm_export.calibration.quantization import Quantization
 from glm_export.checkpoints.checkpoint import Checkpoint
-from glm_export.errors import InputError
+from glm_export.errors import InputError, NonFiniteError
 from glm_export.inputs.prompts import prefill_feeds
 from glm_export.modeling import Decoder, linear_weights
 from glm_export.progress import Advance, NullProgress, Progress
@@ -65,6 +65,11 @@ class _Simulation:
         self._float = {name: self.model.get_submodule(_module(name)) for name in self.weights}
         samples = _that_fit(corpus, checkpoint.config.vocab_size)
         self._rows = [(sample, _predicted(self.model, sample)) for sample in samples]
+        if not all(logits.max(dim=-1).values.isfinite().all() for _, logits in self._rows):
+            raise NonFiniteError(
+                f"the model in {dtype} computes NaN or infinite logits before anything is quantized; "
+                "take --reference-dtype float32, or see with check whether the checkpoint computes numbers"
+            )
         self.tokens = sum(len(logits) for _, logits in self._rows)
 
     @contextmanager

@@ -9,7 +9,8 @@ Shapes: B batch, S tokens, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import zip_longest
 from statistics import median
@@ -19,10 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glm_export.calibration.corpus.corpus import Corpus, Sample, Task
-from glm_export.errors import InputError
+from glm_export.errors import ComparisonFailedError, InputError, NonFiniteError
 from glm_export.evaluation.budget import KL
 from glm_export.evaluation.logits import row_logits, rows_at_once
 from glm_export.evaluation.report import QualityReport
+from glm_export.generation.finite import lost_rows, not_finite
 from glm_export.generation.generate import generate_ids
 from glm_export.generation.stopping import Stopping
 from glm_export.inputs.prompts import Prompt
@@ -47,11 +49,6 @@ def _compare(reference_SV: Logits, candidate_SV: Logits, ids: Sequence[int]) -> 
 
 def _compare_block(reference_SV: Logits, candidate_SV: Logits, ids_S: NDArray[np.int64]) -> Figures:
     log_p_SV, log_q_SV = _log_softmax(reference_SV), _log_softmax(candidate_SV)
-    if np.isnan(log_p_SV).any():
-        raise InputError("the reference's logits should be numbers, found NaN or infinity; check it, or its dtype")
-    lost_S = np.isnan(log_q_SV).any(axis=-1)
-    # Probability 0 for every token: infinitely far from any reference.
-    log_q_SV[lost_S] = -np.inf
     p_SV = np.exp(log_p_SV)
     # What the reference never says adds nothing, even where the candidate's logarithm is infinite.
     kl_S = np.where(p_SV > 0, p_SV * (log_p_SV - log_q_SV), 0.0).sum(axis=-1)
@@ -61,12 +58,12 @@ def _compare_block(reference_SV: Logits, candidate_SV: Logits, ids_S: NDArray[np
     top5_S = (best_p[:, :, None] == best_q[:, None, :]).sum(axis=(1, 2)) / likeliest
     rows = np.arange(len(ids_S))
     # KL is below 0 only by rounding.
-    columns = (-log_p_SV[rows, ids_S], -log_q_SV[rows, ids_S], np.maximum(kl_S, 0), top1_S * ~lost_S, top5_S * ~lost_S)
+    columns = (-log_p_SV[rows, ids_S], -log_q_SV[rows, ids_S], np.maximum(kl_S, 0), top1_S, top5_S)
     return np.stack(columns, axis=-1)
 
 
 def _log_softmax(logits_SV: Logits) -> Figures:
-    """In float64; a row with NaN or plus infinity becomes NaN."""
+    """In float64; minus infinity stays what it is."""
     wide_SV = logits_SV.astype(np.float64)
     shifted_SV = wide_SV - wide_SV.max(axis=-1, keepdims=True)
     return shifted_SV - np.log(np.exp(shifted_SV).sum(axis=-1, keepdims=True))  # type: ignore[no-any-return]
@@ -94,8 +91,9 @@ def measure(
         progress: shows samples read and texts written.
 
     Raises:
-        InputError: two vocabularies, nothing to predict, a sample one side has no room for, a negative count, or a
-            reference whose logits are no numbers.
+        InputError: two vocabularies, nothing to predict, a sample one side has no room for, or a negative count.
+        NonFiniteError: the reference's logits are NaN or infinite.
+        ComparisonFailedError: the candidate's are.
     """
     sizes = [session.config.vocab_size for session in (reference, candidate)]
     if sizes[0] != sizes[1]:
@@ -116,11 +114,15 @@ def measure(
         max(1, min(greedy_tokens, *(one.remaining_tokens(prompt) for one in (reference, candidate))))
         for prompt in continued
     ]
-    texts = [_written(session, continued, limits, ends, advance) for session in (reference, candidate)]
+    texts = [_written(reference, continued, limits, ends, advance)]
+    with judged():
+        texts.append(_written(candidate, continued, limits, ends, advance))
     # First steps that differ; an equal row has none.
     steps = [[n for n, (a, b) in enumerate(zip_longest(*pair), 1) if a != b][:1] for pair in zip(*texts, strict=True)]
     partings = [step for found in steps for step in found]
-    exact = [_exact(session, asked, reference.tokenizer, ends, advance) for session in (reference, candidate)]
+    exact = [_exact(reference, asked, reference.tokenizer, ends, advance)]
+    with judged():
+        exact.append(_exact(candidate, asked, reference.tokenizer, ends, advance))
     return QualityReport(
         corpus=corpus.to_json(), samples=len(samples), **predicted,
         greedy_rows=len(continued), greedy_tokens=greedy_tokens, greedy_identical=len(continued) - len(partings),
@@ -140,7 +142,10 @@ def _predicted(reference: Session, candidate: Session, samples: dict[int, Sample
     prompts, first = [samples[index].prompt for index in order], [samples[index].counted_from for index in order]
     figures: list[Figures] = []
     sides = (row_logits(session, prompts, first) for session in (reference, candidate))
-    for prompt, start, one_SV, other_SV in zip(prompts, first, *sides, strict=True):
+    for number, prompt, start, one_SV, other_SV in zip(order, prompts, first, *sides, strict=True):
+        _require_numbers(reference, one_SV, f"the reference, sample {number}", start)
+        with judged():
+            _require_numbers(candidate, other_SV, f"the program, sample {number}", start)
         figures.append(_compare(one_SV, other_SV, prompt.ids[start:]))
         advance(1)
     every = np.concatenate(figures)
@@ -154,6 +159,21 @@ def _predicted(reference: Session, candidate: Session, samples: dict[int, Sample
         "kl": mean_kl, "kl_99": float(kl[math.ceil(0.99 * len(kl)) - 1]), "kl_largest": float(kl[-1]),
         "top1": top1, "top5": top5, "worst_sample": order[worst], "worst_kl": kl_by_sample[worst],
     }  # fmt: skip
+
+
+@contextmanager
+def judged() -> Iterator[None]:
+    """Within, the candidate runs: one that computes no numbers has failed the comparison."""
+    try:
+        yield
+    except NonFiniteError as error:
+        raise ComparisonFailedError(str(error)) from error
+
+
+def _require_numbers(session: Session, logits_SV: Logits, place: str, start: int) -> None:
+    lost = lost_rows(logits_SV)
+    if lost:
+        raise not_finite(session.describe(), f"{place}, its token {start + lost[0]}", logits_SV[lost[0]])
 
 
 def _opening(sample: Sample) -> Prompt:

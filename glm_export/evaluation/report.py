@@ -19,7 +19,7 @@ class QualityReport:
     candidate's, in nats (Kullback and Leibler 1951); ``kl_99``: its 99th percentile, by nearest rank. ``top1``: share
     of tokens where both find the same one likeliest. ``top5``: how many of the reference's five likeliest are among
     the candidate's, over five, in any order. ``worst_sample``: index in the corpus of the largest mean KL, which is
-    ``worst_kl``. Where the candidate's logits are no numbers, its KL and perplexity are infinite and nothing agrees.
+    ``worst_kl``. Figures are infinite where the candidate gives probability 0 to what the reference may say.
 
     ``greedy_rows`` prompts were continued by both, up to ``greedy_tokens`` tokens or the end of the text.
     ``greedy_identical`` came out alike; ``greedy_first_difference`` is the median step (the first token is step 1)

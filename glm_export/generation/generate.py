@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import count
 
 from glm_export.errors import InputError
+from glm_export.generation.finite import require_finite
 from glm_export.generation.sampling import Sampler, Sampling
 from glm_export.generation.stopping import Decode, Stopping
 from glm_export.inputs.feeds import Feeds, RightPaddedFeeds
@@ -42,6 +44,7 @@ def generate_steps(
 
     Raises:
         InputError: an empty or too long prompt, or stop strings without ``decode``.
+        NonFiniteError: logits of a row still written are NaN or infinite; rows written so far were handed out.
     """
     if stopping.stop_strings and decode is None:
         raise InputError("stop strings need a tokenizer to decode with")
@@ -53,7 +56,8 @@ def generate_steps(
     rows = [Generation(prompt=prompt) for prompt in built]
     samplers = [Sampler(_row_sampling(sampling, index)) for index in range(len(rows))]
     logits_BV = feeds.last_logits(session.prefill(feeds))
-    while True:
+    for step in count(1):
+        require_finite(session, logits_BV, step, [at for at, row in enumerate(rows) if not row.finish_reason])
         next_ids = []
         for index, (row, sampler, limit) in enumerate(zip(rows, samplers, limits, strict=True)):
             if row.finish_reason:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from glm_export.errors import InputError
+from glm_export.generation.finite import require_finite
 from glm_export.generation.generate import generate_ids
 from glm_export.generation.sampling import Sampling
 from glm_export.generation.stopping import Stopping
@@ -151,17 +152,22 @@ def continuation_log_probabilities(
     """Natural log-probability of each continuation of one prompt, token by token over the cache.
 
     Works with programs that compute the last row of logits alone.
+
+    Raises:
+        NonFiniteError: logits are NaN or infinite.
     """
     prompt = session.prompt(prompt_ids)
     feeds = session.feeds([prompt] * len(continuations))
     logits_BV = feeds.last_logits(session.prefill(feeds))
     totals = np.zeros(len(continuations))
     for step in range(max(map(len, continuations))):
+        judged = [row for row, ids in enumerate(continuations) if step < len(ids)]
+        require_finite(session, logits_BV, step + 1, judged)
         last_BV = logits_BV.astype(np.float64)
         peak_B1 = last_BV.max(axis=-1, keepdims=True)
         log_BV = last_BV - peak_B1 - np.log(np.exp(last_BV - peak_B1).sum(axis=-1, keepdims=True))
-        for row, ids in enumerate(continuations):
-            totals[row] += log_BV[row, ids[step]] if step < len(ids) else 0.0
+        for row in judged:
+            totals[row] += log_BV[row, continuations[row][step]]
         if step + 1 < max(map(len, continuations)):
             next_ids = [ids[min(step, len(ids) - 1)] for ids in continuations]
             feeds = feeds.next_step(next_ids, session.last_position(feeds))

@@ -18,6 +18,7 @@ from glm_export.artifacts.open import Kind, open_artifact
 from glm_export.artifacts.program import OnnxProgram, load_program
 from glm_export.checkpoints.checkpoint import Checkpoint
 from glm_export.errors import GlmExportError
+from glm_export.generation.finite import require_finite
 from glm_export.inputs.feeds import Feeds
 from glm_export.inputs.prompts import Prompt
 from glm_export.machine.memory import read_bandwidth, resident_bytes
@@ -139,19 +140,25 @@ class _Rounds:
         logits = self._session.prefill(feeds)
         read = time.perf_counter() - started
         _choose(logits)
-        return read, time.perf_counter() - started
+        taken = time.perf_counter() - started
+        require_finite(self._session, logits[:, -1], 1)
+        return read, taken
 
     def _decode(self, steps: int) -> list[float]:
         """Seconds of each greedy step: feeding, running, choosing."""
         feeds = self._prompt(self._options.context)
-        chosen = _choose(self._session.prefill(feeds))
+        logits = self._session.prefill(feeds)
+        require_finite(self._session, logits[:, -1], 1)
+        chosen = _choose(logits)
         last_position = self._session.config.max_positions - 1
         taken = []
-        for _ in range(steps):
+        for step in range(2, steps + 2):
             started = time.perf_counter()
             feeds = feeds.next_step(chosen, last_position)
-            chosen = _choose(self._session.decode(feeds))
+            logits = self._session.decode(feeds)
+            chosen = _choose(logits)
             taken.append(time.perf_counter() - started)
+            require_finite(self._session, logits[:, -1], step)
         return taken
 
 

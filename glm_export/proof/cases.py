@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from glm_export.errors import ComparisonFailedError
+from glm_export.generation.finite import way_out
 from glm_export.inputs.feeds import Feeds
 from glm_export.inputs.prompts import Prompt, prefill_feeds
+from glm_export.proof.compare import EmptyComparisonError
 from glm_export.sessions.session import Session, Tensors
 from glm_export.spec.config import GlmConfig
 from glm_export.spec.signature import (
@@ -54,6 +59,10 @@ def parity_cases(
         max_tokens: tokens the program can hold; 0: the context.
         rows: at most, in the batch.
         tokens: at most, read at once.
+
+    Raises:
+        EmptyComparisonError: the reference's keys or values are not finite.
+        ComparisonFailedError: they are beyond what the program's cache can hold.
     """
     random = np.random.default_rng(0)
     max_tokens = min(max_tokens or config.max_positions, config.max_positions)
@@ -128,4 +137,25 @@ def _tensors(reference: Session, signature: Signature, past: Feeds | None, feeds
         before = reference.run({**past.named(), **empty})
         for i in layers:
             tensors |= {name: before[kept] for name, kept in zip(past_names(i), present_names(i), strict=True)}
-    return {name: array.astype(cache_dtype) if array.dtype.kind == "f" else array for name, array in tensors.items()}
+    return {name: _kept(array, cache_dtype, reference) for name, array in tensors.items()}
+
+
+def _kept(array: NDArray[np.generic], dtype: np.dtype[Any], reference: Session) -> NDArray[np.generic]:
+    """A past as the program keeps it; other inputs as they are."""
+    if array.dtype.kind != "f":
+        return array
+    described = reference.describe()
+    if not np.isfinite(array).all():
+        raise EmptyComparisonError(
+            f"the reference ({described.runtime} {described.dtype}) computes keys or values that are not finite, so "
+            f"nothing can be compared with it; {way_out(described)}"
+        )
+    with np.errstate(over="ignore"):
+        kept = array.astype(dtype)
+    if not np.isfinite(kept).all():
+        raise ComparisonFailedError(
+            f"keys and values should fit the program's {dtype}, which ends at {np.finfo(dtype).max:.0f}, found "
+            f"{np.abs(array).max():.3g} in the reference: its cache cannot hold them; "
+            "export with --dtype bfloat16 or float32"
+        )
+    return kept

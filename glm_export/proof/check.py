@@ -9,7 +9,8 @@ import numpy as np
 from glm_export.artifacts.program import OnnxProgram
 from glm_export.calibration.quantization import Quantization
 from glm_export.checkpoints.checkpoint import Checkpoint
-from glm_export.errors import InputError
+from glm_export.errors import InputError, NonFiniteError
+from glm_export.generation.finite import way_out
 from glm_export.generation.generate import generate_ids
 from glm_export.generation.stopping import Stopping
 from glm_export.proof.cases import parity_cases, random_prompt
@@ -37,6 +38,8 @@ class CheckReport:
     usual_bound: float | None = None
     others: tuple[ParityReport, ...] = ()
     """The same cases through other runners of the same program."""
+    not_finite: str | None = None
+    """Where the program computes NaN or infinity while the reference computes numbers, and what to do."""
 
     @property
     def usual(self) -> float:
@@ -59,7 +62,7 @@ class CheckReport:
         return self.parity.to_json() | {
             "passed": self.passed, "recipe": self.recipe, "usual": self.usual, "usual_bound": self.usual_bound,
             "greedy_tokens_equal": self.greedy_equal, "greedy_tokens": self.greedy_total,
-            "others": [other.to_json() for other in self.others],
+            "others": [other.to_json() for other in self.others], "not_finite": self.not_finite,
         }  # fmt: skip
 
 
@@ -96,9 +99,23 @@ def check(program: OnnxProgram, checkpoint: Checkpoint, reference_dtype: str = "
         results = run_both(reference, program, candidate, cases)
         parity = compare_runs(results, [case.name for case in cases], looser, tolerance)
         equal, total = greedy_agreement(reference, candidate)
+        lost = candidate_not_finite(parity, candidate)
     usual_bound = recipe.usual if recipe is not None and looser == "float32" else None
     return CheckReport(
-        parity=parity, greedy_equal=equal, greedy_total=total, recipe=program.recipe, usual_bound=usual_bound
+        parity=parity, greedy_equal=equal, greedy_total=total, recipe=program.recipe, usual_bound=usual_bound,
+        not_finite=lost,
+    )  # fmt: skip
+
+
+def candidate_not_finite(parity: ParityReport, candidate: Session) -> str | None:
+    """Where the candidate first computes no numbers, and the way out; None where it always does."""
+    first = next((output for output in parity.outputs if not output.finite), None)
+    if first is None:
+        return None
+    cases = dict.fromkeys(output.case for output in parity.outputs if not output.finite)
+    return (
+        f"{first.output} of {parity.candidate} is not finite in case {first.case!r} (cases: {', '.join(cases)}), and "
+        f"{parity.reference} computes numbers there: {way_out(candidate.describe())}"
     )
 
 
@@ -116,15 +133,23 @@ def greedy_agreement(
 ) -> tuple[int, int]:
     """Greedy tokens both sides write alike, of how many: prompts one after another and as a padded batch.
 
+    A candidate that cannot choose a token, because its logits are not finite, writes none alike.
+
     ``rows``: of the batch at most. ``max_tokens``: tokens the candidate can hold; 0: the context.
+
+    Raises:
+        NonFiniteError: the reference's logits are not finite.
     """
     config = reference.config
     random = np.random.default_rng(seed)
     prompts = [random_prompt(random, length, config) for length in (12, 5, 2)[:rows]]
     stopping = Stopping(max_new_tokens=min(GREEDY_TOKENS, (max_tokens or config.max_positions) - 16))
     batch = generate_ids(reference, prompts, stopping=stopping)
-    answers = generate_ids(candidate, prompts, stopping=stopping)
-    alone = [generate_ids(candidate, [prompt], stopping=stopping)[0] for prompt in prompts]
+    try:
+        answers = generate_ids(candidate, prompts, stopping=stopping)
+        alone = [generate_ids(candidate, [prompt], stopping=stopping)[0] for prompt in prompts]
+    except NonFiniteError:
+        return 0, 2 * sum(len(row.ids) for row in batch)
     pairs = [
         (a, b)
         for expected, rows in zip(batch, zip(answers, alone, strict=True), strict=True)

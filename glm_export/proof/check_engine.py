@@ -19,7 +19,13 @@ from glm_export.artifacts.program import OnnxProgram
 from glm_export.checkpoints.checkpoint import Checkpoint
 from glm_export.errors import InputError
 from glm_export.proof.cases import parity_cases
-from glm_export.proof.check import CheckReport, greedy_agreement, quantization_of, require_same_checkpoint
+from glm_export.proof.check import (
+    CheckReport,
+    candidate_not_finite,
+    greedy_agreement,
+    quantization_of,
+    require_same_checkpoint,
+)
 from glm_export.proof.compare import TOLERANCES, compare_runs
 from glm_export.proof.runners import ReferenceRunner, SessionRunner
 from glm_export.sessions.onnxruntime.cache import NUMPY_DTYPES
@@ -79,10 +85,11 @@ def check_engine(
             compare_runs(RunResults([results[0], other]), names, looser, tolerance) for other in list(results)[1:]
         )
         equal, total = greedy_agreement(reference, candidate, rows=limits.max_batch, max_tokens=limits.max_context)
+        lost = candidate_not_finite(first, candidate)
     usual_bound = recipe.usual if recipe is not None and looser == "float32" else None
     return CheckReport(
         parity=first, greedy_equal=equal, greedy_total=total, recipe=program.recipe, usual_bound=usual_bound,
-        others=tuple(others),
+        others=tuple(others), not_finite=lost,
     )  # fmt: skip
 
 

@@ -42,7 +42,8 @@ class OutputParity:
 
     ``max_abs`` and ``scale`` are in the output's units; ``max_rel`` is the largest relative difference where the
     reference is not tiny; ``required_tolerance`` is the smallest that passes, in the units of :data:`TOLERANCES`.
-    ``top1`` is the share of rows with the same likeliest token (logits only).
+    ``top1`` is the share of rows with the same likeliest token (logits only). ``finite``: whether the candidate's
+    values are numbers; the reference's always are.
     """
 
     case: str
@@ -55,6 +56,7 @@ class OutputParity:
     tolerance: float
     passed: bool
     top1: float | None = None
+    finite: bool = True
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; ``needed`` is :attr:`required_tolerance`, under the name reports have had from the start."""
@@ -100,7 +102,8 @@ def compare_runs(results: RunResults, cases: Sequence[str], dtype: str, toleranc
         tolerance: where the program allows itself more than its dtype does.
 
     Raises:
-        EmptyComparisonError: fewer than two runs, no iteration, or outputs that do not match up.
+        EmptyComparisonError: fewer than two runs, no iteration, outputs that do not match up, or a reference that
+            is not finite.
     """
     if len(results) != 2:
         raise EmptyComparisonError(f"a comparison needs two runs, found {len(results)}")
@@ -125,7 +128,9 @@ def _compare_case(
         different = sorted(set(expected) ^ set(found))
         raise EmptyComparisonError(f"case {case}: both runs must have the same outputs; only one has {different}")
     references = {name: np.asarray(expected[name], dtype=np.float64) for name in expected}
-    scales = {name: _scale(array) for name, array in references.items()}
+    for name, array in references.items():
+        _require_comparable(case, name, array, found[name])
+    scales = {name: max(float(np.abs(array).max()), 1e-6) for name, array in references.items()}
     compare = CompareFunc.simple(
         check_error_stat="max", rtol=0.0, atol={name: tolerance * scale for name, scale in scales.items()}
     )
@@ -142,15 +147,20 @@ def _compare_case(
             max_rel=_max_rel(reference, candidate, scales[name]) if finite else float("inf"),
             required_tolerance=max_abs / scales[name], tolerance=tolerance, passed=finite and bool(verdicts[name]),
             top1=_top1(reference, candidate) if name == LOGITS and same_shape else None,
+            finite=bool(np.isfinite(candidate).all()),
         )  # fmt: skip
 
 
-def _scale(reference: NDArray[np.float64]) -> float:
+def _require_comparable(case: str, name: str, reference: NDArray[np.float64], found: Any) -> None:
     if not reference.size:
         raise EmptyComparisonError("an output has no elements; nothing was compared")
     if not np.isfinite(reference).all():
-        raise EmptyComparisonError("the reference itself is not finite; the checkpoint or the case is broken")
-    return max(float(np.abs(reference).max()), 1e-6)
+        beside = "is finite" if np.isfinite(np.asarray(found, dtype=np.float64)).all() else "is not finite either"
+        raise EmptyComparisonError(
+            f"the reference is not finite in case {case!r}, output {name} (the other side {beside}), so nothing was "
+            "proven: take --reference-dtype float32, and where it is that already, see with export which of the "
+            "checkpoint's tensors is not finite"
+        )
 
 
 def _max_rel(reference: NDArray[np.float64], candidate: NDArray[np.float64], scale: float) -> float:

@@ -62,6 +62,8 @@ def show_parity(console: Console, report: CheckReport) -> None:
     first = next((o for o in parity.outputs if not o.passed), None)
     if first is not None:
         console.print(f"first output beyond tolerance: {first.output} in case {first.case!r}")
+    if report.not_finite is not None:
+        console.print(report.not_finite, soft_wrap=True, markup=False)
     console.print(
         f"greedy tokens equal: {report.greedy_equal} of {report.greedy_total}\n"
         f"smallest passing tolerance: {parity.required_tolerance:.1e} of an output's largest value "

@@ -22,7 +22,7 @@ from rich.console import Console
 from glm_export import api
 from glm_export.calibration.corpus.corpus import Corpus, Sample
 from glm_export.calibration.corpus.load import load_corpus
-from glm_export.errors import InputError
+from glm_export.errors import ComparisonFailedError, InputError, NonFiniteError
 from glm_export.evaluation import logits as batching, measure as measures
 from glm_export.evaluation.budget import Budget
 from glm_export.evaluation.logits import row_logits, rows_at_once
@@ -258,29 +258,38 @@ def test_a_task_is_done_when_all_its_lines_are_written(tmp_path: Path, load: Loa
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("where", ["everywhere", "one token"])
-def test_a_candidate_without_numbers_is_infinitely_far(value: float, where: str, load: Load) -> None:
+def test_logits_that_are_no_numbers_end_the_measurement(value: float, where: str, load: Load) -> None:
     def change(logits: Logits, _: int) -> Logits:
         logits = logits.copy()
         logits[..., -2:, :] = value
         return np.full_like(logits, value) if where == "everywhere" else logits
 
     session = load()
-    report = measures.measure(session, Altered(session, change), corpus_for(session))
-    assert report.kl == report.kl_largest == report.worst_kl == report.perplexity_ratio == math.inf
-    if where == "everywhere":
-        assert (report.kl_99, report.top1, report.top5) == (math.inf, 0, 0)
-        assert report.recall == 0
-    assert report.top1 < 1
-    # Nor is the first token agreed upon, which is what argmax says where there is no number.
-    first = np.array([[3.0, 2.0, 1.0, 0.0, -1.0, -2.0]], np.float32)
-    assert measures._compare(first, np.full_like(first, value), [0])[0, 1:].tolist() == [math.inf, math.inf, 0, 0]
+    corpus, found = corpus_for(session), "NaN" if math.isnan(value) else "infinite"
+    shortest = min(range(len(corpus.samples)), key=lambda index: len(corpus.samples[index].prompt.ids))
+    sample = corpus.samples[shortest]
+    token = sample.counted_from if where == "everywhere" else len(sample.prompt.ids) - 2
+    place = rf"the program, sample {shortest}, its token {token}: logits should be numbers, found {found}"
+    with pytest.raises(ComparisonFailedError, match=place):
+        measures.measure(session, Altered(session, change), corpus)
+    with pytest.raises(NonFiniteError, match=place.replace("program", "reference")):
+        measures.measure(Altered(session, change), session, corpus, **QUICK)
+    # And where only what it writes has none.
+    late = Altered(session, lambda logits, step: np.full_like(logits, value) if step == 2 else logits)
+    with pytest.raises(ComparisonFailedError, match=f"step 3, row 0: .* found {found}"):
+        measures.measure(session, late, corpus)
+
+
+def test_infinite_figures_are_said_in_json_too(load: Load) -> None:
+    session = load()
+    report = replace(
+        measures.measure(session, session, corpus_for(session)), kl=math.inf, candidate_perplexity=math.inf
+    )
     assert Budget.parse("kl=1e6,perplexity=1e6").broken(report) == [
         "KL inf nats a token, 1e+06 allowed", "perplexity inf times the reference's, 1e+06 allowed",
     ]  # fmt: skip
     values = json.loads(json.dumps(report.to_json(), allow_nan=False))
     assert values["kl"] == values["perplexity_ratio"] == "Infinity"
-    with pytest.raises(InputError, match="the reference's logits should be numbers"):
-        measures.measure(Altered(session, change), session, corpus_for(session), **QUICK)
 
 
 def test_tokens_that_neither_can_say_are_no_difference(load: Load) -> None:
