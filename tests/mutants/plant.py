@@ -1,6 +1,7 @@
 """Plant small faults in the pure modules, one at a time, and list those no test noticed: ``make mutants``.
 
-Each mutant lives in a copy of the tree, changes one place of one module, and meets the test files that name it.
+Each mutant lives in a copy of the tree, changes one place of one module, and meets the test files that judge it
+(``judges.py``), which must pass without it first.
 mutmut and cosmic-ray were not taken: both mutate installed packages by their path, and two of the three rooms they
 would have to know are reached through links.
 """
@@ -15,9 +16,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))  # run as a script
+from tests.mutants.judges import Judges
 
 ROOT = Path(__file__).parents[2]
 PURE = (
@@ -26,8 +31,10 @@ PURE = (
     "calibration/quantize.py", "calibration/observers", "calibration/methods", "graphs/rules", "graphs/queries.py",
     "graphs/weight_traffic.py",
 )  # fmt: skip
-TREE = ("glm_export", "graphs", "calibration", "tests", "cli.py", "pyproject.toml")
-SECONDS = 240
+IGNORED = (".git", ".venv*", "out", "demo", "build", "dist", "*.egg-info", "__pycache__", ".*_cache", ".hypothesis")
+PASSED = 0
+SECONDS, PATIENCE = 60, 5
+"""A mutant that takes longer than this, and as many times as long as no mutant at all, is an endless loop."""
 COMPARISONS: dict[type[ast.cmpop], type[ast.cmpop]] = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
     ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In,
@@ -47,15 +54,18 @@ class Mutant:
     change: str
     plant: Callable[[ast.Module], None]
 
+    def __str__(self) -> str:
+        return f"{self.module}:{self.line}  {self.change}"
+
 
 def _nodes(tree: ast.Module) -> list[ast.AST]:
     """In a fixed order, so that a mutant finds its place in another parse of the same text."""
     return list(ast.walk(tree))
 
 
-def mutants_of(module: Path) -> Iterator[Mutant]:
+def mutants_of(module: Path, root: Path = ROOT) -> Iterator[Mutant]:
     """Every fault this script knows for a module; annotations and docstrings are left alone."""
-    tree = ast.parse((ROOT / module).read_text(encoding="utf-8"))
+    tree = ast.parse((root / module).read_text(encoding="utf-8"))
     for index, node in enumerate(_nodes(tree)):
         line = getattr(node, "lineno", 0)
         if isinstance(node, ast.Compare) and type(node.ops[0]) in COMPARISONS:
@@ -109,41 +119,80 @@ def pure_modules() -> list[Path]:
     return sorted(path.relative_to(ROOT) for path in found if path.name != "__init__.py")
 
 
-def tests_of(module: Path) -> list[str]:
-    """Test files that name a module, the shortest first; where none does, those of its room."""
-    dotted = ".".join(module.with_suffix("").parts)
-    dotted = dotted if dotted.startswith("glm_export") else f"glm_export.{dotted}"
-    package, _, leaf = dotted.rpartition(".")
-    every = sorted((ROOT / "tests").rglob("test_*.py"), key=lambda path: path.stat().st_size)
-    named = [
-        path for path in every
-        if f"from {dotted} import" in (text := path.read_text(encoding="utf-8"))
-        or f"from {package} import {leaf}" in text
-        or path.name == f"test_{leaf}.py"
-    ]  # fmt: skip
-    room = package.removeprefix("glm_export.").split(".")[0]
-    chosen = named or [path for path in every if path.parent.name == room]
-    return [str(path.relative_to(ROOT)) for path in chosen[:4]]
+class BaselineError(Exception):
+    """Tests that fail without a mutant can judge none."""
 
 
-def survives(mutant: Mutant, folder: Path) -> bool:
-    """Whether the tests that name its module pass all the same."""
-    target = folder / mutant.module
-    text = target.read_text(encoding="utf-8")
-    tree = ast.parse(text)
-    mutant.plant(tree)
-    target.write_text(ast.unparse(ast.fix_missing_locations(tree)), encoding="utf-8")
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-n0", "-p", "no:cacheprovider", *tests_of(mutant.module)]
-    try:
-        result = subprocess.run(
-            command, cwd=folder, env=os.environ | {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"},
-            capture_output=True, timeout=SECONDS, check=False,
-        )  # fmt: skip
-        return result.returncode == 0
-    except subprocess.TimeoutExpired:
-        return False  # an endless loop is noticed
-    finally:
-        target.write_text(text, encoding="utf-8")
+@dataclass(frozen=True)
+class Tree:
+    """A copy of the repository in which one module at a time is changed."""
+
+    folder: Path
+
+    @classmethod
+    def copied(cls, source: Path, folder: Path) -> Tree:
+        """All of it but what git does not know either: tests read documents and examples, too."""
+        shutil.copytree(source, folder, symlinks=True, ignore=shutil.ignore_patterns(*IGNORED), dirs_exist_ok=True)
+        return cls(folder)
+
+    def run(self, tests: Sequence[str], seconds: float | None = None) -> subprocess.CompletedProcess[bytes]:
+        """Pytest over these files, until the first that fails."""
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-n0", "-p", "no:cacheprovider", *tests]
+        environment = os.environ | {"PYTHONPATH": str(self.folder), "PYTHONDONTWRITEBYTECODE": "1"}
+        return subprocess.run(
+            command, cwd=self.folder, env=environment, capture_output=True, timeout=seconds, check=False
+        )
+
+    def baseline(self, tests: Sequence[str]) -> float:
+        """How long these tests take on the tree as it is, in seconds.
+
+        Raises:
+            BaselineError: they fail.
+        """
+        began = time.monotonic()
+        result = self.run(tests)
+        if result.returncode != PASSED:
+            raise BaselineError(
+                f"{' '.join(tests)}: fails without a mutant (pytest: {result.returncode}), so every mutant would count "
+                f"as killed; mend it first\n{result.stdout.decode()[-2000:]}{result.stderr.decode()[-2000:]}"
+            )
+        return time.monotonic() - began
+
+    def survives(self, mutant: Mutant, tests: Sequence[str], seconds: float) -> bool:
+        """Whether these tests pass all the same.
+
+        Raises:
+            RuntimeError: pytest itself failed, which says nothing of the mutant.
+        """
+        target = self.folder / mutant.module
+        text = target.read_text(encoding="utf-8")
+        tree = ast.parse(text)
+        mutant.plant(tree)
+        target.write_text(ast.unparse(ast.fix_missing_locations(tree)), encoding="utf-8")
+        try:
+            result = self.run(tests, seconds)
+        except subprocess.TimeoutExpired:
+            return False  # an endless loop is noticed
+        finally:
+            target.write_text(text, encoding="utf-8")
+        # 1: a test failed, 2: a file could not be imported, negative: the process died of it.
+        if result.returncode not in (PASSED, 1, 2) and result.returncode > 0:
+            raise RuntimeError(f"pytest gave up ({result.returncode}): {result.stdout.decode()[-2000:]}")
+        return result.returncode == PASSED
+
+
+def survivors_of(chosen: Sequence[Mutant], tree: Tree, judges: Judges) -> list[Mutant]:
+    """Plant one mutant after the other, and tell how each fares. Each set of tests runs without one first."""
+    survivors: list[Mutant] = []
+    took: dict[tuple[str, ...], float] = {}
+    for number, mutant in enumerate(chosen, 1):
+        tests = tuple(judges.of(mutant.module))
+        if tests not in took:
+            took[tests] = tree.baseline(tests)
+        alive = tree.survives(mutant, tests, max(SECONDS, PATIENCE * took[tests]))
+        survivors += [mutant] * alive
+        print(f"{number:3} of {len(chosen)}  {'SURVIVED' if alive else 'killed  '}  {mutant}", flush=True)
+    return survivors
 
 
 def main() -> None:
@@ -154,25 +203,14 @@ def main() -> None:
     arguments = options.parse_args()
     every = [mutant for module in pure_modules() for mutant in mutants_of(module)]
     chosen = random.Random(arguments.seed).sample(every, min(arguments.count, len(every)))
-    survivors = []
     with tempfile.TemporaryDirectory(prefix="mutants-") as name:
-        folder = Path(name)
-        for part in TREE:
-            if (ROOT / part).is_dir():
-                shutil.copytree(ROOT / part, folder / part, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
-            else:
-                shutil.copy(ROOT / part, folder / part)
-        for number, mutant in enumerate(chosen, 1):
-            alive = survives(mutant, folder)
-            survivors += [mutant] * alive
-            where = f"{mutant.module}:{mutant.line}"
-            print(
-                f"{number:3} of {len(chosen)}  {'SURVIVED' if alive else 'killed  '}  {where}  {mutant.change}",
-                flush=True,
-            )
+        try:
+            survivors = survivors_of(chosen, Tree.copied(ROOT, Path(name)), Judges(ROOT))
+        except (BaselineError, LookupError, RuntimeError) as error:
+            sys.exit(str(error))
     print(f"\n{len(chosen) - len(survivors)} of {len(chosen)} mutants were killed (of {len(every)} known)")
     for mutant in survivors:
-        print(f"survived: {mutant.module}:{mutant.line}  {mutant.change}")
+        print(f"survived: {mutant}")
 
 
 if __name__ == "__main__":
