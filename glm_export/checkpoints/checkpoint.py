@@ -1,14 +1,14 @@
 """A publisher's folder, read lazily: ``config.json`` and weights under their official names.
 
 Weights are memory-mapped, from safetensors or from ``pytorch_model*.bin`` (``weights_only=True``: a file that
-holds code is refused, never run). Only files the index names are opened; nothing is globbed, and no name may
-lead out of the folder.
+holds code is refused, never run). Files are those transformers reads (``weight_files.py``), and no name may lead out
+of the folder.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
@@ -16,29 +16,37 @@ import torch
 from torch import Tensor
 
 from glm_export import families
-from glm_export.checkpoints.formats import open_safetensors, open_torch
+from glm_export.checkpoints.audit import problems
+from glm_export.checkpoints.folder_files import folder_files, with_generation_config
+from glm_export.checkpoints.formats import is_mappable, open_weights
 from glm_export.checkpoints.identity import CheckpointIdentity
+from glm_export.checkpoints.sources import TensorSource
+from glm_export.checkpoints.stored_names import official_names
+from glm_export.checkpoints.ties import settle_ties
+from glm_export.checkpoints.weight_files import WeightFiles, weight_files
 from glm_export.errors import CheckpointError, ConfigError, InputError
-from glm_export.model_folder import inside, read_json
+from glm_export.model_folder import read_json
 from glm_export.spec.config import GlmConfig
 from glm_export.spec.weight_map import WeightMap, WeightRule
 from glm_export.tokenizers import Tokenizer, has_tokenizer, load_tokenizer
 
-WEIGHT_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
-SHOWN_PROBLEMS = 20
-
 
 @dataclass(slots=True, kw_only=True)
 class Checkpoint:
-    """Open weights of one model folder, its family and its tokenizer. Make it with :func:`open_checkpoint`."""
+    """Open weights of one model folder, its family and its tokenizer. Make it with :func:`open_checkpoint`.
+
+    ``sources``: where each official tensor comes from. ``read``: which files were chosen, and what lies beside them
+    unread. ``notes``: a line for each thing that was made of the folder and that its files do not say outright.
+    """
 
     folder: Path
     config: GlmConfig
     weight_map: WeightMap
-    weight_of: dict[str, Path]
     family: ModuleType
-    opened: dict[Path, dict[str, Tensor]] = field(default_factory=dict)
+    read: WeightFiles
+    sources: dict[str, TensorSource]
+    notes: tuple[str, ...] = ()
+    vocab_key: str = "vocab_size"
     _tokenizer: Tokenizer | None = None
 
     @property
@@ -64,40 +72,53 @@ class Checkpoint:
 
     @property
     def files(self) -> list[Path]:
-        """The weight files, each once, in name order."""
-        return sorted(set(self.weight_of.values()))
+        """The weight files that are read, in name order."""
+        return sorted(self.read.files)
 
     @property
     def source_bytes(self) -> int:
         """Size of all weight files."""
         return sum(path.stat().st_size for path in self.files)
 
-    def tensor(self, name: str) -> Tensor:
-        """One official tensor, memory-mapped.
+    @property
+    def resident_bytes(self) -> int:
+        """Memory taken by weight files that cannot be mapped, for as long as the checkpoint is open."""
+        return sum(path.stat().st_size for path in self.files if not is_mappable(path))
+
+    @property
+    def weight_of(self) -> dict[str, Path]:
+        """Official tensor name -> the file that holds it, or most of it."""
+        return {name: source.path for name, source in self.sources.items()}
+
+    def tensor(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
+        """One official tensor: memory-mapped where it is stored as it is, else computed in float32.
+
+        Args:
+            name: its official name.
+            dtype: what a computed one is rounded to, None leaves it; a mapped one stays what it is.
 
         Raises:
-            CheckpointError: its file is damaged or lacks it.
+            CheckpointError: no file holds it.
         """
-        path = self.weight_of[name]
-        if path not in self.opened:
-            self.opened[path] = open_safetensors(path) if path.suffix == ".safetensors" else open_torch(path)
-        for stored in (name, self.weight_map.prefix + name):
-            if stored in self.opened[path]:
-                return self.opened[path][stored]
-        raise CheckpointError(f"the index puts {name} into {path.name}, which does not hold it; download both again")
+        source = self.sources.get(name)
+        if source is None:
+            promised = name in self.read.indexed
+            told = f"{self.read.told_by} promises {name}, but no shard" if promised else f"{name} is missing: no file"
+            raise CheckpointError(f"{told} in {self.folder} holds it; download the weights again")
+        return source.read(dtype)
 
-    def parts(self, rule: WeightRule) -> Iterator[Tensor]:
+    def parts(self, rule: WeightRule, dtype: torch.dtype | None = None) -> Iterator[Tensor]:
         """One reference parameter, in slices of its leading axis where the rule stacks them.
 
-        A part is a view of the mapped file unless its layout must copy.
+        A part is a view of the mapped file unless its layout must copy, or it is computed (see :meth:`tensor`).
         """
         step = rule.each or len(rule.sources)
         for start in range(0, len(rule.sources), step):
-            yield rule.layout([self.tensor(source) for source in rule.sources[start : start + step]])
+            yield rule.layout([self.tensor(source, dtype) for source in rule.sources[start : start + step]])
 
-    def parameter(self, rule: WeightRule) -> Tensor:
+    def parameter(self, rule: WeightRule, dtype: torch.dtype | None = None) -> Tensor:
         """One reference parameter whole."""
-        parts = list(self.parts(rule))
+        parts = list(self.parts(rule, dtype))
         return torch.stack(parts) if rule.each else parts[0]
 
     def parameters(self) -> Iterator[tuple[str, Tensor]]:
@@ -111,28 +132,9 @@ class Checkpoint:
         Raises:
             CheckpointError: listing each missing, unexpected and mis-shaped tensor.
         """
-        expected = {
-            source: shape
-            for rule in self.weight_map.rules
-            for source, shape in zip(rule.sources, rule.shapes, strict=True)
-        }
-        problems = [f"missing {name} {list(shape)}" for name, shape in expected.items() if name not in self.weight_of]
-        for name in self.weight_of:
-            if name in expected:
-                found = tuple(self.tensor(name).shape)
-                if found != expected[name]:
-                    problems.append(f"{name} should be {list(expected[name])}, found {list(found)}")
-                if not self.tensor(name).is_floating_point():
-                    problems.append(f"{name} should be floating point, found {self.tensor(name).dtype}")
-            elif not self.weight_map.ignores(name):
-                problems.append(f"unexpected {name}")
-        if problems:
-            more = f"; and {len(problems) - SHOWN_PROBLEMS} more" if len(problems) > SHOWN_PROBLEMS else ""
-            raise CheckpointError(
-                f"{self.folder} does not fit family {self.config.family} ({len(problems)} problems): "
-                + "; ".join(problems[:SHOWN_PROBLEMS])
-                + more
-            )
+        found = problems(self)
+        if found:
+            raise CheckpointError(found)
 
     def hashes(self, advance: Callable[[int], None] = lambda _: None) -> dict[str, str]:
         """sha256 of config and weight files, as hexadecimal, by file name.
@@ -141,28 +143,6 @@ class Checkpoint:
             advance: told the bytes read so far, for a progress bar.
         """
         return self.identity.hashes(advance)
-
-
-def _weight_table(folder: Path) -> dict[str, Path]:
-    """Official tensor name -> the file that holds it, from the index or the one file."""
-    for name in WEIGHT_INDEXES:
-        if inside(folder, name).is_file():
-            index = read_json(folder, name).get("weight_map")
-            if not isinstance(index, dict):
-                raise CheckpointError(f"{folder / name} has no weight_map; download it again")
-            table = {tensor: inside(folder, file) for tensor, file in index.items()}
-            missing = sorted({path.name for path in table.values() if not path.is_file()})
-            if missing:
-                raise CheckpointError(
-                    f"{folder} lacks {', '.join(missing)}, named in {name}; download the missing shards"
-                )
-            return table
-    for name in WEIGHT_FILES:
-        path = inside(folder, name)
-        if path.is_file():
-            tensors = open_safetensors(path) if path.suffix == ".safetensors" else open_torch(path)
-            return dict.fromkeys(tensors, path)
-    raise CheckpointError(f"{folder} holds no weights: expected one of {', '.join((*WEIGHT_INDEXES, *WEIGHT_FILES))}")
 
 
 def open_checkpoint(folder: Path, family: str | None = None) -> Checkpoint:
@@ -182,8 +162,18 @@ def open_checkpoint(folder: Path, family: str | None = None) -> Checkpoint:
     values = read_json(folder, "config.json")
     if "model_type" not in values and "architectures" not in values:
         raise ConfigError(f"{folder / 'config.json'} names neither model_type nor architectures; it is no model config")
-    config = families.read_config(values, family)
+    config = families.read_config(with_generation_config(folder, values), family, folder_files(folder))
     module = families.load(config.family)
-    weight_map = module.weight_map(config)
-    weight_of = {name.removeprefix(weight_map.prefix): path for name, path in _weight_table(folder).items()}
-    return Checkpoint(folder=folder, config=config, weight_map=weight_map, weight_of=weight_of, family=module)
+    read = weight_files(folder)
+    names = official_names({path: open_weights(path) for path in read.files}, module.weight_map(config))
+    tied = settle_ties(config, module.weight_map(config), names.tensors)
+    return Checkpoint(
+        folder=folder,
+        config=tied.config,
+        weight_map=module.weight_map(tied.config),
+        family=module,
+        read=read,
+        sources=tied.sources,
+        notes=(*config.notes, *names.notes, *tied.notes),
+        vocab_key=getattr(module, "VOCAB_KEY", "vocab_size"),
+    )

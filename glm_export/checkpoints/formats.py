@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from glm_export.errors import CheckpointError
+from glm_export.errors import CheckpointError, EnvironmentMissingError
+from glm_export.machine.memory import available_memory
+
+logger = logging.getLogger(__name__)
+
+WRAPPERS = ("module", "state_dict", "model", "model_state_dict")
+"""Keys under which trainers put the weights beside what else they save (DeepSpeed, Lightning, plain loops)."""
+ZIP_MAGIC = b"PK\x03\x04"
+
+
+def open_weights(path: Path) -> dict[str, Tensor]:
+    """Tensors by name, from safetensors or from what ``torch.save`` wrote.
+
+    Raises:
+        CheckpointError: the file is damaged, or holds more than tensors.
+        EnvironmentMissingError: it cannot be mapped, and does not fit into memory.
+    """
+    return open_safetensors(path) if path.suffix == ".safetensors" else open_torch(path)
 
 
 def open_safetensors(path: Path) -> dict[str, Tensor]:
@@ -29,13 +49,22 @@ def open_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def open_torch(path: Path) -> dict[str, Tensor]:
-    """Tensors by name, memory-mapped; ``weights_only``, so that nothing in the file is run.
+    """Tensors by name, memory-mapped where the file can be; ``weights_only``, so that nothing in it is run.
+
+    One wrapper around the names (``{"state_dict": {…}}``) is taken off.
 
     Raises:
         CheckpointError: the file is damaged, in another format, or holds more than tensors.
+        EnvironmentMissingError: it cannot be mapped, and does not fit into memory.
     """
+    mapped = is_mappable(path)
+    if not mapped:
+        _require_memory_for(path)
     try:
-        tensors = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        with warnings.catch_warnings():
+            # Which pickle protocol a file has is nothing its reader can change.
+            warnings.filterwarnings("ignore", message="Detected pickle protocol", category=UserWarning)
+            saved = torch.load(path, map_location="cpu", mmap=mapped, weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} holds more than tensors, and code from a checkpoint is never run; ask for safetensors weights"
@@ -43,10 +72,57 @@ def open_torch(path: Path) -> dict[str, Tensor]:
     except (RuntimeError, EOFError, OSError) as error:
         first_line = str(error).splitlines()[0]
         raise CheckpointError(
-            f"{path} ({path.stat().st_size} bytes) is damaged, cut short or not in torch's zip format: {first_line}"
+            f"{path} ({path.stat().st_size} bytes) is damaged, cut short or not written by torch.save: {first_line}"
         ) from error
-    if not isinstance(tensors, Mapping) or not all(isinstance(t, Tensor) for t in tensors.values()):
-        raise CheckpointError(
-            f"{path} should map names to tensors, found {type(tensors).__name__}; it is no state dict"
+    return _unwrapped(saved, path)
+
+
+def is_mappable(path: Path) -> bool:
+    """Whether a file's tensors can be memory-mapped: all but what torch wrote before 1.6."""
+    if path.suffix == ".safetensors":
+        return True
+    with path.open("rb") as file:
+        return file.read(len(ZIP_MAGIC)) == ZIP_MAGIC
+
+
+def _require_memory_for(path: Path) -> None:
+    size, available = path.stat().st_size, available_memory()
+    told = (
+        f"{path.name} is in the format torch wrote before 1.6, which cannot be memory-mapped: reading it takes "
+        f"{size / 1e9:.1f} GB of memory"
+    )
+    if available is not None and size > available:
+        raise EnvironmentMissingError(
+            f"{told}, and {available / 1e9:.1f} GB are available; load it where there is more and save it again "
+            "(torch.save, or save_pretrained)"
         )
-    return dict(tensors)
+    logger.warning("%s; saved again with torch.save or save_pretrained it takes none", told)
+
+
+def _unwrapped(saved: Any, path: Path) -> dict[str, Tensor]:
+    if _is_state_dict(saved):
+        return dict(saved)
+    if isinstance(saved, Mapping):
+        wrapped = [key for key in WRAPPERS if _is_state_dict(saved.get(key))]
+        if len(wrapped) == 1:
+            return dict(saved[wrapped[0]])
+        if wrapped:
+            raise CheckpointError(
+                f"{path} holds weights under {' and '.join(map(repr, wrapped))}, and nothing says which are meant; "
+                "save the one state dict alone"
+            )
+    kind = type(saved).__name__
+    if isinstance(saved, Mapping):
+        kind += f" of {', '.join(f'{key!r}: {type(value).__name__}' for key, value in list(saved.items())[:4])}"
+    raise CheckpointError(
+        f"{path} should map names to tensors, itself or under one of {', '.join(WRAPPERS)}; found {kind}: "
+        "save the model's state_dict()"
+    )
+
+
+def _is_state_dict(saved: Any) -> bool:
+    return (
+        isinstance(saved, Mapping)
+        and bool(saved)
+        and all(isinstance(name, str) and isinstance(value, Tensor) for name, value in saved.items())
+    )

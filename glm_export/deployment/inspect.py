@@ -38,15 +38,18 @@ def inspect_folder(source: str, family: str | None = None) -> dict[str, Any]:
 def checkpoint_facts(checkpoint: Checkpoint) -> dict[str, Any]:
     """Family, sizes, files, audit."""
     checkpoint.audit()
-    tensors = Counter(str(checkpoint.tensor(name).dtype).removeprefix("torch.") for name in checkpoint.weight_of)
+    tensors = Counter(source.kind for source in checkpoint.sources.values())
     return {
         "kind": "checkpoint",
         "folder": str(checkpoint.folder),
         **config_facts(checkpoint.config),
         "weight_files": [path.name for path in checkpoint.files],
+        "weights_told_by": checkpoint.read.told_by,
+        "lying_beside_unread": list(checkpoint.read.unread),
         "weight_bytes": checkpoint.source_bytes,
         "tensors": dict(tensors),
         "audit": "every tensor present, none unexpected",
+        "notes": list(checkpoint.notes),
         "tokenizer": tokenizer_facts(checkpoint.folder, checkpoint.config),
     }
 
@@ -137,6 +140,8 @@ def config_facts(config: GlmConfig) -> dict[str, Any]:
         "rotary": _rotary_fact(config),
         **({"experts": _experts_fact(config.experts)} if config.experts else {}),
         "tied_head": config.tied_head,
+        **({"text_part_of": config.text_part_of} if config.text_part_of else {}),
+        **({"prefix_length": config.prefix_length} if config.prefix_length else {}),
     }
 
 
@@ -145,6 +150,8 @@ def _rotary_fact(config: GlmConfig) -> str:
     if rotary is None:
         return "none: learned positions in the text and in the blank"
     scaled = f", positions / {rotary.position_scale:g}" if rotary.position_scale != 1 else ""
+    if rotary.yarn is not None:
+        scaled += f", YaRN by {rotary.yarn.factor:g} over {rotary.yarn.original_positions} positions"
     axes = f" for each of {rotary.axes} positions" if rotary.axes > 1 else ""
     return f"{rotary.dim} of {config.head_dim} channels{axes}, base {rotary.base:g}{scaled}"
 

@@ -7,51 +7,44 @@ A family file offers::
     TOKENIZER, CHAT                       # which reader and which prompt (``glm_export/tokenizers``)
     TINY                                  # a small config.json of this family, for tests
 
-Adding a family is one such file, and a row in :data:`TELL_APART` where ``config.json`` alone is ambiguous. Imports
-spec and errors; knows neither ONNX nor torch.
+Adding a family is one such file, and a row in :data:`TELL_APART` or :data:`NATIVE` that tells it. Imports spec and
+errors; knows neither ONNX nor torch.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from importlib import import_module
 from pkgutil import iter_modules
 from types import ModuleType
 from typing import Any
 
 from glm_export.errors import ConfigError
+from glm_export.families._signs import NO_FILES, FolderFiles, tell_chatglm
+from glm_export.families._vision import text_part
 
+logger = logging.getLogger(__name__)
 Values = Mapping[str, Any]
 
-PUBLISHED_AS = {
-    "chatglm2": {"chatglm2-6b", "chatglm2-6b-32k", "codegeex2-6b"},
-    "chatglm3": {"chatglm3-6b", "chatglm3-6b-base", "chatglm3-6b-32k", "chatglm3-6b-128k"},
-    "glm4_remote": {"glm-4-9b", "glm-4-9b-chat", "glm-4-9b-chat-1m", "codegeex4-all-9b", "LongWriter-glm4-9b"},
+NATIVE = {
+    "glm": "GlmForCausalLM",
+    "glm4": "Glm4ForCausalLM",
+    "glm4_moe": "Glm4MoeForCausalLM",
 }
-"""Names under which publishers released a family, as they wrote them into ``_name_or_path`` of config.json.
-
-ChatGLM2 and ChatGLM3 have the same keys; only the published name and the meaning of ``rope_ratio`` differ.
-"""
-PUBLISHERS = ("THUDM", "zai-org", "ZhipuAI")
-
-
-def _architecture(*names: str) -> Callable[[Values], bool]:
-    return lambda values: bool(set(names) & set(values.get("architectures") or []))
-
-
-def _published(family: str) -> Callable[[Values], bool]:
-    labels = {f"{publisher}/{name}" for publisher in PUBLISHERS for name in PUBLISHED_AS[family]}
-    return lambda values: _is_chatglm_block(values) and values.get("_name_or_path") in labels
+"""``model_type`` of the classes inside transformers, which is the family's name, and the class."""
+OTHER_GLMS = {
+    "glm4_moe_lite": "GLM-4.7-Flash, with latent attention",
+    "glm_moe_dsa": "GLM-5, with sparse attention",
+    "glm5_next": "GLM-5",
+    "glmasr": "a speech model",
+}
+"""GLMs of other architectures, by ``model_type``."""
 
 
 def _is_chatglm_block(values: Values) -> bool:
     return values.get("model_type") == "chatglm" and "multi_query_attention" in values
-
-
-def _is_fourth_chatglm(values: Values) -> bool:
-    # The GLM-4 files are the only ones of this layout with several stop ids or a second name for the layer count.
-    several_stops = isinstance(values.get("eos_token_id"), list)
-    return _is_chatglm_block(values) and (several_stops or "num_hidden_layers" in values)
 
 
 def _is_chatglm_6b(values: Values) -> bool:
@@ -63,24 +56,10 @@ def _is_infilling(values: Values) -> bool:
 
 
 TELL_APART: tuple[tuple[str, str, Callable[[Values], bool]], ...] = (
-    ("glm", "architectures has GlmForCausalLM", _architecture("GlmForCausalLM")),
-    ("glm4", "architectures has Glm4ForCausalLM", _architecture("Glm4ForCausalLM")),
-    ("glm4_moe", "architectures has Glm4MoeForCausalLM", _architecture("Glm4MoeForCausalLM")),
     ("glm_infilling", "model_type glm with block_position_encoding", _is_infilling),
     ("chatglm", "model_type chatglm with position_encoding_2d or inner_hidden_size", _is_chatglm_6b),
-    ("chatglm2", "_name_or_path is a published ChatGLM2", _published("chatglm2")),
-    ("chatglm3", "_name_or_path is a published ChatGLM3", _published("chatglm3")),
-    ("glm4_remote", "_name_or_path is a published GLM-4", _published("glm4_remote")),
-    ("glm4_remote", "chatglm with several stop ids or num_hidden_layers", _is_fourth_chatglm),
-    (
-        "glm",
-        "model_type glm with num_key_value_heads",
-        lambda v: v.get("model_type") == "glm" and "num_key_value_heads" in v,
-    ),
-    ("glm4", "model_type glm4", lambda v: v.get("model_type") == "glm4"),
-    ("glm4_moe", "model_type glm4_moe", lambda v: v.get("model_type") == "glm4_moe"),
 )
-"""First row that holds names the family. ChatGLM2 or 3 without a published name falls to :func:`identify`."""
+"""First row that holds names the family; native ones follow from ``model_type``, and ``_signs.py`` tells the rest."""
 
 
 def names() -> list[str]:
@@ -99,36 +78,71 @@ def load(name: str) -> ModuleType:
     return import_module(f"{__name__}.{name}")
 
 
-def identify(values: Values) -> str:
-    """Tell the family from the keys of ``config.json``, never from a folder's name.
+def identify(values: Values, files: FolderFiles = NO_FILES) -> tuple[str, str]:
+    """Tell the family from what the files say, never from a folder's name.
+
+    Args:
+        values: the parsed ``config.json``.
+        files: what else the folder holds.
+
+    Returns:
+        The family, and a warning where it was chosen among several with the same numbers.
 
     Raises:
-        ConfigError: no row fits, or ChatGLM2 and 3 cannot be told apart although their numbers would differ.
+        ConfigError: it is no known GLM, or what speaks disagrees.
     """
     for family, _, fits in TELL_APART:
         if fits(values):
-            return family
+            return family, ""
     if _is_chatglm_block(values):
-        if values.get("rope_ratio", 1) == 1:
-            return "chatglm2"
+        return tell_chatglm(values, files)
+    native = _native(values)
+    if native:
+        return native, ""
+    kind = values.get("model_type")
+    if kind in OTHER_GLMS:
         raise ConfigError(
-            f"config.json has rope_ratio {values['rope_ratio']} but no published _name_or_path: ChatGLM2 divides "
-            "positions by it, ChatGLM3 multiplies the base; say --family chatglm2 or --family chatglm3"
+            f"config.json is of {kind} ({OTHER_GLMS[kind]}), which is not supported yet; known families: "
+            f"{', '.join(names())}"
         )
     raise ConfigError(
-        f"config.json is of no known GLM (model_type {values.get('model_type')!r}, architectures "
-        f"{values.get('architectures')!r}); known families: {', '.join(names())}"
+        f"config.json is of no known GLM (model_type {kind!r}, architectures {values.get('architectures')!r}); known "
+        f"families: {', '.join(names())}"
     )
 
 
-def read_config(values: Values, family: str | None = None) -> Any:
-    """``config.json`` as a :class:`~glm_export.spec.config.GlmConfig`.
+def _native(values: Values) -> str | None:
+    """By ``model_type``, as transformers chooses its class; ``architectures`` may not say another."""
+    listed = values.get("architectures") or []
+    named = [family for family, architecture in NATIVE.items() if isinstance(listed, list) and architecture in listed]
+    kind = values.get("model_type")
+    if kind is None:
+        return named[0] if named else None
+    if named and named != [kind]:
+        raise ConfigError(
+            f"config.json says two things of its family: model_type {kind!r}, and architectures {NATIVE[named[0]]!r}; "
+            "mend the one that is wrong, or say --family"
+        )
+    return kind if kind in NATIVE else None
+
+
+def read_config(values: Values, family: str | None = None, files: FolderFiles = NO_FILES) -> Any:
+    """``config.json`` as a :class:`~glm_export.spec.config.GlmConfig`; of a vision model its text part.
 
     Args:
         values: the parsed file.
         family: overrules :func:`identify`.
+        files: what else the folder holds.
 
     Raises:
         ConfigError: unknown family, unknown key, or inconsistent sizes.
     """
-    return load(family or identify(values)).config(values)
+    text = text_part(values)
+    warning = ""
+    if family is None:
+        family, warning = identify(text.values, files)
+    config = load(family).config(text.values)
+    if warning:
+        logger.warning("%s", warning)
+    notes = tuple(note for note in (text.note, warning, *config.notes) if note)
+    return replace(config, notes=notes, text_part_of=text.of)

@@ -16,8 +16,13 @@ INERT = {
     "apply_query_key_layer_scaling": "scales scores down and up again by the same number",
     "attention_softmax_in_fp32": "precision of the softmax in half precision; ours is always float32",
     "bias_dropout_fusion": "which kernel computes the same sum",
-    "prefix_projection": "read only with pre_seq_len, which must be absent",
+    "prefix_projection": "how a P-Tuning prefix is stored; its tensors say so",
+    "quantization_bit": "the tensors say how they are quantized",
+    "tie_word_embeddings": "the official class has an output layer of its own, whatever the key says",
+    "max_position_embeddings": "seq_length is what the official code reads",
+    "torch_dtype": "what the tensors are stored in",
 }
+VOCAB_KEY = "padded_vocab_size"
 
 
 def read(values: Mapping[str, Any], *, family: str, rotary_of: str, context: int) -> GlmConfig:
@@ -35,25 +40,27 @@ def read(values: Mapping[str, Any], *, family: str, rotary_of: str, context: int
     keys = ConfigKeys(values, family=family)
     keys.fixed("original_rope", True, why="the publisher's code implements no other rotary embedding")
     keys.fixed("fp32_residual_connection", False, why="the publisher's code cannot run with it in half precision")
-    keys.fixed("quantization_bit", 0, why="a quantized checkpoint cannot be exported; use the float16 release")
-    keys.fixed("pre_seq_len", why="P-tuning prefixes are not supported; merge or drop them")
-    keys.fixed("tie_word_embeddings", False, why="this layout stores an output layer of its own")
-    heads, head_dim = keys.required("num_attention_heads"), keys.required("kv_channels")
-    num_layers = keys.required("num_layers")
+    keys.fixed("interleaved_qkv", False, why="the publisher's code has no such layout")
+    keys.fixed("rotary_percent", 0.5, why="the publisher's code rotates half of each head")
+    keys.fixed("quantization_embeddings", False, why="the publisher's code quantizes no embedding")
+    heads, head_dim = keys.count("num_attention_heads"), keys.count("kv_channels")
+    num_layers, vocab_size = keys.count("num_layers"), keys.count(VOCAB_KEY)
     keys.fixed("num_hidden_layers", num_layers, why="it must repeat num_layers")
-    multi_query, groups = keys.required("multi_query_attention"), keys.optional("multi_query_group_num", 1)
-    ratio = float(keys.optional("rope_ratio", 1))
-    linear_bias = keys.optional("add_bias_linear", False)
+    keys.fixed("vocab_size", vocab_size, why=f"it must repeat {VOCAB_KEY}")
+    multi_query, groups = keys.flag("multi_query_attention", False), keys.count("multi_query_group_num", 1)
+    ratio = keys.number("rope_ratio", 1)
+    linear_bias, prefix_length = keys.flag("add_bias_linear", False), keys.count("pre_seq_len", 0)
     config = GlmConfig(
         family=family,
-        vocab_size=keys.required("padded_vocab_size"),
-        hidden_size=keys.required("hidden_size"),
+        vocab_size=vocab_size,
+        hidden_size=keys.count("hidden_size"),
         num_layers=num_layers,
         num_heads=heads,
         kv_heads=groups if multi_query else heads,
         head_dim=head_dim,
-        ffn_size=keys.required("ffn_hidden_size"),
-        max_positions=keys.optional("seq_length", context),
+        ffn_size=keys.count("ffn_hidden_size"),
+        # A prefix takes the first positions, and none from the text.
+        max_positions=keys.count("seq_length", context) + prefix_length,
         rotary=RotaryConfig(
             # Half of each head stands still: ChatGLM2's code rotates rot_dim = kv_channels // 2 channels.
             dim=head_dim // 2,
@@ -61,16 +68,17 @@ def read(values: Mapping[str, Any], *, family: str, rotary_of: str, context: int
             base=10000.0 * (ratio if rotary_of == "base" else 1.0),
             position_scale=ratio if rotary_of == "positions" else 1.0,
         ),
-        norm=Norm.RMS if keys.optional("rmsnorm", True) else Norm.LAYER,
-        norm_eps=keys.required("layernorm_epsilon"),
+        norm=Norm.RMS if keys.flag("rmsnorm", True) else Norm.LAYER,
+        norm_eps=keys.number("layernorm_epsilon"),
         headwise_qkv=not multi_query,
-        qkv_bias=keys.optional("add_qkv_bias", False) or linear_bias,
+        qkv_bias=keys.flag("add_qkv_bias", False) or linear_bias,
         linear_bias=linear_bias,
-        final_norm=keys.optional("post_layer_norm", True),
-        residual_from_norm=keys.optional("apply_residual_connection_post_layernorm", False),
+        final_norm=keys.flag("post_layer_norm", True),
+        residual_from_norm=keys.flag("apply_residual_connection_post_layernorm", False),
         stored_dtype=keys.stored_dtype(),
         eos_token_ids=keys.token_ids("eos_token_id"),
-        pad_token_id=keys.optional("pad_token_id", 0),
+        pad_token_id=keys.count("pad_token_id", 0),
+        prefix_length=prefix_length,
     )
     keys.finish(INERT)
     return config
@@ -87,7 +95,13 @@ def weight_map(config: GlmConfig) -> WeightMap:
         rules += norm_rules("final_norm", "transformer.encoder.final_layernorm", config)
     for i in range(config.num_layers):
         rules += _layer(f"layers.{i}", f"transformer.encoder.layers.{i}", config)
-    return WeightMap(rules=tuple(rules), ignored={"*rotary_pos_emb.inv_freq": "follows from config.json"})
+    return WeightMap(
+        rules=tuple(rules),
+        ignored={
+            "*rotary_pos_emb.inv_freq": "follows from config.json",
+            "*prefix_encoder.*": "a P-Tuning prefix, which becomes the initial cache",
+        },
+    )
 
 
 def _layer(target: str, source: str, config: GlmConfig) -> list[WeightRule]:

@@ -7,20 +7,98 @@ from typing import Any
 
 from glm_export.errors import ConfigError
 
+GENERATION = [
+    "temperature",
+    "top_k",
+    "top_p",
+    "typical_p",
+    "do_sample",
+    "num_beams",
+    "num_beam_groups",
+    "num_return_sequences",
+    "repetition_penalty",
+    "length_penalty",
+    "diversity_penalty",
+    "no_repeat_ngram_size",
+    "min_length",
+    "max_length",
+    "max_new_tokens",
+    "early_stopping",
+    "bad_words_ids",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+    "encoder_no_repeat_ngram_size",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "remove_invalid_values",
+    "exponential_decay_length_penalty",
+    "output_scores",
+    "return_dict_in_generate",
+    "decoder_start_token_id",
+    "bos_token_id",
+    "sep_token_id",
+    "prefix",
+    "task_specific_params",
+    "cache_implementation",
+]
+TRAINING = [
+    "attention_dropout",
+    "hidden_dropout",
+    "initializer_range",
+    "classifier_dropout",
+    "gradient_checkpointing",
+    "router_aux_loss_coef",
+    "output_router_logits",
+    "neftune_noise_alpha",
+    "unsloth_fixed",
+    "unsloth_version",
+    "finetuning_task",
+    "problem_type",
+    "num_labels",
+    "id2label",
+    "label2id",
+]
+OTHER_ARCHITECTURES = [
+    "is_encoder_decoder",
+    "is_decoder",
+    "add_cross_attention",
+    "cross_attention_hidden_size",
+    "tie_encoder_decoder",
+    "tf_legacy_loss",
+    "use_bfloat16",
+    "chunk_size_feed_forward",
+    "max_window_layers",
+]
 INERT_EVERYWHERE = {
     **dict.fromkeys(("architectures", "model_type", "_name_or_path", "auto_map"), "say which class, not which numbers"),
+    **dict.fromkeys(("model_name", "tokenizer_class"), "names, which no decoder reads"),
     **dict.fromkeys(("transformers_version", "_from_model_config", "_commit_hash"), "bookkeeping of transformers"),
     **dict.fromkeys(("use_cache", "return_dict", "output_attentions", "output_hidden_states"), "what a call returns"),
+    **dict.fromkeys(TRAINING, "only for training, or for a classification head"),
     **dict.fromkeys(
-        ("attention_dropout", "hidden_dropout", "initializer_range", "classifier_dropout"), "only for training"
+        (
+            "attn_implementation",
+            "_attn_implementation",
+            "_attn_implementation_autoset",
+            "_attn_implementation_internal",
+        ),
+        "which kernel computes the same attention",
     ),
-    **dict.fromkeys(("id2label", "label2id", "problem_type", "num_labels"), "only for a classification head"),
-    **dict.fromkeys(("attn_implementation", "_attn_implementation"), "which kernel computes the same attention"),
-    **dict.fromkeys(
-        ("bos_token_id", "max_length", "is_encoder_decoder"), "read by generation loops, not by the decoder"
-    ),
+    **dict.fromkeys(GENERATION, "read by generation loops, not by the decoder"),
+    **dict.fromkeys(OTHER_ARCHITECTURES, "written by save_pretrained for every model, read by other classes only"),
+    **dict.fromkeys(("torchscript", "pretraining_tp"), "how the same products are computed"),
+    "quantization_config": "the tensors say how they are quantized (checkpoints/quantized)",
 }
-"""Keys that cannot change what the decoder computes, and why."""
+"""Keys that cannot change what the decoder computes, and why. Those transformers 4.30 to 5.24 writes, and trainers."""
+
+FIXED_EVERYWHERE: dict[str, tuple[tuple[Any, ...], str]] = {
+    "pruned_heads": (({},), "heads taken out of some layers are not supported"),
+    "sliding_window": ((), "no GLM attends to a window"),
+    "use_sliding_window": ((False,), "no GLM attends to a window"),
+    "attn_logit_softcapping": ((), "no GLM caps its scores"),
+    "final_logit_softcapping": ((), "no GLM caps its logits"),
+}
+"""Keys that hold one value in every GLM: which, and why no other."""
 
 
 class ConfigKeys:
@@ -64,8 +142,11 @@ class ConfigKeys:
         """Refuse keys nobody accounted for.
 
         Raises:
-            ConfigError: naming every unknown key.
+            ConfigError: naming every unknown key, or one that holds another value than every GLM's.
         """
+        for key, (allowed, why) in FIXED_EVERYWHERE.items():
+            self.fixed(key, *allowed, why=why)
+        self._require_full_attention()
         unknown = sorted(set(self._values) - self._seen - set(inert) - set(INERT_EVERYWHERE))
         if unknown:
             raise ConfigError(
@@ -73,11 +154,58 @@ class ConfigKeys:
                 f"{', '.join(unknown)}; remove them if they are inert, or report them"
             )
 
+    def _require_full_attention(self) -> None:
+        self._seen.add("layer_types")
+        kinds = self._values.get("layer_types") or []
+        others = sorted({str(kind) for kind in kinds} - {"full_attention"}) if isinstance(kinds, list) else [kinds]
+        if others:
+            raise ConfigError(f"config.json has layer_types {others}, but every layer of a GLM is 'full_attention'")
+
+    def number(self, key: str, default: float | None = None) -> float:
+        """The value of a key that is a number, whole or not; required where there is no default.
+
+        Raises:
+            ConfigError: it is absent, or something else.
+        """
+        value = self.required(key) if default is None else self.optional(key, default)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ConfigError(f"config.json has {key} = {value!r}, expected a number")
+        return float(value)
+
+    def flag(self, key: str, default: bool) -> bool:
+        """The value of a switch.
+
+        Raises:
+            ConfigError: it is neither true nor false.
+        """
+        value = self.optional(key, default)
+        if not isinstance(value, bool):
+            raise ConfigError(f"config.json has {key} = {value!r}, expected true or false")
+        return value
+
+    def count(self, key: str, default: int | None = None) -> int:
+        """The value of a key that is a whole number; required where there is no default.
+
+        Raises:
+            ConfigError: it is absent, or something else.
+        """
+        value = self.required(key) if default is None else self.optional(key, default)
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise ConfigError(f"config.json has {key} = {value!r}, expected a whole number")
+        return value
+
     def token_ids(self, key: str) -> tuple[int, ...]:
-        """A token id or a list of them, as a tuple."""
-        value = self.optional(key, ())
-        return (value,) if isinstance(value, int) else tuple(value)
+        """A token id or a list of them, as a tuple.
+
+        Raises:
+            ConfigError: it is neither.
+        """
+        value = self.optional(key, [])
+        ids = [value] if isinstance(value, int) else value
+        if not isinstance(ids, list) or not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
+            raise ConfigError(f"config.json has {key} = {value!r}, expected a token id or a list of them")
+        return tuple(ids)
 
     def stored_dtype(self) -> str:
         """The dtype the checkpoint was saved in (``torch_dtype``, or ``dtype`` since transformers 4.56)."""
-        return str(self.optional("dtype", self.optional("torch_dtype", "float16")))
+        return str(self.optional("dtype", self.optional("torch_dtype", "float16"))).removeprefix("torch.")

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from glm_export.errors import ConfigError
 from glm_export.families._keys import ConfigKeys
+from glm_export.families._position_scaling import read_position_scaling
+from glm_export.families._vision import LANGUAGE_MODEL, VISION_TOWER
 from glm_export.spec.config import ExpertsConfig, GlmConfig, RotaryConfig
 from glm_export.spec.weight_map import WeightMap, WeightRule, rule, stack_rows
 
+INERT = {"mlp_bias": "these classes have no such bias", "image_token_id": "only for a vision model"}
+HEAD_COPY = "lm_head.weight"
 SPLIT_NAMES = ("q_proj", "k_proj", "v_proj")
 
 
@@ -22,55 +25,57 @@ def read(
     interleaved: bool = True,
     experts: ExpertsConfig | None = None,
     qk_norm: bool = False,
+    qkv_bias: bool = False,
+    partial: float = 0.5,
 ) -> GlmConfig:
     """The common keys; defaults are those of the configuration classes.
+
+    Args:
+        keys: of ``config.json``.
+        sandwich_norms: whether outputs are normed too.
+        interleaved: whether rotary pairs are neighbours.
+        experts: of a mixture.
+        qk_norm: whether queries and keys are normed.
+        qkv_bias: whether projections have biases where ``attention_bias`` is absent.
+        partial: what of a head is rotated where ``partial_rotary_factor`` is absent.
 
     Raises:
         ConfigError: an unknown key, a value this project does not compute, or inconsistent sizes.
     """
     keys.fixed("hidden_act", "silu", "swish", why="the gate is SwiGLU")
-    keys.fixed("quantization_config", why="a quantized checkpoint cannot be exported; use the bfloat16 release")
-    hidden, heads = keys.required("hidden_size"), keys.required("num_attention_heads")
-    head_dim = keys.optional("head_dim", hidden // heads)
-    base, partial = _rotary(keys)
+    hidden, heads = keys.count("hidden_size"), keys.count("num_attention_heads")
+    head_dim = keys.count("head_dim", hidden // heads if heads > 0 else 0)
+    scaling = read_position_scaling(keys, partial=partial, context=keys.count("max_position_embeddings"))
     config = GlmConfig(
         family=keys.family,
-        vocab_size=keys.required("vocab_size"),
+        vocab_size=keys.count("vocab_size"),
         hidden_size=hidden,
-        num_layers=keys.required("num_hidden_layers"),
+        num_layers=keys.count("num_hidden_layers"),
         num_heads=heads,
-        kv_heads=keys.required("num_key_value_heads"),
+        kv_heads=keys.count("num_key_value_heads"),
         head_dim=head_dim,
-        ffn_size=keys.required("intermediate_size"),
-        max_positions=keys.required("max_position_embeddings"),
-        rotary=RotaryConfig(dim=int(head_dim * partial), base=base, interleaved=interleaved),
-        norm_eps=keys.required("rms_norm_eps"),
-        qkv_bias=keys.optional("attention_bias", False),
+        ffn_size=keys.count("intermediate_size"),
+        max_positions=scaling.context,
+        rotary=RotaryConfig(
+            dim=int(head_dim * scaling.partial),
+            base=scaling.base,
+            position_scale=scaling.position_scale,
+            interleaved=interleaved,
+            yarn=scaling.yarn,
+        ),
+        norm_eps=keys.number("rms_norm_eps"),
+        qkv_bias=keys.flag("attention_bias", qkv_bias),
         sandwich_norms=sandwich_norms,
-        tied_head=keys.optional("tie_word_embeddings", False),
+        tied_head=keys.flag("tie_word_embeddings", False),
         qk_norm=qk_norm,
         experts=experts,
         stored_dtype=keys.stored_dtype(),
         eos_token_ids=keys.token_ids("eos_token_id"),
-        pad_token_id=keys.optional("pad_token_id", 0),
+        pad_token_id=keys.count("pad_token_id", 0),
+        notes=(scaling.note,) if scaling.note else (),
     )
-    keys.finish({})
+    keys.finish(INERT)
     return config
-
-
-def _rotary(keys: ConfigKeys) -> tuple[float, float]:
-    """Rotary base and partial factor, from flat keys (transformers 4) or ``rope_parameters`` (transformers 5)."""
-    flat_base, flat_partial = keys.optional("rope_theta", 10000.0), keys.optional("partial_rotary_factor", 0.5)
-    keys.fixed("rope_scaling", why="no released GLM scales its rotary positions this way")
-    grouped = dict(keys.optional("rope_parameters", {}))
-    if grouped.pop("rope_type", "default") != "default":
-        raise ConfigError("config.json has rope_parameters of another rope_type than 'default', which is not supported")
-    base, partial = grouped.pop("rope_theta", flat_base), grouped.pop("partial_rotary_factor", flat_partial)
-    if grouped:
-        raise ConfigError(
-            f"config.json has unknown rope_parameters that could change numbers: {', '.join(sorted(grouped))}"
-        )
-    return float(base), float(partial)
 
 
 def weight_map(config: GlmConfig) -> WeightMap:
@@ -88,16 +93,23 @@ def weight_map(config: GlmConfig) -> WeightMap:
             ),
             rule(f"{target}.mlp.down.weight", f"{source}.mlp.down_proj.weight", config.hidden_size, config.ffn_size),
         ]
+    return WeightMap(rules=tuple(rules), ignored=ignored_names(config), prefixes=LANGUAGE_MODEL, head_copy=HEAD_COPY)
+
+
+def ignored_names(config: GlmConfig) -> dict[str, str]:
+    """Official names that are known and left aside, and why."""
     ignored = {"*rotary_emb.inv_freq": "follows from config.json"}
-    if config.tied_head:
-        ignored["lm_head.weight"] = "tied to the embedding"
-    return WeightMap(rules=tuple(rules), ignored=ignored)
+    if config.text_part_of:
+        ignored |= VISION_TOWER | {
+            f"model.layers.{config.num_layers}.*": "predicts further tokens, not part of the model"
+        }
+    return ignored
 
 
 def border_rules(config: GlmConfig) -> list[WeightRule]:
     """Embedding, head, final norm."""
     hidden, vocab = config.hidden_size, config.vocab_size
-    head = "model.embed_tokens.weight" if config.tied_head else "lm_head.weight"
+    head = "model.embed_tokens.weight" if config.tied_head else HEAD_COPY
     return [
         rule("embedding.weight", "model.embed_tokens.weight", vocab, hidden),
         rule("head.weight", head, vocab, hidden),

@@ -13,6 +13,7 @@ from typing import Any
 
 from glm_export.families import _native_layout
 from glm_export.families._keys import ConfigKeys
+from glm_export.families._vision import LANGUAGE_MODEL
 from glm_export.spec.config import ExpertsConfig, GlmConfig
 from glm_export.spec.weight_map import WeightMap, WeightRule, rule, stack_rows
 
@@ -30,17 +31,23 @@ def config(values: Mapping[str, Any]) -> GlmConfig:
     keys.fixed("n_group", 1, why="routing within groups of experts is not supported")
     keys.fixed("topk_group", 1, why="routing within groups of experts is not supported")
     keys.fixed("num_nextn_predict_layers", *range(9), why="how many layers beyond the model the files hold")
+    keys.fixed(
+        "topk_method", "noaux_tc", why="experts are chosen by score and bias, as the class inside transformers does"
+    )
+    keys.fixed("scoring_func", "sigmoid", why="scores are sigmoids, as in transformers")
+    keys.fixed("moe_router_dtype", "float32", "fp32", why="experts are scored in float32")
+    keys.fixed("decoder_sparse_step", 1, why="every layer behind the first dense ones has experts")
     experts = ExpertsConfig(
-        routed=keys.required("n_routed_experts"),
-        per_token=keys.required("num_experts_per_tok"),
-        shared=keys.optional("n_shared_experts", 0),
-        ffn_size=keys.required("moe_intermediate_size"),
-        first_layer=keys.optional("first_k_dense_replace", 0),
-        normalize=keys.optional("norm_topk_prob", True),
-        scale=float(keys.optional("routed_scaling_factor", 1.0)),
+        routed=keys.count("n_routed_experts"),
+        per_token=keys.count("num_experts_per_tok"),
+        shared=keys.count("n_shared_experts", 0),
+        ffn_size=keys.count("moe_intermediate_size"),
+        first_layer=keys.count("first_k_dense_replace", 0),
+        normalize=keys.flag("norm_topk_prob", True),
+        scale=keys.number("routed_scaling_factor", 1.0),
     )
     return _native_layout.read(
-        keys, sandwich_norms=False, interleaved=False, experts=experts, qk_norm=keys.optional("use_qk_norm", False)
+        keys, sandwich_norms=False, interleaved=False, experts=experts, qk_norm=keys.flag("use_qk_norm", False)
     )
 
 
@@ -56,10 +63,10 @@ def weight_map(config: GlmConfig) -> WeightMap:
             rules += _experts(f"{target}.mlp", f"{source}.mlp", config.experts, config)
     return WeightMap(
         rules=tuple(rules),
-        ignored={
-            "*rotary_emb.inv_freq": "follows from config.json",
-            f"model.layers.{config.num_layers}.*": "multi-token prediction, not part of the model",
-        },
+        ignored=_native_layout.ignored_names(config)
+        | {f"model.layers.{config.num_layers}.*": "multi-token prediction, not part of the model"},
+        prefixes=LANGUAGE_MODEL,
+        head_copy=_native_layout.HEAD_COPY,
     )
 
 

@@ -14,6 +14,7 @@ from glm_export.families import _chatglm_layout
 from glm_export.spec.config import GlmConfig
 from glm_export.spec.weight_map import WeightMap
 
+VOCAB_KEY = _chatglm_layout.VOCAB_KEY
 TOKENIZER = "tiktoken"
 CHAT = "role_lines"
 SPECIAL_TOKENS = (

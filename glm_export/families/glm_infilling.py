@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from glm_export.errors import ConfigError
 from glm_export.families._keys import ConfigKeys
 from glm_export.families._prefix_layout import body_rules
 from glm_export.spec.config import Activation, GlmConfig, Norm
@@ -46,18 +47,20 @@ def config(values: Mapping[str, Any]) -> GlmConfig:
     keys.fixed("output_predict", True, why="without it the model has no logits")
     keys.fixed("spell_length", why="no released GLM has a prompt speller")
     keys.fixed("tie_word_embeddings", True, why="logits are taken against the embedding")
-    hidden, heads = keys.required("hidden_size"), keys.required("num_attention_heads")
+    hidden, heads = keys.count("hidden_size"), keys.count("num_attention_heads")
+    if heads <= 0:
+        raise ConfigError(f"config.json has num_attention_heads = {heads}, expected a positive whole number")
     result = GlmConfig(
         family="glm_infilling",
-        vocab_size=keys.required("vocab_size"),
+        vocab_size=keys.count("vocab_size"),
         hidden_size=hidden,
-        num_layers=keys.required("num_layers"),
+        num_layers=keys.count("num_layers"),
         num_heads=heads,
         kv_heads=heads,
         head_dim=hidden // heads,
         ffn_size=4 * hidden,
         # One row more than the context: the official table counts position 0 and max_sequence_length alike.
-        max_positions=keys.required("max_sequence_length") + 1,
+        max_positions=keys.count("max_sequence_length") + 1,
         rotary=None,
         norm=Norm.LAYER,
         norm_eps=NORM_EPS,
@@ -69,7 +72,7 @@ def config(values: Mapping[str, Any]) -> GlmConfig:
         label_shift=0,
         stored_dtype=keys.stored_dtype(),
         eos_token_ids=keys.token_ids("eos_token_id"),
-        pad_token_id=keys.optional("pad_token_id", 0),
+        pad_token_id=keys.count("pad_token_id", 0),
     )
     keys.finish(INERT)
     return result
@@ -90,7 +93,7 @@ def weight_map(config: GlmConfig) -> WeightMap:
             *body_rules(config, qkv_layout=as_stored),
         ),
         ignored={},
-        prefix="glm.",
+        prefixes=(("glm.", ""),),
     )
 
 

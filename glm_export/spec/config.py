@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -29,6 +29,30 @@ class Activation(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class YarnScaling:
+    """YaRN (arXiv:2309.00071): slow pairs of channels are stretched by ``factor``, fast ones are left.
+
+    The ramp between them runs from ``beta_fast`` to ``beta_slow`` turns over ``original_positions``.
+    ``attention_factor`` multiplies cosines and sines. ``truncate`` rounds the ramp's ends to whole pairs.
+    """
+
+    factor: float
+    original_positions: int
+    attention_factor: float
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+
+    def __post_init__(self) -> None:
+        if self.factor < 1 or self.original_positions <= 0 or self.beta_fast < self.beta_slow or self.beta_slow <= 0:
+            raise ConfigError(
+                "YaRN scales by a factor of 1 or more over a positive original context, from a faster beta to a slower "
+                f"one; found factor {self.factor:g}, {self.original_positions} positions, betas {self.beta_fast:g} "
+                f"and {self.beta_slow:g}; check rope_scaling in config.json"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RotaryConfig:
     """How the leading ``axes * dim`` values of each head are rotated by position.
 
@@ -36,6 +60,7 @@ class RotaryConfig:
     (RoFormer, arXiv:2104.09864). Most GLMs pair neighbours ``(x0, x1)``: ``interleaved``; GLM-4.5 and ChatGLM-6B pair
     two halves. With two ``axes`` (ChatGLM-6B) each half of the head follows a position of its own.
     ``float16_frequencies``: the frequencies are rounded to float16 in every dtype, as ChatGLM-6B's code does.
+    ``yarn``: stretched frequencies; the others are stretched evenly by ``position_scale``.
     """
 
     dim: int
@@ -44,6 +69,7 @@ class RotaryConfig:
     interleaved: bool = True
     axes: int = 1
     float16_frequencies: bool = False
+    yarn: YarnScaling | None = None
 
     def __post_init__(self) -> None:
         if self.dim <= 0 or self.dim % 2:
@@ -88,7 +114,9 @@ class GlmConfig:
     (GLM): two tables, of places in the text and of places within a filled blank. With ``prefix_mask`` the tokens
     before ``<sop>`` see each other. ``residual_alpha`` scales the residual (ChatGLM-6B). ``label_shift`` is how far
     labels stand ahead of logits. ``sop_token_id`` and ``mask_token_ids`` (first choice first) are set where
-    config.json names them.
+    config.json names them. ``prefix_length``: tokens a P-Tuning prefix takes of every cache. ``text_part_of``: the
+    vision model this is the text part of. ``notes``: a line for each thing that was made of config.json and that it
+    does not say outright.
     """
 
     family: str
@@ -121,6 +149,9 @@ class GlmConfig:
     pad_token_id: int = 0
     sop_token_id: int | None = None
     mask_token_ids: tuple[int, ...] = ()
+    prefix_length: int = 0
+    text_part_of: str = ""
+    notes: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         for name in SIZES:
@@ -162,7 +193,8 @@ class GlmConfig:
     def to_json(self) -> dict[str, Any]:
         """Plain values for ``manifest.json``."""
         lists = {name: list(getattr(self, name)) for name in ("eos_token_ids", "mask_token_ids")}
-        return asdict(self) | {"norm": self.norm.value, "activation": self.activation.value} | lists
+        values = asdict(self) | {"norm": self.norm.value, "activation": self.activation.value} | lists
+        return {key: value for key, value in values.items() if key != "notes"}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> GlmConfig:
@@ -175,7 +207,7 @@ class GlmConfig:
             return cls(
                 **values
                 | {
-                    "rotary": RotaryConfig(**values["rotary"]) if values["rotary"] else None,
+                    "rotary": _rotary(values["rotary"]) if values["rotary"] else None,
                     "experts": ExpertsConfig(**values["experts"]) if values["experts"] else None,
                     "norm": Norm(values["norm"]),
                     "activation": Activation(values["activation"]),
@@ -187,3 +219,8 @@ class GlmConfig:
             raise ConfigError(
                 f"the config in manifest.json does not fit this version of glm-export: {error}"
             ) from error
+
+
+def _rotary(values: dict[str, Any]) -> RotaryConfig:
+    yarn = values.get("yarn")
+    return RotaryConfig(**values | {"yarn": YarnScaling(**yarn) if yarn else None})

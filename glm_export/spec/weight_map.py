@@ -80,12 +80,32 @@ class WeightMap:
     """Everything a family says about its weight files.
 
     ``ignored`` maps patterns of official names (``*`` stands for anything) to the reason why they are not loaded.
-    ``prefix`` is what some releases put before every name and others do not.
+    ``prefixes`` are what some releases put before names and others do not: each with what stands there officially.
+    ``head_copy`` is the name of the head of its own that files of a tied model may hold too; empty: none ever does.
     """
 
     rules: tuple[WeightRule, ...]
     ignored: dict[str, str]
-    prefix: str = ""
+    prefixes: tuple[tuple[str, str], ...] = ()
+    head_copy: str = ""
+
+    @property
+    def expected(self) -> dict[str, Shape]:
+        """The shape of every official tensor a rule reads."""
+        return {source: shape for rule in self.rules for source, shape in zip(rule.sources, rule.shapes, strict=True)}
+
+    @property
+    def base_prefix(self) -> str:
+        """What the layers' names begin with, ``model.`` or ``transformer.``: files of the bare decoder leave it out."""
+        inner = next((source for rule in self.rules for source in rule.sources if "layers." in source), "")
+        return inner.split(".")[0] + "." if inner and not inner.startswith("layers.") else ""
+
+    def renamed(self, name: str) -> str:
+        """The name without what some releases put before it."""
+        for prefix, official in self.prefixes:
+            if name.startswith(prefix):
+                return official + name.removeprefix(prefix)
+        return name
 
     def ignores(self, name: str) -> bool:
         """Whether an official tensor is known and left aside."""

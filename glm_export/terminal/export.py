@@ -93,10 +93,18 @@ def show_plan(console: Console, checkpoint: Checkpoint, plan: ExportPlan, target
         f"{len(checkpoint.files)} weight files, {size(plan.source_bytes)} → {target.dialect.name} {target.dtype}"
         f"{', ' + target.recipe.name if target.recipe else ''}"
     )
+    show_reading(console, checkpoint)
     console.print(
         f"  disk    {size(plan.output_bytes)} to write, {size(plan.free_bytes)} free\n"
         f"  memory  about {size(plan.memory_bytes)}; weights are streamed"
     )
+
+
+def show_reading(console: Console, checkpoint: Checkpoint) -> None:
+    """Which weights are read, what lies beside them, and what was made of the folder."""
+    beside = f"; beside it, unread: {', '.join(checkpoint.read.unread)}" if checkpoint.read.unread else ""
+    for line in (f"weights by {checkpoint.read.told_by}{beside}", *checkpoint.notes):
+        console.print(f"  reads   {escape(line)}", soft_wrap=True)
 
 
 def show_written(console: Console, program: OnnxProgram) -> None:

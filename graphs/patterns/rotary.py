@@ -5,13 +5,14 @@ Shapes: B batch, S tokens, N heads, D head size, R rotated channels (R <= D), M 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from glm_export.spec.config import RotaryConfig
+from glm_export.spec.config import RotaryConfig, YarnScaling
 
 
 def rotary_tables(
@@ -32,9 +33,33 @@ def rotary_tables(
     inverse_frequency = 1.0 / (rotary.base**exponent)
     if rotary.float16_frequencies:
         inverse_frequency = inverse_frequency.half().float()
+    if rotary.yarn is not None:
+        inverse_frequency = _stretched(inverse_frequency, rotary, rotary.yarn)
     positions = torch.arange(max_positions, dtype=torch.float32) / rotary.position_scale
     angle_MR = torch.outer(positions, inverse_frequency)
-    return angle_MR.cos().to(dtype), angle_MR.sin().to(dtype)
+    # YaRN scales q and k by the square root of the temperature, and so their products by it (section 3.4).
+    factor = rotary.yarn.attention_factor if rotary.yarn is not None else 1.0
+    return (angle_MR.cos() * factor).to(dtype), (angle_MR.sin() * factor).to(dtype)
+
+
+def _stretched(inverse_frequency: Tensor, rotary: RotaryConfig, yarn: YarnScaling) -> Tensor:
+    """YaRN's frequencies, ``[dim / 2]``: "NTK by parts", arXiv:2309.00071, section 3.2.
+
+    Source: ``_compute_yarn_parameters`` of transformers ``modeling_rope_utils.py``.
+    """
+
+    def pair_of(turns: float) -> float:
+        """Which pair turns this often over the original context."""
+        return rotary.dim * math.log(yarn.original_positions / (turns * 2 * math.pi)) / (2 * math.log(rotary.base))
+
+    low, high = pair_of(yarn.beta_fast), pair_of(yarn.beta_slow)
+    if yarn.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, rotary.dim - 1)
+    if low == high:
+        high += 0.001
+    ramp = ((torch.arange(rotary.dim // 2, dtype=torch.float32) - low) / (high - low)).clamp(0, 1)
+    return inverse_frequency / yarn.factor * ramp + inverse_frequency * (1 - ramp)
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,14 +52,46 @@ def test_headwise_qkv_layout(tmp_path: Path, opened: Open) -> None:
     assert torch.equal(dict(checkpoint.parameters())["layers.0.attention.qkv.weight"], expected)
 
 
-def test_tied_head_comes_from_the_embedding(tmp_path: Path, opened: Open) -> None:
+def test_a_tied_head_is_read_under_either_name(tmp_path: Path, opened: Open) -> None:
     values = tiny_values("glm")
     tensors = random_tensors(values)
     assert "lm_head.weight" not in tensors
-    checkpoint = opened(write_checkpoint(tmp_path / "c", values, tensors | {"lm_head.weight": torch.zeros(320, 64)}))
-    checkpoint.audit()  # a stale copy of the head is known and left aside
-    parameters = dict(checkpoint.parameters())
-    assert torch.equal(parameters["head.weight"], parameters["embedding.weight"])
+    embedding = tensors["model.embed_tokens.weight"]
+    saved = {
+        "embedding": tensors,
+        "both": tensors | {"lm_head.weight": embedding.clone()},
+        "head": {name: t for name, t in tensors.items() if t is not embedding} | {"lm_head.weight": embedding},
+    }
+    for kind, held in saved.items():
+        checkpoint = opened(write_checkpoint(tmp_path / kind, values, held))
+        checkpoint.audit()
+        assert checkpoint.config.tied_head
+        parameters = dict(checkpoint.parameters())
+        assert torch.equal(parameters["head.weight"], parameters["embedding.weight"])
+        assert torch.equal(parameters["head.weight"], embedding)
+
+
+def test_a_head_that_differs_is_not_tied(tmp_path: Path, opened: Open) -> None:
+    """As in transformers 5 (``tests/golden/folders/native_tied_cfg_lmhead_differs``)."""
+    values = tiny_values("glm")
+    tensors = random_tensors(values) | {"lm_head.weight": torch.ones(320, 64)}
+    checkpoint = opened(write_checkpoint(tmp_path / "c", values, tensors))
+    checkpoint.audit()
+    assert not checkpoint.config.tied_head
+    assert torch.equal(dict(checkpoint.parameters())["head.weight"], torch.ones(320, 64))
+    assert "differs from model.embed_tokens.weight" in " ".join(checkpoint.notes)
+
+
+def test_chatglms_copies_must_be_equal(tmp_path: Path, opened: Open) -> None:
+    """Its own code copies one over the other; which, depends on the order in the file."""
+    values = tiny_values("chatglm")
+    tensors = random_tensors(values) | {"lm_head.weight": torch.ones(320, 64)}
+    folder = write_checkpoint(tmp_path / "c", values, tensors)
+    with pytest.raises(CheckpointError, match="tie_word_embeddings to false"):
+        opened(folder)
+    untied = opened(write_checkpoint(tmp_path / "u", values | {"tie_word_embeddings": False}, tensors))
+    untied.audit()
+    assert torch.equal(dict(untied.parameters())["head.weight"], torch.ones(320, 64))
 
 
 def test_audit_lists_everything_at_once(tmp_path: Path, opened: Open) -> None:
@@ -134,16 +166,36 @@ def test_no_weights(tmp_path: Path, opened: Open) -> None:
         opened(tmp_path)
 
 
-def test_index_that_lies(tmp_path: Path, opened: Open) -> None:
-    folder = write_checkpoint(tmp_path / "c", tiny_values("glm4"), shards=2)
+def test_index_names_the_shards_and_not_where_each_tensor_lies(tmp_path: Path, opened: Open) -> None:
+    """transformers reads every tensor of every shard that an index names."""
+    values = tiny_values("glm4")
+    tensors = random_tensors(values)
+    folder = write_checkpoint(tmp_path / "c", values, tensors, shards=2)
     index = folder / "model.safetensors.index.json"
-    values = json.loads(index.read_text())
+    table = json.loads(index.read_text())
     first, second = (f"model-0000{i}-of-00002.safetensors" for i in (1, 2))
-    home = values["weight_map"]["model.norm.weight"]
-    values["weight_map"]["model.norm.weight"] = first if home == second else second
-    index.write_text(json.dumps(values))
-    with pytest.raises(CheckpointError, match="does not hold it"):
-        opened(folder).audit()
+    home = table["weight_map"]["model.norm.weight"]
+    table["weight_map"]["model.norm.weight"] = first if home == second else second
+    index.write_text(json.dumps(table))
+    checkpoint = opened(folder)
+    checkpoint.audit()
+    assert torch.equal(checkpoint.tensor("model.norm.weight"), tensors["model.norm.weight"])
+
+
+def test_index_that_promises_too_much(tmp_path: Path, opened: Open) -> None:
+    values = tiny_values("glm4")
+    tensors = random_tensors(values)
+    del tensors["model.norm.weight"]
+    folder = write_checkpoint(tmp_path / "c", values, tensors, shards=2)
+    index = folder / "model.safetensors.index.json"
+    table = json.loads(index.read_text())
+    table["weight_map"]["model.norm.weight"] = "model-00001-of-00002.safetensors"
+    index.write_text(json.dumps(table))
+    checkpoint = opened(folder)
+    with pytest.raises(CheckpointError, match=r"missing model\.norm\.weight"):
+        checkpoint.audit()
+    with pytest.raises(CheckpointError, match=r"index\.json promises model\.norm\.weight"):
+        checkpoint.tensor("model.norm.weight")
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1]", "\x00"])
@@ -166,7 +218,7 @@ def test_integer_tensors_are_refused(tmp_path: Path, opened: Open) -> None:
     tensors = random_tensors(values)
     name = "transformer.encoder.layers.0.self_attention.dense.weight"
     tensors[name] = tensors[name].to(torch.int8)
-    with pytest.raises(CheckpointError, match="should be floating point"):
+    with pytest.raises(CheckpointError, match="should be float32 or float16"):
         opened(write_checkpoint(tmp_path / "c", values, tensors)).audit()
 
 
@@ -209,14 +261,19 @@ def test_index_may_not_lead_out_of_the_folder(tmp_path: Path, opened: Open, name
         opened(folder)
 
 
-def test_links_are_followed_within_the_folder_and_its_cache_only(tmp_path: Path) -> None:
+def test_links_are_followed_where_people_make_them(tmp_path: Path) -> None:
     secret = tmp_path / "secret.json"
     secret.write_text("{}")
     plain = tmp_path / "plain"
     plain.mkdir()
     (plain / "config.json").symlink_to(secret)
-    with pytest.raises(CheckpointError, match="links to"):
-        inside(plain, "config.json")
+    assert inside(plain, "config.json").read_text() == "{}"  # ln -s
+    (plain / "tokenizer.model").symlink_to(secret)
+    with pytest.raises(CheckpointError, match=r"not a \.model file"):
+        inside(plain, "tokenizer.model")
+    (plain / "gone.json").symlink_to(tmp_path / "nothing.json")
+    with pytest.raises(CheckpointError, match="not there"):
+        inside(plain, "gone.json")
     # A Hugging Face cache: snapshots/<revision>/config.json -> ../../blobs/<hash>
     blobs, snapshot = tmp_path / "models--x" / "blobs", tmp_path / "models--x" / "snapshots" / "abc"
     blobs.mkdir(parents=True)
@@ -224,9 +281,12 @@ def test_links_are_followed_within_the_folder_and_its_cache_only(tmp_path: Path)
     (blobs / "hash").write_text("{}")
     (snapshot / "config.json").symlink_to("../../blobs/hash")
     assert inside(snapshot, "config.json").read_text() == "{}"
-    (snapshot / "tokenizer.model").symlink_to(secret)
-    with pytest.raises(CheckpointError, match="links to"):
-        inside(snapshot, "tokenizer.model")
+    (snapshot / "generation_config.json").symlink_to(secret)
+    with pytest.raises(CheckpointError, match="outside its Hugging Face cache"):
+        inside(snapshot, "generation_config.json")
+    # hf download --local-dir: a folder of one's own that links into the cache.
+    (plain / "pieces.model").symlink_to(blobs / "hash")
+    assert inside(plain, "pieces.model").read_text() == "{}"
 
 
 def test_sha256_is_the_usual_one(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ def test_golden_checkpoints_are_told_apart(name: str) -> None:
     import json
 
     values = json.loads((Golden(name).folder / "config.json").read_text())
-    assert families.identify(values) == FAMILY_OF_GOLDEN[name]
+    assert families.identify(values) == (FAMILY_OF_GOLDEN[name], "")
 
 
 @pytest.mark.parametrize("name", sorted(PUBLISHED))
@@ -42,7 +42,7 @@ def test_published_configs(name: str) -> None:
 @pytest.mark.parametrize("family", families.names())
 def test_every_family_has_a_tiny_config_of_its_own(family: str) -> None:
     values = families.load(family).TINY
-    assert families.identify(values) == family
+    assert families.identify(values) == (family, "")
     assert families.read_config(values).family == family
 
 
@@ -55,15 +55,30 @@ def test_unknown_key_is_named(family: str) -> None:
 @pytest.mark.parametrize(
     ("family", "changes", "message"),
     [
-        ("chatglm2", {"quantization_bit": 4}, "quantization_bit = 4"),
-        ("chatglm2", {"pre_seq_len": 128}, "pre_seq_len"),
+        ("chatglm2", {"vocab_size": 321}, "padded_vocab_size"),
+        ("chatglm2", {"interleaved_qkv": True}, "interleaved_qkv"),
+        ("chatglm2", {"num_layers": "2"}, "num_layers = '2'"),
+        ("chatglm2", {"rope_ratio": "16"}, "rope_ratio = '16'"),
+        ("chatglm2", {"eos_token_id": "</s>"}, "eos_token_id = '</s>'"),
+        ("chatglm", {"layernorm_epsilon": None}, "layernorm_epsilon"),
+        ("glm_infilling", {"num_attention_heads": 0}, "num_attention_heads = 0"),
         ("chatglm3", {"original_rope": False}, "original_rope"),
         ("chatglm3", {"num_hidden_layers": 3}, "num_hidden_layers"),
         ("glm", {"hidden_act": "gelu"}, "hidden_act"),
-        ("glm", {"rope_scaling": {"type": "linear"}}, "rope_scaling"),
-        ("glm4", {"rope_parameters": {"rope_type": "yarn"}}, "rope_type"),
+        ("glm", {"rope_scaling": {"type": "linear"}}, "factor"),
+        ("glm", {"rope_scaling": {"type": "twisted"}}, "'twisted'"),
+        ("glm", {"rope_scaling": {"type": "linear", "factor": 0.5}}, "1 or more"),
+        ("glm4", {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "beta_fast": 0.5}}, "faster beta"),
+        ("glm4", {"rope_parameters": {"rope_type": "yarn", "factor": "4"}}, "expected a number"),
+        ("glm4", {"rope_parameters": [4]}, "expected an object"),
+        ("glm4", {"rope_parameters": {"rope_type": "default"}, "rope_scaling": {"rope_type": "yarn"}}, "keep the"),
+        ("glm4", {"layer_types": ["full_attention", "sliding_attention"]}, "sliding_attention"),
+        ("glm4", {"sliding_window": 4096}, "window"),
+        ("glm4", {"pruned_heads": {"0": [1]}}, "pruned_heads"),
         ("glm4", {"rope_parameters": {"rope_type": "default", "twist": 1}}, "twist"),
-        ("glm4", {"quantization_config": {"bits": 4}}, "quantization_config"),
+        ("glm4", {"architectures": ["GlmForCausalLM"]}, "two things"),
+        ("glm4", {"attention_bias": 1}, "true or false"),
+        ("glm4_moe", {"scoring_func": "softmax"}, "sigmoid"),
         ("chatglm2", {"num_attention_heads": 3}, "cannot share"),
         ("chatglm2", {"hidden_size": -1}, "hidden_size"),
         ("chatglm2", {"eos_token_id": 10**6}, "outside the vocabulary"),
@@ -72,7 +87,7 @@ def test_unknown_key_is_named(family: str) -> None:
 )
 def test_values_that_would_change_numbers_are_refused(family: str, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        families.read_config(tiny_values(family, **changes), family)
+        families.read_config(tiny_values(family, **changes), None if "architectures" in changes else family)
 
 
 def test_rope_ratio_without_a_published_name_is_ambiguous() -> None:
@@ -85,7 +100,9 @@ def test_rope_ratio_without_a_published_name_is_ambiguous() -> None:
 
 def test_folder_like_names_decide_nothing() -> None:
     values = tiny_values("chatglm3", _name_or_path="/models/chatglm3-6b")
-    assert families.identify(values) == "chatglm2"  # same graph; only the published id says 3
+    family, warning = families.identify(values)
+    assert family == "chatglm2"  # same graph; only the published id says 3
+    assert "--family" in warning
 
 
 def test_unknown_model_lists_what_is_known() -> None:
