@@ -23,6 +23,8 @@ from glm_export.sessions.session import Session
 from glm_export.spec.option import merged, takes
 from glm_export.tokenizers import stop_ids
 from glm_export.tokenizers.chat import Message
+from glm_export.tokenizers.chat.messages import Tools
+from glm_export.tokenizers.chat.prompt import Options
 
 if TYPE_CHECKING:  # an exported folder runs without torch; what needs it imports it when it is called
     from glm_export.calibration.corpus.corpus import Corpus
@@ -156,18 +158,57 @@ def generate(
 
 
 def chat(
-    session: Session, messages: list[Message], *, max_new_tokens: int = 512, sampling: Sampling | None = None
+    session: Session,
+    messages: list[Message],
+    *,
+    tools: Tools | None = None,
+    documents: Tools | None = None,
+    options: Options | None = None,
+    max_new_tokens: int = 512,
+    sampling: Sampling | None = None,
 ) -> str:
-    """The model's reply to a conversation, in the prompt format of its family.
+    """The model's reply to a conversation, by the folder's chat template or in the prompt format of its family.
+
+    Args:
+        session: from :func:`load_session`.
+        messages: the turns.
+        tools: functions the model may call, as the OpenAI API has them.
+        documents: objects with title and text, for templates that read them.
+        options: what else the template reads, by name: ``enable_thinking`` of GLM-4.5.
+        max_new_tokens: at most this many tokens.
+        sampling: greedy when absent.
 
     Raises:
         InputError: the format cannot express the conversation, or it exceeds the context.
     """
-    tokenizer = session.tokenizer
-    (row,) = generate_ids(
-        session, [tokenizer.chat(messages)], sampling=sampling, stopping=stopping_for(session, max_new_tokens)
-    )
-    return tokenizer.decode(row.ids).strip()
+    prompt = session.tokenizer.chat(messages, tools=tools, documents=documents, options=options)
+    return session.tokenizer.decode(_reply(session, prompt, max_new_tokens, sampling)).strip()
+
+
+def chat_message(
+    session: Session,
+    messages: list[Message],
+    *,
+    tools: Tools | None = None,
+    documents: Tools | None = None,
+    options: Options | None = None,
+    max_new_tokens: int = 512,
+    sampling: Sampling | None = None,
+) -> Message:
+    """As :func:`chat`, the reply as a message: its text, the tools it calls, what was thought before.
+
+    It can stand in the conversation as it is, followed by the tools' answers.
+
+    Raises:
+        InputError: the format cannot express the conversation, or it exceeds the context.
+    """
+    prompt = session.tokenizer.chat(messages, tools=tools, documents=documents, options=options)
+    return session.tokenizer.parse_reply(_reply(session, prompt, max_new_tokens, sampling), tools)
+
+
+def _reply(session: Session, prompt: list[int], max_new_tokens: int, sampling: Sampling | None) -> list[int]:
+    (row,) = generate_ids(session, [prompt], sampling=sampling, stopping=stopping_for(session, max_new_tokens))
+    return row.ids
 
 
 def check(
@@ -331,6 +372,7 @@ __all__ = [
     "Message",
     "calibrate",
     "chat",
+    "chat_message",
     "check",
     "exclude_layers",
     "export",

@@ -30,6 +30,7 @@ TOKENIZER_FILES = (
 )  # fmt: skip
 TOKENIZER_CONFIG = "tokenizer_config.json"
 TOKENIZER_JSON = "tokenizer.json"
+TEMPLATE_FILE = "chat_template.jinja"
 GENERATION_CONFIG = "generation_config.json"
 
 
@@ -108,20 +109,40 @@ def write_loader_files(checkpoint: Checkpoint, folder: Path, dtype: str, signatu
 
 def _write_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
     conversion = _conversion(checkpoint)
-    for name in TOKENIZER_FILES:
-        if inside(checkpoint.folder, name).is_file() and not (conversion and name in conversion.superseded):
-            _copy(checkpoint.folder / name, folder / name)
-    values: dict[str, Any] | None = None
+    values: dict[str, Any] = {}
     if inside(checkpoint.folder, TOKENIZER_CONFIG).is_file():
         values = read_json(checkpoint.folder, TOKENIZER_CONFIG)
         # auto_map names Python files of the publisher; none is copied, and none may be run.
         values.pop("auto_map", None)
     if conversion:
         conversion.tokenizer.save(str(folder / TOKENIZER_JSON), pretty=False)
-        values = conversion.loader_config(values or {})
-    if values is not None:
+        values = conversion.loader_config(values)
+    elif template := _template(checkpoint):
+        values["chat_template"] = template
+    for name in TOKENIZER_FILES:
+        # Beside a list of templates transformers would read this file alone.
+        superseded = name == TEMPLATE_FILE and not isinstance(values.get("chat_template"), str)
+        superseded |= conversion is not None and name in conversion.superseded
+        if inside(checkpoint.folder, name).is_file() and not superseded:
+            _copy(checkpoint.folder / name, folder / name)
+    if values:
         text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
         (folder / TOKENIZER_CONFIG).write_text(text, encoding="utf-8")
+
+
+def _template(checkpoint: Checkpoint) -> Any:
+    """The chat template where nothing is converted: the folder's, or that of a family read from tokenizer.json."""
+    if not checkpoint.has_tokenizer:
+        return None
+    from glm_export.tokenizers.chat.carried import carried_template
+    from glm_export.tokenizers.chat.folder_template import read_template
+    from glm_export.tokenizers.tokenizer_json import JsonTokenizer
+
+    ours = checkpoint.tokenizer
+    if isinstance(ours, JsonTokenizer):
+        return carried_template(ours, ours.encode_plain, ours.built_in, None)
+    own = read_template(checkpoint.folder)
+    return own.carried() if own is not None else None
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -7,6 +7,7 @@ for the two oldest families ``ice_text.model``, ``cog-pretrain.model``, ``vocab.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -15,6 +16,8 @@ from glm_export.errors import CheckpointError
 from glm_export.model_folder import inside
 from glm_export.spec.config import GlmConfig
 from glm_export.tokenizers.chat import Message
+from glm_export.tokenizers.chat.messages import Tools
+from glm_export.tokenizers.chat.prompt import Options
 
 INFILLING_FILES = ("cog-pretrain.model", "vocab.json", "vocab.txt")
 FILE_OF = {
@@ -41,11 +44,34 @@ class Tokenizer(Protocol):
     def decode(self, ids: list[int]) -> str:
         """Text of generated ids; special tokens are left out."""
 
-    def chat(self, messages: list[Message]) -> list[int]:
+    def chat(
+        self,
+        messages: list[Message],
+        *,
+        tools: Tools | None = None,
+        documents: Tools | None = None,
+        options: Options | None = None,
+    ) -> list[int]:
         """Ids of a conversation, ready for the model's next reply.
 
+        The folder's own chat template counts where it has one, with the ids that transformers gives.
+
+        Args:
+            messages: the turns.
+            tools: functions the model may call, as the OpenAI API has them.
+            documents: objects with title and text, for templates that read them.
+            options: what else the template reads, by name: ``enable_thinking`` of GLM-4.5.
+
         Raises:
-            InputError: the family's prompt cannot express the conversation.
+            InputError: the prompt cannot express the conversation.
+        """
+
+    def parse_reply(self, reply: str | Sequence[int], tools: Tools | None = None) -> Message:
+        """A reply as the assistant's message: text, thoughts, tool calls.
+
+        Args:
+            reply: its ids, or what :meth:`decode` made of them; ids say more where calls stand in several turns.
+            tools: those the model was given.
         """
 
 
@@ -94,7 +120,7 @@ def load_tokenizer(folder: Path, config: GlmConfig) -> Tokenizer:
         return TiktokenTokenizer(path, config.family)
     from glm_export.tokenizers.tokenizer_json import JsonTokenizer
 
-    return JsonTokenizer(folder)
+    return JsonTokenizer(folder, config.family)
 
 
 def stop_ids(config: GlmConfig, tokenizer: Tokenizer) -> tuple[int, ...]:

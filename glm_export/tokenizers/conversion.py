@@ -20,16 +20,14 @@ from sentencepiece import sentencepiece_model_pb2
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
 from glm_export import families
-from glm_export.errors import CheckpointError, GlmExportError, InputError
+from glm_export.errors import CheckpointError, GlmExportError
 from glm_export.model_folder import inside
 from glm_export.spec.config import GlmConfig
 from glm_export.tokenizers import Tokenizer, sentencepiece, tiktoken
 from glm_export.tokenizers.added_tokens import AddedToken as ModelToken
-from glm_export.tokenizers.chat import Message
-from glm_export.tokenizers.tokenizer_json import render_template
+from glm_export.tokenizers.chat.carried import carried_template
+from glm_export.tokenizers.chat.templates import GUARD, built_in
 
-GUARD = "\ufdd0"
-"""A noncharacter: Unicode keeps it for internal use, out of text that is exchanged."""
 BLANK = "▁"
 ANY_NUMBER = 1 << 20
 FORMAT: Any = sentencepiece_model_pb2  # its classes are made on import, out of type checkers' sight
@@ -47,16 +45,6 @@ PROBES = (
 )  # fmt: skip
 """Chinese, English, code, emoji, runs of blanks, other scripts, names of special tokens, control characters."""
 
-CHATS: tuple[list[Message], ...] = (
-    [{"role": "user", "content": "你好"}],
-    [
-        {"role": "user", "content": "hi"},
-        {"role": "assistant", "content": " 今天\n很好。"},
-        {"role": "user", "content": "1+1=?\n\n"},
-    ],
-    [{"role": "system", "content": "You are GLM."}, {"role": "user", "content": ""}],
-)
-
 # onnxruntime-genai reads the pattern of a Split and not its behaviour: without one it cuts words as Llama 3 does, which
 # is not how SentencePiece pieces were learnt. It matches with std::regex on UTF-8 bytes, whose stack grows with the
 # match; so a cut comes after at most 500 bytes, where pieces end (before a blank, after a newline, between punctuation
@@ -68,36 +56,6 @@ CUTS = (
     r"|[\s\S]{1,500}(?![\u0080-\u00bf])"
     r"|[\s\S]"
 )
-
-_PREFIX = f"{GUARD}[gMASK]{GUARD}sop"
-_ROLES = "['system', 'user', 'assistant', 'observation']"
-TEMPLATES = {
-    "rounds": (
-        f"{{{{ '{_PREFIX}' }}}}"
-        "{% for message in messages %}"
-        "{% if message['role'] == 'user' %}"
-        "{{ '[Round ' ~ (loop.index0 // 2 + 1) ~ ']\\n\\n问：' ~ message['content'] ~ '\\n\\n答：' }}"
-        "{% elif message['role'] == 'assistant' %}{{ message['content'] ~ '\\n\\n' }}"
-        "{% else %}{{ raise_exception('ChatGLM2 knows the roles user and assistant') }}{% endif %}"
-        "{% endfor %}"
-    ),
-    "role_parts": (
-        f"{{{{ '{_PREFIX}' }}}}"
-        "{% for message in messages %}"
-        f"{{% if message['role'] not in {_ROLES} %}}"
-        "{{ raise_exception('ChatGLM3 knows the roles system, user, assistant and observation') }}{% endif %}"
-        f"{{{{ '{GUARD}<|' ~ message['role'] ~ '|>\\n' }}}}"
-        "{% if message['content'] %}{{ ' ' ~ message['content'] }}{% endif %}"
-        "{% endfor %}"
-        f"{{% if add_generation_prompt %}}{{{{ '{GUARD}<|assistant|>' }}}}{{% endif %}}"
-    ),
-    "role_lines": (
-        "{{ '[gMASK]<sop>' }}"
-        "{% for message in messages %}{{ '<|' ~ message['role'] ~ '|>\\n' ~ message['content'] }}{% endfor %}"
-        "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
-    ),
-}
-"""Our prompts of each generation (:mod:`glm_export.tokenizers.chat`) as Jinja chat templates."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +76,7 @@ class Conversion:
             values: the checkpoint's own, empty where it has none.
         """
         kept = {key: value for key, value in values.items() if not self.superseded or key == "model_max_length"}
-        return kept | {key: value for key, value in self.settings.items() if key != "chat_template" or key not in kept}
+        return {key: value for key, value in (kept | self.settings).items() if value is not None}
 
 
 def convert(folder: Path, config: GlmConfig, ours: Tokenizer) -> Conversion:
@@ -148,7 +106,6 @@ def convert(folder: Path, config: GlmConfig, ours: Tokenizer) -> Conversion:
     except Exception as error:  # the library raises bare Exception
         raise _inexact(path, str(error)) from error
     check_exact(ours, built, path, (*PROBES, *_probes_of(ours.added)))
-    template = TEMPLATES[family.CHAT]
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False,
                 "padding_side": "left"}  # fmt: skip
     special: dict[int, AddedToken] = built.get_added_tokens_decoder()
@@ -158,8 +115,13 @@ def convert(folder: Path, config: GlmConfig, ours: Tokenizer) -> Conversion:
             settings[role] = special[index].content
     if ours.added and superseded:
         settings["added_tokens_decoder"] = {str(token.index): token.to_json() for token in ours.added}
-    if same_chats(ours, built, template):
-        settings["chat_template"] = template
+    names = tuple(ours.named) if isinstance(ours, sentencepiece.SentencePieceTokenizer) else None
+
+    def ids(text: str) -> list[int]:
+        found: list[int] = built.encode(text, add_special_tokens=False).ids
+        return found
+
+    settings["chat_template"] = carried_template(ours, ids, built_in(config.family, family.CHAT), names)
     return Conversion(tokenizer=built, settings=settings, superseded=superseded)
 
 
@@ -341,18 +303,6 @@ def check_exact(ours: Tokenizer, built: tokenizers.Tokenizer, path: Path, texts:
             raise _inexact(path, f"tokenizer.json would give other ids to {text!r}")
         if built.decode(plain) != ours.decode(plain):
             raise _inexact(path, f"tokenizer.json would decode {text!r} otherwise")
-
-
-def same_chats(ours: Tokenizer, built: tokenizers.Tokenizer, template: str) -> bool:
-    """Whether the template gives our prompt's ids for every conversation that our prompt can express."""
-    for chat in CHATS:
-        try:
-            expected = ours.chat(chat)
-        except InputError:
-            continue
-        if built.encode(render_template(template, chat), add_special_tokens=False).ids != expected:
-            return False
-    return True
 
 
 def _inexact(path: Path, reason: str) -> CheckpointError:

@@ -8,11 +8,17 @@ Source: ``tokenization_chatglm.py`` of THUDM/chatglm-6b (v1.1).
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from glm_export.errors import CheckpointError
 from glm_export.tokenizers.added_tokens import AddedToken, decode_around, read_added_tokens, without_own
-from glm_export.tokenizers.chat import Message, counted_rounds_prompt
+from glm_export.tokenizers.chat import Message
+from glm_export.tokenizers.chat.folder_template import read_template
+from glm_export.tokenizers.chat.messages import Tools
+from glm_export.tokenizers.chat.prompt import Options
+from glm_export.tokenizers.chat.replies import parse_reply
+from glm_export.tokenizers.chat.rounds import counted_rounds_prompt
 from glm_export.tokenizers.marks import (
     Mark,
     MarkSplitter,
@@ -81,6 +87,7 @@ class IceTextTokenizer:
         self._hidden = {*self.special.values(), *self._mark_ids.values()} - set(self._shown)
 
         gmask = read_mark(options.get("gmask_token", "[gMASK]"), f"gmask_token in {folder / 'tokenizer_config.json'}")
+        self._template = read_template(folder, ICE_ROLES)
         self.gmask_id = self._find(gmask.text)
         self.sop_id, self.eop_id = (self._mark_ids[roles[role].text] for role in ("bos_token", "eos_token"))
         self.pad_id = self._mark_ids[roles["pad_token"].text]
@@ -136,6 +143,21 @@ class IceTextTokenizer:
         text: str = self._pieces.decode([i for i in ids if 0 <= i < self._size])
         return text
 
-    def chat(self, messages: list[Message]) -> list[int]:
-        """Rounds counted from 0; a first question goes in as it is."""
-        return self.encode(counted_rounds_prompt(messages))
+    def chat(
+        self,
+        messages: list[Message],
+        *,
+        tools: Tools | None = None,
+        documents: Tools | None = None,
+        options: Options | None = None,
+    ) -> list[int]:
+        """The folder's template; or rounds counted from 0, where a first question goes in as it is."""
+        if self._template is None:
+            return self.encode(counted_rounds_prompt(messages, tools, documents))
+        ids = self.encode_plain(self._template.render(messages, tools, documents, options))
+        # Without it the model does not know where to write; [gMASK] has no name that a template could give.
+        return ids if self.sop_id in ids else [*ids, self.gmask_id, self.sop_id]
+
+    def parse_reply(self, reply: str | Sequence[int], tools: Tools | None = None) -> Message:
+        """The reply's text."""
+        return parse_reply(reply if isinstance(reply, str) else self.decode(list(reply)), "chatglm", "rounds", tools)

@@ -10,7 +10,7 @@ text at special tokens, and what joins decoded parts), ``data_utils/tokenization
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
@@ -21,6 +21,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers
 from glm_export.errors import CheckpointError, InputError
 from glm_export.model_folder import inside, read_json
 from glm_export.tokenizers.chat import Message
+from glm_export.tokenizers.chat.messages import Tools
 from glm_export.tokenizers.marks import (
     Mark,
     MarkSplitter,
@@ -344,7 +345,7 @@ class InfillingTokenizer:
         text = " ".join(parts + [self._pieces.decode(run)] * bool(run))
         return clean_up(text) if self._clean_up else text
 
-    def chat(self, messages: list[Message]) -> NoReturn:  # noqa: ARG002 - the protocol's argument
+    def chat(self, messages: list[Message], **_: Any) -> NoReturn:  # noqa: ARG002 - the protocol's argument
         """Refuse.
 
         Raises:
@@ -354,6 +355,11 @@ class InfillingTokenizer:
             f"GLM (2022) was trained on no conversations; put {' or '.join(self.mask_ids)} where text is wanted "
             "and infill it"
         )
+
+    def parse_reply(self, reply: str | Sequence[int], tools: Tools | None = None) -> Message:  # noqa: ARG002
+        """What was filled in, as text."""
+        text = reply if isinstance(reply, str) else self.decode(list(reply))
+        return Message(role="assistant", content=text.strip())
 
 
 def load_infilling_tokenizer(folder: Path) -> InfillingTokenizer:

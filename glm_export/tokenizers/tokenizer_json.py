@@ -2,35 +2,34 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from datetime import datetime
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
 
 import tokenizers
-from jinja2 import TemplateError
-from jinja2.ext import loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from glm_export.errors import CheckpointError, InputError
-from glm_export.model_folder import inside, read_json
+from glm_export import families
+from glm_export.errors import CheckpointError
+from glm_export.model_folder import inside
 from glm_export.tokenizers.added_tokens import read_added_tokens
-from glm_export.tokenizers.chat import Message, check_roles, role_lines_prompt
+from glm_export.tokenizers.chat import Message
+from glm_export.tokenizers.chat.folder_template import FolderTemplate
+from glm_export.tokenizers.chat.messages import Tools
+from glm_export.tokenizers.chat.prompt import ChatPrompt, Options
+from glm_export.tokenizers.chat.replies import parse_reply
+from glm_export.tokenizers.chat.templates import GUARD, built_in
 from glm_export.tokenizers.valid_text import require_valid_text
 
 logger = logging.getLogger(__name__)
 
-PREFIX_TEXT = "[gMASK]<sop>"
-# A template computes with whatever it is given, so it can fail in any of Python's ways.
-BROKEN = (TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 STOP_TOKENS = ("<|endoftext|>", "<|user|>", "<|observation|>")
 
 
 class JsonTokenizer:
     """Special tokens are recognised inside text; the prefix is what the file's post-processor adds."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, family: str) -> None:
+        self._family = family
         path = inside(folder, "tokenizer.json")
         try:
             self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
@@ -40,7 +39,12 @@ class JsonTokenizer:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._add_missing(folder)
-        self._template = _chat_template(folder)
+        template = built_in(family, families.load(family).CHAT)
+        # A file of ours has names that no text has, one of the publisher's the names themselves.
+        if self._tokenizer.token_to_id(f"{GUARD}sop") is None:
+            template = template.replace(GUARD, "")
+        self.built_in = template
+        self._prompt = ChatPrompt.read(folder, template)
 
     def _add_missing(self, folder: Path) -> None:
         """Tokens that ``tokenizer_config.json`` adds to the file's; the file numbers them, as in transformers."""
@@ -59,9 +63,14 @@ class JsonTokenizer:
                 )
 
     @property
+    def folder_template(self) -> FolderTemplate | None:
+        """The folder's own chat template; None where the family's prompt counts."""
+        return self._prompt.folder
+
+    @property
     def stop_ids(self) -> tuple[int, ...]:
         """Those of GLM-4's stop tokens this file knows."""
-        ids = (self._tokenizer.token_to_id(token) for token in STOP_TOKENS)
+        ids = (self._tokenizer.token_to_id(guard + token) for token in STOP_TOKENS for guard in ("", GUARD))
         return tuple(i for i in ids if i is not None)
 
     def encode(self, text: str) -> list[int]:
@@ -79,47 +88,20 @@ class JsonTokenizer:
         text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
         return text
 
-    def chat(self, messages: list[Message]) -> list[int]:
-        """The folder's chat template, or GLM-4's prompt where there is none."""
-        if self._template is None:
-            return self.encode_plain(PREFIX_TEXT + role_lines_prompt(messages))
-        check_roles(messages, ("system", "user", "assistant", "observation", "tool"))
-        return self.encode_plain(render_template(self._template, messages))
+    def chat(
+        self,
+        messages: list[Message],
+        *,
+        tools: Tools | None = None,
+        documents: Tools | None = None,
+        options: Options | None = None,
+    ) -> list[int]:
+        """The folder's chat template, or the family's prompt where there is none."""
+        return self.encode_plain(self._prompt.text(messages, tools, documents, options))
 
-
-def _chat_template(folder: Path) -> str | None:
-    path = inside(folder, "chat_template.jinja")
-    if path.is_file():
-        return path.read_text(encoding="utf-8")
-    if not inside(folder, "tokenizer_config.json").is_file():
-        return None
-    template = read_json(folder, "tokenizer_config.json").get("chat_template")
-    if isinstance(template, list):
-        template = next((entry["template"] for entry in template if entry.get("name") == "default"), None)
-    return template
-
-
-def render_template(template: str, messages: list[Message]) -> str:
-    """Render a Jinja chat template in the sandbox transformers uses, with the same helpers.
-
-    A template is data of the checkpoint: the sandbox gives it no attribute, file or import of Python's.
-
-    Raises:
-        InputError: the template refuses the conversation or is broken.
-    """
-
-    def refuse(message: str) -> NoReturn:
-        raise TemplateError(message)
-
-    def to_json(value: Any, indent: int | None = None) -> str:
-        return json.dumps(value, ensure_ascii=False, indent=indent)
-
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-    environment.filters["tojson"] = to_json
-    environment.globals["raise_exception"] = refuse
-    environment.globals["strftime_now"] = lambda pattern: datetime.now().astimezone().strftime(pattern)
-    try:
-        return environment.from_string(template).render(messages=messages, add_generation_prompt=True)
-    except BROKEN as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"the checkpoint's chat template cannot render this conversation: {reason}") from error
+    def parse_reply(self, reply: str | Sequence[int], tools: Tools | None = None) -> Message:
+        """Text, thoughts, and calls of tools."""
+        text = reply
+        if not isinstance(text, str):
+            text = self._tokenizer.decode(list(reply), skip_special_tokens=False).replace(GUARD, "")
+        return parse_reply(text, self._family, families.load(self._family).CHAT, tools)
