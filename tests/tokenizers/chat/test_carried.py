@@ -52,6 +52,8 @@ def ours_of(folder: Path, family: str) -> Tokenizer:
 @pytest.mark.parametrize("family", ["chatglm2", "chatglm3"])
 def test_a_folders_template_counts_for_everybody(family: str, template: str, tmp_path: Path) -> None:
     """Special tokens in its text are read, as are those in messages: transformers does not tell them apart."""
+    if family == "chatglm2":  # it has no roles, and a folder that writes some is taken for ChatGLM3's
+        template = template.replace("<|assistant|>", "答：").replace("<|", "").replace("|>", ":")
     source = checkpoint(family, tmp_path / "source", chat_template=template)
     folder = written(source, tmp_path / "out")
     ours, exported, theirs = ours_of(source, family), ours_of(folder, family), AutoTokenizer.from_pretrained(folder)
