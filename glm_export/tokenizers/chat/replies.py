@@ -166,5 +166,7 @@ def _python_call(source: str) -> dict[str, Any] | None:
 
 
 _READERS: dict[str, Callable[[str, Functions], Read]] = {
-    "glm4_moe": _xml, "role_lines": _role_lines, "role_parts": _role_parts,
-}  # fmt: skip
+    "glm4_moe": _xml,
+    "role_lines": _role_lines,
+    "role_parts": _role_parts,
+}
