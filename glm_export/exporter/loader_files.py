@@ -113,7 +113,9 @@ def _write_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
     if inside(checkpoint.folder, TOKENIZER_CONFIG).is_file():
         values = read_json(checkpoint.folder, TOKENIZER_CONFIG)
         # auto_map names Python files of the publisher; none is copied, and none may be run.
-        values.pop("auto_map", None)
+        remote = values.pop("auto_map", None) is not None
+        if remote and inside(checkpoint.folder, TOKENIZER_JSON).is_file():
+            values["tokenizer_class"] = "PreTrainedTokenizerFast"
     if conversion:
         conversion.tokenizer.save(str(folder / TOKENIZER_JSON), pretty=False)
         values = conversion.loader_config(values)
@@ -131,15 +133,16 @@ def _write_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
 
 
 def _template(checkpoint: Checkpoint) -> Any:
-    """The chat template where nothing is converted: the folder's, or that of a family read from tokenizer.json."""
+    """The chat template where nothing is converted: the folder's, or the family's where names stand in texts."""
     if not checkpoint.has_tokenizer:
         return None
     from glm_export.tokenizers.chat.carried import carried_template
     from glm_export.tokenizers.chat.folder_template import read_template
+    from glm_export.tokenizers.tiktoken import TiktokenTokenizer
     from glm_export.tokenizers.tokenizer_json import JsonTokenizer
 
     ours = checkpoint.tokenizer
-    if isinstance(ours, JsonTokenizer):
+    if isinstance(ours, JsonTokenizer | TiktokenTokenizer):
         return carried_template(ours, ours.encode_plain, ours.built_in, None)
     own = read_template(checkpoint.folder)
     return own.carried() if own is not None else None

@@ -65,7 +65,8 @@ class TiktokenTokenizer:
         own = [AddedToken(text=text, index=index, special=True) for text, index in self.special.items()]
         self._splitter = TokenSplitter((*own, *self.added))
         self._hidden = {token.index for token in (*own, *self.added) if token.special}
-        self._prompt = ChatPrompt.read(path.parent, built_in(family, module.CHAT), DEFAULT_ROLES)
+        self.built_in = built_in(family, module.CHAT)
+        self._prompt = ChatPrompt.read(path.parent, self.built_in, DEFAULT_ROLES)
         self._shown = {token.index: token.text for token in self.added if not token.special}
 
     def _surface(self, index: int) -> str | None:

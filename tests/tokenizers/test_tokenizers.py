@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer as Library, decoders, models, pre_tokenizers, processors
+from tokenizers import Tokenizer as Library
 from transformers import PreTrainedTokenizerFast
 
 from glm_export import families
@@ -16,6 +16,7 @@ from glm_export.tokenizers import Tokenizer, load_tokenizer, stop_ids
 from glm_export.tokenizers.chat import Message
 from tests.helpers.golden_data import WITH_TOKENIZER, Golden
 from tests.helpers.tiny import tiny_values
+from tests.tokenizers.conftest import SPECIALS, TEMPLATE
 
 TEXTS = ["你好，世界！", "Hello, world!", "  two  spaces\n\nand lines\t", "1234567890", "", "<|user|> inside", "😀"]
 CHAT: list[Message] = [
@@ -99,29 +100,6 @@ def test_missing_file_is_named(tmp_path: Path) -> None:
 
 # -- tokenizer.json ----------------------------------------------------------------------------------------------------
 
-SPECIALS = ["<|endoftext|>", "[MASK]", "[gMASK]", "[sMASK]", "<sop>", "<eop>", "<|system|>", "<|user|>",
-            "<|assistant|>", "<|observation|>"]  # fmt: skip
-TEMPLATE = (
-    "[gMASK]<sop>{%- for m in messages %}\n<|{{ m.role }}|>\n{{ m.content }}{%- endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
-)
-
-
-@pytest.fixture
-def native_folder(tmp_path: Path) -> Path:
-    """A small byte-level ``tokenizer.json`` in the manner of GLM-4-0414, with a template of its own."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: index for index, token in enumerate([*alphabet, "he", "ll", "hell"])}
-    library = Library(models.BPE(vocabulary, [("h", "e"), ("l", "l"), ("he", "ll")]))
-    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    library.decoder = decoders.ByteLevel()
-    library.add_special_tokens(SPECIALS)
-    prefix = [(token, library.token_to_id(token)) for token in ("[gMASK]", "<sop>")]
-    library.post_processor = processors.TemplateProcessing("[gMASK] <sop> $A", special_tokens=prefix)
-    library.save(str(tmp_path / "tokenizer.json"))
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": TEMPLATE}))
-    return tmp_path
-
 
 def load_native(folder: Path) -> Tokenizer:
     return load_tokenizer(folder, families.read_config(tiny_values("glm4")))
@@ -196,6 +174,13 @@ def test_lone_surrogates_are_refused(name: str, text: str) -> None:
     for encode in (load(name).encode, load(name).encode_plain):
         with pytest.raises(InputError, match=r"lone surrogate \(U\+D[0-9A-F]{3}\) at character [23]"):
             encode(text)
+
+
+@pytest.mark.parametrize("name", ["chatglm2", "chatglm3", "glm4_remote", "chatglm"])
+def test_lone_surrogates_are_refused_in_conversations(name: str) -> None:
+    """By prompts built in and by templates, whose process they must reach and leave."""
+    with pytest.raises(InputError, match="lone surrogate"):
+        load(name).chat([{"role": "user", "content": "a\ud83d"}])
 
 
 def test_lone_surrogates_are_refused_by_tokenizer_json(native_folder: Path) -> None:

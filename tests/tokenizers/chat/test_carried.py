@@ -207,3 +207,79 @@ def test_built_in_templates_are_complete() -> None:
         ("glm4", "role_lines"),
     ):
         assert not any(place in built_in(family, prompt) for place in ("{TEXT}", "{FUNCTION}", "{GUARD}"))
+
+
+# -- families that are read from tokenizer.json ------------------------------------------------------------------------
+
+
+def native(family: str, native_folder: Path, folder: Path, **values: Any) -> Path:
+    """A golden checkpoint of a native family with a tokenizer beside it."""
+    shutil.copytree(Golden(family).folder, folder)
+    shutil.copy(native_folder / "tokenizer.json", folder / "tokenizer.json")
+    if values:
+        (folder / "tokenizer_config.json").write_text(json.dumps(values))
+    return folder
+
+
+@pytest.mark.parametrize("family", ["glm_hf", "glm4_hf", "glm4_moe"])
+def test_a_native_folder_without_a_template_gets_the_familys(family: str, native_folder: Path, tmp_path: Path) -> None:
+    source = native(family, native_folder, tmp_path / "source")
+    folder = written(source, tmp_path / "out")
+    ours, theirs = ours_of(source, family), AutoTokenizer.from_pretrained(folder)
+    texts = set()
+    for tools in (None, list(TOOLS)):
+        for messages in (*CHATS, CALLED):
+            ids = ours.chat(messages, tools=tools)
+            assert theirs.apply_chat_template(messages, tools=tools, add_generation_prompt=True) == ids
+            assert ours_of(folder, family).chat(messages, tools=tools) == ids
+            texts.add(theirs.decode(ids))
+    assert any("weather" in text for text in texts)
+
+
+@pytest.mark.parametrize("family", ["glm_hf", "glm4_moe"])
+def test_a_native_folders_template_stays(family: str, native_folder: Path, tmp_path: Path) -> None:
+    """In the config of the exported folder, wherever it was, and a single one in its file as well."""
+    source = native(family, native_folder, tmp_path / "source", eos_token="<|endoftext|>")
+    (source / "chat_template.jinja").write_text(TEMPLATE)
+    folder = written(source, tmp_path / "out")
+    assert json.loads((folder / "tokenizer_config.json").read_text())["chat_template"] == TEMPLATE
+    assert (folder / "chat_template.jinja").read_text() == TEMPLATE
+    theirs = AutoTokenizer.from_pretrained(folder)
+    for messages in (*CHATS, PHILOSOPHY):
+        ids = ours_of(source, family).chat(messages)
+        assert theirs.apply_chat_template(messages, add_generation_prompt=True) == ids
+        assert ours_of(folder, family).chat(messages) == ids
+
+
+# -- the library's calls -----------------------------------------------------------------------------------------------
+
+
+def test_a_conversation_with_tools_through_the_library() -> None:
+    """Whatever a random model says, the calls reach the prompt and come back as a message."""
+    from glm_export import api
+    from glm_export.generation.generate import generate_ids
+
+    messages: list[Any] = [{"role": "user", "content": "北京？"}]
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    with api.load_session(Golden("glm4_remote").folder) as session:
+        prompt = session.tokenizer.chat(messages, tools=tools)
+        assert len(prompt) > len(session.tokenizer.chat(messages)) + 50
+        (row,) = generate_ids(session, [prompt], stopping=api.stopping_for(session, 6))
+        assert api.chat(session, messages, tools=tools, max_new_tokens=6) == session.tokenizer.decode(row.ids).strip()
+        reply = api.chat_message(session, messages, tools=tools, max_new_tokens=6)
+        assert reply == session.tokenizer.parse_reply(row.ids, tools)
+        assert session.tokenizer.chat([*messages, reply, *messages], tools=tools)[: len(prompt)] == prompt
+        with pytest.raises(InputError, match="no place for documents"):
+            api.chat(session, messages, documents=[{"text": "x"}])
+
+
+def test_a_tokenizer_json_of_the_publisher_gets_a_template_too(tmp_path: Path) -> None:
+    """Beside tokenizer.model, in a folder without a template."""
+    source = checkpoint("glm4_remote", tmp_path / "source", chat_template=None)
+    shutil.copy(written(source, tmp_path / "made") / "tokenizer.json", source / "tokenizer.json")
+    folder = written(source, tmp_path / "out")
+    theirs = AutoTokenizer.from_pretrained(folder)
+    assert json.loads((folder / "tokenizer_config.json").read_text())["chat_template"]
+    for messages in CHATS:
+        ids = ours_of(source, "glm4_remote").chat(messages)
+        assert theirs.apply_chat_template(messages, add_generation_prompt=True) == ids
