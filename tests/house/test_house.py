@@ -45,7 +45,12 @@ def test_wheel_owns_one_name_and_holds_every_room(tmp_path: Path) -> None:
     expected = {str(path.relative_to(ROOT)) for path in SOURCES if path.parts[len(ROOT.parts)] == "glm_export"}
     expected |= {f"glm_export/{path.relative_to(ROOT)}" for path in SOURCES if path.parts[len(ROOT.parts)] in ROOMS}
     assert packaged == expected | {"glm_export/cli.py"}
-    for data in ("py.typed", "embedded/tang_poems.jsonl", "embedded/chatglm2/model.safetensors"):
+    for data in (
+        "py.typed",
+        "embedded/tang_poems.jsonl",
+        "embedded/chatglm2/model.safetensors",
+        "tokenizers/chat/prompts/text.jinja",
+    ):
         assert f"glm_export/{data}" in names
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -187,9 +186,3 @@ def test_parts_are_the_text_they_make(name: str) -> None:
         {"role": "user", "content": [{"type": "text", "text": "你"}, "好 ", {"type": "text", "text": "x"}]}
     ]
     assert load(name).chat(parts) == load(name).chat([{"role": "user", "content": "你好 x"}])
-
-
-def test_no_file_of_a_prompt_is_left_out_of_the_wheel() -> None:
-    """They are data files: the package must name them."""
-    root = Path(__file__).parents[3]
-    assert '"tokenizers/chat/prompts/*.jinja"' in (root / "pyproject.toml").read_text()
