@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from difflib import get_close_matches
 from importlib import import_module
 from typing import Any
@@ -120,6 +122,9 @@ def cli(debug: bool) -> None:
 
 def main() -> None:
     """Entry point of the console script."""
+    # A terminal that is not Unicode's shows what it has no character for as its number.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     cli(prog_name="glm-export")
 
 

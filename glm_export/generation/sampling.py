@@ -1,12 +1,15 @@
 """From logits to the next token: greedy, or drawn with temperature, top-k, top-p and repetition penalty.
 
-The order is that of transformers' ``generate``: penalty, temperature, top-k, top-p.
+The order is that of transformers' ``generate``: penalty, temperature, top-k, top-p. Scores are float64 from the penalty
+on, and the largest is taken off before the temperature divides: no setting overflows.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +17,9 @@ from numpy.typing import NDArray
 from glm_export.errors import InputError
 from glm_export.spec.option import described, listed
 
-Scores = NDArray[np.float32]
+Scores = NDArray[np.floating[Any]]
+COLDEST = 1e-5
+"""Below this temperature a token is chosen greedily, as vLLM does: float32 noise of logits is larger."""
 
 
 @listed
@@ -30,10 +35,11 @@ class Sampling:
 
     def __post_init__(self) -> None:
         for name, good, expected in (
-            ("temperature", self.temperature >= 0, "0 (greedy) or more"),
+            ("temperature", 0 <= self.temperature < math.inf, "a number, 0 (greedy) or more"),
             ("top_k", self.top_k >= 0, "0 (off) or more"),
-            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
-            ("repetition_penalty", self.repetition_penalty > 0, "above 0"),
+            ("top_p", 0 <= self.top_p <= 1, "from 0 (the likeliest alone) to 1 (all)"),
+            ("repetition_penalty", 0 < self.repetition_penalty < math.inf, "a number above 0"),
+            ("seed", self.seed is None or self.seed >= 0, "0 or more"),
         ):
             if not good:
                 raise InputError(f"{name} must be {expected}, found {getattr(self, name)}")
@@ -45,7 +51,11 @@ def penalize_repetition(scores_V: Scores, seen: Sequence[int], penalty: float) -
         return scores_V
     ids = np.unique(np.asarray(seen))
     scores_V = scores_V.copy()
-    scores_V[ids] = np.where(scores_V[ids] > 0, scores_V[ids] / penalty, scores_V[ids] * penalty)
+    with np.errstate(over="ignore"):
+        penalized = np.where(scores_V[ids] > 0, scores_V[ids] / penalty, scores_V[ids] * penalty)
+    # An extreme penalty overflows; the likeliest token is still one that can be chosen.
+    most = np.finfo(scores_V.dtype).max
+    scores_V[ids] = np.where(np.isfinite(scores_V[ids]), np.clip(penalized, -most, most), scores_V[ids])
     return scores_V
 
 
@@ -54,7 +64,7 @@ def keep_top_k(scores_V: Scores, top_k: int) -> Scores:
     if top_k == 0 or top_k >= scores_V.size:
         return scores_V
     threshold = np.partition(scores_V, -top_k)[-top_k]
-    return np.where(scores_V < threshold, -np.inf, scores_V).astype(np.float32)
+    return np.where(scores_V < threshold, -np.inf, scores_V).astype(scores_V.dtype)
 
 
 def keep_top_p(scores_V: Scores, top_p: float) -> Scores:
@@ -92,9 +102,12 @@ class Sampler:
             seen: prompt and generated ids, for the repetition penalty.
         """
         sampling = self._sampling
-        scores_V = penalize_repetition(scores_V, seen, sampling.repetition_penalty)
-        if sampling.temperature == 0:
+        scores_V = penalize_repetition(scores_V.astype(np.float64), seen, sampling.repetition_penalty)
+        if sampling.temperature < COLDEST:
             return int(scores_V.argmax())
-        scores_V = keep_top_k((scores_V / sampling.temperature).astype(np.float32), sampling.top_k)
+        # What overflows here is minus infinity: never drawn.
+        with np.errstate(over="ignore"):
+            scores_V = (scores_V - scores_V.max()) / sampling.temperature
+        scores_V = keep_top_k(scores_V, sampling.top_k)
         chances_V = probabilities(keep_top_p(scores_V, sampling.top_p))
         return int(self._random.choice(chances_V.size, p=chances_V))

@@ -22,6 +22,8 @@ class Stopping:
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise InputError(f"max_new_tokens must be at least 1, found {self.max_new_tokens}")
+        if "" in self.stop_strings:
+            raise InputError("a stop string needs at least one character, found an empty one; leave it out")
 
 
 class TextStream:

@@ -36,6 +36,10 @@ class Prompt:
             return config.max_positions - 1 - (len(self.ids) - self.context_length)
         return config.max_positions - len(self.ids)
 
+    def excess_tokens(self, config: GlmConfig) -> int:
+        """How many tokens are beyond the position table; 0 or less where all have a position."""
+        return max(self.context_length - config.max_positions, -self.remaining_tokens(config))
+
 
 def prefill_feeds(prompts: Sequence[Prompt], config: GlmConfig, *, own_lengths: bool = False) -> Feeds:
     """Pad prompts to one length: on the left, or with ``own_lengths`` on the right.
@@ -48,9 +52,11 @@ def prefill_feeds(prompts: Sequence[Prompt], config: GlmConfig, *, own_lengths: 
     if not prompts or not all(prompt.ids for prompt in prompts):
         raise InputError("a prompt needs at least one token, found an empty one")
     for prompt in prompts:
-        if prompt.remaining_tokens(config) < 0 or prompt.context_length > config.max_positions:
+        excess = prompt.excess_tokens(config)
+        if excess > 0:
             raise InputError(
-                f"the prompt has {len(prompt.ids)} tokens, the model's context {config.max_positions}; shorten it"
+                f"the prompt has {len(prompt.ids)} tokens, the model's context {config.max_positions}: {excess} too "
+                "many; shorten it"
             )
     strange = sorted({i for prompt in prompts for i in prompt.ids if not 0 <= i < config.vocab_size})
     if strange:

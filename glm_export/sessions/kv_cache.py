@@ -280,7 +280,10 @@ class KvCache(ABC, Generic[Array]):
     def _require(self, columns: int) -> None:
         if self.capacity is not None and columns > self.capacity:
             what = "the program's static cache holds" if self.kind is Cache.STATIC else "a row can hold"
-            raise InputError(f"{columns} tokens are wanted, {what} {self.capacity}; shorten the prompt")
+            excess = columns - self.capacity
+            raise InputError(
+                f"{columns} tokens are wanted, {what} {self.capacity}: {excess} too many; shorten the prompt"
+            )
 
     def _move(self) -> None:
         if self._moving is not None:

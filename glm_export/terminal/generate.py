@@ -4,22 +4,32 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 from rich.console import Console
+from rich.markup import escape
 
+from glm_export.errors import GlmExportError, InputError
 from glm_export.generation.sampling import Sampling
-from glm_export.terminal.console import MESSAGES, flags
+from glm_export.generation.stopping import Stopping
+from glm_export.terminal.console import FOLDER, MESSAGES, flags
+from glm_export.tokenizers.valid_text import require_valid_text
 
 if TYPE_CHECKING:
     from glm_export.sessions.session import Session
-    from glm_export.tokenizers.chat import Message
+
+NEWLINE = b"\n"
+STANDARD_INPUT = Path("-")
+FENCE = b'"""'
+"""Stands before and behind a question of several lines."""
 
 
 @click.command()
 @click.argument("model")
-@click.option("--prompt", "prompts", multiple=True, required=True, help="Text to continue; several run as a batch.")
+@click.option("--prompt", "prompts", multiple=True, help="Text to continue; several run as a batch.")
+@click.option("--prompt-file", "prompt_files", multiple=True, type=FOLDER, help="Text in a file; - is standard input.")
 @click.option("--max-new-tokens", type=int, default=128, show_default=True)
 @flags(Sampling)
 @click.option("--stop", "stop_strings", multiple=True, help="Text that ends the answer.")
@@ -27,6 +37,7 @@ if TYPE_CHECKING:
 def generate(
     model: str,
     prompts: tuple[str, ...],
+    prompt_files: tuple[Path, ...],
     max_new_tokens: int,
     stop_strings: tuple[str, ...],
     stream: bool,
@@ -35,9 +46,16 @@ def generate(
     """Continue a text with MODEL, an exported folder (ONNX Runtime), an engine or a checkpoint (PyTorch)."""
     from glm_export import api
 
-    if stream and len(prompts) > 1:
+    if not prompts and not prompt_files:
+        raise click.UsageError(
+            "there is nothing to continue; give --prompt TEXT, --prompt-file FILE, or --prompt-file -"
+        )
+    if stream and len(prompts) + len(prompt_files) > 1:
         raise click.UsageError("--stream shows one text as it grows; give one --prompt, or leave --stream out")
-    chosen = Sampling(**sampling)
+    if prompt_files.count(STANDARD_INPUT) > 1:
+        raise click.UsageError("standard input can be read once; give --prompt-file - once")
+    chosen, stop_strings = Sampling(**sampling), stopping_of(max_new_tokens, stop_strings)
+    prompts = (*prompts, *map(read_prompt, prompt_files))
     with api.load_session(model) as session:
         if stream:
             write_stream(session, session.encode(prompts[0]), max_new_tokens, chosen, stop_strings)
@@ -55,12 +73,60 @@ def generate(
 @click.option("--system", help="System message, where the model's prompt has one.")
 @flags(Sampling)
 def chat(model: str, max_new_tokens: int, system: str | None, **sampling: Any) -> None:
-    """Talk with MODEL, an exported folder, an engine or a checkpoint. An empty line or end of input leaves."""
+    """Talk with MODEL, an exported folder, an engine or a checkpoint. An empty line or end of input leaves.
+
+    A question of several lines stands between two lines of \"\"\". Where the conversation outgrows the context, its
+    oldest rounds leave and the system message stays.
+    """
     from glm_export import api
 
     chosen = Sampling(**sampling)
+    stopping_of(max_new_tokens)
+    if system is not None:
+        require_valid_text(system)
     with api.load_session(model) as session:
-        converse(session, MESSAGES, max_new_tokens=max_new_tokens, system=system, sampling=chosen)
+        failed = converse(session, MESSAGES, max_new_tokens=max_new_tokens, system=system, sampling=chosen)
+    # Who types has seen it; a script has to be told.
+    if failed is not None and not MESSAGES.is_terminal:
+        sys.exit(failed.exit_code)
+
+
+def stopping_of(max_new_tokens: int, stop_strings: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """The stop strings, where a run can stop by them; seen before a model is loaded.
+
+    Raises:
+        InputError: one is empty, or nothing would be written.
+    """
+    return Stopping(max_new_tokens=max_new_tokens, stop_strings=stop_strings).stop_strings
+
+
+def read_prompt(path: Path) -> str:
+    """A file's text without the line end behind it, or that of standard input.
+
+    Raises:
+        InputError: it is missing, empty or not UTF-8.
+    """
+    if path == STANDARD_INPUT:
+        name, data = "standard input", sys.stdin.buffer.read()
+    elif path.is_file():
+        name, data = str(path), path.read_bytes()
+    else:
+        raise InputError(f"--prompt-file {path} is no file; give a text file, or - for standard input")
+    text = _decoded(data, name).removeprefix("\ufeff").replace("\r\n", "\n").removesuffix("\n")
+    if not text:
+        raise InputError(f"{name} is empty; a prompt needs some text")
+    return text
+
+
+def _decoded(data: bytes, name: str) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        place = f" in line {data[: error.start].count(NEWLINE) + 1}" if NEWLINE in data.strip() else ""
+        raise InputError(
+            f"{name} should be UTF-8, found byte 0x{data[error.start]:02X}{place} ({error.reason}); "
+            "save or type it in UTF-8"
+        ) from error
 
 
 def write_stream(
@@ -80,26 +146,71 @@ def write_stream(
         decode=decode,
         stopping=api.stopping_for(session, max_new_tokens, stop_strings),
     )
-    for (row,) in steps:
-        new = stream.text(row.ids, finished=bool(row.finish_reason))
-        sys.stdout.write(new if written else new.lstrip("\n"))
-        sys.stdout.flush()
-        written += new
+    try:
+        for (row,) in steps:
+            new = stream.text(row.ids, finished=bool(row.finish_reason))
+            sys.stdout.write(new if written else new.lstrip("\n"))
+            sys.stdout.flush()
+            written += new
+    except GlmExportError:
+        # What was written stays on a line of its own, above the error.
+        sys.stdout.write("\n" if written else "")
+        raise
     sys.stdout.write("\n")
     return written
 
 
 def converse(
     session: Session, console: Console, *, max_new_tokens: int, system: str | None, sampling: Sampling
-) -> None:
-    """Read questions line by line, stream the replies; replies go to stdout, prompts to ``console``."""
-    messages: list[Message] = [{"role": "system", "content": system}] if system else []
+) -> GlmExportError | None:
+    """Read questions, stream the replies; replies go to stdout, prompts and errors to ``console``.
+
+    A question that cannot be answered is said to be so, is forgotten, and the conversation goes on.
+
+    Returns:
+        The last such error; None where every question was answered.
+    """
+    from glm_export.generation.conversation import Conversation
+
+    conversation, failed = Conversation(session, system=system, max_new_tokens=max_new_tokens), None
+    told = False
     while True:
-        if console.is_terminal:
-            console.print("[bold cyan]›[/] ", end="")
-        question = sys.stdin.readline().strip()
-        if not question:
-            return
-        messages.append({"role": "user", "content": question})
-        reply = write_stream(session, session.tokenizer.chat(messages), max_new_tokens, sampling)
-        messages.append({"role": "assistant", "content": reply.strip()})
+        try:
+            question = read_question(console)
+            if question is None:
+                return failed
+            ids = conversation.ask(question)
+            if conversation.rounds_left_out and not told:
+                told = True
+                console.print("[dim]the conversation outgrows the model's context: its oldest rounds leave[/]")
+            reply = write_stream(session, ids, max_new_tokens, sampling)
+            conversation.answered(question, reply.strip())
+        except GlmExportError as error:
+            failed = error
+            console.print(f"[bold red]Error:[/] {escape(str(error))}", soft_wrap=True)
+
+
+def read_question(console: Console) -> str | None:
+    """A line, or lines between two of :data:`FENCE`; None where an empty line or the end of input leaves.
+
+    Raises:
+        InputError: what was read is not UTF-8; the next line is still there to be read.
+    """
+    # Bytes: a text stream loses what it has read ahead when it meets one that is none of its encoding.
+    while True:
+        line = _line(console, "›")
+        if not line.strip().startswith(FENCE):
+            return _decoded(line, "the line").strip() or None
+        fenced = line.strip().removeprefix(FENCE)
+        while line and not fenced.rstrip().endswith(FENCE):
+            line = _line(console, "…")
+            fenced += (b"\n" if fenced else b"") + line.rstrip(b"\r\n")
+        question = _decoded(fenced, "the text").rstrip().removesuffix(FENCE.decode()).strip("\n")
+        if question.strip() or not line:
+            return (question.strip() and question) or None
+
+
+def _line(console: Console, mark: str) -> bytes:
+    if console.is_terminal:
+        console.print(f"[bold cyan]{mark}[/] ", end="")
+    return sys.stdin.buffer.readline()

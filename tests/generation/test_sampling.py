@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -25,7 +27,7 @@ def test_top_k(scores: np.ndarray, top_k: int) -> None:
     np.testing.assert_array_equal(keep_top_k(scores, top_k), expected)
 
 
-@given(scores=SCORES, top_p=st.floats(0.01, 0.99))
+@given(scores=SCORES, top_p=st.floats(0.0, 0.99))
 @settings(max_examples=60, deadline=None)
 def test_top_p(scores: np.ndarray, top_p: float) -> None:
     expected = TopPLogitsWarper(top_p)(None, torch.tensor(scores)[None])[0].numpy()
@@ -62,8 +64,53 @@ def test_probabilities_of_minus_infinity_are_zero() -> None:
     assert probabilities(np.array([0, -np.inf], np.float32)).tolist() == [1.0, 0.0]
 
 
+FLAT = np.array([1.0, 3.0, 2.0, 3.0, -4.0], np.float32)
+EXTREMES = {
+    "temperature": (1e-320, 1e-39, 1e-6, 1e-5, 1e39, 1e300), "top_k": (0, 1, 5, 10**30),
+    "top_p": (0.0, 1e-300, 1e-9, 1.0), "repetition_penalty": (1e-300, 1e-39, 1.0, 1e39, 1e308),
+}  # fmt: skip
+
+
+@given(
+    chosen=st.fixed_dictionaries({name: st.sampled_from(values) for name, values in EXTREMES.items()}),
+    scale=st.sampled_from((1e-30, 1.0, 1e4, 1e30)), seen=st.lists(st.integers(0, 4), max_size=6),
+    seed=st.integers(0, 99),
+)  # fmt: skip
+@settings(max_examples=200, deadline=None)
+def test_no_setting_ends_in_nonsense(chosen: dict[str, float], scale: float, seen: list[int], seed: int) -> None:
+    with np.errstate(all="raise", under="ignore"):
+        token = Sampler(Sampling(**chosen, seed=seed)).choose(FLAT * np.float32(scale), seen)
+    assert 0 <= token < len(FLAT)
+
+
+@pytest.mark.parametrize("temperature", [1e-320, 1e-39, 1e-6])
+def test_next_to_no_temperature_is_greedy(temperature: float) -> None:
+    draws = {Sampler(Sampling(temperature=temperature, seed=seed)).choose(FLAT, []) for seed in range(20)}
+    assert draws == {1}
+
+
+@pytest.mark.parametrize("sampling", [{"temperature": 1e39}, {"temperature": 1e39, "top_k": 10**30, "top_p": 1.0}])
+def test_any_heat_is_uniform(sampling: dict[str, float]) -> None:
+    sampler = Sampler(Sampling(**sampling, seed=0))
+    counts = np.bincount([sampler.choose(FLAT, []) for _ in range(20_000)], minlength=5)
+    np.testing.assert_allclose(counts / counts.sum(), 0.2, atol=0.02)
+
+
+def test_no_mass_is_the_likeliest_alone() -> None:
+    likeliest = np.array([0.0, 5.0, 1.0], np.float32)
+    assert {Sampler(Sampling(temperature=9, top_p=0.0, seed=seed)).choose(likeliest, []) for seed in range(50)} == {1}
+
+
+@pytest.mark.parametrize("bad", ["temperature", "repetition_penalty", "top_p"])
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_what_is_no_number_is_named(bad: str, value: float) -> None:
+    with pytest.raises(InputError, match=f"^{bad} must be .*found (inf|nan)$"):
+        Sampling(**{bad: value})
+
+
 @pytest.mark.parametrize(
-    "bad", [{"temperature": -1}, {"top_k": -1}, {"top_p": 0}, {"top_p": 1.5}, {"repetition_penalty": 0}]
+    "bad",
+    [{"temperature": -1}, {"top_k": -1}, {"top_p": -0.1}, {"top_p": 1.5}, {"repetition_penalty": 0}, {"seed": -1}],
 )
 def test_impossible_options_are_named(bad: dict[str, float]) -> None:
     with pytest.raises(InputError, match=next(iter(bad))):

@@ -331,7 +331,9 @@ def test_where_memory_is_short_nothing_half_done_is_left(started: ToySession, mo
 @pytest.mark.parametrize("kind", ["static", "static, prefix", "shared", "engine, growing"])
 def test_no_row_is_longer_than_the_cache_can_be(kind: str) -> None:
     session = ToySession(kind)
-    with pytest.raises(InputError, match=f"{CAPACITY + 1} tokens are wanted, .* {CAPACITY}; shorten the prompt"):
+    with pytest.raises(
+        InputError, match=f"{CAPACITY + 1} tokens are wanted, .* {CAPACITY}: 1 too many; shorten the prompt"
+    ):
         session.prefill(session.feeds([Prompt(ids=tuple(range(CAPACITY + 1)), context_length=1)]))
 
 
