@@ -8,14 +8,13 @@ from dataclasses import replace
 from itertools import takewhile
 from typing import Any
 
-from glm_export import families
 from glm_export.calibration.corpus.corpus import Sample, Task
 from glm_export.calibration.corpus.shapes import COMPLETION, MESSAGES, messages_of, shape_of
-from glm_export.calibration.corpus.turns import TOOLS_GIVEN, string_field
+from glm_export.calibration.corpus.turns import string_field, tools_of
 from glm_export.errors import InputError
 from glm_export.inputs.prompts import Prompt, prefill_feeds
 from glm_export.spec.config import GlmConfig
-from glm_export.tokenizers import Tokenizer
+from glm_export.tokenizers import Tokenizer, stop_ids
 from glm_export.tokenizers.chat import Message
 from glm_export.tokenizers.ice_text import IceTextTokenizer
 from glm_export.tokenizers.infilling import InfillingTokenizer
@@ -32,7 +31,6 @@ class RowReader:
 
     def __init__(self, tokenizer: Tokenizer, config: GlmConfig, limit: int) -> None:
         self._tokenizer, self._config = tokenizer, config
-        self._preface = TOOLS_GIVEN if families.load(config.family).CHAT == "role_parts" else ""
         # What stands around an empty text stands around every text; for prefix families from the mask on behind it.
         frame = self._given("")
         if config.prefix_mask:
@@ -71,7 +69,8 @@ class RowReader:
                 prompt, completion = (string_field(row[key], key) for key in keys)
                 return [self._completion(prompt, completion)]
             case shape:
-                return [self._conversation(messages_of(row, shape, self._preface), asked=shape[0] not in MESSAGES)]
+                asked = shape[0] not in MESSAGES
+                return [self._conversation(messages_of(row, shape), tools_of(row), asked=asked)]
 
     def packed(self, text: str) -> Iterator[Sample]:
         """Paragraphs one after the other, as many in a row as fit."""
@@ -118,7 +117,7 @@ class RowReader:
             raise InputError("the text has no token; give the row words, or remove it")
         return samples
 
-    def _conversation(self, messages: list[Message], *, asked: bool) -> Sample:
+    def _conversation(self, messages: list[Message], tools: Any, *, asked: bool) -> Sample:
         """A chat as it is served: read up to where the model speaks; where its reply is given, that is written.
 
         ``asked``: the row is a question and its reply. A family without chats continues the question.
@@ -126,36 +125,31 @@ class RowReader:
         if asked and isinstance(self._tokenizer, InfillingTokenizer):
             question, reply = (message["content"] for message in messages[-2:])
             return replace(self._completion(question, reply), task=None)
-        self._require_read(messages)
         if not messages or messages[-1]["role"] != "assistant":
-            return self._as_given(self._tokenizer.chat(messages))
+            return self._as_given(self._tokenizer.chat(messages, tools=tools))
         if not messages[:-1]:
             raise InputError("a reply needs a question before it, found the assistant's turn alone; add the user's")
-        given, reply = self._tokenizer.chat(messages[:-1]), messages[-1]["content"]
-        return self._as_given([*given, *self._reply(messages, given, reply)])
+        given = self._tokenizer.chat(messages[:-1], tools=tools)
+        return self._as_given([*given, *self._reply(messages, given, tools)])
 
-    def _require_read(self, messages: list[Message]) -> None:
-        """Tools and calls of them are in the prompt, not passed over by a format that has no place for them."""
-        behind = [Message(role="user", content="?")] if messages[-1:] and messages[-1]["role"] == "assistant" else []
-        for place, message in enumerate(messages):
-            beside = sorted(message.keys() - {"role", "content"})
-            if not beside:
-                continue
-            plain = Message(role=message["role"], content=message["content"])
-            without = [*messages[:place], plain, *messages[place + 1 :]]
-            if self._tokenizer.chat([*messages, *behind]) == self._tokenizer.chat([*without, *behind]):
-                what = " and ".join(beside)
-                raise InputError(f"this model's prompt format has no place for {what}; drop the row")
-
-    def _reply(self, messages: list[Message], given: list[int], reply: str) -> list[int]:
-        """Ids of a reply, with the line end that some prompts have between role and text.
+    def _reply(self, messages: list[Message], given: list[int], tools: Any) -> list[int]:
+        """Ids of the last message as the prompt of its family has them, between ``given`` and the role that follows.
 
         The prompt itself shows it: it is rendered once more, with another question behind the reply.
         """
-        encode = self._tokenizer.encode_plain
-        whole = self._tokenizer.chat([*messages, Message(role="user", content=reply)])[len(given) :]
-        spellings = ([*encode("\n"), *encode(reply)], encode(f"\n{reply}"))
-        return next((ids for ids in spellings if whole[: len(ids)] == ids), encode(reply))
+        whole = self._tokenizer.chat([*messages, Message(role="user", content="?")], tools=tools)
+        written = whole[len(given) :] if whole[: len(given)] == given else []
+        ends = set(stop_ids(self._config, self._tokenizer))
+        place = next((place for place, index in enumerate(written) if index in ends), None)
+        if place is not None:
+            return written[:place]
+        # Rounds have no role that ends a reply; what is generated is the text's own ids.
+        content = messages[-1]["content"]
+        if not isinstance(content, str) or not content:
+            raise InputError(
+                "the last turn should be a text, since this model's prompt does not say where a call ends; drop it"
+            )
+        return self._tokenizer.encode_plain(content)
 
     def _ids(self, ids: Any) -> Sample:
         # True is an int to Python, and no token to anyone.

@@ -74,10 +74,8 @@ def shape_of(row: dict[str, Any]) -> tuple[str, ...]:
     raise InputError(f"one of the shapes {KNOWN} is expected, found {found} in the keys {keys}; rename or drop keys")
 
 
-def messages_of(row: dict[str, Any], shape: tuple[str, ...], preface: str) -> list[Message]:
+def messages_of(row: dict[str, Any], shape: tuple[str, ...]) -> list[Message]:
     """A row of :data:`MESSAGES` or of :data:`QUESTIONS` as one conversation.
-
-    ``preface``: what a system message says that is made for tools.
 
     Raises:
         InputError: a turn is not what the shape promises.
@@ -86,7 +84,7 @@ def messages_of(row: dict[str, Any], shape: tuple[str, ...], preface: str) -> li
     if question is not None:
         return question.messages(row)
     (name,) = shape
-    return conversation(row[name], name=name, preface=preface, tools=row.get("tools"), system=row.get("system"))
+    return conversation(row[name], name=name, system=row.get("system"))
 
 
 def _history(pairs: Any) -> Iterator[tuple[Any, Any]]:

@@ -1,7 +1,7 @@
 """Turns of a conversation as data sets spell them -> messages as tokenizers take them.
 
-Sources: ``process_message`` in ``finetune_demo/finetune.py`` of THUDM/GLM-4; ``format_conversation`` in
-``finetune_chatmodel_demo/preprocess_utils.py`` of THUDM/ChatGLM3.
+Sources: ``format_conversation`` in ``finetune_chatmodel_demo/preprocess_utils.py`` of THUDM/ChatGLM3 (``tool`` turns);
+``src/llamafactory/data/converter.py`` of hiyouga/LLaMA-Factory (``function_call``).
 """
 
 from __future__ import annotations
@@ -19,10 +19,6 @@ SPELLINGS = {
 """Roles as ShareGPT and its followers name them; others stay as they are."""
 
 
-TOOLS_GIVEN = "Answer the following questions as best as you can. You have access to the following tools:"
-"""What ChatGLM3 was trained to read before its tools; GLM-4's own text stands in its prompt format."""
-
-
 def string_field(value: Any, name: str) -> str:
     """A row's text, with something in it."""
     if not isinstance(value, str) or not value.strip():
@@ -32,23 +28,13 @@ def string_field(value: Any, name: str) -> str:
     return value
 
 
-def conversation(
-    turns: Any,
-    *,
-    name: str = "messages",
-    tools: Any = None,
-    preface: str = "",
-    system: Any = None,
-    reply: str = "content",
-) -> list[Message]:
-    """Messages with ``role`` and ``content``, and ``tools`` where the system message has them.
+def conversation(turns: Any, *, name: str = "messages", system: Any = None, reply: str = "content") -> list[Message]:
+    """Messages with ``role`` and ``content``, and what else a tokenizer reads of them.
 
     Args:
         turns: objects with ``role`` and ``content``, or with ``from`` and ``value``.
         name: the key they stand under, for errors.
-        tools: given for the whole row; they go into its system message, which is made where there is none.
-        preface: the text of the system message that is made.
-        system: the same of a system message.
+        system: a system message given for the whole row.
         reply: the key the last turn's content stood under, for errors.
 
     Raises:
@@ -58,48 +44,56 @@ def conversation(
         raise InputError(f"{name} should be a list of objects with role and content, or from and value; rewrite it")
     if system:
         turns = [{"role": "system", "content": system}, *turns]
-    if isinstance(tools, str):
-        tools = _parsed(tools)
-    if tools and (not turns or _role(turns[0]) != "system"):
-        turns = [{"role": "system", "content": preface}, *turns]
     messages: list[Message] = []
     for place, turn in enumerate(turns):
-        field = reply if place == len(turns) - 1 else "content"
-        given = {"tools": tools} if tools and not place else {}
-        messages += _messages(turn | given, field)
+        messages += _messages(turn, reply if place == len(turns) - 1 else "content")
     return messages
 
 
-def _role(turn: dict[str, Any]) -> str:
-    role = string_field(turn.get("role", turn.get("from")), "role")
-    return SPELLINGS.get(role, role)
+def tools_of(row: dict[str, Any]) -> Any:
+    """The tools given for a whole row: a list, which some sets write as JSON in a string; None where there are none."""
+    tools = row.get("tools")
+    if not isinstance(tools, str):
+        return tools or None
+    try:
+        return json.loads(tools) or None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"tools should be a list, or one written as JSON, found {tools[:40]!r}; rewrite it") from error
 
 
 def _messages(turn: dict[str, Any], field: str) -> list[Message]:
-    role, content = _role(turn), turn.get("content", turn.get("value"))
-    if role == "tool" and "observation" in turn:
-        return _call(turn)
-    if role == "system" and turn.get("tools"):
-        # The publisher's own rows leave the text empty there.
-        content = "" if content is None or content == "" else string_field(content, field)
-        return [cast("Message", {"role": role, "content": content, "tools": turn["tools"]})]
-    return [Message(role=role, content=string_field(content, field))]
+    spelled = string_field(turn.get("role", turn.get("from")), "role")
+    content = turn.get("content", turn.get("value"))
+    if spelled == "tool" and "observation" in turn:
+        return _called(turn)
+    if spelled == "function_call":
+        return [_calls(string_field(content, field))]
+    beside = {key: turn[key] for key in Message.__annotations__ if turn.get(key) and key not in ("role", "content")}
+    # Beside tools or calls there may be no text; parts of a text are the tokenizer's to judge.
+    if not isinstance(content, list) and (content or not beside):
+        content = string_field(content, field)
+    return [cast("Message", {"role": SPELLINGS.get(spelled, spelled), "content": content or "", **beside})]
 
 
-def _call(turn: dict[str, Any]) -> list[Message]:
-    """ChatGLM3's ``tool`` turn: a call the assistant writes as Python, and what came back."""
+def _called(turn: dict[str, Any]) -> list[Message]:
+    """ChatGLM3's ``tool`` turn: a call, and what came back."""
     name, parameters = string_field(turn.get("name"), "name"), turn.get("parameters")
-    if not isinstance(parameters, dict) or not all(str(key).isidentifier() for key in parameters):
-        raise InputError("a tool's parameters should be an object whose keys are names; rewrite the row")
-    given = ", ".join(f"{key}={value!r}" for key, value in parameters.items())
+    if not isinstance(parameters, dict):
+        raise InputError(f"a tool's parameters should be an object, found {str(parameters)[:40]!r}; rewrite the row")
     observation = turn["observation"]
     text = observation if isinstance(observation, str) else json.dumps(observation, ensure_ascii=False)
-    call = {"role": "assistant", "metadata": name, "content": f"```python\ntool_call({given})\n```"}
-    return [cast("Message", call), Message(role="observation", content=string_field(text, "observation"))]
+    call = {"type": "function", "function": {"name": name, "arguments": parameters}}
+    said = Message(role="observation", content=string_field(text, "observation"))
+    return [Message(role="assistant", content="", tool_calls=[call]), said]
 
 
-def _parsed(tools: str) -> Any:
+def _calls(text: str) -> Message:
+    """A ``function_call`` turn: one call or several as JSON; anything else is what the assistant said."""
     try:
-        return json.loads(tools)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"tools should be a list, or one written as JSON, found {tools[:40]!r}; rewrite it") from error
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        found = None
+    calls = found if isinstance(found, list) else [found]
+    if not all(isinstance(call, dict) and {"name", "arguments"} <= call.keys() for call in calls):
+        return Message(role="assistant", content=text)
+    return Message(role="assistant", content="", tool_calls=[{"type": "function", "function": call} for call in calls])

@@ -215,6 +215,7 @@ def test_a_small_file_cannot_unpack_to_more_than_memory(
         ({"conversations": share(("human", "a \ud800"))}, "half of a surrogate pair"),
         ({"conversations": share(("human", "a")), "tools": "{"}, "tools should be a list, or one written as JSON"),
         ({"conversations": [{"role": "tool", "name": "f", "parameters": [], "observation": "x"}]}, "tool's parameters"),
+        ({"conversations": [{"role": "user", "content": ""}]}, "content should be a string that is not blank"),
     ],
 )  # fmt: skip
 def test_rows_that_cannot_be_read_are_named(
@@ -227,12 +228,88 @@ def test_rows_that_cannot_be_read_are_named(
     assert "\n" not in str(raised.value)
 
 
-def test_tools_are_never_passed_over(first: Callable[[str, Any], Sample]) -> None:
-    """ChatGLM2's prompt has no tools; a row that has some is refused, not read without them."""
-    tools = [{"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object"}}}]
-    row = {"tools": tools, "conversations": share(("human", ASK), ("gpt", REPLY))}
-    with pytest.raises(InputError, match=r"line 1 of .*: .*(tools|system)"):
-        first("demo", row)
+FUNCTION = {"name": "get_books", "description": "", "parameters": {"type": "object", "properties": {}}}
+TOOLS = [{"type": "function", "function": FUNCTION}]
+CALL, ANSWER = '{"name": "get_books", "arguments": {"topic": "history"}}', '{"books": []}'
+# As the publisher's README of fine-tuning GLM-4 has it.
+GLM4_ROW = {
+    "messages": [
+        {"role": "system", "content": "", "tools": TOOLS}, {"role": "user", "content": ASK},
+        {"role": "assistant", "content": CALL}, {"role": "observation", "content": ANSWER},
+        {"role": "assistant", "content": REPLY},
+    ]
+}  # fmt: skip
+CHATGLM3_ROW = {
+    "tools": [FUNCTION],
+    "conversations": [
+        {"role": "user", "content": ASK},
+        {"role": "tool", "name": "get_books", "parameters": {"topic": "history", "most": 3}, "observation": {"n": 0}},
+        {"role": "assistant", "content": REPLY},
+    ],
+}
+
+
+def test_official_rows_of_glm4_with_tools(first: Callable[[str, Any], Sample], models: dict[str, Session]) -> None:
+    """Each turn as ``process_batch`` of the publisher's ``finetune.py`` puts them one behind the other."""
+    tokenizer = models["glm4"].tokenizer
+    special = tokenizer.special
+    shown = json.dumps(FUNCTION, indent=4, ensure_ascii=False)
+    ids = list(first("glm4", GLM4_ROW).prompt.ids)
+    assert ids[:3] == [special["[gMASK]"], special["<sop>"], special["<|system|>"]]
+    system = tokenizer.decode(ids[3 : ids.index(special["<|user|>"])])
+    assert "# 可用工具" in system
+    assert f"## get_books\n\n{shown}\n" in system
+    turns = [("user", ASK), ("assistant", CALL), ("observation", ANSWER), ("assistant", REPLY)]
+    spelled = [(special[f"<|{role}|>"], *tokenizer.encode_plain(f"\n{content}")) for role, content in turns]
+    assert ids[ids.index(special["<|user|>"]) :] == [index for turn in spelled for index in turn]
+    apart = {"tools": json.dumps(TOOLS), "messages": [{"role": "user", "content": ASK}]}
+    within = {"messages": GLM4_ROW["messages"][:2]}
+    assert first("glm4", apart).prompt == first("glm4", within).prompt
+
+
+def test_official_rows_of_chatglm3_with_tools(first: Callable[[str, Any], Sample], models: dict[str, Session]) -> None:
+    """As the publisher's ``format_conversation`` builds them, without the end of text behind."""
+    tokenizer = models["chatglm3"].tokenizer
+    system = "Answer the following questions as best as you can. You have access to the following tools:\n"
+    parts = [
+        ("system", "", system + json.dumps([FUNCTION], indent=4, ensure_ascii=False)), ("user", "", ASK),
+        ("assistant", "get_books", "```python\ntool_call(topic='history', most=3)\n```"),
+        ("observation", "", '{"n": 0}'), ("assistant", "", REPLY),
+    ]  # fmt: skip
+    ids = [tokenizer.special[token] for token in ("[gMASK]", "sop")]
+    for role, metadata, content in parts:
+        ids += [tokenizer.special[f"<|{role}|>"], *tokenizer.encode_plain(f"{metadata}\n")]
+        ids += tokenizer.encode_plain(content)
+    assert list(first("chatglm3", CHATGLM3_ROW).prompt.ids) == ids
+    # The same call in the words of the data sets that came after.
+    turns = [
+        {"from": "human", "value": ASK},
+        {"from": "function_call", "value": json.dumps({"name": "get_books", "arguments": {"topic": "a", "most": 3}})},
+        {"from": "observation", "value": '{"n": 0}'}, {"from": "gpt", "value": REPLY},
+    ]  # fmt: skip
+    expected = json.loads(json.dumps(CHATGLM3_ROW).replace('"history"', '"a"'))
+    shared = {"tools": json.dumps([FUNCTION]), "conversations": turns}
+    assert first("chatglm3", shared).prompt == first("chatglm3", expected).prompt
+
+
+@pytest.mark.parametrize("name", ["chatglm3", "glm4"])
+def test_a_chat_may_end_with_a_call(name: str, first: Callable[[str, Any], Sample], models: dict[str, Session]) -> None:
+    call = {"type": "function", "function": {"name": "get_books", "arguments": {"topic": "history"}}}
+    asked = [{"role": "user", "content": ASK}]
+    row = {"tools": TOOLS, "messages": [*asked, {"role": "assistant", "content": None, "tool_calls": [call]}]}
+    tokenizer = models[name].tokenizer
+    given, ids = tokenizer.chat(asked, tools=TOOLS), list(first(name, row).prompt.ids)
+    assert ids[: len(given)] == given
+    written = tokenizer.parse_reply(ids[len(given) :], TOOLS)["tool_calls"][0]["function"]
+    assert (written["name"], written["arguments"]) == ("get_books", {"topic": "history"})
+
+
+@pytest.mark.parametrize("row", [GLM4_ROW, CHATGLM3_ROW], ids=["GLM-4", "ChatGLM3"])
+@pytest.mark.parametrize("name", ["demo", "chatglm"])
+def test_tools_are_never_passed_over(name: str, row: dict[str, Any], first: Callable[[str, Any], Sample]) -> None:
+    """ChatGLM2's prompt has none; a row that has some is refused, not read without them."""
+    with pytest.raises(InputError, match=r"line 1 of .*: ChatGLM.*'s prompt has no place for tool"):
+        first(name, row)
 
 
 def test_the_table_of_the_documentation_names_every_shape() -> None:
