@@ -12,6 +12,7 @@ import pytest
 
 from glm_export.calibration import recipes
 from glm_export.graphs import dialects
+from tests.mutants.judges import dotted, imported
 
 ROOT = Path(__file__).parents[2]
 Tree = dict[str, str]
@@ -122,6 +123,21 @@ def skipped_formats(tree: Tree) -> Iterator[str]:
         yield f"{count} times fmt: skip, {FMT_SKIPS} at most"
 
 
+def rules_without_a_test(tree: Tree) -> Iterator[str]:
+    """Files of graph rules without a test file of their own that imports them."""
+    tests = {
+        str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
+        for path in (ROOT / "tests/graphs/rules").rglob("test_*.py")
+    }
+    for path in tree:
+        folder, _, leaf = path.rpartition("/")
+        if not path.startswith("graphs/rules/") or leaf == "__init__.py":
+            continue
+        test = f"tests/{folder}/test_{leaf}"
+        if dotted(Path(path)) not in imported(tests.get(test, "")):
+            yield f"{path}: give it {test}, with its smallest graph, its numbers, and one it must leave alone"
+
+
 RULES: list[tuple[Callable[[Tree], Iterator[str]], Tree]] = [
     (strange_modules, {"glm_export/leftovers.py": ""}),
     (crowded_folders, {f"glm_export/room/{number}.py": "" for number in range(MOST_FILES + 1)}),
@@ -130,6 +146,7 @@ RULES: list[tuple[Callable[[Tree], Iterator[str]], Tree]] = [
     (foreign_imports, {"calibration/recipe.py": "from onnx_ir import Model\n"}),
     (misplaced_names, {"glm_export/exporter/export.py": "if dialect == 'ort':\n    pass\n"}),
     (misplaced_names, {"calibration/ranges.py": "NAME = 'int4-gptq'\n"}),
+    (rules_without_a_test, {"graphs/rules/ort/nobody_tests_this.py": ""}),
     (skipped_formats, {"cli.py": "# fmt: skip\n" * (FMT_SKIPS + 1)}),
 ]
 

@@ -65,7 +65,7 @@ def test_namesakes_in_other_rooms_are_no_judges() -> None:
     cache = judges.of(Path("graphs/rules/qdq/kv_cache.py"))
     assert "tests/sessions/test_kv_cache.py" not in cache
     assert "tests/calibration/test_quantized.py" in cache
-    assert judges.of(Path("graphs/rules/ort/skip_norm.py"))[0] == "tests/graphs/rules/test_skip_norm.py"
+    assert judges.of(Path("graphs/rules/ort/skip_norm.py"))[0] == "tests/graphs/rules/ort/test_skip_norm.py"
 
 
 def test_who_imports_the_importer_judges_and_who_reaches_nothing_is_named(tmp_path: Path) -> None:

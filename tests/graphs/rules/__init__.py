@@ -1,1 +1,1 @@
-"""Tests of the room ``graphs/rules``: a file a rule."""
+"""Tests of the room ``graphs/rules``: a folder a vocabulary, a file a rule."""

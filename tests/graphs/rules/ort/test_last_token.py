@@ -1,0 +1,59 @@
+"""The last real token of rows padded on the right, counted from their mask."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from glm_export.graphs.rules.ort.last_token import LastTokenOfEachRow
+from tests.helpers.small_programs import assert_left_alone, program, random_arrays, rewritten, run
+
+WEIGHTS = {
+    "minus_one": np.array([-1]), "end": np.array([np.iinfo(np.int64).max]), "one": np.array([1]),
+    "head": random_arrays(1, head=(4, 5))["head"],
+}  # fmt: skip
+
+
+def last_token(mask: str = "int64[B, T]", reader: str = "MatMul (last, head)") -> str:
+    return f"""g (int64[B, S] input_ids, {mask} attention_mask, float[B, S, 4] x) => (float[B, 1, 5] logits) {{
+        last = Slice (x, minus_one, end, one)
+        logits = {reader}
+    }}"""
+
+
+@pytest.mark.parametrize(
+    ("real", "columns", "expected"),
+    [([3, 2], 3, [2, 1]), ([7, 6], 7, [2, 2]), ([1, 3], 3, [0, 2])],
+    ids=["prefill", "behind a past", "a single token"],
+)
+def test_numbers(real: list[int], columns: int, expected: list[int]) -> None:
+    """Of three queries a row; once there is a past, the last query is the last token."""
+    before = program(last_token(), WEIGHTS)
+    after = rewritten(before, LastTokenOfEachRow())
+    assert (after.fired, after.reasons) == (1, [])
+    assert (after.operators["GatherND"], after.operators["Slice"]) == (1, 0)
+    feeds = random_arrays(0, x=(2, 3, 4)) | {
+        "input_ids": np.zeros((2, 3), np.int64),
+        "attention_mask": (np.arange(columns) < np.array(real)[:, None]).astype(np.int64),
+    }
+    found = run(after.model, feeds)["logits"]
+    for row, index in enumerate(expected):
+        alone = {name: values[row : row + 1] for name, values in feeds.items()}
+        alone["x"] = alone["x"][:, : index + 1]
+        np.testing.assert_allclose(found[row : row + 1], run(before, alone)["logits"], atol=1e-6)
+
+
+def test_rows_padded_on_the_left_keep_their_slice() -> None:
+    model = program(last_token("bool[B, 1, S, T]"), WEIGHTS)
+    assert_left_alone(model, LastTokenOfEachRow(), "rows are padded on the left")
+
+
+def test_a_slice_with_another_reader_is_left_alone() -> None:
+    text = last_token().replace("MatMul (last, head)", "MatMul (negative, head)")
+    text = text.replace("logits =", "negative = Neg (last)\n        logits =")
+    assert_left_alone(program(text, WEIGHTS), LastTokenOfEachRow())
+
+
+def test_another_choice_of_tokens_is_left_alone() -> None:
+    text = last_token().replace("Slice (x, minus_one, end, one)", "Gather <axis=1> (x, minus_one)")
+    assert_left_alone(program(text, WEIGHTS), LastTokenOfEachRow())
