@@ -76,7 +76,7 @@ def commands(checkpoint: Path, work: Path, builder: Path) -> dict[str, list[str]
 
 def table(runs: dict[str, list[Usage]], shares: list[dict[str, float]]) -> str:
     def median(name: str, field: str) -> float:
-        return statistics.median(getattr(usage, field) for usage in runs[name])
+        return statistics.median(float(getattr(usage, field)) for usage in runs[name])
 
     copy = median("cp", "wall_s")
     fields = ("wall_s", "cpu_s", "peak_anonymous_gb", "peak_file_gb")

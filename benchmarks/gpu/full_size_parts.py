@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -92,7 +93,7 @@ def make_room(kit: Kit, needed: float, keep: tuple[str, ...]) -> None:
 def make(recorder: Recorder) -> None:
     """Both layouts."""
     for layout in ("", NATIVE):
-        recorder.step(f"{recorder.kit.shape}{layout}", lambda layout=layout: made(recorder.kit, layout))
+        recorder.step(f"{recorder.kit.shape}{layout}", partial(made, recorder.kit, layout))
 
 
 def made(kit: Kit, layout: str) -> Facts:
@@ -134,8 +135,12 @@ def onnxruntime(recorder: Recorder, form: str) -> None:
         return folder
 
     recorder.step("exported", lambda: {"bytes": sum(path.stat().st_size for path in program().iterdir())})
+
+    def speed_at(batch: int) -> Facts:
+        return on_gpu(program(), form, batch, recorder.kit)
+
     for batch in BATCHES:
-        recorder.step(f"speed, batch {batch}", lambda batch=batch: on_gpu(program(), form, batch, recorder.kit))
+        recorder.step(f"speed, batch {batch}", partial(speed_at, batch))
     recorder.step("CUDA graph and none", lambda: program_graph(program(), recorder.kit))
     recorder.step("equals PyTorch", lambda: parity(program(), recorder.kit, None))
     spare(recorder, recorder.folder())
@@ -245,10 +250,11 @@ def engine(recorder: Recorder, form: str) -> None:
     if not recorder.step("there", lambda: {"bytes": full.engine().plan_path.stat().st_size})["passed"]:
         return
     name = f"{full.tensorrt.name} {full.tensorrt.version}"
-    steps: dict[str, Callable[[], Facts]] = {
-        f"speed, batch {batch}": lambda batch=batch: benched(full.engine().folder, name, form, batch)
-        for batch in BATCHES
-    }
+
+    def speed_at(batch: int) -> Facts:
+        return benched(full.engine().folder, name, form, batch)
+
+    steps: dict[str, Callable[[], Facts]] = {f"speed, batch {batch}": partial(speed_at, batch) for batch in BATCHES}
     steps["CUDA graph and none"] = lambda: graph(full)
     steps["equals PyTorch"] = lambda: parity(full.engine().folder, full.kit, full.engine().plan_path.stat().st_size)
     for step, work in steps.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def embedded(recorder: Recorder, model: str, quantized: bool | None) -> None:
     for dialect, dtype, recipe in CASES[model]:
         if quantized is None or quantized == (recipe is not None):
             name = f"{model} {dialect} {dtype}{f' {recipe}' if recipe else ''}"
-            recorder.step(name, lambda one=(dialect, dtype, recipe): check(recorder, model, *one))
+            recorder.step(name, partial(check, recorder, model, dialect, dtype, recipe))
 
 
 def check(recorder: Recorder, model: str, dialect: str, dtype: str, recipe: str | None) -> Facts:
@@ -90,7 +91,7 @@ def require_cuda(runtime: Any, kit: Kit) -> None:
 def calibrate(recorder: Recorder) -> None:
     """Thresholds measured on the GPU against those of the CPU."""
     for model in CASES:
-        recorder.step(model, lambda model=model: calibrated(recorder, model))
+        recorder.step(model, partial(calibrated, recorder, model))
 
 
 def calibrated(recorder: Recorder, model: str) -> Facts:
@@ -112,7 +113,7 @@ def graphs(recorder: Recorder) -> None:
     """The same tokens with decode steps captured as CUDA graphs."""
     require_provider(recorder)
     for dtype, recipe in (("float16", None), ("float16", "int8-weights")):
-        recorder.step(f"demo ort {dtype} {recipe or ''}".strip(), lambda one=(dtype, recipe): captured(recorder, *one))
+        recorder.step(f"demo ort {dtype} {recipe or ''}".strip(), partial(captured, recorder, dtype, recipe))
 
 
 def captured(recorder: Recorder, dtype: str, recipe: str | None) -> Facts:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from at_work import greedy, known_prompts, recalled
@@ -49,7 +49,7 @@ def options(recorder: Recorder, runtime: str) -> None:
     plain = recorder.step("none", lambda: built_with(small, "none", None))
     for name in OPTIONS:
         if name != "none":
-            recorder.step(name, lambda name=name: built_with(small, name, plain))
+            recorder.step(name, partial(built_with, small, name, plain))
 
 
 def built_with(small: Small, name: str, plain: Facts | None) -> Facts:
@@ -103,12 +103,12 @@ def implicit_int8(recorder: Recorder) -> None:
         raise NotAvailableError(f"{tensorrt.name} {tensorrt.version} has no implicit INT8 (TensorRT 11 dropped it)")
     recorder.facts |= {"runtime": f"{tensorrt.name} {tensorrt.version}", "kl_bound": KL_BOUND}
     for algorithm in implicit.CALIBRATORS:
-        cases: dict[str, Callable[[str], Engine]] = {
-            f"{algorithm} on text": lambda chosen: quantized(recorder, chosen, cached=False),
-            f"{algorithm} from our cache": lambda chosen: quantized(recorder, chosen, cached=True),
-        }
-        for name, build in cases.items():
-            recorder.step(name, lambda build=build, algorithm=algorithm: cost(build(algorithm)))
+        recorder.step(f"{algorithm} on text", partial(cost_of, recorder, algorithm, cached=False))
+        recorder.step(f"{algorithm} from our cache", partial(cost_of, recorder, algorithm, cached=True))
+
+
+def cost_of(recorder: Recorder, algorithm: str, *, cached: bool) -> Facts:
+    return cost(quantized(recorder, algorithm, cached=cached))
 
 
 def float_program(recorder: Recorder, *, cached: bool) -> Path:

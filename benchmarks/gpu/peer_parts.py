@@ -13,6 +13,7 @@ import shutil
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def measure(recorder: Recorder, name: str) -> None:
     bandwidth = read_bandwidth(usable_threads(), recorder.kit.device)
     model = load(full_checkpoint(recorder.kit, NATIVE), recorder.kit)
     for batch in BATCHES:
-        recorder.step(f"speed, batch {batch}", lambda batch=batch: measured(model, name, batch, bandwidth))
+        recorder.step(f"speed, batch {batch}", partial(measured, model, name, batch, bandwidth))
 
 
 def required(kit: Kit) -> Any:

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,9 +24,12 @@ PRECISIONS = ("fp32", "fp16", "int8-cache", "int8-entropy", "int8-min-max")
 CACHE = "calibration.cache"
 FLOOR = 1e-6
 """Least scale of an output, as the main package compares."""
+Arrays = dict[str, Any]
+Runners = tuple[Any, Any]
+Case = tuple[str, Arrays, Arrays]
 
 
-def main():
+def main() -> int:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("folder", type=Path)
     options.add_argument("cases", type=Path)
@@ -53,7 +57,7 @@ def main():
     return 0
 
 
-def gpu_is_there():
+def gpu_is_there() -> bool:
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -62,9 +66,9 @@ def gpu_is_there():
     return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
 
 
-def grouped(cases, kind):
+def grouped(cases: Any, kind: str) -> list[Case]:
     """Cases of a kind: ``(name, inputs, outputs)``."""
-    found = {}
+    found: dict[str, dict[str, Arrays]] = {}
     for key in cases.files:
         if key.startswith(f"{kind}|"):
             _, name, side, tensor = key.split("|")
@@ -72,7 +76,7 @@ def grouped(cases, kind):
     return [(name, sides["in"], sides["out"]) for name, sides in found.items()]
 
 
-def build(folder, profiles, precision, cases):
+def build(folder: Path, profiles: list[Any], precision: str, cases: Any) -> Any:
     """An engine with the profiles, prompts first."""
     import tensorrt as trt
     from polygraphy.backend.trt import (
@@ -91,7 +95,7 @@ def build(folder, profiles, precision, cases):
         shapes.append(corners)
     int8 = precision.startswith("int8")
 
-    def config(builder, network):
+    def config(builder: Any, network: Any) -> Any:
         calibrator = calibrating(folder, precision, cases) if int8 else None
         # cuDNN and cuBLAS need not be there: they are off by default, and named here to be sure.
         sources = [trt.TacticSource.EDGE_MASK_CONVOLUTIONS, trt.TacticSource.JIT_CONVOLUTIONS]
@@ -109,7 +113,7 @@ def build(folder, profiles, precision, cases):
     return engine_from_network(network_from_onnx_path(str(folder / "model.onnx")), config)
 
 
-def calibrating(folder, precision, cases):
+def calibrating(folder: Path, precision: str, cases: Any) -> Any:
     """Reads our cache, under the first line that this version expects; or measures on the rows."""
     import tensorrt as trt
     from polygraphy.backend.trt import Calibrator
@@ -126,7 +130,7 @@ def calibrating(folder, precision, cases):
     return Calibrator(data_loader=rows, cache=str(cache), BaseClass=base)
 
 
-def layers(engine):
+def layers(engine: Any) -> dict[str, int]:
     """How many layers read INT8, of how many; nothing where the inspector does not say."""
     import tensorrt as trt
 
@@ -139,7 +143,7 @@ def layers(engine):
     return {"layers": len(found), "int8_layers": sum(any("Int8" in one for one in kind) for kind in kinds)}
 
 
-def run(runners, inputs):
+def run(runners: Runners, inputs: Arrays) -> Arrays:
     """One call, by the profile it belongs to; integers in the size TensorRT 8.6 made of them."""
     runner = runners[1] if inputs["input_ids"].shape[1] == 1 else runners[0]
     metadata = runner.get_input_metadata()
@@ -150,13 +154,13 @@ def run(runners, inputs):
     return {name: np.array(array) for name, array in runner.infer(feeds).items()}
 
 
-def numpy_dtype(dtype):
+def numpy_dtype(dtype: Any) -> Any:
     from polygraphy.datatype import DataType
 
     return DataType.to_dtype(DataType.from_dtype(dtype), "numpy")
 
 
-def parity(runners, cases):
+def parity(runners: Runners, cases: list[Case]) -> dict[str, Any]:
     """The largest difference over the largest reference value of its output, as the main package compares."""
     worst, where, finite = 0.0, "", True
     for name, inputs, expected in cases:
@@ -173,7 +177,7 @@ def parity(runners, cases):
     return {"needed": worst, "worst": where, "finite": finite, "cases": len(cases)}
 
 
-def on_text(runners, cases):
+def on_text(runners: Runners, cases: list[Case]) -> dict[str, Any]:
     """Divergence from the reference's predictions on text, in nats a token, and how often both favour one token."""
     divergence, alike = [], []
     for _, inputs, expected in cases:
@@ -184,13 +188,13 @@ def on_text(runners, cases):
     return {"kl": float(np.mean(divergence)), "top1": float(np.mean(alike)), "tokens": int(np.size(alike))}
 
 
-def log_softmax(logits):
+def log_softmax(logits: Any) -> Any:
     wide = logits.astype(np.float64)
     wide = wide - wide.max(axis=-1, keepdims=True)
     return wide - np.log(np.exp(wide).sum(axis=-1, keepdims=True))
 
 
-def greedy(runners, cases):
+def greedy(runners: Runners, cases: list[Case]) -> dict[str, int]:
     """Tokens written alike: a prompt read, then decoded with the cache handed back in."""
     equal = total = 0
     for _, inputs, expected in cases:
@@ -205,7 +209,7 @@ def greedy(runners, cases):
     return {"greedy_equal": equal, "greedy_total": total}
 
 
-def followed(feeds, outputs, token):
+def followed(feeds: Arrays, outputs: Arrays, token: int) -> Arrays:
     """The next step: one token, one position on, and what was present is past."""
     following = {name: outputs[name.replace("past_key_values", "present")] for name in feeds if "past" in name}
     mask = feeds["attention_mask"]

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +53,12 @@ def tensorrt86(recorder: Recorder) -> None:
     python = shutil.which(PYTHON)
     if python is None:
         raise NotAvailableError(f"{PYTHON} is not on PATH")
+
+    def built(precision: str, dtype: str) -> Facts:
+        return judged(precision, dtype, elsewhere(recorder, python, precision, dtype))
+
     for precision, dtype in BUILDS:
-        recorder.step(precision, lambda one=(precision, dtype): judged(*one, elsewhere(recorder, python, *one)))
+        recorder.step(precision, partial(built, precision, dtype))
 
 
 def elsewhere(recorder: Recorder, python: str, precision: str, dtype: str) -> Facts:
@@ -90,7 +95,8 @@ def prepared(recorder: Recorder, dtype: str) -> tuple[Path, Path]:
         ranges = measured_ranges(DEMO, folder)
         api.export(DEMO, program, dialect="portable", dtype=dtype, logits="all", ranges=ranges)
     if not cases.is_file():
-        np.savez(cases, **arrays(load_program(program)))
+        named: dict[str, Any] = dict(arrays(load_program(program)))
+        np.savez(cases, **named)
     return program, cases
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 
 from parts import PARTS
 from record import Facts, NotAvailableError, Recorder, read
@@ -49,7 +50,7 @@ def verdict(recorder: Recorder) -> None:
     if not results:
         raise NotAvailableError(f"{recorder.kit.out} holds no results yet")
     for goal in goals(results):
-        recorder.step(goal.name, lambda goal=goal: judged(goal))
+        recorder.step(goal.name, partial(judged, goal))
 
 
 def judged(goal: Goal) -> Facts:

@@ -42,7 +42,7 @@ def convert(checkpoint: Path, out: Path, model: str) -> None:
         values = json.loads((checkpoint / "config.json").read_text())
         (Path(folder) / "config.json").unlink()
         (Path(folder) / "config.json").write_text(json.dumps(values | {"architectures": ["ChatGLMModel"]}))
-        command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", folder, "-o", part]
+        command: list[str | Path] = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", folder, "-o", part]
         command += ["-p", model.removesuffix("-block128"), "-e", "cpu", "-c", Path(folder) / "cache"]
         subprocess.run([*command, "--extra_options", *BUILDER_OPTIONS[model]], check=True, stdout=sys.stderr)
     os.rename(part, out)

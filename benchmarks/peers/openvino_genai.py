@@ -31,7 +31,13 @@ FORMS = {
 def convert(checkpoint: Path, out: Path, model: str) -> None:
     """Export and compress."""
     part = out.with_name(out.name + ".part")
-    command = [Path(sys.executable).with_name("optimum-cli"), "export", "openvino", "--model", checkpoint]
+    command: list[str | Path] = [
+        Path(sys.executable).with_name("optimum-cli"),
+        "export",
+        "openvino",
+        "--model",
+        checkpoint,
+    ]
     command += ["--task", "text-generation-with-past", "--weight-format", model, part]
     subprocess.run(command, check=True, stdout=sys.stderr)
     os.rename(part, out)

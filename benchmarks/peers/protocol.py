@@ -77,7 +77,7 @@ class Peer:
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
         environment = os.environ | self.build_environment | {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}"}
         for package_set in self.package_sets():
-            command = [self.python(work), "-m", "pip", "install", "--quiet", *package_set]
+            command: list[str | Path] = [self.python(work), "-m", "pip", "install", "--quiet", *package_set]
             subprocess.run(command, check=True, env=environment)
         finished.touch()
 

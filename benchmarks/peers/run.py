@@ -80,7 +80,7 @@ def measure(script: str, form: str, where: list[str | Path], patience_s: float) 
 
 
 def median(runs: list[dict[str, Any]], figure: str) -> float:
-    return statistics.median(run[figure] for run in runs)
+    return statistics.median(float(run[figure]) for run in runs)
 
 
 def table(runs: Runs) -> str:

@@ -33,7 +33,7 @@ Runs = dict[str, list[tuple[float, float]]]
 
 
 def llama_cpp(command: str, work: Path, checkpoint: Path, form: str) -> dict[str, float]:
-    arguments = ["--work", work, "--checkpoint", checkpoint, "--form", form]
+    arguments: list[str | Path] = ["--work", work, "--checkpoint", checkpoint, "--form", form]
     done = subprocess.run(
         [sys.executable, LLAMA_CPP, command, *arguments, *(["--again"] if form in TYPES else [])],
         check=True, capture_output=True, text=True,

@@ -70,7 +70,7 @@ class CudaDevice:
                 f"PyTorch {torch.__version__} cannot reach a GPU, and engines keep their memory in it; "
                 "install PyTorch with CUDA (pytorch.org) in the range torch>=2.11,<2.14"
             )
-        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self._stream = torch.cuda.Stream()
         self._pinned: dict[tuple[int, torch.dtype], torch.Tensor] = {}
         self._in_flight: set[int] = set()
 
