@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Unpack, overload
 
 from glm_export.artifacts.engine import Engine, load_engine
-from glm_export.artifacts.open import Kind, kind_of, open_artifact, require_checkpoint
+from glm_export.artifacts.hub_cache import IDENTIFIER
+from glm_export.artifacts.open import Kind, base_of, kind_of, open_artifact, require_checkpoint
 from glm_export.artifacts.output_folder import require_writable
 from glm_export.artifacts.program import OnnxProgram, load_program
 from glm_export.calibration.options import CalibrationKeywords, CalibrationOptions, TextOptions
@@ -38,17 +39,33 @@ if TYPE_CHECKING:  # an exported folder runs without torch; what needs it import
 Source = str | Path
 
 
-def open_checkpoint(source: Source | Checkpoint, family: str | None = None) -> Checkpoint:
+def open_checkpoint(
+    source: Source | Checkpoint,
+    family: str | None = None,
+    adapters: Sequence[str | Path | tuple[str | Path, float]] = (),
+) -> Checkpoint:
     """Open a model folder, or an embedded model with ``"demo"`` or ``"demo-glm"``.
+
+    Args:
+        source: a folder, or ``ORG/NAME[@REVISION]`` in the local Hugging Face cache; an open checkpoint is given back.
+            An adapter whose base is in that cache brings it along.
+        family: overrules what the folder says.
+        adapters: folders that PEFT saved, each alone, as ``DIR=WEIGHT`` or with its weight beside it.
 
     Raises:
         GlmExportError: see :func:`glm_export.checkpoints.checkpoint.open_checkpoint`.
     """
     if not isinstance(source, str | Path):
+        if adapters:
+            raise InputError("adapters are given when a checkpoint is opened, and this one is open")
         return source
     from glm_export.checkpoints import checkpoint
 
-    return checkpoint.open_checkpoint(require_checkpoint(open_artifact(source)), family)
+    artifact = open_artifact(source)
+    if artifact.kind is Kind.ADAPTER and not adapters and IDENTIFIER.match(base_of(artifact.path)):
+        # A published name; a path would lead out of the folder.
+        artifact, adapters = open_artifact(base_of(artifact.path)), (artifact.path,)
+    return checkpoint.open_checkpoint(require_checkpoint(artifact), family, adapters)
 
 
 @takes(ExportOptions)

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
+from glm_export.artifacts.hub_cache import cached, snapshot_in
 from glm_export.artifacts.manifest import ENGINE_MANIFEST, MANIFEST, RANGES_MANIFEST
 from glm_export.embedded import FOLDERS
 from glm_export.errors import InputError
+from glm_export.model_folder import read_json
 
 LISTED = 6
 
@@ -50,16 +52,17 @@ def open_artifact(source: str | Path) -> Artifact:
     """Say what a folder is.
 
     Args:
-        source: a folder, or the name of an embedded model.
+        source: a folder, the name of an embedded model, or ``ORG/NAME[@REVISION]`` in the local Hugging Face cache.
 
     Raises:
-        InputError: there is no such folder, or it is of no kind.
+        InputError: there is no such folder, or it is of no kind; the message says which command downloads a model.
     """
     folder = Path(source)
     if not folder.is_dir():
-        folder = FOLDERS.get(str(source), folder)
+        folder = FOLDERS.get(str(source)) or cached(str(source)) or folder
     if not folder.is_dir():
         raise InputError(f"{folder} is no folder; give a model folder with config.json and weights, or 'demo'")
+    folder = snapshot_in(folder)
     kind = kind_of(folder)
     if kind is None:
         looked_for = ", ".join(f"{name} ({kind.value})" for kind, name in TOLD_BY.items())
@@ -83,10 +86,20 @@ def require_checkpoint(artifact: Artifact) -> Path:
         raise InputError(f"{path} is a folder of ranges; a checkpoint is expected here, the one they were measured on")
     if artifact.kind is Kind.ADAPTER:
         raise InputError(
-            f"{path} is a PEFT adapter ({TOLD_BY[Kind.ADAPTER]}); a checkpoint is expected here: merge it with PEFT's "
-            "merge_and_unload(), save that with save_pretrained() and give the folder it was saved to"
+            f"{path} is a PEFT adapter ({TOLD_BY[Kind.ADAPTER]}) of {base_of(path)}; a checkpoint is expected here: give "
+            f"that, and --adapter {path}"
         )
     return path
+
+
+def base_of(adapter: Path) -> str:
+    """The base an adapter folder names, as its owner wrote it: a path or the name of a published model.
+
+    Raises:
+        CheckpointError: its config is damaged.
+    """
+    name = read_json(adapter, TOLD_BY[Kind.ADAPTER]).get("base_model_name_or_path")
+    return str(name) if name else "a base it does not name"
 
 
 def _listing(folder: Path) -> str:

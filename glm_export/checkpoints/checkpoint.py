@@ -7,7 +7,7 @@ of the folder.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from glm_export import families
+from glm_export.checkpoints.adapters.open import Adapter, adapted, open_adapter, parse_adapter
 from glm_export.checkpoints.audit import problems
 from glm_export.checkpoints.folder_files import folder_files, with_generation_config
 from glm_export.checkpoints.formats import is_mappable, open_weights
@@ -45,6 +46,7 @@ class Checkpoint:
     family: ModuleType
     read: WeightFiles
     sources: dict[str, TensorSource]
+    adapters: tuple[Adapter, ...] = ()
     notes: tuple[str, ...] = ()
     vocab_key: str = "vocab_size"
     _tokenizer: Tokenizer | None = None
@@ -68,7 +70,11 @@ class Checkpoint:
     @property
     def identity(self) -> CheckpointIdentity:
         """What tells this checkpoint from another."""
-        return CheckpointIdentity(config=self.folder / "config.json", weights=tuple(self.files))
+        beside = tuple(path for adapter in self.adapters for path in adapter.files)
+        weights = tuple(adapter.weight for adapter in self.adapters)
+        return CheckpointIdentity(
+            config=self.folder / "config.json", weights=tuple(self.files), adapters=beside, adapter_weights=weights
+        )
 
     @property
     def files(self) -> list[Path]:
@@ -145,12 +151,15 @@ class Checkpoint:
         return self.identity.hashes(advance)
 
 
-def open_checkpoint(folder: Path, family: str | None = None) -> Checkpoint:
+def open_checkpoint(
+    folder: Path, family: str | None = None, adapters: Sequence[str | Path | tuple[str | Path, float]] = ()
+) -> Checkpoint:
     """Open a model folder in the publisher's layout; weights are read when asked for.
 
     Args:
         folder: holds ``config.json`` and the weight files.
         family: overrules what ``config.json`` says.
+        adapters: folders that PEFT saved, each alone, as ``DIR=WEIGHT`` or with its weight beside it.
 
     Raises:
         InputError: no such folder.
@@ -167,13 +176,16 @@ def open_checkpoint(folder: Path, family: str | None = None) -> Checkpoint:
     read = weight_files(folder)
     names = official_names({path: open_weights(path) for path in read.files}, module.weight_map(config))
     tied = settle_ties(config, module.weight_map(config), names.tensors)
+    opened = [open_adapter(*parse_adapter(adapter), module.weight_map(tied.config)) for adapter in adapters]
+    changed = adapted(tied.config, module.weight_map(tied.config), tied.sources, opened)
     return Checkpoint(
         folder=folder,
-        config=tied.config,
-        weight_map=module.weight_map(tied.config),
+        config=changed.config,
+        weight_map=module.weight_map(changed.config),
         family=module,
         read=read,
-        sources=tied.sources,
-        notes=(*config.notes, *names.notes, *tied.notes),
+        sources=changed.sources,
+        adapters=tuple(opened),
+        notes=(*config.notes, *names.notes, *tied.notes, *changed.notes),
         vocab_key=getattr(module, "VOCAB_KEY", "vocab_size"),
     )

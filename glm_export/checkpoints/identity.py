@@ -17,12 +17,17 @@ FINGERPRINT_BYTES, FINGERPRINT_PLACES = 1 << 16, 64
 class CheckpointIdentity:
     """The files a checkpoint consists of. ``config``: its ``config.json``; ``weights``: in name order.
 
+    ``adapters``: config and weights of each, in the order they were given; ``adapter_weights``: what each is multiplied
+    by.
+
     Two ways to recognise it: hashes of whole files, which an export makes anyway, and a fingerprint, which takes
     milliseconds whatever the size.
     """
 
     config: Path
     weights: tuple[Path, ...]
+    adapters: tuple[Path, ...] = ()
+    adapter_weights: tuple[float, ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -40,18 +45,21 @@ class CheckpointIdentity:
         Args:
             advance: told the bytes read so far, for a progress bar.
         """
-        return {path.name: file_sha256(path, advance) for path in (self.config, *self.weights)}
+        own = {path.name: file_sha256(path, advance) for path in (self.config, *self.weights)}
+        return own | {_beside(path): file_sha256(path, advance) for path in self.adapters}
 
     def fingerprint(self) -> str:
         """sha256, as hexadecimal, over config.json, and each weight file's name, size and 64 places."""
         digest = hashlib.sha256(self.config.read_bytes())
-        for path in self.weights:
+        for path in (*self.weights, *self.adapters):
             size = path.stat().st_size
             digest.update(f"{path.name} {size}\n".encode())
             with path.open("rb") as file:
                 for place in range(FINGERPRINT_PLACES):
                     file.seek(max(0, size - FINGERPRINT_BYTES) * place // (FINGERPRINT_PLACES - 1))
                     digest.update(file.read(FINGERPRINT_BYTES))
+        if self.adapter_weights:
+            digest.update(f"weights {self.adapter_weights}\n".encode())
         return digest.hexdigest()
 
     def to_json(self) -> dict[str, Any]:
@@ -67,5 +75,10 @@ class CheckpointIdentity:
 
         Hashing gigabytes again would take minutes; a proof compares the weights themselves by running them.
         """
-        names = {path.name for path in (self.config, *self.weights)}
+        names = {path.name for path in (self.config, *self.weights)} | {_beside(path) for path in self.adapters}
         return recorded.keys() == names and recorded[self.config.name] == file_sha256(self.config)
+
+
+def _beside(path: Path) -> str:
+    """An adapter's files are named alike in every folder."""
+    return f"{path.absolute().parent.name}/{path.name}"

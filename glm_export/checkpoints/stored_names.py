@@ -45,7 +45,7 @@ def official_names(opened: Opened, weight_map: WeightMap) -> StoredNames:
         CheckpointError: two stored names mean the same tensor, and differ.
     """
     homes = {stored: path for path, tensors in opened.items() for stored in tensors}
-    unwrapped = {stored: _without_wrappers(stored) for stored in homes}
+    unwrapped = {stored: without_wrappers(stored) for stored in homes}
     notes = ["names of torch's wrappers taken off"] if any(a != b for a, b in unwrapped.items()) else []
     rename, note = _best_rename(list(unwrapped.values()), weight_map)
     tensors: dict[str, StoredTensor] = {}
@@ -58,7 +58,8 @@ def official_names(opened: Opened, weight_map: WeightMap) -> StoredNames:
     return StoredNames(_without_packing(tensors, weight_map), (*notes, *note))
 
 
-def _without_wrappers(name: str) -> str:
+def without_wrappers(name: str) -> str:
+    """The name without the parts that torch's own wrappers add."""
     return ".".join(part for part in name.split(".") if part not in WRAPPER_PARTS)
 
 

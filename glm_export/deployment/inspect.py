@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +15,27 @@ from glm_export.artifacts.open import Kind, open_artifact
 from glm_export.artifacts.program import MODEL, load_program
 from glm_export.calibration.ranges import load_ranges
 from glm_export.checkpoints.checkpoint import Checkpoint
-from glm_export.errors import GlmExportError
+from glm_export.errors import GlmExportError, InputError
 from glm_export.spec.config import ExpertsConfig, GlmConfig
 from glm_export.tokenizers import load_tokenizer, stop_ids
 
 
-def inspect_folder(source: str, family: str | None = None) -> dict[str, Any]:
-    """Facts about a checkpoint, an exported folder, an engine or a folder of ranges.
+def inspect_folder(source: str, family: str | None = None, adapters: Sequence[str] = ()) -> dict[str, Any]:
+    """Facts about a checkpoint (with adapters, where some are given), an exported folder, an engine or ranges.
 
     Raises:
         GlmExportError: it is none of them, or its files do not fit together.
     """
     artifact = open_artifact(source)
+    if adapters and artifact.kind is not Kind.CHECKPOINT:
+        raise InputError(f"adapters go with a checkpoint; {artifact.path} is of kind {artifact.kind.value}")
     if artifact.kind is Kind.ENGINE:
         return engine_facts(artifact.path)
     if artifact.kind is Kind.PROGRAM:
         return program_facts(artifact.path)
     if artifact.kind is Kind.RANGES:
         return ranges_facts(artifact.path)
-    return checkpoint_facts(api.open_checkpoint(source, family))
+    return checkpoint_facts(api.open_checkpoint(source, family, adapters))
 
 
 def checkpoint_facts(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -43,6 +46,7 @@ def checkpoint_facts(checkpoint: Checkpoint) -> dict[str, Any]:
         "kind": "checkpoint",
         "folder": str(checkpoint.folder),
         **config_facts(checkpoint.config),
+        "adapters": [adapter.to_json() for adapter in checkpoint.adapters],
         "weight_files": [path.name for path in checkpoint.files],
         "weights_told_by": checkpoint.read.told_by,
         "lying_beside_unread": list(checkpoint.read.unread),
@@ -74,6 +78,7 @@ def program_facts(folder: Path) -> dict[str, Any]:
         "outputs": [f"{spec['name']} {spec['dtype']}{spec['dims']}" for spec in signature["outputs"]],
         "sizes": program.manifest["sizes"],
         "exported_from": program.manifest["checkpoint"],
+        "adapters": program.manifest.get("adapters", []),
         "created": program.manifest["created"],
         "packages": program.manifest["packages"],
         "tokenizer": tokenizer_facts(folder, program.config),
@@ -103,6 +108,7 @@ def engine_facts(folder: Path) -> dict[str, Any]:
         "products": manifest["engine_layers"]["products"],
         "sizes": manifest["sizes"],
         "exported_from": program.manifest["checkpoint"],
+        "adapters": program.manifest.get("adapters", []),
         "created": manifest["created"],
         "packages": manifest["packages"],
         "tokenizer": tokenizer_facts(folder, program.config),

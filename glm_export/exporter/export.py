@@ -156,6 +156,7 @@ def _manifest(
         "format": MANIFEST_FORMAT,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "checkpoint": checkpoint.identity.name,
+        "adapters": [adapter.to_json() for adapter in checkpoint.adapters],
         "source_sha256": written.hashes,
         "seconds": written.seconds,
         "config": checkpoint.config.to_json(),

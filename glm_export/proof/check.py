@@ -165,8 +165,19 @@ def require_same_checkpoint(program: OnnxProgram, checkpoint: Checkpoint) -> Non
     Raises:
         InputError: naming what differs.
     """
+    recorded = [adapter["name"] for adapter in program.manifest.get("adapters", [])]
+    given = [adapter.folder.absolute().name for adapter in checkpoint.adapters]
+    if recorded != given:
+        raise InputError(
+            f"{program.folder} was exported with {_adapters(recorded)}, and {checkpoint.folder} was given with "
+            f"{_adapters(given)}; give the ones it was exported with (--adapter)"
+        )
     if not checkpoint.identity.fits_hashes(program.manifest["source_sha256"]):
         raise InputError(
             f"{program.folder} was exported from {program.manifest['checkpoint']!r}, and {checkpoint.folder} is "
             "another checkpoint (files or config.json differ); give the one it came from"
         )
+
+
+def _adapters(names: list[str]) -> str:
+    return f"adapters {', '.join(names)}" if names else "no adapter"

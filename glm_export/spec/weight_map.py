@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from glm_export.spec.config import GlmConfig, Norm
@@ -75,7 +76,7 @@ class WeightRule:
     each: int | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class WeightMap:
     """Everything a family says about its weight files.
 
@@ -89,12 +90,12 @@ class WeightMap:
     prefixes: tuple[tuple[str, str], ...] = ()
     head_copy: str = ""
 
-    @property
+    @cached_property
     def expected(self) -> dict[str, Shape]:
         """The shape of every official tensor a rule reads."""
         return {source: shape for rule in self.rules for source, shape in zip(rule.sources, rule.shapes, strict=True)}
 
-    @property
+    @cached_property
     def base_prefix(self) -> str:
         """What the layers' names begin with, ``model.`` or ``transformer.``: files of the bare decoder leave it out."""
         inner = next((source for rule in self.rules for source in rule.sources if "layers." in source), "")
@@ -106,6 +107,11 @@ class WeightMap:
             if name.startswith(prefix):
                 return official + name.removeprefix(prefix)
         return name
+
+    def official(self, name: str) -> str:
+        """The official name of one in a file: what some put before it taken off, what some leave out put back."""
+        plain = self.renamed(name)
+        return self.base_prefix + plain if self.base_prefix + plain in self.expected else plain
 
     def ignores(self, name: str) -> bool:
         """Whether an official tensor is known and left aside."""

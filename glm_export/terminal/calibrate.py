@@ -17,6 +17,7 @@ from glm_export.spec.dtypes import DTYPE_BYTES
 from glm_export.terminal.console import (
     MESSAGES,
     ProgressBars,
+    adapter_option,
     family_option,
     flags,
     force_option,
@@ -39,15 +40,18 @@ SHOWN_INPUTS = 6
 @out_option
 @flags(CalibrationOptions, "recipe", "sequence_length", "max_samples", "device")
 @family_option
+@adapter_option
 @force_option("a folder of ranges")
-def calibrate(checkpoint: str, out: Path, family: str | None, force: bool, **options: Any) -> None:
+def calibrate(
+    checkpoint: str, out: Path, family: str | None, adapters: tuple[str, ...], force: bool, **options: Any
+) -> None:
     """Measure CHECKPOINT's activations on text, one layer in memory at a time.
 
     A run that was interrupted goes on where it stopped.
     """
     from glm_export import api
 
-    opened = api.open_checkpoint(checkpoint, family)
+    opened = api.open_checkpoint(checkpoint, family, adapters)
     with ProgressBars(MESSAGES) as bars:
         ranges = api.calibrate(
             opened, out, CalibrationOptions(**options), force=force, progress=bars,

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from glm_export.evaluation.options import QualityOptions
 from glm_export.spec.signature import LOGITS
-from glm_export.terminal.console import FOLDER, RESULTS, flags, json_option
+from glm_export.terminal.console import FOLDER, RESULTS, adapter_option, flags, json_option
 
 if TYPE_CHECKING:  # these need torch; showing what they made does not
     from glm_export.proof.check import CheckReport
@@ -26,15 +26,17 @@ if TYPE_CHECKING:  # these need torch; showing what they made does not
 @click.argument("program", type=FOLDER)
 @click.option("--against", required=True, help="The checkpoint it is of, or `demo`; for an engine also its program.")
 @flags(QualityOptions, "reference_dtype")
+@adapter_option
 @json_option("Print the report as JSON.")
-def check(program: Path, against: str, reference_dtype: str, as_json: bool) -> None:
+def check(program: Path, against: str, reference_dtype: str, adapters: tuple[str, ...], as_json: bool) -> None:
     """Prove the exported PROGRAM, or an engine, equal to PyTorch; exit 1 where it is not.
 
     An engine can be held to the exported folder it was built of as well, in ONNX Runtime.
     """
     from glm_export import api
 
-    report = api.check(program, against, reference_dtype=reference_dtype)
+    reference = api.open_checkpoint(against, api.open_exported(program).config.family, adapters) if adapters else against
+    report = api.check(program, reference, reference_dtype=reference_dtype)
     if as_json:
         click.echo(json.dumps(report.to_json(), indent=2))
     else:

@@ -74,6 +74,12 @@ out_option = click.option("--out", type=FOLDER, required=True, help="Folder to w
 family_option = flags(BuildRequest, "family")
 
 
+adapter_option = click.option(
+    "--adapter", "adapters", multiple=True, metavar="DIR[=WEIGHT]",
+    help="A folder PEFT saved, merged into the checkpoint while it is read; may be given several times.",
+)  # fmt: skip
+
+
 def force_option(what: str) -> Callable[[Command], Command]:
     """``--force``, for a folder that holds something."""
     return click.option("--force", is_flag=True, help=f"Replace {what}.")

@@ -19,6 +19,7 @@ from glm_export.terminal.console import (
     MESSAGES,
     RESULTS,
     ProgressBars,
+    adapter_option,
     family_option,
     flags,
     force_option,
@@ -44,9 +45,17 @@ if TYPE_CHECKING:  # these need torch; showing what they made does not
 @click.option("--corpus", default="default", show_default=True, help="What a budget is measured on.")
 @flags(ExportOptions, "logits", "max_length")
 @family_option
+@adapter_option
 @force_option("an exported folder")
 def export(
-    checkpoint: str, out: Path, family: str | None, force: bool, budget: str | None, corpus: str, **options: Any
+    checkpoint: str,
+    out: Path,
+    force: bool,
+    budget: str | None,
+    corpus: str,
+    family: str | None,
+    adapters: tuple[str, ...],
+    **options: Any,
 ) -> None:
     """Write an ONNX program for CHECKPOINT."""
     from glm_export import api
@@ -55,7 +64,7 @@ def export(
     from glm_export.exporter.plan import plan_export
 
     require_writable(out, force=force)
-    opened = api.open_checkpoint(checkpoint, family)
+    opened = api.open_checkpoint(checkpoint, family, adapters)
     chosen = ExportOptions(**options | {"ranges": open_ranges(options["ranges"])})
     target = resolve_options(opened.config, chosen)
     if budget is not None:

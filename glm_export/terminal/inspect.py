@@ -10,18 +10,19 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from glm_export.terminal.console import RESULTS, family_option, json_option, size
+from glm_export.terminal.console import RESULTS, adapter_option, family_option, json_option, size
 
 
 @click.command()
 @click.argument("folder")
 @family_option
+@adapter_option
 @json_option()
-def inspect(folder: str, family: str | None, as_json: bool) -> None:
+def inspect(folder: str, family: str | None, adapters: tuple[str, ...], as_json: bool) -> None:
     """Say what FOLDER is: a checkpoint (audited), an exported program, an engine or ranges."""
     from glm_export.deployment.inspect import inspect_folder
 
-    facts = inspect_folder(folder, family)
+    facts = inspect_folder(folder, family, adapters)
     if as_json:
         click.echo(json.dumps(facts, indent=2, ensure_ascii=False))
     else:
