@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Unpack, overload
 
 from glm_export.artifacts.engine import Engine, load_engine
-from glm_export.artifacts.hub_cache import IDENTIFIER
-from glm_export.artifacts.open import Kind, base_of, kind_of, open_artifact, require_checkpoint
+from glm_export.artifacts.open import Kind, kind_of, open_artifact, require_checkpoint, with_base
 from glm_export.artifacts.output_folder import require_writable
 from glm_export.artifacts.program import OnnxProgram, load_program
 from glm_export.calibration.options import CalibrationKeywords, CalibrationOptions, TextOptions
@@ -47,8 +46,7 @@ def open_checkpoint(
     """Open a model folder, or an embedded model with ``"demo"`` or ``"demo-glm"``.
 
     Args:
-        source: a folder, or ``ORG/NAME[@REVISION]`` in the local Hugging Face cache; an open checkpoint is given back.
-            An adapter whose base is in that cache brings it along.
+        source: a folder, or ``ORG/NAME[@REVISION]`` in the local Hugging Face cache, from where an adapter has its base.
         family: overrules what the folder says.
         adapters: folders that PEFT saved, each alone, as ``DIR=WEIGHT`` or with its weight beside it.
 
@@ -61,11 +59,8 @@ def open_checkpoint(
         return source
     from glm_export.checkpoints import checkpoint
 
-    artifact = open_artifact(source)
-    if artifact.kind is Kind.ADAPTER and not adapters and IDENTIFIER.match(base_of(artifact.path)):
-        # A published name; a path would lead out of the folder.
-        artifact, adapters = open_artifact(base_of(artifact.path)), (artifact.path,)
-    return checkpoint.open_checkpoint(require_checkpoint(artifact), family, adapters)
+    base, found = with_base(open_artifact(source))
+    return checkpoint.open_checkpoint(require_checkpoint(base), family, (*found, *adapters))
 
 
 @takes(ExportOptions)

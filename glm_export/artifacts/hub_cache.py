@@ -1,4 +1,4 @@
-"""Models in the local Hugging Face cache: by the cache's own folder, or by ``ORG/NAME[@REVISION]``. Never downloaded."""
+"""Models in the local Hugging Face cache, by its own folders or by ``ORG/NAME[@REVISION]``. Nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from glm_export.errors import InputError
 from glm_export.model_folder import HUB_PREFIX
 
-IDENTIFIER = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?$")
+IDENTIFIER = re.compile(r"(?P<name>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>[\w./-]+))?$")
 
 
 def snapshot_in(folder: Path) -> Path:
@@ -52,6 +52,6 @@ def cached(source: str) -> Path | None:
     except LocalEntryNotFoundError as error:
         wanted = f" --revision {revision}" if revision else ""
         raise InputError(
-            f"{source} is no folder, and no model of that name is in the local Hugging Face cache; nothing is downloaded "
-            f"here: run 'hf download {name}{wanted}' first, or give a folder"
+            f"{source} is no folder, and no model of that name is in the local Hugging Face cache; nothing is "
+            f"downloaded here: run 'hf download {name}{wanted}' first, or give a folder"
         ) from error

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from glm_export.artifacts.hub_cache import cached, snapshot_in
+from glm_export.artifacts.hub_cache import IDENTIFIER, cached, snapshot_in
 from glm_export.artifacts.manifest import ENGINE_MANIFEST, MANIFEST, RANGES_MANIFEST
 from glm_export.embedded import FOLDERS
 from glm_export.errors import InputError
@@ -86,10 +86,20 @@ def require_checkpoint(artifact: Artifact) -> Path:
         raise InputError(f"{path} is a folder of ranges; a checkpoint is expected here, the one they were measured on")
     if artifact.kind is Kind.ADAPTER:
         raise InputError(
-            f"{path} is a PEFT adapter ({TOLD_BY[Kind.ADAPTER]}) of {base_of(path)}; a checkpoint is expected here: give "
-            f"that, and --adapter {path}"
+            f"{path} is a PEFT adapter ({TOLD_BY[Kind.ADAPTER]}) of {base_of(path)}; a checkpoint is expected here: "
+            f"give that, and --adapter {path}"
         )
     return path
+
+
+def with_base(artifact: Artifact) -> tuple[Artifact, tuple[Path, ...]]:
+    """A checkpoint and its adapters: an adapter brings the base it names along, where that has a published name.
+
+    A path would lead out of the folder, and is left for the user to give.
+    """
+    if artifact.kind is not Kind.ADAPTER or not IDENTIFIER.match(base_of(artifact.path)):
+        return artifact, ()
+    return open_artifact(base_of(artifact.path)), (artifact.path,)
 
 
 def base_of(adapter: Path) -> str:

@@ -35,7 +35,9 @@ def check(program: Path, against: str, reference_dtype: str, adapters: tuple[str
     """
     from glm_export import api
 
-    reference = api.open_checkpoint(against, api.open_exported(program).config.family, adapters) if adapters else against
+    reference = (
+        api.open_checkpoint(against, api.open_exported(program).config.family, adapters) if adapters else against
+    )
     report = api.check(program, reference, reference_dtype=reference_dtype)
     if as_json:
         click.echo(json.dumps(report.to_json(), indent=2))

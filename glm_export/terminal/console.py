@@ -75,9 +75,12 @@ family_option = flags(BuildRequest, "family")
 
 
 adapter_option = click.option(
-    "--adapter", "adapters", multiple=True, metavar="DIR[=WEIGHT]",
+    "--adapter",
+    "adapters",
+    multiple=True,
+    metavar="DIR[=WEIGHT]",
     help="A folder PEFT saved, merged into the checkpoint while it is read; may be given several times.",
-)  # fmt: skip
+)
 
 
 def force_option(what: str) -> Callable[[Command], Command]:

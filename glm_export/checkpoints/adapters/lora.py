@@ -25,7 +25,7 @@ INERT = {
     **dict.fromkeys(("lora_dropout", "inference_mode", "megatron_config", "megatron_core"), "only for training"),
     **dict.fromkeys(("eva_config", "corda_config", "loftq_config", "velora_config"), "how the matrices began"),
     **dict.fromkeys(("lora_ga_config", "monteclora_config", "kasa_config", "runtime_config"), "only for training"),
-    **dict.fromkeys(("target_modules", "exclude_modules", "modules_to_save", "bias"), "the tensors say what was trained"),
+    **dict.fromkeys(("target_modules", "exclude_modules", "modules_to_save", "bias"), "the tensors say it"),
     **dict.fromkeys(("layers_to_transform", "layers_pattern", "lora_bias", "ensure_weight_tying"), "as target_modules"),
     **dict.fromkeys(("base_model_name_or_path", "revision", "auto_mapping", "task_type", "peft_version"), "names"),
     **dict.fromkeys(("qalora_group_size", "bdlora_config"), "read only with the switch beside them"),
@@ -44,7 +44,7 @@ REFUSED = {
 }
 """Keys that must be unset, and what an adapter with them does."""
 ORDINARY_STARTS = (True, False, "gaussian", "eva", "orthogonal", None)
-"""``init_lora_weights`` that leave the base as it is; PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA take their start from it."""
+"""``init_lora_weights`` that leave the base as it is; PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA take something from it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +112,7 @@ def read_settings(values: Mapping[str, Any], path: Path) -> LoraSettings:
         )
     rank, alpha = values.get("r", 8), values.get("lora_alpha", 8)
     if not isinstance(rank, int) or rank < 1 or isinstance(alpha, bool) or not isinstance(alpha, int | float):
-        raise CheckpointError(f"{path} should give a rank r of 1 or more and a lora_alpha, found {rank!r} and {alpha!r}")
+        raise CheckpointError(f"{path} should give a rank r and a lora_alpha, found {rank!r} and {alpha!r}")
     return LoraSettings(
         rank=rank,
         alpha=alpha,
@@ -209,7 +209,7 @@ class LoraMatrices:
         embedding = "lora_embedding_A" in held
         a, b = (held.get(f"lora_embedding_{part}" if embedding else f"lora_{part}") for part in "AB")
         if a is None or b is None:
-            raise CheckpointError(f"the adapter holds {' and '.join(sorted(held))} of {self.module}, expected both A and B")
+            raise CheckpointError(f"the adapter holds {', '.join(sorted(held))} of {self.module}, expected A and B")
         name = f"{self.module}.weight"
         base = _base(sources, name, (a.shape[1], b.shape[0]) if embedding else (b.shape[0], a.shape[1]))
         scaling = settings.scaling(self.module, a.shape[0]) * weight
@@ -228,9 +228,7 @@ class LoraMatrices:
         if "lora_B.bias" in held:
             bias = f"{self.module}.bias"
             change = held["lora_B.bias"]
-            changed[bias] = BiasChange(
-                base=_base(sources, bias, tuple(change.shape)), change_N=change, scaling=scaling
-            )
+            changed[bias] = BiasChange(base=_base(sources, bias, tuple(change.shape)), change_N=change, scaling=scaling)
         return changed
 
 
@@ -239,8 +237,7 @@ def _base(sources: Mapping[str, TensorSource], name: str, shape: Shape) -> Tenso
         raise CheckpointError(f"the adapter changes {name}, which the base does not have; it is of another model")
     if sources[name].shape != shape:
         raise CheckpointError(
-            f"the adapter changes {name} of shape {list(shape)}, in the base it is {list(sources[name].shape)}; it is of "
-            "another model"
+            f"the adapter changes {name} of shape {list(shape)}, in the base it is {list(sources[name].shape)}; it is "
+            "of another model"
         )
     return sources[name]
-

@@ -101,8 +101,8 @@ def open_adapter(folder: Path, weight: float, weight_map: WeightMap) -> Adapter:
     kind = str(values.get("peft_type"))
     if kind.upper() != "LORA":
         raise CheckpointError(
-            f"{folder} is an adapter of type {kind}; LoRA (rsLoRA, DoRA) and P-Tuning v2 folders are supported. Merge it "
-            "with PEFT's merge_and_unload() where it can be, and give the result"
+            f"{folder} is an adapter of type {kind}; LoRA (rsLoRA, DoRA) and P-Tuning v2 folders are supported. Merge "
+            "it with PEFT's merge_and_unload() where it can be, and give the result"
         )
     settings = read_settings(values, folder / CONFIG)
     path = next((inside(folder, name) for name in WEIGHTS if inside(folder, name).is_file()), None)
@@ -112,9 +112,14 @@ def open_adapter(folder: Path, weight: float, weight_map: WeightMap) -> Adapter:
     if not lora and not whole:
         raise CheckpointError(f"{path} holds no tensors of an adapter; save it again")
     return Adapter(
-        folder=folder, weight=weight, base=str(values.get("base_model_name_or_path") or ""), settings=settings,
-        files=(inside(folder, CONFIG), path), lora=lora, whole=whole,
-    )  # fmt: skip
+        folder=folder,
+        weight=weight,
+        base=str(values.get("base_model_name_or_path") or ""),
+        settings=settings,
+        files=(inside(folder, CONFIG), path),
+        lora=lora,
+        whole=whole,
+    )
 
 
 def _by_module(
@@ -188,8 +193,8 @@ def _require_apart(adapters: Sequence[Adapter]) -> None:
         fixed = set(adapter.whole)
         if adapter.weight != 1 and fixed:
             raise CheckpointError(
-                f"{adapter.folder} replaces {min(fixed)}, which a weight of {adapter.weight:g} cannot be applied to; leave "
-                "the weight out"
+                f"{adapter.folder} replaces {min(fixed)}, which a weight of {adapter.weight:g} cannot be applied to; "
+                "leave the weight out"
             )
         if adapter.settings.decomposed:
             fixed |= {f"{module}.weight" for module in adapter.lora}
