@@ -46,7 +46,7 @@ def open_checkpoint(
     """Open a model folder, or an embedded model with ``"demo"`` or ``"demo-glm"``.
 
     Args:
-        source: a folder, or ``ORG/NAME[@REVISION]`` in the local Hugging Face cache, from where an adapter has its base.
+        source: a folder, or ``ORG/NAME[@REVISION]`` in the local Hugging Face cache, whence an adapter has its base.
         family: overrules what the folder says.
         adapters: folders that PEFT saved, each alone, as ``DIR=WEIGHT`` or with its weight beside it.
 
