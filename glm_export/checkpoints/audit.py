@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from glm_export.checkpoints.prefix import STORED
 from glm_export.checkpoints.sources import TensorSource
 from glm_export.spec.weight_formats import EMBEDDING, HEAD
 from glm_export.spec.weight_map import Shape
@@ -59,6 +60,8 @@ def _hints(checkpoint: Checkpoint, unexpected: list[str]) -> Iterable[str]:
     """The steps that mend what is known to happen."""
     if any(".lora_" in name for name in unexpected):
         yield "These are LoRA weights beside their base: merge them (PEFT: merge_and_unload) and save the model again"
+    if checkpoint.sources and all(STORED.match(name) for name in checkpoint.sources):
+        yield "It holds a P-Tuning prefix alone: give its base as CHECKPOINT, and this folder with --adapter"
     if any(name.split(".")[0] in ("score", "classifier") for name in unexpected):
         yield "This is a classifier; language models, with a head over the vocabulary, are what can be exported"
     sources = {rule.target: rule.sources[0] for rule in checkpoint.weight_map.rules}

@@ -21,6 +21,7 @@ from glm_export.checkpoints.audit import problems
 from glm_export.checkpoints.folder_files import folder_files, with_generation_config
 from glm_export.checkpoints.formats import is_mappable, open_weights
 from glm_export.checkpoints.identity import CheckpointIdentity
+from glm_export.checkpoints.prefix import KeyValue, PrefixEncoder, missing_prefix, prefix_inside
 from glm_export.checkpoints.sources import TensorSource
 from glm_export.checkpoints.stored_names import official_names
 from glm_export.checkpoints.ties import settle_ties
@@ -37,7 +38,8 @@ class Checkpoint:
     """Open weights of one model folder, its family and its tokenizer. Make it with :func:`open_checkpoint`.
 
     ``sources``: where each official tensor comes from. ``read``: which files were chosen, and what lies beside them
-    unread. ``notes``: a line for each thing that was made of the folder and that its files do not say outright.
+    unread. ``prefix``: of P-Tuning. ``notes``: a line for each thing that was made of the folder and that its files do
+    not say outright.
     """
 
     folder: Path
@@ -47,6 +49,7 @@ class Checkpoint:
     read: WeightFiles
     sources: dict[str, TensorSource]
     adapters: tuple[Adapter, ...] = ()
+    prefix: PrefixEncoder | None = None
     notes: tuple[str, ...] = ()
     vocab_key: str = "vocab_size"
     _tokenizer: Tokenizer | None = None
@@ -96,6 +99,18 @@ class Checkpoint:
         """Official tensor name -> the file that holds it, or most of it."""
         return {name: source.path for name, source in self.sources.items()}
 
+    @property
+    def initial_cache(self) -> tuple[KeyValue, ...] | None:
+        """Keys and values every row begins with, ``[1, K, P, D]`` float32 by layer; None where there is no prefix.
+
+        Raises:
+            CheckpointError: there should be one, and none is stored; or its tensors do not fit.
+        """
+        lacking = missing_prefix(self.config, self.prefix)
+        if lacking:
+            raise CheckpointError(lacking)
+        return None if self.prefix is None else self.prefix.initial_cache(self.config)
+
     def tensor(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
         """One official tensor: memory-mapped where it is stored as it is, else computed in float32.
 
@@ -138,7 +153,9 @@ class Checkpoint:
         Raises:
             CheckpointError: listing each missing, unexpected and mis-shaped tensor.
         """
-        found = problems(self)
+        found = problems(self) or missing_prefix(self.config, self.prefix)
+        if not found and self.prefix is not None:
+            found = self.prefix.problems(self.config)
         if found:
             raise CheckpointError(found)
 
@@ -178,6 +195,7 @@ def open_checkpoint(
     tied = settle_ties(config, module.weight_map(config), names.tensors)
     opened = [open_adapter(*parse_adapter(adapter), module.weight_map(tied.config)) for adapter in adapters]
     changed = adapted(tied.config, module.weight_map(tied.config), tied.sources, opened)
+    prefix, told = prefix_inside(folder, changed.config, changed.sources)
     return Checkpoint(
         folder=folder,
         config=changed.config,
@@ -186,6 +204,7 @@ def open_checkpoint(
         read=read,
         sources=changed.sources,
         adapters=tuple(opened),
-        notes=(*config.notes, *names.notes, *tied.notes, *changed.notes),
+        prefix=prefix,
+        notes=(*config.notes, *names.notes, *tied.notes, *changed.notes, *told),
         vocab_key=getattr(module, "VOCAB_KEY", "vocab_size"),
     )

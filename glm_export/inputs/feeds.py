@@ -14,12 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glm_export.errors import InputError
+from glm_export.inputs.padding import left_padded, right_padded
 from glm_export.spec.signature import ATTENTION_MASK, INPUT_IDS, LAST_TOKEN_IDS, POSITION_IDS
 
 Ids = NDArray[np.int64]
 Mask = NDArray[Any]
 """Integer ``[B, T]`` for causal families, bool ``[B, 1, S, T]`` for prefix families."""
 LENGTHS, CONTEXT_LENGTHS, MASK_POSITIONS = "lengths", "context_lengths", "mask_positions"
+PREFIX_LENGTHS = "prefix_lengths"
 """What says where a row stands, whatever its padding."""
 
 
@@ -29,11 +31,15 @@ class Feeds:
 
     S may be 0 where rows joined, left, were copied or cut back: then it says what stands in the cache, and
     :meth:`next_step` goes on from there.
+
+    ``prefix_length``: columns of a P-Tuning prefix, with which every row begins; lengths and positions count them, and
+    padding on the left stands behind them.
     """
 
     input_ids: Ids
     attention_mask: Mask
     position_ids: Ids
+    prefix_length: int = 0
 
     @property
     def batch(self) -> int:
@@ -83,6 +89,7 @@ class Feeds:
             input_ids=column,
             attention_mask=np.concatenate([self.attention_mask, np.ones_like(column)], axis=1),
             position_ids=np.minimum(self.row_lengths, last_position)[:, None],
+            prefix_length=self.prefix_length,
         )
 
     def rows(self, chosen: slice) -> Feeds:
@@ -91,6 +98,7 @@ class Feeds:
             input_ids=self.input_ids[chosen],
             attention_mask=self.attention_mask[chosen],
             position_ids=self.position_ids[chosen],
+            prefix_length=self.prefix_length,
         )
 
     def chunks(self, size: int) -> list[Feeds]:
@@ -124,6 +132,7 @@ class Feeds:
             input_ids=self.input_ids[:, start:end],
             attention_mask=self.attention_mask[:, : before + end],
             position_ids=self.position_ids[:, start:end],
+            prefix_length=self.prefix_length,
         )
 
     def select(self, rows: Sequence[int]) -> Self:
@@ -148,25 +157,26 @@ class Feeds:
         """What stands in a cache of which a row has lost all but its first ``length`` tokens.
 
         Raises:
-            InputError: it has fewer.
+            InputError: it has fewer, or a prefix that would be cut.
         """
         (row,) = rows_there(self.batch, [row])
         lengths = self.row_lengths.copy()
-        if not 0 <= length <= lengths[row]:
+        if not self.prefix_length <= length <= lengths[row]:
             raise InputError(f"row {row} has {lengths[row]} tokens and cannot be cut back to {length}")
         lengths[row] = length
         return self._standing(self._standings() | {LENGTHS: lengths})
 
     def _standings(self) -> dict[str, Ids]:
         """What says where each row stands, a number a row, by name."""
-        return {LENGTHS: self.row_lengths}
+        return {LENGTHS: self.row_lengths, PREFIX_LENGTHS: np.full(self.batch, self.prefix_length, np.int64)}
 
     @classmethod
     def _standing(cls, standings: dict[str, Ids]) -> Self:
         """A call without tokens, over rows that stand so."""
-        mask = _left_padded(standings[LENGTHS]).astype(np.int64)
+        prefix_length = _prefix_length(standings)
+        mask = left_padded(standings[LENGTHS], prefix_length).astype(np.int64)
         nothing = np.zeros((len(mask), 0), np.int64)
-        return cls(input_ids=nothing, attention_mask=mask, position_ids=nothing)
+        return cls(input_ids=nothing, attention_mask=mask, position_ids=nothing, prefix_length=prefix_length)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -216,6 +226,7 @@ class RightPaddedFeeds(Feeds):
             attention_mask=right_padded(positions[:, 0] + 1),
             position_ids=positions,
             lengths=positions[:, 0] + 1,
+            prefix_length=self.prefix_length,
         )
 
     def rows(self, chosen: slice) -> RightPaddedFeeds:
@@ -227,6 +238,7 @@ class RightPaddedFeeds(Feeds):
             attention_mask=right_padded(lengths),
             position_ids=positions[:, :width],
             lengths=lengths,
+            prefix_length=self.prefix_length,
         )
 
     def _piece(self, start: int, end: int) -> RightPaddedFeeds:
@@ -236,24 +248,20 @@ class RightPaddedFeeds(Feeds):
             attention_mask=right_padded(lengths),
             position_ids=self.position_ids[:, start:end],
             lengths=lengths,
+            prefix_length=self.prefix_length,
         )
 
     @classmethod
     def _standing(cls, standings: dict[str, Ids]) -> Self:
         lengths = standings[LENGTHS]
         nothing = np.zeros((len(lengths), 0), np.int64)
-        return cls(input_ids=nothing, attention_mask=right_padded(lengths), position_ids=nothing, lengths=lengths)
-
-
-def right_padded(lengths: Ids) -> Ids:
-    """Integer ``[B, longest]``, 1 up to each row's length."""
-    return (np.arange(lengths.max(initial=0)) < lengths[:, None]).astype(np.int64)
-
-
-def _left_padded(lengths: Ids) -> NDArray[np.bool_]:
-    """Bool ``[B, longest]``, true for as many columns as a row is long, the last one among them."""
-    columns = int(lengths.max(initial=0))
-    return np.arange(columns) >= columns - lengths[:, None]
+        return cls(
+            input_ids=nothing,
+            attention_mask=right_padded(lengths),
+            position_ids=nothing,
+            lengths=lengths,
+            prefix_length=_prefix_length(standings),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -289,12 +297,14 @@ class PrefixFeeds(Feeds):
         """The next decode step: it sees every real token; the place in the text stays, the place within counts on."""
         column = np.asarray(next_ids, dtype=np.int64)[:, None]
         real = np.concatenate([self.real, np.ones_like(column, dtype=bool)], axis=1)
-        # <sop>, the first token behind the context, stands at 1.
-        places = np.stack([self.mask_positions, self.row_lengths - self.context_lengths + 1], axis=1)
+        # <sop>, the first token behind the context, stands at 1; a P-Tuning prefix takes no position.
+        written = self.row_lengths - self.prefix_length - self.context_lengths
+        places = np.stack([self.mask_positions, written + 1], axis=1)
         return PrefixFeeds(
             input_ids=column,
             attention_mask=real[:, None, None, :],
             position_ids=np.minimum(places, last_position)[:, :, None],
+            prefix_length=self.prefix_length,
             real=real,
             context_lengths=self.context_lengths,
             mask_positions=self.mask_positions,
@@ -306,6 +316,7 @@ class PrefixFeeds(Feeds):
             input_ids=self.input_ids[chosen],
             attention_mask=self.attention_mask[chosen],
             position_ids=self.position_ids[chosen],
+            prefix_length=self.prefix_length,
             real=self.real[chosen],
             context_lengths=self.context_lengths[chosen],
             mask_positions=self.mask_positions[chosen],
@@ -317,6 +328,7 @@ class PrefixFeeds(Feeds):
             input_ids=self.input_ids[:, start:end],
             attention_mask=self.attention_mask[:, :, start:end, : before + end],
             position_ids=self.position_ids[:, :, start:end],
+            prefix_length=self.prefix_length,
             real=self.real[:, : before + end],
             context_lengths=self.context_lengths,
             mask_positions=self.mask_positions,
@@ -330,7 +342,7 @@ class PrefixFeeds(Feeds):
         """
         (row,) = rows_there(self.batch, [row])
         context = int(self.context_lengths[row])
-        if length < context:
+        if length < self.prefix_length + context:
             raise InputError(f"row {row} has a context of {context} tokens, and cannot be cut back to {length}")
         return Feeds.truncate(self, row, length)
 
@@ -340,16 +352,23 @@ class PrefixFeeds(Feeds):
 
     @classmethod
     def _standing(cls, standings: dict[str, Ids]) -> Self:
-        real = _left_padded(standings[LENGTHS])
+        prefix_length = _prefix_length(standings)
+        real = left_padded(standings[LENGTHS], prefix_length)
         rows, columns = real.shape
         return cls(
             input_ids=np.zeros((rows, 0), np.int64),
             attention_mask=np.zeros((rows, 1, 0, columns), bool),
             position_ids=np.zeros((rows, 2, 0), np.int64),
+            prefix_length=prefix_length,
             real=real,
             context_lengths=standings[CONTEXT_LENGTHS],
             mask_positions=standings[MASK_POSITIONS],
         )
+
+
+def _prefix_length(standings: dict[str, Ids]) -> int:
+    """One for all rows; a batch without rows has none until some join."""
+    return int(standings[PREFIX_LENGTHS].max(initial=0))
 
 
 def rows_there(batch: int, rows: Iterable[int]) -> list[int]:

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glm_export.errors import InputError
-from glm_export.inputs.feeds import Feeds, Ids, PrefixFeeds, RightPaddedFeeds, right_padded
+from glm_export.inputs.feeds import Feeds, Ids, PrefixFeeds, RightPaddedFeeds
+from glm_export.inputs.padding import behind_prefix, right_padded
 from glm_export.spec.config import GlmConfig
 
 
@@ -34,7 +35,7 @@ class Prompt:
         if config.prefix_mask:
             # <sop> is the first of the written part, at 1.
             return config.max_positions - 1 - (len(self.ids) - self.context_length)
-        return config.max_positions - len(self.ids)
+        return config.text_positions - len(self.ids)
 
     def excess_tokens(self, config: GlmConfig) -> int:
         """How many tokens are beyond the position table; 0 or less where all have a position."""
@@ -44,7 +45,8 @@ class Prompt:
 def prefill_feeds(prompts: Sequence[Prompt], config: GlmConfig, *, own_lengths: bool = False) -> Feeds:
     """Pad prompts to one length: on the left, or with ``own_lengths`` on the right.
 
-    Prefix families stand on the left always: their mask says what is padding.
+    Prefix families stand on the left always: their mask says what is padding. Where the model has a P-Tuning prefix the
+    cache holds it already: its columns are the first of the mask, and padding stands behind them.
 
     Raises:
         InputError: no prompt, an empty one, an id beyond the vocabulary, or one longer than the position table.
@@ -55,7 +57,7 @@ def prefill_feeds(prompts: Sequence[Prompt], config: GlmConfig, *, own_lengths: 
         excess = prompt.excess_tokens(config)
         if excess > 0:
             raise InputError(
-                f"the prompt has {len(prompt.ids)} tokens, the model's context {config.max_positions}: {excess} too "
+                f"the prompt has {len(prompt.ids)} tokens, the model's context {config.text_positions}: {excess} too "
                 "many; shorten it"
             )
     strange = sorted({i for prompt in prompts for i in prompt.ids if not 0 <= i < config.vocab_size})
@@ -63,30 +65,35 @@ def prefill_feeds(prompts: Sequence[Prompt], config: GlmConfig, *, own_lengths: 
         raise InputError(f"token ids {strange[:5]} lie outside the vocabulary of {config.vocab_size}; wrong tokenizer?")
     width = max(len(prompt.ids) for prompt in prompts)
     if own_lengths and not config.prefix_mask:
-        return _row_feeds(prompts, width, config.pad_token_id)
+        return _row_feeds(prompts, width, config)
     ids = np.full((len(prompts), width), config.pad_token_id, dtype=np.int64)
     real = np.zeros((len(prompts), width), dtype=bool)
     for index, prompt in enumerate(prompts):
         ids[index, width - len(prompt.ids) :] = prompt.ids
         real[index, width - len(prompt.ids) :] = True
     if config.prefix_mask:
-        return _prefix_feeds(prompts, ids, real)
-    mask = real.astype(np.int64)
-    return Feeds(input_ids=ids, attention_mask=mask, position_ids=np.maximum(mask.cumsum(axis=1) - 1, 0))
+        return _prefix_feeds(prompts, ids, real, config.prefix_length)
+    mask = behind_prefix(real, config.prefix_length).astype(np.int64)
+    positions = np.maximum(mask.cumsum(axis=1) - 1, 0)[:, config.prefix_length :]
+    return Feeds(input_ids=ids, attention_mask=mask, position_ids=positions, prefix_length=config.prefix_length)
 
 
-def _row_feeds(prompts: Sequence[Prompt], width: int, pad_token_id: int) -> RightPaddedFeeds:
-    lengths = np.array([len(prompt.ids) for prompt in prompts], dtype=np.int64)
-    ids = np.full((len(prompts), width), pad_token_id, dtype=np.int64)
+def _row_feeds(prompts: Sequence[Prompt], width: int, config: GlmConfig) -> RightPaddedFeeds:
+    lengths = np.array([config.prefix_length + len(prompt.ids) for prompt in prompts], dtype=np.int64)
+    ids = np.full((len(prompts), width), config.pad_token_id, dtype=np.int64)
     for row, prompt in zip(ids, prompts, strict=True):
         row[: len(prompt.ids)] = prompt.ids
-    positions = np.broadcast_to(np.arange(width, dtype=np.int64), ids.shape)
+    positions = np.broadcast_to(config.prefix_length + np.arange(width, dtype=np.int64), ids.shape)
     return RightPaddedFeeds(
-        input_ids=ids, attention_mask=right_padded(lengths), position_ids=positions, lengths=lengths
+        input_ids=ids,
+        attention_mask=right_padded(lengths),
+        position_ids=positions,
+        lengths=lengths,
+        prefix_length=config.prefix_length,
     )
 
 
-def _prefix_feeds(prompts: Sequence[Prompt], ids: Ids, real: NDArray[np.bool_]) -> PrefixFeeds:
+def _prefix_feeds(prompts: Sequence[Prompt], ids: Ids, real: NDArray[np.bool_], prefix_length: int) -> PrefixFeeds:
     """Tokens of the context see each other; those from ``<sop>`` on also what was written before them."""
     batch, width = ids.shape
     causal = np.tri(width, dtype=bool)
@@ -101,9 +108,11 @@ def _prefix_feeds(prompts: Sequence[Prompt], ids: Ids, real: NDArray[np.bool_]) 
         positions[index, 1, sop:] = np.arange(1, width - sop + 1)
     return PrefixFeeds(
         input_ids=ids,
-        attention_mask=mask,
+        # Every token sees a P-Tuning prefix.
+        attention_mask=behind_prefix(mask, prefix_length),
         position_ids=positions,
-        real=real,
+        prefix_length=prefix_length,
+        real=behind_prefix(real, prefix_length),
         context_lengths=np.array([prompt.context_length for prompt in prompts], dtype=np.int64),
         mask_positions=np.array([prompt.mask_position for prompt in prompts], dtype=np.int64),
     )

@@ -181,6 +181,11 @@ class GlmConfig:
         return self.rotary.axes if self.rotary else 2
 
     @property
+    def text_positions(self) -> int:
+        """Positions there are for text: a P-Tuning prefix of a causal family takes the first ones."""
+        return self.max_positions - (0 if self.prefix_mask else self.prefix_length)
+
+    @property
     def q_size(self) -> int:
         """Channels of all query heads together."""
         return self.num_heads * self.head_dim

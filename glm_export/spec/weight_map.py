@@ -54,10 +54,10 @@ class HeadwiseQkv:
         q, k, v = rows.reshape(self.num_heads, 3, -1, *rows.shape[1:]).unbind(1)
         import torch
 
-        return torch.cat([self._deal(q), self._deal(k), v]).flatten(0, 1)
+        return torch.cat([self.deal(q), self.deal(k), v]).flatten(0, 1)
 
-    def _deal(self, heads: Tensor) -> Tensor:
-        """``[N, D, …]``: axis by axis becomes low and high."""
+    def deal(self, heads: Tensor) -> Tensor:
+        """Channels of q or k heads ``[N, D, …]``: axis by axis becomes low and high."""
         return heads.reshape(len(heads), self.axes, 2, -1, *heads.shape[2:]).transpose(1, 2).reshape(heads.shape)
 
 
