@@ -40,6 +40,7 @@ def read(values: Mapping[str, Any], *, family: str, rotary_of: str, context: int
     keys = ConfigKeys(values, family=family)
     keys.fixed("original_rope", True, why="the publisher's code implements no other rotary embedding")
     keys.fixed("fp32_residual_connection", False, why="the publisher's code cannot run with it in half precision")
+    keys.fixed("rope_scaling", why="the publisher's code scales by rope_ratio alone")
     keys.fixed("interleaved_qkv", False, why="the publisher's code has no such layout")
     keys.fixed("rotary_percent", 0.5, why="the publisher's code rotates half of each head")
     keys.fixed("quantization_embeddings", False, why="the publisher's code quantizes no embedding")
