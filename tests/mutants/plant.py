@@ -135,31 +135,31 @@ class Tree:
         shutil.copytree(source, folder, symlinks=True, ignore=shutil.ignore_patterns(*IGNORED), dirs_exist_ok=True)
         return cls(folder)
 
-    def run(self, tests: Sequence[str], seconds: float | None = None) -> subprocess.CompletedProcess[bytes]:
-        """Pytest over these files, until the first that fails."""
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-n0", "-p", "no:cacheprovider", *tests]
+    def run(self, test: str, seconds: float | None = None) -> subprocess.CompletedProcess[bytes]:
+        """Pytest over a file, until the first test that fails."""
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-n0", "-p", "no:cacheprovider", test]
         environment = os.environ | {"PYTHONPATH": str(self.folder), "PYTHONDONTWRITEBYTECODE": "1"}
         return subprocess.run(
             command, cwd=self.folder, env=environment, capture_output=True, timeout=seconds, check=False
         )
 
-    def baseline(self, tests: Sequence[str]) -> float:
-        """How long these tests take on the tree as it is, in seconds.
+    def baseline(self, test: str) -> float:
+        """How long a test file takes on the tree as it is, in seconds.
 
         Raises:
-            BaselineError: they fail.
+            BaselineError: it fails.
         """
         began = time.monotonic()
-        result = self.run(tests)
+        result = self.run(test)
         if result.returncode != PASSED:
             raise BaselineError(
-                f"{' '.join(tests)}: fails without a mutant (pytest: {result.returncode}), so every mutant would count "
+                f"{test}: fails without a mutant (pytest: {result.returncode}), so every mutant would count "
                 f"as killed; mend it first\n{result.stdout.decode()[-2000:]}{result.stderr.decode()[-2000:]}"
             )
         return time.monotonic() - began
 
-    def survives(self, mutant: Mutant, tests: Sequence[str], seconds: float) -> bool:
-        """Whether these tests pass all the same.
+    def survives(self, mutant: Mutant, test: str, seconds: float) -> bool:
+        """Whether a test file passes all the same.
 
         Raises:
             RuntimeError: pytest itself failed, which says nothing of the mutant.
@@ -170,7 +170,7 @@ class Tree:
         mutant.plant(tree)
         target.write_text(ast.unparse(ast.fix_missing_locations(tree)), encoding="utf-8")
         try:
-            result = self.run(tests, seconds)
+            result = self.run(test, seconds)
         except subprocess.TimeoutExpired:
             return False  # an endless loop is noticed
         finally:
@@ -182,14 +182,17 @@ class Tree:
 
 
 def survivors_of(chosen: Sequence[Mutant], tree: Tree, judges: Judges) -> list[Mutant]:
-    """Plant one mutant after the other, and tell how each fares. Each set of tests runs without one first."""
+    """Plant one mutant after the other, and tell how each fares. A test file runs once without one before it judges."""
     survivors: list[Mutant] = []
-    took: dict[tuple[str, ...], float] = {}
+    took: dict[str, float] = {}
     for number, mutant in enumerate(chosen, 1):
-        tests = tuple(judges.of(mutant.module))
-        if tests not in took:
-            took[tests] = tree.baseline(tests)
-        alive = tree.survives(mutant, tests, max(SECONDS, PATIENCE * took[tests]))
+        alive = True
+        for test in judges.of(mutant.module):
+            if test not in took:
+                took[test] = tree.baseline(test)
+            alive = tree.survives(mutant, test, max(SECONDS, PATIENCE * took[test]))
+            if not alive:
+                break
         survivors += [mutant] * alive
         print(f"{number:3} of {len(chosen)}  {'SURVIVED' if alive else 'killed  '}  {mutant}", flush=True)
     return survivors
