@@ -19,6 +19,7 @@ from glm_export.generation.infilling import infill, score
 from glm_export.generation.sampling import Sampling
 from glm_export.generation.stopping import Decode, Stopping, cut_at_stop
 from glm_export.progress import Progress
+from glm_export.sessions.load import session_of
 from glm_export.sessions.session import Session
 from glm_export.spec.option import merged, takes
 from glm_export.tokenizers import stop_ids
@@ -95,20 +96,9 @@ def load_session(source: Source | OnnxProgram | Engine | Checkpoint, *, family: 
     Raises:
         GlmExportError: the folder is neither, or cannot run on this machine.
     """
-    # Runtimes are imported where they are used.
     if isinstance(source, str | Path) and open_artifact(source).kind in (Kind.ENGINE, Kind.PROGRAM):
         source = open_exported(source)
-    if isinstance(source, Engine):
-        from glm_export.sessions.tensorrt.session import EngineSession
-
-        return EngineSession(source)
-    if isinstance(source, OnnxProgram):
-        from glm_export.sessions.onnxruntime.session import OrtSession
-
-        return OrtSession(source)
-    from glm_export.sessions.torch import TorchSession
-
-    return TorchSession(open_checkpoint(source, family))
+    return session_of(source if isinstance(source, Engine | OnnxProgram) else open_checkpoint(source, family))
 
 
 def open_exported(source: Source) -> OnnxProgram | Engine:

@@ -23,6 +23,7 @@ from glm_export.inputs.feeds import Feeds
 from glm_export.inputs.prompts import Prompt
 from glm_export.machine.memory import read_bandwidth, resident_bytes
 from glm_export.performance.report import BenchOptions
+from glm_export.sessions.load import session_of
 from glm_export.sessions.session import Session
 from glm_export.spec.dtypes import DTYPE_BYTES
 from glm_export.spec.signature import past_names
@@ -51,7 +52,7 @@ def measure(model: str, options: BenchOptions) -> dict[str, Any]:
     """Load and run a model in this process; the fields of :class:`BenchReport` that come from it."""
     before = resident_bytes()
     started = time.perf_counter()
-    with _open_session(model, options.threads) as session:
+    with session_of(open_model(model), threads=options.threads) as session:
         loaded = time.perf_counter() - started
         rounds = _Rounds(session, options)
         return (
@@ -59,26 +60,6 @@ def measure(model: str, options: BenchOptions) -> dict[str, Any]:
             | rounds.run()
             | facts_of(session, options)
         )
-
-
-def _open_session(model: str, threads: int | None) -> Session:
-    # Runtimes are imported where they are used: what is not used takes no memory.
-    opened = open_model(model)
-    if isinstance(opened, OnnxProgram):
-        from glm_export.sessions.onnxruntime.session import OrtSession
-
-        return OrtSession(opened, threads=threads)
-    if isinstance(opened, Engine):
-        from glm_export.sessions.tensorrt.session import EngineSession
-
-        return EngineSession(opened)
-    import torch
-
-    from glm_export.sessions.torch import TorchSession
-
-    if threads is not None:
-        torch.set_num_threads(threads)
-    return TorchSession(opened)
 
 
 def facts_of(session: Session, options: BenchOptions) -> dict[str, Any]:

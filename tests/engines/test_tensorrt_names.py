@@ -106,10 +106,7 @@ def read() -> tuple[Library, list[Module]]:
     """Modules that talk to TensorRT, and those that use them: what the latter get may be TensorRT's."""
     library = Library()
     every = [library.of_file(path) for path in sorted((ROOT / "glm_export").rglob("*.py")) if not _linked(path)]
-    core = {
-        module.name for module in every
-        if module.file.startswith(ENGINES) or (module.file.startswith(SESSIONS) and "tensorrt" in module.text.lower())
-    }  # fmt: skip
+    core = {module.name for module in every if module.file.startswith((f"{ENGINES}/", f"{SESSIONS}/tensorrt/"))}
     return library, [module for module in every if module.name in core or core & module.imported]
 
 

@@ -20,9 +20,9 @@ from glm_export.artifacts.engine import BuiltOn, Compatibility, Engine
 from glm_export.artifacts.program import OnnxProgram
 from glm_export.engines import vendor
 from glm_export.engines.profiles import profiles_of, resolve_limits
-from glm_export.sessions.tensorrt.device import TORCH_DTYPES
 from glm_export.sessions.tensorrt.session import EngineSession
-from glm_export.sessions.tensorrt.step import DTYPES, LoadedEngine
+from glm_export.sessions.tensorrt.step import LoadedEngine
+from glm_export.spec.dtypes import TABLE, torch_name
 from glm_export.spec.optimization_profile import OptimizationProfile
 from glm_export.spec.signature import BATCH, LOGITS, Cache
 
@@ -31,7 +31,6 @@ STEP_BYTES = {"weights": 1000, "row": 10}
 """What a build would have found."""
 SCRATCH = (4096, 512)
 """Bytes the profiles would need."""
-NUMPY = {"float32": np.float32, "float16": np.float16, "int64": np.int64, "bool": np.bool_, "int8": np.int8}
 
 
 class HostDevice:
@@ -43,7 +42,7 @@ class HostDevice:
         self.recording: list[Callable[[], None]] | None = None
 
     def zeros(self, count: int, dtype: str) -> torch.Tensor:
-        return torch.zeros(count, dtype=TORCH_DTYPES[dtype])
+        return torch.zeros(count, dtype=getattr(torch, torch_name(dtype)))
 
     def put(self, tensor: torch.Tensor, array: NDArray[Any]) -> None:
         tensor.copy_(torch.from_numpy(np.require(array, requirements=["C", "W"])).view(tensor.shape))
@@ -131,8 +130,7 @@ class StandInEngine:
     def get_tensor_dtype(self, name: str) -> Any:
         specs = (*self._signature.inputs, *self._signature.outputs)
         dtype = next(spec.dtype for spec in specs if spec.name == name)
-        trt_name = next(theirs for theirs, ours in DTYPES.items() if ours == dtype)
-        return getattr(vendor.load(vendor.TENSORRT_RTX).module.DataType, trt_name)
+        return getattr(vendor.load(vendor.TENSORRT_RTX).module.DataType, TABLE[dtype].tensorrt)
 
     def get_device_memory_size_for_profile_v2(self, index: int) -> int:
         return SCRATCH[index]
@@ -194,7 +192,7 @@ class StandInKernels:
 
 
 def _at(pointer: int, shape: Sequence[int], dtype: str) -> NDArray[Any]:
-    kind = np.dtype(NUMPY[dtype])
+    kind = np.dtype(dtype)
     if not math.prod(shape):
         return np.empty(shape, kind)
     memory = (ctypes.c_uint8 * (math.prod(shape) * kind.itemsize)).from_address(pointer)

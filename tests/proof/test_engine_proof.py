@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from glm_export import api
-from glm_export.artifacts.program import OnnxProgram
+from glm_export.artifacts.program import OnnxProgram, load_program
 from glm_export.checkpoints.checkpoint import Checkpoint
 from glm_export.errors import InputError
 from glm_export.evaluation.measure import measure
 from glm_export.exporter import export as exporter
+from glm_export.inputs.call_layout import CallLayout
+from glm_export.proof import check_engine as engine_checks
+from glm_export.proof.cases import Case, parity_cases
 from glm_export.proof.check_engine import check_engine, require_same_program
 from glm_export.sessions.onnxruntime.session import OrtSession
 from glm_export.sessions.tensorrt.session import EngineSession
@@ -27,6 +32,7 @@ pytest.importorskip(
 from tests.helpers.engine_stand_in import StandInEngine, stand_in_session
 
 NAMES = ("chatglm2", "glm")
+WRITTEN = Path(__file__).parents[1] / "golden" / "written_before"
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -107,3 +113,34 @@ def test_quality_takes_as_many_rows_as_the_engine_does(tmp_path: Path) -> None:
         report = measure(reference, session, corpus, **options)
     assert report.kl == pytest.approx(0, abs=1e-6)
     assert max(rows for rows, _ in engine.calls) == 2
+
+
+def test_an_integer_cache_is_held_to_what_it_keeps_of_a_past(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As ``check`` holds its program. The control gives both sides pasts that lie between two of the cache's steps."""
+    program = load_program(WRITTEN / "onnx-int8-kv")
+    checkpoint = api.open_checkpoint(WRITTEN / "checkpoint")
+    random = np.random.default_rng(0)
+
+    def between_steps(*arguments: Any, **limits: int) -> list[Case]:
+        made = parity_cases(*arguments, **limits)
+        return [
+            replace(case, tensors={
+                name: (array + random.normal(0, 0.01, array.shape)).astype(array.dtype)
+                if name.startswith("past_key_values") else array
+                for name, array in case.tensors.items()
+            })
+            for case in made
+        ]  # fmt: skip
+
+    monkeypatch.setattr(engine_checks, "parity_cases", between_steps)
+    with engine_of(program) as (session, _):
+        report = check_engine(session.engine, checkpoint, loaded=session._loaded, polygraphy=False)
+        monkeypatch.setattr(CallLayout, "rounded_past", lambda _, tensors: tensors)
+        control = check_engine(session.engine, checkpoint, loaded=session._loaded, polygraphy=False)
+    rounded, as_given = (
+        {one.case: one.required_tolerance for one in each.parity.outputs if one.output == "logits"}
+        for each in (report, control)
+    )
+    assert report.passed
+    assert as_given["decode"] > 1e-4 > 10 * rounded["decode"]
+    assert as_given["prefill"] == rounded["prefill"]  # which has no past

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from glm_export.sessions.kv_cache import KvCache, Part, put
 from glm_export.spec.signature import LOGITS, Cache, Signature
 
-NUMPY_DTYPES = {"float32": np.float32, "float16": np.float16, "int8": np.int8}
 # Room for an answer of usual length; doubled when it is full.
 FIRST_ROOM = 256
 HostArray = NDArray[Any]
@@ -53,7 +52,7 @@ class OrtCache(KvCache[HostArray]):
         """What the call put out, logits left aside."""
 
     def _zeros(self, index: int, rows: int, width: int) -> HostArray:
-        return np.zeros(self._shape(index, rows, width), NUMPY_DTYPES[self._specs[index].dtype])
+        return np.zeros(self._shape(index, rows, width), np.dtype(self._specs[index].dtype))
 
     def _value(self, array: HostArray) -> onnxruntime.OrtValue:
         return onnxruntime.OrtValue.ortvalue_from_numpy(array, self._device)

@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime
 
 from glm_export.inputs.feeds import Feeds
-from glm_export.sessions.onnxruntime.cache import NUMPY_DTYPES, InPlace
+from glm_export.sessions.onnxruntime.cache import InPlace
 from glm_export.sessions.session import Logits
 from glm_export.spec.signature import ATTENTION_MASK, BATCH, INPUT_IDS, LOGITS, SEQUENCE, TOTAL, Signature
 
@@ -64,10 +64,9 @@ class CapturedGraph:
         sizes = {BATCH: batch, SEQUENCE: 1, TOTAL: columns}
         logits = next(spec for spec in self._signature.outputs if spec.name == LOGITS)
         specs = [self._signature.input(INPUT_IDS), self._signature.input(ATTENTION_MASK), logits]
-        dtypes = {"int64": np.int64, **NUMPY_DTYPES}
         self._values = {
             spec.name: onnxruntime.OrtValue.ortvalue_from_shape_and_type(
-                spec.shape(**sizes), dtypes[spec.dtype], self._device
+                spec.shape(**sizes), np.dtype(spec.dtype).type, self._device
             )
             for spec in specs
         }

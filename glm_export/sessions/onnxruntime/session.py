@@ -14,7 +14,7 @@ from glm_export.artifacts.program import MODEL, WEIGHTS, OnnxProgram
 from glm_export.errors import InputError
 from glm_export.inputs.feeds import Feeds
 from glm_export.inputs.prompts import Prompt, prefill_feeds
-from glm_export.sessions.onnxruntime.cache import NUMPY_DTYPES, Growing, InPlace, ort_cache
+from glm_export.sessions.onnxruntime.cache import Growing, InPlace, ort_cache
 from glm_export.sessions.onnxruntime.cuda_graph import CapturedGraph, without_capture
 from glm_export.sessions.onnxruntime.runtime import CUDA, inference_session, providers
 from glm_export.sessions.session import (
@@ -26,6 +26,7 @@ from glm_export.sessions.session import (
     recipe_of,
     rows_apart,
 )
+from glm_export.spec.dtypes import NUMPY_DTYPES
 from glm_export.spec.signature import LOGITS, Cache
 
 

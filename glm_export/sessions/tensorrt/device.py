@@ -10,11 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from glm_export.errors import EnvironmentMissingError
+from glm_export.spec.dtypes import torch_name
 
-TORCH_DTYPES = {
-    "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "int64": torch.int64,
-    "int32": torch.int32, "int8": torch.int8, "bool": torch.bool, "uint8": torch.uint8,
-}  # fmt: skip
 Launch = Callable[[], None]
 
 
@@ -83,7 +80,7 @@ class CudaDevice:
         """A flat tensor of zeros, ready for work on the stream."""
         try:
             with torch.cuda.stream(self._stream):
-                return torch.zeros(count, dtype=TORCH_DTYPES[dtype], device="cuda")
+                return torch.zeros(count, dtype=getattr(torch, torch_name(dtype)), device="cuda")
         except torch.OutOfMemoryError as error:
             free, total = torch.cuda.mem_get_info()
             raise EnvironmentMissingError(

@@ -18,14 +18,9 @@ from glm_export.errors import EnvironmentMissingError, InputError
 from glm_export.sessions.session import Tensors
 from glm_export.sessions.tensorrt.device import Device, Launch, address
 from glm_export.sessions.tensorrt.kernel_cache import KernelCache
+from glm_export.spec.dtypes import FROM_TENSORRT
 from glm_export.spec.optimization_profile import OptimizationProfile
 from glm_export.spec.signature import BATCH, INPUT_IDS, LOGITS, SEQUENCE, Signature
-
-DTYPES = {
-    "FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT64": "int64", "INT32": "int32", "INT8": "int8",
-    "BOOL": "bool",
-}  # fmt: skip
-"""TensorRT's names of dtypes -> ours."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +90,7 @@ class EngineStep:
 
     def _dtype(self, name: str) -> str:
         """As the engine has it: TensorRT 8.6 makes 64-bit integers 32-bit ones."""
-        return DTYPES[self._loaded.engine.get_tensor_dtype(name).name]
+        return FROM_TENSORRT[self._loaded.engine.get_tensor_dtype(name).name]
 
     def _reserve(self, name: str, shape: Sequence[int]) -> torch.Tensor:
         buffer = self._loaded.device.zeros(math.prod(shape), self._dtypes[name])
