@@ -9,8 +9,8 @@ from pathlib import Path
 ROOMS = ("glm_export", "graphs", "calibration", "tests")
 MOST = 4
 """Test files a module is judged by at most, besides those of the whole road."""
-NO_JUDGES = ("house", "mutants", "terminal")
-"""Rooms whose tests import much and compute little, or start whole commands."""
+NO_JUDGES = ("house", "mutants", "performance", "terminal")
+"""Rooms whose tests import much and compute little, start whole commands, or take time for what they show."""
 WHOLE_ROAD = {
     "graphs/rules/opset17": "tests/graphs/test_dialects.py",
     "graphs/rules/ort": "tests/graphs/test_dialects.py",
