@@ -22,6 +22,7 @@ from glm_export.checkpoints.folder_files import folder_files, with_generation_co
 from glm_export.checkpoints.formats import is_mappable, open_weights
 from glm_export.checkpoints.identity import CheckpointIdentity
 from glm_export.checkpoints.prefix import KeyValue, PrefixEncoder, missing_prefix, prefix_inside
+from glm_export.checkpoints.quantized.find import find_quantized
 from glm_export.checkpoints.sources import TensorSource
 from glm_export.checkpoints.stored_names import official_names
 from glm_export.checkpoints.ties import settle_ties
@@ -192,7 +193,8 @@ def open_checkpoint(
     module = families.load(config.family)
     read = weight_files(folder)
     names = official_names({path: open_weights(path) for path in read.files}, module.weight_map(config))
-    tied = settle_ties(config, module.weight_map(config), names.tensors)
+    found = find_quantized(names.tensors, module.weight_map(config), folder, values)
+    tied = settle_ties(config, module.weight_map(config), found.sources)
     opened = [open_adapter(*parse_adapter(adapter), module.weight_map(tied.config)) for adapter in adapters]
     changed = adapted(tied.config, module.weight_map(tied.config), tied.sources, opened)
     prefix, told = prefix_inside(folder, changed.config, changed.sources)
@@ -205,6 +207,6 @@ def open_checkpoint(
         sources=changed.sources,
         adapters=tuple(opened),
         prefix=prefix,
-        notes=(*config.notes, *names.notes, *tied.notes, *changed.notes, *told),
+        notes=(*config.notes, *names.notes, *found.notes, *tied.notes, *changed.notes, *told),
         vocab_key=getattr(module, "VOCAB_KEY", "vocab_size"),
     )

@@ -74,7 +74,7 @@ def _best_rename(names: list[str], weight_map: WeightMap) -> tuple[Callable[[str
 def _ways(
     names: list[str], weight_map: WeightMap, expected: Set[str]
 ) -> Iterator[tuple[Callable[[str], str], list[str]]]:
-    base = weight_map.base_prefix
+    base, modules = weight_map.base_prefix, {name.rpartition(".")[0] for name in expected}
 
     for prefix in _common_prefixes(names):
         taken = [f"the prefix {prefix!r} of every name taken off"] if prefix else []
@@ -84,11 +84,20 @@ def _ways(
 
         def based(name: str, plain: Callable[[str], str] = plain) -> str:
             full = base + plain(name)
-            return full if full in expected or weight_map.ignores(full) else plain(name)
+            # What stands for a quantized weight has a name longer than its layer's.
+            known = full in expected or any(module in modules for module in _above(full))
+            return full if known or weight_map.ignores(full) else plain(name)
 
         yield plain, taken
         if base:
             yield based, [*taken, f"the prefix {base!r} put before names, which the file leaves out"]
+
+
+def _above(name: str) -> Iterator[str]:
+    """The modules a tensor is in, innermost first."""
+    while "." in name:
+        name = name.rpartition(".")[0]
+        yield name
 
 
 def _common_prefixes(names: Iterable[str]) -> list[str]:
