@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from glm_export import api
+from glm_export.checkpoints.quantized.official import RowwiseIntegers
 from glm_export.errors import InputError
+from glm_export.inputs.prompts import prefill_feeds
 from glm_export.sessions.session import Session
 from glm_export.sessions.torch import load_reference
 from tests.helpers.golden_data import BOUND, difference
@@ -20,6 +22,7 @@ ADAPTERS = ("lora_plain", "lora_rs", "lora_dora", "lora_mts")
 ILL_CONDITIONED = "lora_rs"
 """One of its tokens answers half a unit in the last place of every weight with 1e-5, and float32 sums with 1.3e-4."""
 VISION = ("vl_glm4v", "vl_glm4v_moe", "vl_glm_ocr")
+OFFICIALLY_QUANTIZED = ("int4_chatglm2", "int4_chatglm", "int8_chatglm")
 
 
 def in_each_runtime(name: str, tmp_path: Path) -> list[Session]:
@@ -59,3 +62,34 @@ def test_logits_with_an_adapter(name: str, tmp_path: Path) -> None:
     assert api.check(program, opened).passed
     with pytest.raises(InputError, match=f"exported with adapters {name}"):
         api.check(program, folder("lora_base"))
+
+
+def official_logits(session: Session, input_ids: np.ndarray) -> np.ndarray:
+    """The whole prompt at once; ChatGLM-6B makes masks and positions of the ids."""
+    if session.config.prefix_mask:
+        return session.prefill(prefill_feeds([session.prompt(row.tolist()) for row in input_ids], session.config))
+    return logits_of(session, input_ids)
+
+
+@pytest.mark.parametrize("name", OFFICIALLY_QUANTIZED)
+def test_logits_of_official_integers(name: str, tmp_path: Path) -> None:
+    input_ids, logits = golden_of(name)
+    for session in in_each_runtime(name, tmp_path):
+        with session:
+            found = official_logits(session, input_ids)
+            assert difference(found, logits) <= BOUND
+            assert np.array_equal(found.argmax(-1), logits.argmax(-1))
+    assert np.abs(logits).max() > 2
+
+
+def test_control_of_official_integers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first of two values in the low bits, as every other scheme has it, is another model."""
+    plain = RowwiseIntegers.integer_rows
+
+    def exchanged(self: RowwiseIntegers, start: int, stop: int) -> torch.Tensor:
+        return plain(self, start, stop).unflatten(1, (-1, 2)).flip(2).flatten(1)
+
+    input_ids, logits = golden_of("int4_chatglm2")
+    monkeypatch.setattr(RowwiseIntegers, "integer_rows", exchanged)
+    with api.load_session(folder("int4_chatglm2")) as session:
+        assert difference(logits_of(session, input_ids), logits) > 100 * BOUND
