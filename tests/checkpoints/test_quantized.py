@@ -90,7 +90,9 @@ def test_float8_in_blocks(tmp_path: Path, opened: Open, block: tuple[int, int]) 
     assert any("rounds activations" in note for note in checkpoint.notes)
     if block == (224, 64):
         tensors["weight_scale_inv"] = scales.reshape(())
-        assert torch.equal(opened(written(tmp_path / "s", tensors, config)).tensor(f"{LAYER}.weight"), values.float() * spread)
+        assert torch.equal(
+            opened(written(tmp_path / "s", tensors, config)).tensor(f"{LAYER}.weight"), values.float() * spread
+        )
 
 
 def test_gptq_of_the_second_format(tmp_path: Path, opened: Open) -> None:
@@ -179,11 +181,14 @@ def _without(case: str, *names: str) -> dict[str, Tensor]:
         (layer("ct_int4_group")[0] | {"weight_shape": torch.tensor([1, 2])}, {}, r"weight_shape \[1, 2\]"),
         (layer("ct_fp8_block")[0], {}, r"should have weight_scale of one value.* found \[2, 2\]"),
         (layer("ct_fp8_tensor")[0], {"quant_method": "compressed-tensors", "transform_config": {"a": 1}}, "transform"),
-        ({"weight": torch.zeros(224, 64, dtype=torch.float8_e4m3fn), "weight_scale_inv": torch.ones(2, 1)}, None,
-         "weight_block_size"),
+        (
+            {"weight": torch.zeros(224, 64, dtype=torch.float8_e4m3fn), "weight_scale_inv": torch.ones(2, 1)},
+            None,
+            "weight_block_size",
+        ),
         ({"W_q": torch.zeros(3, dtype=torch.uint8)}, {"quant_method": "hqq"}, r"\(hqq\) says, in tensors of no scheme"),
     ],
-)  # fmt: skip
+)
 def test_refusals(
     tmp_path: Path, opened: Open, tensors: dict[str, Tensor], config: dict[str, Any] | None, message: str
 ) -> None:
@@ -203,7 +208,7 @@ def test_official_bits_must_be_those_of_the_tensors(tmp_path: Path, opened: Open
         (tmp_path / file.name).write_bytes(file.read_bytes())
     values = json.loads((source / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(values | {"quantization_bit": 8}))
-    with pytest.raises(CheckpointError, match="in 4 bits, and .* has quantization_bit 8"):
+    with pytest.raises(CheckpointError, match=r"in 4 bits, and .* has quantization_bit 8"):
         opened(tmp_path)
 
 

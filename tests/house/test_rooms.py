@@ -46,6 +46,7 @@ NAMESAKES = {
     ("glm_export/artifacts/manifest.py", "onnx"): "the package",
     ("glm_export/engines/layers.py", "fp8"): "TensorRT's spelling of a dtype",
     ("glm_export/sessions/onnxruntime/runtime.py", "fp8"): "ONNX Runtime 1.31 fails on its Q/DQ unless told otherwise",
+    ("glm_export/checkpoints/quantized/block_fp8.py", "fp8"): "what configs call the method",
 }
 SIBLINGS = {
     ("glm_export/spec", "weight"): "a format is how a weight is stored here, the map what publishers call it",

@@ -72,12 +72,14 @@ def dequantized(module: QuantizedModule) -> InterleavedRows:
     rows, columns = module.shape
     groups = module.tensor("scales").shape[0]
     return InterleavedRows(
-        path=module.path, shape=module.shape, kind=f"int{BITS} ({LABEL})",
+        path=module.path,
+        shape=module.shape,
+        kind=f"int{BITS} ({LABEL})",
         words=module.tensor("qweight", (columns, rows // A_WORD)),
         zero_words=module.tensor("qzeros", (groups, rows // A_WORD)),
         scales=module.tensor("scales", (groups, rows)),
         group_of=group_of_columns(module, groups, config.number("group_size", "q_group_size"), ""),
-    )  # fmt: skip
+    )
 
 
 SCHEME = Scheme(label=LABEL, methods=METHODS, recognises=recognises, dequantized=dequantized)

@@ -124,16 +124,23 @@ def _coded(module: QuantizedModule) -> CodedBlocks:
     if "weight.nested_absmax" not in module.tensors:
         return CodedBlocks(
             path=module.path, shape=shape, kind=kind, packed=packed, codes=codes, scales=scales, block_size=block_size
-        )  # fmt: skip
+        )
     nested_size = state.get("nested_blocksize")
     if not isinstance(nested_size, int) or nested_size < 1:
         raise module.refusal(f"has nested scales in blocks of {nested_size!r}")
     return CodedBlocks(
-        path=module.path, shape=shape, kind=kind, packed=packed, codes=codes, scales=scales, block_size=block_size,
+        path=module.path,
+        shape=shape,
+        kind=kind,
+        packed=packed,
+        codes=codes,
+        scales=scales,
+        block_size=block_size,
         nested_codes=module.tensor("weight.nested_quant_map", (256,)),
         nested_scales=module.tensor("weight.nested_absmax", (-(-blocks // nested_size),)),
-        nested_size=nested_size, nested_offset=float(state.get("nested_offset", 0.0)),
-    )  # fmt: skip
+        nested_size=nested_size,
+        nested_offset=float(state.get("nested_offset", 0.0)),
+    )
 
 
 def _state(module: QuantizedModule) -> str | None:

@@ -70,9 +70,13 @@ def _scaled(module: QuantizedModule, values: Tensor, scales: Tensor, block: Shap
     if tuple(scales.shape) != wanted:
         raise module.refusal(f"needs scales {list(wanted)} for blocks of {list(block)}, found {list(scales.shape)}")
     return ScaledBlocks(
-        path=module.path, shape=module.shape, kind=f"{FLOAT8[values.dtype]} ({LABEL})", values=values, scales=scales,
+        path=module.path,
+        shape=module.shape,
+        kind=f"{FLOAT8[values.dtype]} ({LABEL})",
+        values=values,
+        scales=scales,
         block=(block[0], block[1]),
-    )  # fmt: skip
+    )
 
 
 SCHEME = Scheme(label=LABEL, methods=METHODS, recognises=recognises, dequantized=dequantized)

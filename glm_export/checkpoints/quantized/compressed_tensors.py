@@ -112,16 +112,19 @@ def dequantized(module: QuantizedModule) -> GroupedValues | ScaledBlocks:
     kind = f"{name} ({LABEL})"
     block = next((block for block in _blocks(module.config) if _fits(module.shape, block, scales)), None)
     if block is not None and values.dtype in FLOAT8:
-        return ScaledBlocks(
-            path=module.path, shape=module.shape, kind=kind, values=values, scales=scales, block=block
-        )  # fmt: skip
+        return ScaledBlocks(path=module.path, shape=module.shape, kind=kind, values=values, scales=scales, block=block)
     scales_NG = _table(module, SCALE, scales)
     groups = scales_NG.shape[1]
     return GroupedValues(
-        path=module.path, shape=module.shape, kind=kind, values=values, bits=bits, scales=scales_NG,
+        path=module.path,
+        shape=module.shape,
+        kind=kind,
+        values=values,
+        bits=bits,
+        scales=scales_NG,
         zeros=_zero_points(module, groups, bits),
         group_of=group_of_columns(module, groups, _group_size(module, groups), INDEX),
-    )  # fmt: skip
+    )
 
 
 def _table(module: QuantizedModule, suffix: str, table: Tensor) -> Tensor:

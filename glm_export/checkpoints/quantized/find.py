@@ -20,17 +20,39 @@ from glm_export.spec.weight_map import WeightMap
 # official before compressed-tensors, whose scales per row have two axes.
 SCHEMES = tuple(scheme.SCHEME for scheme in (gptq, awq, bitsandbytes, block_fp8, official, compressed_tensors))
 PARTS = (
-    "qweight", "qzeros", "scales", "g_idx",
-    "weight", "weight_scale", "weight_scale_inv",
-    "weight_packed", "weight_shape", "weight_zero_point", "weight_g_idx",
-    "weight.absmax", "weight.quant_map", "weight.nested_absmax", "weight.nested_quant_map", *bitsandbytes.STATES,
-    "SCB", "weight_format",
-)  # fmt: skip
+    "qweight",
+    "qzeros",
+    "scales",
+    "g_idx",
+    "weight",
+    "weight_scale",
+    "weight_scale_inv",
+    "weight_packed",
+    "weight_shape",
+    "weight_zero_point",
+    "weight_g_idx",
+    "weight.absmax",
+    "weight.quant_map",
+    "weight.nested_absmax",
+    "weight.nested_quant_map",
+    *bitsandbytes.STATES,
+    "SCB",
+    "weight_format",
+)
 """What follows a layer's name in the files."""
 OF_ACTIVATIONS = (
-    "input_scale", "input_zero_point", "input_scale_inv", "input_scale_ub", "activation_scale",
-    "output_scale", "output_zero_point", "k_scale", "v_scale", "q_scale", "prob_scale",
-)  # fmt: skip
+    "input_scale",
+    "input_zero_point",
+    "input_scale_inv",
+    "input_scale_ub",
+    "activation_scale",
+    "output_scale",
+    "output_zero_point",
+    "k_scale",
+    "v_scale",
+    "q_scale",
+    "prob_scale",
+)
 """Scales of what flows between weights, which no weight needs."""
 OLDER_CONFIGS = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
 """Files beside ``config.json`` that AutoGPTQ and AutoAWQ wrote first."""

@@ -86,13 +86,16 @@ def dequantized(module: QuantizedModule) -> PackedColumns:
     scales_GN = module.tensor("scales")
     groups = scales_GN.shape[0]
     return PackedColumns(
-        path=module.path, shape=module.shape, kind=f"int{bits} ({LABEL})",
+        path=module.path,
+        shape=module.shape,
+        kind=f"int{bits} ({LABEL})",
         words=module.tensor("qweight", (columns * bits // WORD_BITS, rows)),
         zero_words=module.tensor("qzeros", (groups, -(-rows * bits // WORD_BITS))),
         scales=module.tensor("scales", (groups, rows)),
         group_of=group_of_columns(module, groups, module.config.number("group_size"), "g_idx"),
-        bits=bits, zero_offset=_zero_offset(module),
-    )  # fmt: skip
+        bits=bits,
+        zero_offset=_zero_offset(module),
+    )
 
 
 def _zero_offset(module: QuantizedModule) -> int:

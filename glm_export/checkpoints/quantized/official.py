@@ -58,9 +58,13 @@ def dequantized(module: QuantizedModule) -> RowwiseIntegers:
     if stated not in (None, bits):
         raise module.refusal(f"lies there in {bits} bits, and config.json has quantization_bit {stated}; set it right")
     return RowwiseIntegers(
-        path=module.path, shape=module.shape, kind=f"int{bits} ({LABEL})", integers=integers,
-        scales=module.tensor("weight_scale", (rows,)), bits=bits,
-    )  # fmt: skip
+        path=module.path,
+        shape=module.shape,
+        kind=f"int{bits} ({LABEL})",
+        integers=integers,
+        scales=module.tensor("weight_scale", (rows,)),
+        bits=bits,
+    )
 
 
 SCHEME = Scheme(label=LABEL, methods=METHODS, recognises=recognises, dequantized=dequantized)
