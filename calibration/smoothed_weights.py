@@ -13,7 +13,8 @@ from glm_export.checkpoints.checkpoint import Checkpoint
 from glm_export.spec.weight_formats import EMBEDDING, HEAD
 
 SHOWN_SOURCES = 3
-Parts = Callable[[], Iterator[Tensor]]
+Parts = Callable[[torch.dtype | None], Iterator[Tensor]]
+"""Reads a parameter's parts one by one; what a checkpoint works out is rounded to the dtype, None leaves it float32."""
 
 
 class SmoothedWeights:
@@ -40,10 +41,16 @@ class SmoothedWeights:
             return next(self.parts(name))
         return self.checkpoint.parameter(self._rules[name])
 
+    def streamed(self, name: str, dtype: torch.dtype | None) -> Iterator[Tensor]:
+        """As :meth:`parts`, for parts that are let go one by one: large ones that are worked out lie in a file."""
+        changed = name in self._multiplied or name in self._divided
+        for part in self.checkpoint.parts(self._rules[name], None if changed else dtype, spooled=True):
+            yield self._smoothed(name, part)
+
     def sources(self) -> dict[str, tuple[Parts, str]]:
         """For every parameter, how to get its parts and what to call it in a message."""
         return {
-            name: (partial(self.parts, name), " + ".join(rule.sources[:SHOWN_SOURCES]))
+            name: (partial(self.streamed, name), " + ".join(rule.sources[:SHOWN_SOURCES]))
             for name, rule in self._rules.items()
         }
 

@@ -112,12 +112,13 @@ class Checkpoint:
             raise CheckpointError(lacking)
         return None if self.prefix is None else self.prefix.initial_cache(self.config)
 
-    def tensor(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
+    def tensor(self, name: str, dtype: torch.dtype | None = None, *, spooled: bool = False) -> Tensor:
         """One official tensor: memory-mapped where it is stored as it is, else computed in float32.
 
         Args:
             name: its official name.
             dtype: what a computed one is rounded to, None leaves it; a mapped one stays what it is.
+            spooled: a large computed one lies in a temporary file: for one that is read and let go.
 
         Raises:
             CheckpointError: no file holds it.
@@ -127,16 +128,18 @@ class Checkpoint:
             promised = name in self.read.indexed
             told = f"{self.read.told_by} promises {name}, but no shard" if promised else f"{name} is missing: no file"
             raise CheckpointError(f"{told} in {self.folder} holds it; download the weights again")
-        return source.read(dtype)
+        return source.read(dtype, spooled=spooled)
 
-    def parts(self, rule: WeightRule, dtype: torch.dtype | None = None) -> Iterator[Tensor]:
+    def parts(self, rule: WeightRule, dtype: torch.dtype | None = None, *, spooled: bool = False) -> Iterator[Tensor]:
         """One reference parameter, in slices of its leading axis where the rule stacks them.
 
         A part is a view of the mapped file unless its layout must copy, or it is computed (see :meth:`tensor`).
         """
         step = rule.each or len(rule.sources)
         for start in range(0, len(rule.sources), step):
-            yield rule.layout([self.tensor(source, dtype) for source in rule.sources[start : start + step]])
+            yield rule.layout(
+                [self.tensor(source, dtype, spooled=spooled) for source in rule.sources[start : start + step]]
+            )
 
     def parameter(self, rule: WeightRule, dtype: torch.dtype | None = None) -> Tensor:
         """One reference parameter whole."""

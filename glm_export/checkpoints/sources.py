@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import math
+import os
+import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +17,9 @@ from torch import Tensor
 
 from glm_export.spec.weight_map import Shape
 
+SPOOLED_BYTES = 32 << 20
+"""Computed tensors from this size on lie in a temporary file where they are read once and let go."""
+logger = logging.getLogger(__name__)
 PIECE_ELEMENTS = 1 << 22
 """What is worked out at a time: 16 MiB in float32."""
 
@@ -39,8 +46,11 @@ class TensorSource(Protocol):
     def rows(self, start: int, stop: int) -> Tensor:
         """Some of the leading axis, float32."""
 
-    def read(self, dtype: torch.dtype | None = None) -> Tensor:
-        """The whole tensor: a stored one as it lies in its file, whatever is asked for; a computed one in ``dtype``."""
+    def read(self, dtype: torch.dtype | None = None, *, spooled: bool = False) -> Tensor:
+        """The whole tensor: a stored one as it lies in its file, whatever is asked for; a computed one in ``dtype``.
+
+        ``spooled``: a large computed one lies in a temporary file, mapped, in place of memory.
+        """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -70,7 +80,7 @@ class StoredTensor:
         """Some of the leading axis, float32."""
         return self.tensor[start:stop].float()
 
-    def read(self, dtype: torch.dtype | None = None) -> Tensor:  # noqa: ARG002 - what is stored is a view
+    def read(self, dtype: torch.dtype | None = None, *, spooled: bool = False) -> Tensor:  # noqa: ARG002 - a view
         """The view of the file."""
         return self.tensor
 
@@ -78,7 +88,7 @@ class StoredTensor:
 class ComputedTensor(ABC):
     """A tensor worked out from stored ones, in float32, some rows at a time, and rounded once.
 
-    ``shape`` has one axis or two. Memory is that of the result and of :data:`PIECE_ELEMENTS`.
+    ``shape`` has one axis or two. Memory is that of the result, where it is not spooled, and of :data:`PIECE_ELEMENTS`.
     """
 
     path: Path
@@ -94,12 +104,28 @@ class ComputedTensor(ABC):
     def rows(self, start: int, stop: int) -> Tensor:
         """Some of the leading axis, float32."""
 
-    def read(self, dtype: torch.dtype | None = None) -> Tensor:
+    def read(self, dtype: torch.dtype | None = None, *, spooled: bool = False) -> Tensor:
         """All rows, rounded to ``dtype``, float32 where none is given."""
-        whole = torch.empty(self.shape, dtype=dtype or torch.float32)
+        whole = (_spool if spooled else torch.empty)(self.shape, dtype=dtype or torch.float32)
         for start, stop in row_pieces(self.shape):
             whole[start:stop] = self.rows(start, stop)
         return whole
+
+
+def _spool(shape: Shape, *, dtype: torch.dtype) -> Tensor:
+    """An empty tensor in a temporary file without a name, which the kernel may write out; a small one in memory."""
+    count = math.prod(shape)
+    size = count * dtype.itemsize
+    if size < SPOOLED_BYTES:
+        return torch.empty(shape, dtype=dtype)
+    with tempfile.NamedTemporaryFile(prefix="glm-export-weight-") as file:
+        try:
+            # Reserved first: on a full disk a write to the mapping would end the process.
+            os.posix_fallocate(file.fileno(), 0, size)
+        except OSError:
+            logger.info("no room for %d bytes in %s: the weight is worked out in memory", size, file.name)
+            return torch.empty(shape, dtype=dtype)
+        return torch.from_file(file.name, shared=True, size=count, dtype=dtype).view(shape)
 
 
 def row_pieces(shape: Shape) -> Iterator[tuple[int, int]]:

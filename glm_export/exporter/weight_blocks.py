@@ -17,7 +17,7 @@ from glm_export.spec.weight_formats import SCALES, WeightFormats
 
 def stored_blocks(
     entries: list[StoredTensor],
-    parts: Callable[[], Iterable[Tensor]],
+    parts: Callable[[torch.dtype | None], Iterable[Tensor]],
     origin: str,
     rounded: RoundedWeights | None = None,
 ) -> Iterator[tuple[StoredTensor, Tensor]]:
@@ -25,7 +25,7 @@ def stored_blocks(
 
     Args:
         entries: the tensors that stand for the parameter.
-        parts: reads it.
+        parts: reads it, worked out in a dtype where it is worked out at all.
         origin: what to call it in a message.
         rounded: where weights lie that were rounded beforehand.
 
@@ -34,12 +34,13 @@ def stored_blocks(
     """
     form = entries[0].form
     if form is None:
-        for tensor in parts():
-            for block in blocks(tensor, getattr(torch, entries[0].dtype), transposed=entries[0].transposed):
+        dtype = getattr(torch, entries[0].dtype)
+        for tensor in parts(dtype):
+            for block in blocks(tensor, dtype, transposed=entries[0].transposed):
                 _check_finite(block, origin, tensor.dtype)
                 yield entries[0], block
         return
-    (weight_NK,) = parts()
+    (weight_NK,) = parts(None)
     given = rounded.given(entries[0].source, WeightFormats(form), weight_NK.shape[1]) if rounded is not None else None
     for index, block in encode(form, weight_NK, given):
         if entries[index].name.endswith(SCALES):

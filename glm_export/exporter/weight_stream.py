@@ -68,10 +68,10 @@ def write_weights(
         raise
 
 
-def _tables(config: GlmConfig) -> dict[str, tuple[Callable[[], Iterable[Tensor]], str]]:
+def _tables(config: GlmConfig) -> dict[str, tuple[Callable[[torch.dtype | None], Iterable[Tensor]], str]]:
     """The rotary tables, which no checkpoint holds."""
     return {name: (partial(_table, config, index), "the rotary table") for index, name in enumerate(("cos", "sin"))}
 
 
-def _table(config: GlmConfig, index: int) -> list[Tensor]:
+def _table(config: GlmConfig, index: int, _: torch.dtype | None) -> list[Tensor]:
     return [rotary_tables(config.rotary, config.max_positions)[index]] if config.rotary else []

@@ -236,3 +236,25 @@ def test_identity_counts_adapters_and_weights(base: Path, write: Write) -> None:
         "lora/adapter_config.json",
         "lora/adapter_model.safetensors",
     }
+
+
+def test_large_merged_weights_lie_in_a_file(base: Path, write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An export holds none of them in anonymous memory; where the disk has no room they are made in memory."""
+    lora = write()
+    expected = open_checkpoint(base, adapters=[lora]).tensor(f"{QKV}.weight", torch.float16)
+    monkeypatch.setattr("glm_export.checkpoints.sources.SPOOLED_BYTES", 1)
+    opened = open_checkpoint(base, adapters=[lora])
+    maps = Path("/proc/self/maps")
+    spooled = opened.tensor(f"{QKV}.weight", torch.float16, spooled=True)
+    assert torch.equal(spooled, expected)
+    if maps.exists():
+        assert "glm-export-weight-" in maps.read_text()
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    del spooled
+    monkeypatch.setattr("os.posix_fallocate", full)
+    assert torch.equal(opened.tensor(f"{QKV}.weight", torch.float16, spooled=True), expected)
+    if maps.exists():
+        assert "glm-export-weight-" not in maps.read_text()
