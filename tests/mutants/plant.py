@@ -80,7 +80,7 @@ def mutants_of(module: Path, root: Path = ROOT) -> Iterator[Mutant]:
             yield Mutant(module, line, f"{node.value} -> {node.value + 1}", _constant(index))
         elif isinstance(node, ast.BoolOp):
             yield Mutant(module, line, f"{type(node.op).__name__} turned", _boolean(index))
-        elif isinstance(node, ast.If):
+        elif isinstance(node, ast.If) and ast.unparse(node.test) != "TYPE_CHECKING":  # False as the program runs
             yield Mutant(module, line, "condition -> False", _condition(index))
 
 

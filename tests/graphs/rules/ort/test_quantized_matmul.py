@@ -65,6 +65,7 @@ def test_two_formats_by_the_number_of_tokens(batch: int, tokens: int) -> None:
     given = feeds(tokens, batch)
     results = [given["x"] @ decode(form, WEIGHT).numpy().T + ARRAYS["bias"] for form in (STEP, PREFILL)]
     many = batch * tokens > PROMPT_TOKENS
+    assert WeightFormats(STEP, PREFILL).of(batch * tokens) is (PREFILL if many else STEP)
     found = -run(made.model, given)["y"]
     np.testing.assert_allclose(found, results[many], atol=1e-4)
     assert np.abs(found - results[not many]).max() > 0.1
