@@ -35,8 +35,9 @@ def make_adapter(base: Path, folder: Path) -> Path:
     config = {"peft_type": "LORA", "r": RANK, "lora_alpha": 2 * RANK, "base_model_name_or_path": str(base)}
     (folder / "adapter_config.json").write_text(json.dumps(config))
     generator, tensors = torch.Generator().manual_seed(1), {}
-    for name, (rows, columns) in open_checkpoint(base).weight_map.expected.items():
-        if ".layers." in name and name.endswith(".weight") and "norm" not in name:
+    for name, shape in open_checkpoint(base).weight_map.expected.items():
+        if ".layers." in name and name.endswith(".weight") and len(shape) == 2:
+            rows, columns = shape
             module = f"base_model.model.{name.removesuffix('.weight')}"
             tensors[f"{module}.lora_A.weight"] = torch.randn(RANK, columns, generator=generator) * 0.02
             tensors[f"{module}.lora_B.weight"] = torch.randn(rows, RANK, generator=generator) * 0.02
