@@ -226,6 +226,7 @@ def check(
     :func:`glm_export.proof.check_engine.check_engine`.
     """
     from glm_export.proof.check import check as check_program
+    from glm_export.proof.origin import open_origin
 
     loaded = open_exported(program) if isinstance(program, str | Path) else program
     if isinstance(loaded, Engine):
@@ -233,8 +234,8 @@ def check(
 
         if isinstance(against, str | Path) and kind_of(Path(against)) is Kind.PROGRAM:
             return check_engine(loaded, load_program(Path(against)))
-        return check_engine(loaded, open_checkpoint(against, family or loaded.config.family), reference_dtype)
-    return check_program(loaded, open_checkpoint(against, family or loaded.config.family), reference_dtype)
+        return check_engine(loaded, open_origin(loaded.program, against, family), reference_dtype)
+    return check_program(loaded, open_origin(loaded, against, family), reference_dtype)
 
 
 @takes(CalibrationOptions)
@@ -340,14 +341,13 @@ def quality(
     from glm_export.evaluation.layer_costs import costs_by_layer
     from glm_export.evaluation.measure import measure
     from glm_export.evaluation.report import QualityVerdict
-    from glm_export.proof.check import require_same_checkpoint
+    from glm_export.proof.origin import open_origin
     from glm_export.sessions.torch import TorchSession
 
     chosen = merged(QualityOptions, options, keywords)
     loaded = open_exported(program) if isinstance(program, str | Path) else program
     exported = loaded.program if isinstance(loaded, Engine) else loaded
-    checkpoint = open_checkpoint(against, family or loaded.config.family)
-    require_same_checkpoint(exported, checkpoint)
+    checkpoint = open_origin(exported, against, family)
     limits = Budget.parse(chosen.budget) if chosen.budget else None
     read = _read(chosen, checkpoint)
     with TorchSession(checkpoint, chosen.reference_dtype) as reference, load_session(loaded) as candidate:

@@ -9,12 +9,13 @@ import numpy as np
 from glm_export.artifacts.program import OnnxProgram
 from glm_export.calibration.quantization import Quantization
 from glm_export.checkpoints.checkpoint import Checkpoint
-from glm_export.errors import InputError, NonFiniteError
+from glm_export.errors import NonFiniteError
 from glm_export.generation.finite import way_out
 from glm_export.generation.generate import generate_ids
 from glm_export.generation.stopping import Stopping
 from glm_export.proof.cases import parity_cases, random_prompt
 from glm_export.proof.compare import TOLERANCES, ParityReport, compare_runs
+from glm_export.proof.origin import require_same_checkpoint
 from glm_export.proof.runners import canonical_signature, run_both
 from glm_export.proof.stored_integers import ProgramIntegers
 from glm_export.sessions.onnxruntime.session import OrtSession
@@ -157,27 +158,3 @@ def greedy_agreement(
         for a, b in zip(expected.ids, row.ids, strict=True)
     ]
     return sum(a == b for a, b in pairs), len(pairs)
-
-
-def require_same_checkpoint(program: OnnxProgram, checkpoint: Checkpoint) -> None:
-    """Compare file names and the config's hash; weights themselves are compared by running.
-
-    Raises:
-        InputError: naming what differs.
-    """
-    recorded = [adapter["name"] for adapter in program.manifest.get("adapters", [])]
-    given = [adapter.folder.absolute().name for adapter in checkpoint.adapters]
-    if recorded != given:
-        raise InputError(
-            f"{program.folder} was exported with {_adapters(recorded)}, and {checkpoint.folder} was given with "
-            f"{_adapters(given)}; give the ones it was exported with (--adapter)"
-        )
-    if not checkpoint.identity.fits_hashes(program.manifest["source_sha256"]):
-        raise InputError(
-            f"{program.folder} was exported from {program.manifest['checkpoint']!r}, and {checkpoint.folder} is "
-            "another checkpoint (files or config.json differ); give the one it came from"
-        )
-
-
-def _adapters(names: list[str]) -> str:
-    return f"adapters {', '.join(names)}" if names else "no adapter"

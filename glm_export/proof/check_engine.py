@@ -25,9 +25,9 @@ from glm_export.proof.check import (
     candidate_not_finite,
     greedy_agreement,
     quantization_of,
-    require_same_checkpoint,
 )
 from glm_export.proof.compare import TOLERANCES, compare_runs
+from glm_export.proof.origin import require_same_checkpoint
 from glm_export.proof.runners import ReferenceRunner, SessionRunner
 from glm_export.sessions.onnxruntime.session import OrtSession
 from glm_export.sessions.session import Session, Tensors, call_layout, recipe_of

@@ -13,7 +13,7 @@ from polygraphy.comparator import IterationResult, RunResults
 from glm_export import api
 from glm_export.artifacts.program import OnnxProgram
 from glm_export.checkpoints.checkpoint import open_checkpoint
-from glm_export.errors import InputError
+from glm_export.errors import ConfigError, InputError
 from glm_export.proof.compare import TOLERANCES, EmptyComparisonError, compare_runs
 from tests.helpers.golden_data import CAUSAL, PREFIX, Golden
 from tests.helpers.planted import PLANTED, plant
@@ -79,8 +79,33 @@ def test_reference_larger_than_memory_is_refused(monkeypatch: pytest.MonkeyPatch
 
 
 def test_another_checkpoint_is_refused(exported: Callable[[str], OnnxProgram]) -> None:
-    with pytest.raises(InputError, match="another checkpoint"):
-        api.check(exported("chatglm2"), Golden("chatglm3").folder)
+    with pytest.raises(InputError, match=r"was exported from 'chatglm2', and .* is another checkpoint \(files or"):
+        api.check(exported("chatglm2"), Golden("chatglm2_32k").folder)
+
+
+@pytest.mark.parametrize("other", ["chatglm3", "glm4_hf", "glm4_moe", "chatglm"])
+@pytest.mark.parametrize("name", ["chatglm2", "glm"])
+def test_a_checkpoint_of_another_family_is_said_to_be_one(
+    name: str, other: str, exported: Callable[[str], OnnxProgram]
+) -> None:
+    """Read as the program's family, such a config.json lacks keys, which is no news to anybody."""
+    program, folder = exported(name), Golden(other).folder
+    theirs = open_checkpoint(folder).config.family
+    told = f"is a program of family {program.config.family}, and .* is another checkpoint, of family {theirs}; give"
+    for compare in (api.check, api.quality):
+        with pytest.raises(InputError, match=told) as raised:
+            compare(program, folder)
+        assert "\n" not in str(raised.value)
+    with pytest.raises(InputError, match=told):
+        api.check(program, open_checkpoint(folder))
+
+
+def test_a_damaged_config_is_not_called_another_family(chatglm2_copy: Path, tmp_path: Path) -> None:
+    program = api.export(chatglm2_copy, tmp_path / "out")
+    path = chatglm2_copy / "config.json"
+    path.write_text(path.read_text().replace('"kv_channels"', '"kv_chanels"'))
+    with pytest.raises(ConfigError, match="kv_chan"):
+        api.check(program, chatglm2_copy)
 
 
 def test_a_program_is_no_checkpoint(exported: Callable[[str], OnnxProgram]) -> None:
