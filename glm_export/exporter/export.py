@@ -139,7 +139,8 @@ def export(
     plan = plan_export(checkpoint, out, target.dtype, target.quantization)
     with whole_folder(out) as folder:
         # First: converting a tokenizer takes memory that tracing takes again.
-        write_loader_files(checkpoint, folder, target.dtype, target.signature)
+        recipe = target.recipe.name if target.recipe is not None else None
+        write_loader_files(checkpoint, folder, target.dtype, target.signature, recipe)
         if target.quantization is not None:
             target.quantization.save(folder)
         written = _write_model(checkpoint, folder, plan, target, progress or NullProgress())

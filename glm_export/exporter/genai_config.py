@@ -7,6 +7,7 @@ from typing import Any
 
 from glm_export.errors import ConfigError
 from glm_export.spec.config import GlmConfig
+from glm_export.spec.session_entries import session_entries
 from glm_export.spec.signature import (
     ATTENTION_MASK,
     INPUT_IDS,
@@ -23,7 +24,9 @@ MODEL_TYPE = "decoder"
 """Any decoder-only model; genai's own ``chatglm`` runs the same code."""
 
 
-def genai_config(config: GlmConfig, signature: Signature, *, filename: str, stops: Sequence[int]) -> dict[str, Any]:
+def genai_config(
+    config: GlmConfig, signature: Signature, *, filename: str, stops: Sequence[int], recipe: str | None = None
+) -> dict[str, Any]:
     """The values of ``genai_config.json``: greedy search up to the end of the context.
 
     Args:
@@ -31,6 +34,7 @@ def genai_config(config: GlmConfig, signature: Signature, *, filename: str, stop
         signature: the program's; inputs it does not have are not named.
         filename: the program's, in the folder.
         stops: every id that ends a reply.
+        recipe: what the program was quantized by: the session is told the same as ours.
 
     Raises:
         ConfigError: the family's prompt sees itself, which genai has no mask for.
@@ -53,7 +57,7 @@ def genai_config(config: GlmConfig, signature: Signature, *, filename: str, stop
             "pad_token_id": config.pad_token_id,
             "decoder": {
                 "filename": filename,
-                "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
+                "session_options": {"log_id": "onnxruntime-genai", "provider_options": []} | session_entries(recipe),
                 "head_size": config.head_dim,
                 "hidden_size": config.hidden_size,
                 "num_attention_heads": config.num_heads,

@@ -16,7 +16,7 @@ from glm_export.errors import CheckpointError
 from glm_export.exporter.genai_config import GENAI_CONFIG, genai_config
 from glm_export.model_folder import inside, read_json
 from glm_export.spec.config import GlmConfig
-from glm_export.spec.signature import Cache, Signature
+from glm_export.spec.signature import ATTENTION_MASK, INPUT_IDS, Cache, Signature
 from glm_export.tokenizers import JSON_INSTEAD, stop_ids
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ TOKENIZER_FILES = (
     "tokenizer.model", "tokenizer.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
     "ice_text.model", "cog-pretrain.model", "vocab.json", "merges.txt", "vocab.txt",
 )  # fmt: skip
+SPECIAL_TOKENS, PAD = "special_tokens_map.json", "pad_token"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 TOKENIZER_JSON = "tokenizer.json"
 TEMPLATE_FILE = "chat_template.jinja"
@@ -77,7 +78,9 @@ def every_stop_id(checkpoint: Checkpoint) -> tuple[int, ...]:
     return stop_ids(checkpoint.config, checkpoint.tokenizer)
 
 
-def write_loader_files(checkpoint: Checkpoint, folder: Path, dtype: str, signature: Signature) -> None:
+def write_loader_files(
+    checkpoint: Checkpoint, folder: Path, dtype: str, signature: Signature, recipe: str | None = None
+) -> None:
     """Write what loaders read; tokenizer files are copied by their known names, nothing else is.
 
     Args:
@@ -85,6 +88,7 @@ def write_loader_files(checkpoint: Checkpoint, folder: Path, dtype: str, signatu
         folder: the program's.
         dtype: of the program.
         signature: of the program.
+        recipe: the program's, by name; None where it is not quantized.
 
     Raises:
         CheckpointError: a file is damaged or links out of the checkpoint's folder.
@@ -102,12 +106,12 @@ def write_loader_files(checkpoint: Checkpoint, folder: Path, dtype: str, signatu
     write_json(folder / GENERATION_CONFIG, generation | ids)
     # genai has no mask for prefix families, and does not feed what a static cache asks for.
     if not config.prefix_mask and signature.cache is not Cache.STATIC:
-        values = genai_config(config, signature, filename=MODEL, stops=stops)
+        values = genai_config(config, signature, filename=MODEL, stops=stops, recipe=recipe)
         write_json(folder / GENAI_CONFIG, values)
-    _write_tokenizer(checkpoint, folder)
+    _write_tokenizer(checkpoint, folder, signature)
 
 
-def _write_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
+def _write_tokenizer(checkpoint: Checkpoint, folder: Path, signature: Signature) -> None:
     conversion = _conversion(checkpoint)
     values: dict[str, Any] = {}
     if inside(checkpoint.folder, TOKENIZER_CONFIG).is_file():
@@ -126,10 +130,30 @@ def _write_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
         superseded = name == TEMPLATE_FILE and not isinstance(values.get("chat_template"), str)
         superseded |= conversion is not None and name in conversion.superseded
         if inside(checkpoint.folder, name).is_file() and not superseded:
-            _copy(checkpoint.folder / name, folder / name)
-    if values:
+            _copy(checkpoint.folder / name, folder / name, padded=not one_row_elsewhere(signature))
+    if values or (folder / TOKENIZER_JSON).is_file():
+        values |= batch_settings(signature)
+        if one_row_elsewhere(signature):
+            values.pop(PAD, None)
         text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
         (folder / TOKENIZER_CONFIG).write_text(text, encoding="utf-8")
+
+
+def batch_settings(signature: Signature) -> dict[str, Any]:
+    """What a tokenizer has to know of a program to feed it: names, and the side on which shorter rows are padded."""
+    return {
+        "model_input_names": [INPUT_IDS, ATTENTION_MASK],
+        "padding_side": "right" if signature.own_lengths else "left",
+    }
+
+
+def one_row_elsewhere(signature: Signature) -> bool:
+    """Whether loaders that read the last column of the logits go wrong where a shorter row has padding there.
+
+    Transformers' ``generate`` does, and so Optimum: programs that give the last real token's logits alone are right.
+    Without a padding token its tokenizer refuses rows of unequal length.
+    """
+    return signature.own_lengths and not signature.last_logits_only
 
 
 def _template(checkpoint: Checkpoint) -> Any:
@@ -148,15 +172,22 @@ def _template(checkpoint: Checkpoint) -> Any:
     return own.carried() if own is not None else None
 
 
-def _copy(source: Path, target: Path) -> None:
-    """A tokenizer's file as it is, but for what a trainer set: every reader would cut prompts, or fill them up."""
+def _copy(source: Path, target: Path, *, padded: bool) -> None:
+    """A tokenizer's file as it is, but for what a trainer set: every reader would cut prompts, or fill them up.
+
+    ``padded``: whether readers may pad rows.
+    """
+    changed: dict[str, Any] = {}
     if source.name == TOKENIZER_JSON:
         values = read_json(source.parent, source.name)
         if values.get("truncation") or values.get("padding"):
-            text = json.dumps(values | {"truncation": None, "padding": None}, indent=2, ensure_ascii=False) + "\n"
-            target.write_text(text, encoding="utf-8")
-            return
-    shutil.copyfile(source, target)
+            changed = values | {"truncation": None, "padding": None}
+    elif source.name == SPECIAL_TOKENS and not padded:
+        changed = {key: value for key, value in read_json(source.parent, source.name).items() if key != PAD}
+    if changed:
+        target.write_text(json.dumps(changed, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    else:
+        shutil.copyfile(source, target)
 
 
 def _conversion(checkpoint: Checkpoint) -> Conversion | None:

@@ -11,14 +11,13 @@ from glm_export.artifacts.program import OnnxProgram
 from glm_export.errors import EnvironmentMissingError
 from glm_export.machine.gpu import has_driver
 from glm_export.sessions.onnxruntime.cuda_graph import ENABLE
+from glm_export.spec.session_entries import session_entries
 
 CUDA = "CUDAExecutionProvider"
 PREFERRED_PROVIDERS = (CUDA, "CPUExecutionProvider")
 EXACT = {"use_tf32": "0"}
 """By default products of float32 are rounded to 11 bits on GPUs that can."""
 MANY_CORES = 4
-# ONNX Runtime 1.31 turns the Q/DQ of 8-bit floats into an integer product that does not take them, and fails.
-UNFUSED = {"fp8"}
 
 
 def providers() -> list[str]:
@@ -64,10 +63,8 @@ def inference_session(
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads or usable_threads()
-    # Products with dequantized weights are float products: by default the runtime would round their inputs as well.
-    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
-    if program.recipe in UNFUSED:
-        options.add_session_config_entry("session.disable_quant_qdq", "1")
+    for key, value in session_entries(program.recipe).items():
+        options.add_session_config_entry(key, value)
     chosen = chosen or providers()
     if CUDA in chosen:
         onnxruntime.preload_dlls()

@@ -22,7 +22,8 @@ class AttentionToGroupQuery:
     becomes ``GroupQueryAttention(qkv, past, lengths, total, cos, sin)``: packed as the projection wrote them where
     nothing stands between it and the rotation, else q, k and v apart.
 
-    The operator counts positions itself, from each row's length; so rows are padded on the right. It is causal.
+    The operator counts positions itself, from each row's length; so rows are padded on the right. It is causal. A row
+    whose first column is padding gets a length it refuses: its answers would be wrong.
     Where it cannot rotate (:func:`fuses_rotation`), the rotation stays before it.
     """
 
@@ -68,7 +69,8 @@ class AttentionToGroupQuery:
         """Index of each row's last token int32 ``[B]``, and the columns in use, an int32 scalar; once per program."""
         if ("lengths",) not in emit.shared:
             mask = emit.inputs[ATTENTION_MASK]
-            real = emit.op("ReduceSum", mask, emit.ints(1), keepdims=0)
+            first = emit.op("Gather", mask, emit.op("Squeeze", emit.ints(0)), axis=1)
+            real = emit.op("Mul", emit.op("ReduceSum", mask, emit.ints(1), keepdims=0), first)
             emit.shared["lengths",] = emit.op("Cast", emit.op("Sub", real, emit.ints(1)), to=INT32)
             columns = emit.op("Squeeze", emit.op("Shape", mask, start=1, end=2))
             emit.shared["total",] = emit.op("Cast", columns, to=INT32)

@@ -1,0 +1,16 @@
+"""What ONNX Runtime is told when it loads a program: by our session, and by ``genai_config.json`` in other loaders."""
+
+from __future__ import annotations
+
+ACCURACY = {"session.qdq_matmulnbits_accuracy_level": "1"}
+"""Products with dequantized weights are float products; by default their inputs would be rounded to 8 bits as well."""
+OF_RECIPE = {
+    # ONNX Runtime 1.31 makes an integer product of the Q/DQ of 8-bit floats, which does not take them, and fails.
+    "fp8": {"session.disable_quant_qdq": "1"},
+}
+"""What a recipe's programs need besides."""
+
+
+def session_entries(recipe: str | None) -> dict[str, str]:
+    """Configuration entries of a session, by key; none where nothing is quantized."""
+    return {} if recipe is None else ACCURACY | OF_RECIPE.get(recipe, {})
