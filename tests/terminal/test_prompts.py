@@ -145,11 +145,11 @@ def test_a_question_beyond_the_context_is_one_line_and_the_session_goes_on() -> 
 
 
 def test_a_conversation_that_outgrows_the_context_says_so_once() -> None:
-    result = run("chat", "demo", "--max-new-tokens", 20, stdin=f"{POEM}\n" * 40)
+    result = run("chat", "demo", "--max-new-tokens", 4, stdin=f"{POEM * 3}\n" * 15)
     assert result.exit_code == 0
-    assert len(result.stdout.strip().splitlines()) >= 40
+    assert len(result.stdout.strip().splitlines()) >= 15
     assert result.stderr.strip() == "the conversation outgrows the model's context: its oldest rounds leave"
-    short = run("chat", "demo", "--max-new-tokens", 20, stdin=f"{POEM}\n" * 3)
+    short = run("chat", "demo", "--max-new-tokens", 4, stdin=f"{POEM * 3}\n" * 3)
     assert short.stderr == ""
 
 
