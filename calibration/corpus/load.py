@@ -63,7 +63,7 @@ def load_corpus(
         )
     names = EMBEDDED_SETS.get(str(source), ())
     paths = [EMBEDDED / name for name in names] or [Path(source)]
-    rows, digest = RowReader(tokenizer, config, min(sequence_length, config.max_positions)), hashlib.sha256()
+    rows, digest = RowReader(tokenizer, config, min(sequence_length, config.text_positions)), hashlib.sha256()
     samples: list[Sample] = []
     for path in paths:
         data = read_bytes(path, f"one of {', '.join(EMBEDDED_SETS)}")

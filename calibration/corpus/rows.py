@@ -52,7 +52,7 @@ class RowReader:
         if task and task.prompt.remaining_tokens(self._config) < task.longest - 1:
             raise InputError(
                 f"prompt and completion have {len(task.prompt.ids) + task.longest - 1} tokens, the model's context "
-                f"{self._config.max_positions}; shorten them"
+                f"{self._config.text_positions}; shorten them"
             )
         return sample
 

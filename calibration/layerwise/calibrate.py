@@ -30,7 +30,7 @@ from glm_export.calibration.recipe import Recipe
 from glm_export.calibration.rounded_folder import rounded_name
 from glm_export.checkpoints.checkpoint import Checkpoint
 from glm_export.inputs.prompts import prefill_feeds
-from glm_export.modeling import Decoder, Layer, building_in, norm
+from glm_export.modeling import Decoder, KeyValue, Layer, building_in, norm
 from glm_export.progress import Advance, NullProgress, Progress
 from glm_export.spec.config import GlmConfig
 from glm_export.spec.weight_formats import EMBEDDING, HEAD
@@ -49,6 +49,7 @@ class _LayerwiseRun:
     recipe: Recipe | None
     work: Path
     device: torch.device
+    initial: tuple[KeyValue, ...] | None
 
     @property
     def config(self) -> GlmConfig:
@@ -57,6 +58,14 @@ class _LayerwiseRun:
     def hidden_states(self, layer: int) -> Path:
         """Hidden states that a layer reads."""
         return self.work / f"spool-{layer:03}"
+
+    def past(self, layer: int) -> KeyValue:
+        """Keys and values ``[1, K, P, D]`` a layer begins with; P is 0 where the model has no prefix."""
+        if self.initial is None:
+            empty = torch.empty(1, self.config.kv_heads, 0, self.config.head_dim, device=self.device)
+            return empty, empty
+        key, value = self.initial[layer]
+        return key.to(self.device), value.to(self.device)
 
     def numbers(self, layer: int) -> Path:
         """What was measured in a layer; the head's come after the last."""
@@ -96,7 +105,14 @@ def calibrate(
     checkpoint.audit()
     rounding = recipe if recipe is not None and recipe.rounding == "gptq" else None
     work = out.parent / f".{out.name}.work"
-    run = _LayerwiseRun(checkpoint=checkpoint, corpus=corpus, recipe=rounding, work=work, device=torch.device(device))
+    run = _LayerwiseRun(
+        checkpoint=checkpoint,
+        corpus=corpus,
+        recipe=rounding,
+        work=work,
+        device=torch.device(device),
+        initial=checkpoint.initial_cache,
+    )
     identity = {
         "format": RANGES_FORMAT,
         "checkpoint": checkpoint.identity.to_json(),
@@ -170,14 +186,13 @@ def _outputs(
     run: _LayerwiseRun, decoder: Decoder, module: nn.Module, layer: int, observer: LayerObserver | None
 ) -> Iterator[Tensor]:
     """A layer's output for each row, float32 ``[S, H]``."""
-    before = 0
+    before, past = 0, run.past(layer)
     for sample, hidden_SH in zip(run.corpus.samples, read_hidden_states(run.hidden_states(layer)), strict=True):
         _, rotary, mask_B1ST = _entered(decoder, sample, run)
         if observer is not None:
-            observer.rotary = rotary
+            observer.rotary, observer.past = rotary, past
             observer.rows_to_keep = _kept_rows(before, len(hidden_SH), run.corpus.tokens)
-        empty = hidden_SH.new_empty(1, run.config.kv_heads, 0, run.config.head_dim).to(run.device)
-        output_BSH, _ = module(hidden_SH[None].to(run.device), rotary, mask_B1ST, (empty, empty))
+        output_BSH, _ = module(hidden_SH[None].to(run.device), rotary, mask_B1ST, past)
         before += len(hidden_SH)
         yield output_BSH[0]
 

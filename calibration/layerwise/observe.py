@@ -27,7 +27,7 @@ from glm_export.calibration.ranges import (
 )  # fmt: skip
 from glm_export.errors import InputError
 from glm_export.graphs.patterns.rotary import Rotation
-from glm_export.modeling import ROUTER, Attention
+from glm_export.modeling import ROUTER, Attention, KeyValue
 
 SCORES = "attention.scores"
 INPUT = ".input"
@@ -37,7 +37,8 @@ Numbers = dict[str, NDArray[Any]]
 class LayerObserver:
     """Hooks on a module's parts, and what they have seen.
 
-    ``chosen``: which of a row's tokens are kept as samples, given how many it has and how many came before.
+    ``past``: keys and values ``[1, K, P, D]`` that stand before each row, kept with its own. ``chosen``: which of a
+    row's tokens are kept as samples, given how many it has and how many came before.
     """
 
     def __init__(self, module: nn.Module, prefix: str, *, gram: bool = False) -> None:
@@ -47,6 +48,7 @@ class LayerObserver:
         self.maxima: dict[str, float] = {}
         self.grams: dict[str, GramMatrix] = {}
         self.rotary: Rotation | None = None
+        self.past: KeyValue | None = None
         self.rows_to_keep: Tensor = torch.empty(0, dtype=torch.int64)
         self._samples: dict[str, list[Tensor]] = {}
         self._hooks: list[Any] = []
@@ -104,6 +106,11 @@ class LayerObserver:
 
     def _see_projection(self, attention: Attention, _: nn.Module, __: tuple[Tensor], qkv_BSC: Tensor) -> None:
         q_BSC, k_BSC, v_BSC = attention.rotated_qkv(qkv_BSC, self.rotary)
+        if self.past is not None:
+            k_BSC, v_BSC = (
+                torch.cat([past_1KPD.transpose(1, 2).flatten(2), new_BSC], dim=1)
+                for past_1KPD, new_BSC in zip(self.past, (k_BSC, v_BSC), strict=True)
+            )
         for kind, values in ((KEY, k_BSC), (VALUE, v_BSC)):
             name = f"{self.prefix}.{kind}"
             named(name, partial(self.kept[name].observe, values.flatten(0, -2)))
@@ -111,9 +118,9 @@ class LayerObserver:
         group = config.num_heads // config.kv_heads
         # The largest score needs one head's [S, G, T] at a time; all heads at once would be the walk's largest tensor.
         q_SKGD = q_BSC[0].reshape(-1, config.kv_heads, group, config.head_dim) * config.head_dim**-0.5
-        k_SKD = k_BSC[0].reshape(-1, config.kv_heads, config.head_dim)
+        k_TKD = k_BSC[0].reshape(-1, config.kv_heads, config.head_dim)
         largest = max(
-            float(torch.einsum("sgd,td->sgt", q_SKGD[:, head], k_SKD[:, head]).abs().max())
+            float(torch.einsum("sgd,td->sgt", q_SKGD[:, head], k_TKD[:, head]).abs().max())
             for head in range(config.kv_heads)
         )
         self._raise_maximum(f"{self.prefix}.{SCORES}", largest)

@@ -51,7 +51,7 @@ def program_to_build(
             )
         yield load_program(source)
         return
-    context = source.config.max_positions
+    context = source.config.max_columns
     if length is not None and length > context:
         raise InputError(f"--max-context is {length}, the model's context {context}; ask for less")
     # An exported folder is built without PyTorch.

@@ -20,7 +20,7 @@ from glm_export.calibration.quantization import Quantization
 from glm_export.checkpoints.checkpoint import Checkpoint
 from glm_export.errors import InputError, NonFiniteError
 from glm_export.inputs.prompts import prefill_feeds
-from glm_export.modeling import Decoder, linear_weights
+from glm_export.modeling import Decoder, KeyValue, linear_weights
 from glm_export.progress import Advance, NullProgress, Progress
 from glm_export.proof.check import quantization_of
 from glm_export.sessions.torch import load_reference
@@ -57,14 +57,17 @@ class _Simulation:
 
     def __init__(self, checkpoint: Checkpoint, quantization: Quantization, dtype: str, corpus: Corpus) -> None:
         # Smoothing is done by each layer itself: folded into its neighbours it could not be exchanged alone.
+        kind = getattr(torch, dtype)
         alone = replace(quantization, folded_into_parameters=False)
         self.model = load_reference(checkpoint, dtype)
         self.quantized = load_reference(checkpoint, dtype, alone)
         names = linear_weights(self.model)
         self.weights = [name for name in alone.formats(names, checkpoint.config) if name != EMBEDDING]
         self._float = {name: self.model.get_submodule(_module(name)) for name in self.weights}
+        initial = checkpoint.initial_cache
+        self._past = [(key.to(kind), value.to(kind)) for key, value in initial] if initial is not None else None
         samples = _that_fit(corpus, checkpoint.config.vocab_size)
-        self._rows = [(sample, _predicted(self.model, sample)) for sample in samples]
+        self._rows = [(sample, _predicted(self.model, sample, self._past)) for sample in samples]
         if not all(logits.max(dim=-1).values.isfinite().all() for _, logits in self._rows):
             raise NonFiniteError(
                 f"the model in {dtype} computes NaN or infinite logits before anything is quantized; "
@@ -88,7 +91,7 @@ class _Simulation:
         total = 0.0
         with self.exchanged(weights):
             for sample, expected in self._rows:
-                total += float(_divergences(expected, _predicted(self.model, sample)).sum())
+                total += float(_divergences(expected, _predicted(self.model, sample, self._past)).sum())
         advance(1)
         return total / self.tokens
 
@@ -119,11 +122,11 @@ def _that_fit(corpus: Corpus, vocabulary: int) -> list[Sample]:
 
 
 @torch.inference_mode()
-def _predicted(model: Decoder, sample: Sample) -> Tensor:
+def _predicted(model: Decoder, sample: Sample, past: Sequence[KeyValue] | None) -> Tensor:
     """Log-probabilities for each token that is counted, float32 ``[S, V]``."""
     feeds = prefill_feeds([sample.prompt], model.config)
     tensors = [torch.from_numpy(array) for array in feeds.named().values()]
-    logits_SV = model(*tensors).logits[0, sample.counted_from - 1 : -1]
+    logits_SV = model(*tensors, past).logits[0, sample.counted_from - 1 : -1]
     return torch.log_softmax(logits_SV.float(), dim=-1)
 
 

@@ -93,7 +93,8 @@ def _read_in_steps(session: Session, rows: Sequence[_Row]) -> Iterator[Logits]:
     feeds = session.feeds([row.beginning for row in rows])
     logits_BV = feeds.last_logits(session.prefill(feeds))
     found = [np.empty((row.predicted, logits_BV.shape[-1]), np.float32) for row in rows]
-    longest, last_position = max(row.predicted for row in rows), max(len(row.prompt.ids) for row in rows) - 1
+    longest = max(row.predicted for row in rows)
+    last_position = session.config.prefix_length + max(len(row.prompt.ids) for row in rows) - 1
     for step in range(longest):
         for row, kept_SV, logits_V in zip(rows, found, logits_BV, strict=True):
             if step < row.predicted:

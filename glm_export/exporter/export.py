@@ -17,9 +17,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Unpack
 
+import numpy as np
 import onnx_ir as ir
 import torch
 
+from glm_export.artifacts.initial_cache import InitialCache, write_initial_cache
 from glm_export.artifacts.manifest import MANIFEST, MANIFEST_FORMAT, package_versions, write_json
 from glm_export.artifacts.output_folder import require_writable, whole_folder
 from glm_export.artifacts.program import MODEL, WEIGHTS, OnnxProgram, load_program
@@ -136,6 +138,7 @@ def export(
     target = resolve_options(checkpoint.config, options, ranges=ranges)
     require_writable(out, force=force)
     checkpoint.audit()
+    initial = checkpoint.initial_cache
     plan = plan_export(checkpoint, out, target.dtype, target.quantization)
     with whole_folder(out) as folder:
         # First: converting a tokenizer takes memory that tracing takes again.
@@ -143,6 +146,9 @@ def export(
         write_loader_files(checkpoint, folder, target.dtype, target.signature, recipe)
         if target.quantization is not None:
             target.quantization.save(folder)
+        if initial is not None:
+            scales = target.quantization.kv_scales if target.quantization is not None else ()
+            write_initial_cache(InitialCache.of(initial), folder, target.signature, np.array(scales, np.float32))
         written = _write_model(checkpoint, folder, plan, target, progress or NullProgress())
         if ranges is not None and target.quantization is None and target.dialect.can.implicit_int8:
             write_calibration_cache(folder, ranges)

@@ -95,7 +95,10 @@ def write_loader_files(
     """
     config = checkpoint.config
     stops = every_stop_id(checkpoint)
-    write_json(folder / "config.json", loader_config(config, dtype, stops))
+    # Loaders begin on an empty cache: without its prefix the model would answer as another one.
+    offered = not config.prefix_length
+    if offered:
+        write_json(folder / "config.json", loader_config(config, dtype, stops))
     generation: dict[str, Any] = {}
     if inside(checkpoint.folder, GENERATION_CONFIG).is_file():
         generation = read_json(checkpoint.folder, GENERATION_CONFIG)
@@ -105,7 +108,7 @@ def write_loader_files(
     ids = {"eos_token_id": list(stops), "pad_token_id": generation.get("pad_token_id", config.pad_token_id)}
     write_json(folder / GENERATION_CONFIG, generation | ids)
     # genai has no mask for prefix families, and does not feed what a static cache asks for.
-    if not config.prefix_mask and signature.cache is not Cache.STATIC:
+    if offered and not config.prefix_mask and signature.cache is not Cache.STATIC:
         values = genai_config(config, signature, filename=MODEL, stops=stops, recipe=recipe)
         write_json(folder / GENAI_CONFIG, values)
     _write_tokenizer(checkpoint, folder, signature)

@@ -118,9 +118,9 @@ def resolve_options(
     option = flag(ExportOptions, "max_length")
     if options.max_length is not None and cache is not Cache.STATIC:
         raise InputError(f"dialect {dialect.name} has no cache of fixed size; leave {option} out")
-    length = options.max_length or min(MAX_LENGTH, config.max_positions)
-    if not 0 < length <= config.max_positions:
-        raise InputError(f"{option} must be 1 to {config.max_positions}, the model's context; found {length}")
+    length, least = options.max_length or min(MAX_LENGTH, config.max_columns), config.prefix_length
+    if not least < length <= config.max_columns:
+        raise InputError(f"{option} must be {least + 1} to {config.max_columns}, the model's context; found {length}")
     quantization = _quantization(options.recipe, options, ranges) if options.recipe is not None else None
     signature = decoder_signature(
         config, dtype=dtype, logits=logits, cache=cache, max_length=length,

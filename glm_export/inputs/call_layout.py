@@ -120,6 +120,28 @@ def without_padding(outputs: Tensors, tensors: Tensors) -> Tensors:
     }
 
 
+def run_rows_apart(run: Callable[[Tensors], Tensors], tensors: Tensors, signature: Signature) -> Tensors:
+    """A causal family's canonical call one row at a time, each without its padding; padding of outputs is 0."""
+    found = [_run_alone(run, tensors, row, signature) for row in range(len(tensors[INPUT_IDS]))]
+    return {name: np.concatenate([outputs[name] for outputs in found]) for name in found[0]}
+
+
+def _run_alone(run: Callable[[Tensors], Tensors], tensors: Tensors, row: int, signature: Signature) -> Tensors:
+    real = OwnLengths.of(tensors)
+    past, padding = real.past.shape[1], int(real.new[row].argmax())
+    alone = {name: array[row : row + 1] for name, array in tensors.items()}
+    mask = alone[ATTENTION_MASK]
+    alone |= {name: alone[name][:, padding:] for name in (INPUT_IDS, POSITION_IDS)}
+    outputs = run(alone | {ATTENTION_MASK: np.concatenate([mask[:, :past], mask[:, past + padding :]], axis=1)})
+    result = {
+        name: np.insert(output, [past] * padding, 0, axis=CACHE_LENGTH_AXIS)
+        for name, output in outputs.items()
+        if name != LOGITS
+    }
+    missing = 0 if signature.last_logits_only else padding
+    return {LOGITS: np.pad(outputs[LOGITS], ((0, 0), (missing, 0), (0, 0)))} | result
+
+
 def _on_static_columns(named: Tensors, signature: Signature) -> Tensors:
     """Inputs of a prefix family with what a static cache wants besides: it is padded on the left all the same.
 
@@ -205,6 +227,11 @@ class CallLayout:
         return integers | {
             name: (integers[name] * scale).astype(tensors[name].dtype) for name, scale in self._scale_of(past_names)
         }
+
+    def dequantize_past(self, tensors: Tensors) -> Tensors:
+        """Pasts as floats."""
+        scale_of = dict(self._scale_of(past_names))
+        return tensors | {name: tensors[name].astype(np.float32) * scale for name, scale in scale_of.items()}
 
     def dequantize_present(self, outputs: Tensors) -> Tensors:
         """Presents as floats."""

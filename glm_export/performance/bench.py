@@ -73,9 +73,9 @@ def require_within_context(config: GlmConfig, options: BenchOptions) -> None:
         ("prompt tokens", options.prompt_tokens),
         ("context and new tokens", options.context + options.new_tokens),
     ):
-        if tokens > config.max_positions:
+        if tokens > config.text_positions:
             raise InputError(
-                f"{tokens} {name} are wanted, the model's context is {config.max_positions}; ask for fewer"
+                f"{tokens} {name} are wanted, the model's context is {config.text_positions}; ask for fewer"
             )
 
 

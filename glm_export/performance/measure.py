@@ -68,7 +68,7 @@ def facts_of(session: Session, options: BenchOptions) -> dict[str, Any]:
     name = described.runtime
     memory = session.device_memory()
     number_bytes = DTYPE_BYTES[session.signature.input(past_names(0)[0]).dtype]
-    columns = options.context + options.new_tokens // 2
+    columns = config.prefix_length + options.context + options.new_tokens // 2
     values = 2 * config.num_layers * options.batch * columns * config.kv_heads * config.head_dim
     return {
         "runtime": name if name in AMONG_PACKAGES else f"{name} {described.version}", "dialect": described.dialect,

@@ -65,18 +65,18 @@ def parity_cases(
         ComparisonFailedError: they are beyond what the program's cache can hold.
     """
     random = np.random.default_rng(0)
-    max_tokens = min(max_tokens or config.max_positions, config.max_positions)
+    max_tokens = min(max_tokens or config.max_columns, config.max_columns)
 
     def token() -> int:
         return int(random.integers(0, config.vocab_size))
 
     def prompt(length: int) -> Prompt:
-        return random_prompt(random, max(2, min(length, max_tokens - 8, tokens)), config)
+        return random_prompt(random, max(2, min(length, max_tokens - config.prefix_length - 8, tokens)), config)
 
     single = prefill_feeds([prompt(SINGLE_PROMPT)], config)
     head, tail = single.chunks(max(1, single.input_ids.shape[1] * 2 // 3))[:2]
     batch = prefill_feeds([prompt(length) for length in BATCH_PROMPTS[:rows]], config)
-    last = max_tokens - 1
+    last = min(max_tokens, config.max_positions) - 1
     pairs: list[tuple[str, Feeds | None, Feeds]] = [
         ("prefill", None, single),
         ("chunk on a past", head, tail),
@@ -107,7 +107,7 @@ def _behind_random_past(
     placed = replace(
         feeds,
         attention_mask=np.ones((1, columns + feeds.input_ids.shape[1]), np.int64),
-        position_ids=feeds.position_ids + columns,
+        position_ids=feeds.position_ids - feeds.prefix_length + columns,
     )
     end = columns + feeds.input_ids.shape[1]
     return Case(
@@ -127,14 +127,10 @@ def random_prompt(random: np.random.Generator, length: int, config: GlmConfig) -
 def _tensors(reference: Session, signature: Signature, past: Feeds | None, feeds: Feeds) -> Tensors:
     layers = range(reference.config.num_layers)
     cache_dtype = np.dtype(signature.input(past_names(0)[0]).dtype)
-    empty = {
-        name: np.zeros(signature.input(name).shape(**{BATCH: feeds.batch, PAST: 0}), cache_dtype)
-        for i in layers
-        for name in past_names(i)
-    }
-    tensors: Tensors = {**feeds.named(), **empty}
+    beginning = {name: array.astype(cache_dtype) for name, array in reference.first_past(feeds.batch).items()}
+    tensors: Tensors = {**feeds.named(), **beginning}
     if past is not None:
-        before = reference.run({**past.named(), **empty})
+        before = reference.run({**past.named(), **beginning})
         for i in layers:
             tensors |= {name: before[kept] for name, kept in zip(past_names(i), present_names(i), strict=True)}
     return {name: _kept(array, cache_dtype, reference) for name, array in tensors.items()}

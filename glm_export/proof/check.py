@@ -6,10 +6,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from glm_export.artifacts.initial_cache import INITIAL_CACHE
 from glm_export.artifacts.program import OnnxProgram
 from glm_export.calibration.quantization import Quantization
 from glm_export.checkpoints.checkpoint import Checkpoint
-from glm_export.errors import NonFiniteError
+from glm_export.errors import ComparisonFailedError, NonFiniteError
 from glm_export.generation.finite import way_out
 from glm_export.generation.generate import generate_ids
 from glm_export.generation.stopping import Stopping
@@ -21,9 +22,7 @@ from glm_export.proof.stored_integers import ProgramIntegers
 from glm_export.sessions.onnxruntime.session import OrtSession
 from glm_export.sessions.session import Session, recipe_of
 from glm_export.sessions.torch import TorchSession
-from glm_export.spec.signature import (
-    Cache,
-)
+from glm_export.spec.signature import Cache, past_names
 
 GREEDY_TOKENS = 32
 
@@ -92,6 +91,7 @@ def check(program: OnnxProgram, checkpoint: Checkpoint, reference_dtype: str = "
         OrtSession(program) as candidate,
     ):
         signature = candidate.program.signature
+        require_same_beginning(reference, candidate, cache_dtype(program, reference_dtype))
         max_tokens = signature.static_length if signature.cache is Cache.STATIC else 0
         canonical = canonical_signature(candidate.program)
         cases = parity_cases(reference, program.config, canonical, signature.cache, max_tokens)
@@ -106,6 +106,27 @@ def check(program: OnnxProgram, checkpoint: Checkpoint, reference_dtype: str = "
         parity=parity, greedy_equal=equal, greedy_total=total, recipe=program.recipe, usual_bound=usual_bound,
         not_finite=lost,
     )  # fmt: skip
+
+
+BEGINNING_TOLERANCES = {"float32": 1e-5, "float16": 1e-3, "bfloat16": 1e-2, "int8": 1e-2}
+"""How far an initial cache may be off by its dtype's rounding, as a share of the largest value."""
+
+
+def require_same_beginning(reference: Session, candidate: Session, dtype: str) -> None:
+    """See that both start from the same prefix: single calls are given their past, and would not show it.
+
+    Raises:
+        ComparisonFailedError: they do not.
+    """
+    found = candidate.first_past(1)
+    for name, expected in reference.first_past(1).items():
+        most = BEGINNING_TOLERANCES[dtype] * np.abs(expected).max(initial=0)
+        off = np.abs(found[name].astype(np.float64) - expected.astype(np.float64)).max(initial=0)
+        if not off <= most:
+            raise ComparisonFailedError(
+                f"{name} of {candidate.folder / INITIAL_CACHE} should be the checkpoint's prefix within {most:.1e}, "
+                f"found {off:.1e} apart; export again"
+            )
 
 
 def candidate_not_finite(parity: ParityReport, candidate: Session) -> str | None:
@@ -144,7 +165,8 @@ def greedy_agreement(
     config = reference.config
     random = np.random.default_rng(seed)
     prompts = [random_prompt(random, length, config) for length in (12, 5, 2)[:rows]]
-    stopping = Stopping(max_new_tokens=min(GREEDY_TOKENS, (max_tokens or config.max_positions) - 16))
+    room = (max_tokens or config.max_columns) - config.prefix_length
+    stopping = Stopping(max_new_tokens=min(GREEDY_TOKENS, room - 16))
     batch = generate_ids(reference, prompts, stopping=stopping)
     try:
         answers = generate_ids(candidate, prompts, stopping=stopping)
@@ -158,3 +180,9 @@ def greedy_agreement(
         for a, b in zip(expected.ids, row.ids, strict=True)
     ]
     return sum(a == b for a, b in pairs), len(pairs)
+
+
+def cache_dtype(program: OnnxProgram, reference_dtype: str) -> str:
+    """The coarser of what the two sides keep keys and values in."""
+    kept = program.signature.input(past_names(0)[0]).dtype
+    return max(kept, reference_dtype, key=BEGINNING_TOLERANCES.__getitem__)

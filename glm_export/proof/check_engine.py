@@ -22,9 +22,11 @@ from glm_export.errors import InputError
 from glm_export.proof.cases import parity_cases
 from glm_export.proof.check import (
     CheckReport,
+    cache_dtype,
     candidate_not_finite,
     greedy_agreement,
     quantization_of,
+    require_same_beginning,
 )
 from glm_export.proof.compare import TOLERANCES, compare_runs
 from glm_export.proof.origin import require_same_checkpoint
@@ -70,6 +72,7 @@ def check_engine(
         candidate = stack.enter_context(EngineSession(engine, loaded))
         reference, name = _reference(engine, against, reference_dtype)
         stack.enter_context(reference)
+        require_same_beginning(reference, candidate, cache_dtype(program, reference_dtype))
         canonical = canonical_of(program)
         cases = parity_cases(
             reference, program.config, canonical, program.signature.cache, limits.max_context,

@@ -13,6 +13,9 @@ How rows stand, by kind (``spec.signature.Cache``):
 - STATIC: as SHARED, in a buffer of fixed size. Prefix families stand as in GROWING, on the first of its columns: their
   mask is of columns, and tells every row's from padding.
 
+Where a batch starts from an initial cache (a P-Tuning prefix) its columns are the first of every row, and lengths count
+them; padding on the left stands behind them. They are never cut, and a row apart from its batch goes without them.
+
 Shapes: B rows, K key-value heads, C columns in use, D head size.
 """
 
@@ -24,7 +27,9 @@ from dataclasses import dataclass
 from typing import Any, Generic, NoReturn, Protocol, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
+from glm_export.artifacts.initial_cache import InitialCache
 from glm_export.errors import InputError
 from glm_export.inputs.feeds import Feeds, Ids, rows_staying, rows_there
 from glm_export.spec.signature import Cache, Signature, TensorSpec, past_names, present_names
@@ -44,22 +49,25 @@ Array = TypeVar("Array", bound=Sliced)
 class RowValues(Generic[Array]):
     """One row's keys and values, apart from any batch and its padding.
 
-    ``arrays``: ``[K, length, D]`` each, key and value of every layer in order, kept as the cache they came from keeps
-    them; none where ``length`` is 0.
+    ``length`` counts the ``prefix`` columns of an initial cache. ``arrays``: ``[K, length - prefix, D]`` each, key and
+    value of every layer in order, kept as the cache they came from keeps them; none where nothing is left.
     """
 
     length: int
+    prefix: int = 0
     arrays: tuple[Array, ...] = ()
 
     def first(self, length: int) -> RowValues[Array]:
         """Those of its first tokens.
 
         Raises:
-            InputError: it has fewer.
+            InputError: it has fewer, or a longer prefix.
         """
-        if not 0 <= length <= self.length:
+        if not self.prefix <= length <= self.length:
             raise InputError(f"the row has {self.length} tokens, and the first {length} are wanted")
-        return RowValues(length=length, arrays=tuple(array[:, :length] for array in self.arrays) if length else ())
+        own = length - self.prefix
+        arrays = tuple(array[:, :own] for array in self.arrays) if own else ()
+        return RowValues(length=length, prefix=self.prefix, arrays=arrays)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +91,12 @@ class KvCache(ABC, Generic[Array]):
     """
 
     def __init__(
-        self, signature: Signature, *, capacity: int | None = None, moving: Callable[[], None] | None = None
+        self,
+        signature: Signature,
+        *,
+        capacity: int | None = None,
+        moving: Callable[[], None] | None = None,
+        initial: InitialCache | None = None,
     ) -> None:
         """Hold nothing.
 
@@ -91,6 +104,7 @@ class KvCache(ABC, Generic[Array]):
             signature: of the program whose cache it is.
             capacity: tokens a row can hold at most, where there is a limit.
             moving: called before buffers are given up that a captured step may still read.
+            initial: what every row begins with.
         """
         layers = range(sum(spec.is_cache for spec in signature.inputs) // 2)
         self.kind, self.own_lengths = signature.cache, signature.own_lengths
@@ -100,6 +114,8 @@ class KvCache(ABC, Generic[Array]):
         self._presents = [name for layer in layers for name in present_names(layer)]
         self._moving = moving
         self._shared_columns = 0
+        self._initial = initial
+        self.prefix = initial.length if initial is not None else 0
 
     @property
     def rows(self) -> int:
@@ -112,7 +128,7 @@ class KvCache(ABC, Generic[Array]):
         return int(self.lengths.max(initial=0)) if self.own_lengths else self._shared_columns
 
     def start(self, rows: int, columns: int) -> None:
-        """Forget everything, for a batch of empty rows whose first call reads ``columns`` tokens.
+        """Forget everything, for a batch of rows without tokens whose first call fills ``columns``.
 
         Raises:
             InputError: so many do not fit.
@@ -120,7 +136,7 @@ class KvCache(ABC, Generic[Array]):
         """
         self._require(columns)
         self._reserve(rows, columns)
-        self.lengths, self._shared_columns = np.zeros(rows, np.int64), 0
+        self.lengths, self._shared_columns = np.full(rows, self.prefix, np.int64), self.prefix
 
     def make_room(self, columns: int) -> None:
         """See that ``columns`` tokens a row, past and new, fit; what rows hold stays.
@@ -146,6 +162,7 @@ class KvCache(ABC, Generic[Array]):
         if feeds.batch != self.rows:
             self._refuse(f"the call is of {feeds.batch} rows, and the cache holds {self.rows}")
         fits = before <= self.lengths if self.own_lengths else before == self.lengths
+        fits &= before >= self.prefix
         if not fits.all():
             row = int(np.flatnonzero(~fits)[0])
             self._refuse(f"the call goes on behind {before[row]} tokens of row {row}, which holds {self.lengths[row]}")
@@ -159,6 +176,8 @@ class KvCache(ABC, Generic[Array]):
             InputError: rows hold something else.
         """
         lengths = feeds.row_lengths
+        if self.rows and feeds.prefix_length != self.prefix:
+            self._refuse(f"feeds are of a prefix of {feeds.prefix_length} columns, and rows begin with {self.prefix}")
         if not np.array_equal(lengths, self.lengths):
             self._refuse(f"feeds are of rows of {lengths.tolist()} tokens, and the cache holds {self.lengths.tolist()}")
 
@@ -181,7 +200,7 @@ class KvCache(ABC, Generic[Array]):
         length = int(self.lengths[row])
         columns = self._columns_of(self.lengths, self.columns)[row]
         arrays = (self._copy(self._held(index)[row, :, columns]) for index in range(len(self._specs)))
-        return RowValues(length=length, arrays=tuple(arrays) if length else ())
+        return RowValues(length=length, prefix=self.prefix, arrays=tuple(arrays) if length > self.prefix else ())
 
     def join(self, rows: Sequence[RowValues[Array]]) -> None:
         """Rows are added behind the others: empty, or with what they hold already.
@@ -217,11 +236,11 @@ class KvCache(ABC, Generic[Array]):
         moves.
 
         Raises:
-            InputError: the row holds fewer.
+            InputError: the row holds fewer, or begins with a longer prefix.
             EnvironmentMissingError: memory is short; the batch is lost.
         """
         (row,) = rows_there(self.rows, [row])
-        if not 0 <= length <= self.lengths[row]:
+        if not self.prefix <= length <= self.lengths[row]:
             raise InputError(f"row {row} has {self.lengths[row]} tokens and cannot be cut back to {length}")
         lengths = self.lengths.copy()
         lengths[row] = length
@@ -243,22 +262,24 @@ class KvCache(ABC, Generic[Array]):
 
         ``room``: columns a row may need soon.
         """
-        after = np.concatenate([lengths, np.array([row.length for row in joining], np.int64)])
+        joined = [max(row.length, self.prefix) for row in joining]
+        after = np.concatenate([lengths, np.array(joined, np.int64)])
         columns = int(after.max(initial=0))
         self._require(columns)
         if not len(after):
             self.clear()
             return
         before, targets = self._columns_of(self.lengths, self.columns), self._columns_of(after, columns)
-        sources = [slice(before[row].start, before[row].start + int(n)) for row, n in zip(kept, lengths, strict=True)]
+        starts = [before[row].start for row in kept]
+        sources = [slice(at, at + int(n) - self.prefix) for at, n in zip(starts, lengths, strict=True)]
         width = self._width(max(columns, room))
         self._move()
         try:
             for index in range(len(self._specs)):
                 parts = self._parts(index, kept, sources)
-                parts += [row.arrays[index] if row.length else None for row in joining]
+                parts += [row.arrays[index] if row.arrays else None for row in joining]
                 filled = [Part(row, targets[row], part) for row, part in enumerate(parts) if part is not None]
-                self._hold(index, len(after), width, filled)
+                self._hold(index, len(after), width, [*self._beginnings(index, len(after)), *filled])
         except BaseException:
             # Some buffers are those of before, and some are new.
             self.clear()
@@ -273,9 +294,17 @@ class KvCache(ABC, Generic[Array]):
         return [held[row, :, part] for row, part in zip(rows, columns, strict=True)]
 
     def _columns_of(self, lengths: Ids, columns: int) -> list[slice]:
-        """Where rows of these lengths stand."""
-        starts = np.zeros_like(lengths) if self.own_lengths else columns - lengths
-        return [slice(int(start), int(start + length)) for start, length in zip(starts, lengths, strict=True)]
+        """Where rows of these lengths have what is their own, behind the initial cache."""
+        starts = np.full_like(lengths, self.prefix) if self.own_lengths else columns - lengths + self.prefix
+        own = lengths - self.prefix
+        return [slice(int(start), int(start + count)) for start, count in zip(starts, own, strict=True)]
+
+    def _beginnings(self, index: int, rows: int) -> list[Part[Array]]:
+        """The initial cache in a buffer of so many rows."""
+        if self._initial is None or not rows:
+            return []
+        values = self._own(index, self._initial.arrays[self._specs[index].name][0])
+        return [Part(row, slice(0, self.prefix), values) for row in range(rows)]
 
     def _require(self, columns: int) -> None:
         if self.capacity is not None and columns > self.capacity:
@@ -295,12 +324,16 @@ class KvCache(ABC, Generic[Array]):
         return rows, int(heads), width, int(channels)
 
     @abstractmethod
+    def _own(self, index: int, values: NDArray[Any]) -> Array:
+        """A part for a buffer, ``[K, n, D]``, out of the host's memory."""
+
+    @abstractmethod
     def _width(self, columns: int) -> int:
         """Columns a buffer should have that is to hold so many."""
 
     @abstractmethod
     def _reserve(self, rows: int, columns: int) -> None:
-        """Make buffers for rows that hold nothing yet."""
+        """Make buffers for rows that hold no more than the initial cache."""
 
     @abstractmethod
     def _held(self, index: int) -> Array:

@@ -17,6 +17,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from glm_export.artifacts.initial_cache import InitialCache
 from glm_export.artifacts.program import OnnxProgram
 from glm_export.calibration import recipes
 from glm_export.calibration.quantization import kv_scales
@@ -28,7 +29,7 @@ from glm_export.inputs.feeds import Feeds, RightPaddedFeeds, rows_staying
 from glm_export.inputs.prompts import Prompt, prefill_feeds
 from glm_export.sessions.kv_cache import KvCache, RowValues
 from glm_export.spec.config import GlmConfig
-from glm_export.spec.signature import Cache, Signature
+from glm_export.spec.signature import Cache, Signature, past_names
 from glm_export.tokenizers import Tokenizer, load_tokenizer
 from glm_export.tokenizers.infilling import InfillingTokenizer
 
@@ -110,6 +111,8 @@ class Session(ABC):
 
     signature: Signature
     cache: KvCache[Any]
+    initial_cache: InitialCache | None = None
+    """What every row begins with, as the program keeps it."""
 
     def __init__(self, folder: Path, config: GlmConfig) -> None:
         self.folder = folder
@@ -162,7 +165,8 @@ class Session(ABC):
     def remaining_tokens(self, prompt: Prompt) -> int:
         """How many tokens can be written after a prompt."""
         remaining = prompt.remaining_tokens(self.config)
-        return remaining if self.capacity is None else min(remaining, self.capacity - len(prompt.ids))
+        held = self.config.prefix_length + len(prompt.ids)
+        return remaining if self.capacity is None else min(remaining, self.capacity - held)
 
     def last_position(self, feeds: Feeds) -> int:
         """Where a row that is finished waits for others: where a position is a column, not beyond the cache."""
@@ -203,6 +207,19 @@ class Session(ABC):
     def new_cache(self) -> KvCache[Any]:
         """A cache of this session's kind that holds nothing."""
 
+    def first_past(self, rows: int) -> Tensors:
+        """The past a batch begins with in the canonical layout, in floats: ``[B, K, P, D]``, P 0 without a prefix."""
+        config, initial = self.config, self.initial_cache
+        names = [name for layer in range(config.num_layers) for name in past_names(layer)]
+        if initial is None:
+            return {name: np.zeros((rows, config.kv_heads, 0, config.head_dim), np.float32) for name in names}
+        arrays = self._in_floats(initial.arrays)
+        return {name: np.repeat(arrays[name], rows, axis=0) for name in names}
+
+    def _in_floats(self, past: Tensors) -> Tensors:
+        """A past as this session keeps it, in floats."""
+        return past
+
     def join(self, feeds: Feeds, new: Feeds, given: RowValues[Any] | None = None) -> tuple[Feeds, Logits]:
         """Read prompts while the batch waits; their rows stand behind its own from then on.
 
@@ -224,11 +241,11 @@ class Session(ABC):
             raise InputError(f"{new.batch} prompts are to begin with one row's values; join them one after another")
         batch, self.cache = self.cache, self.new_cache()
         try:
-            if given is None or not given.length:
+            if given is None or given.length <= self.cache.prefix:
                 logits = self.prefill(new)
             else:
                 self.cache.join([given])
-                logits = self.decode(new.after(given.length))
+                logits = self.decode(new.after(given.length - self.cache.prefix))
             read = [self.cache.row(row) for row in range(new.batch)]
             self.cache.clear()
         finally:
@@ -257,6 +274,8 @@ class Session(ABC):
 
     def truncate(self, feeds: Feeds, row: int, length: int) -> Feeds:
         """Go on from a row's first ``length`` tokens: drafts were refused, or another text begins alike.
+
+        Lengths count a P-Tuning prefix, here and in ``cache``: it cannot be cut.
 
         Raises:
             InputError: it has fewer, or it is a prefix family's whose context has more, or ``feeds`` are not the last

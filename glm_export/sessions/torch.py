@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from glm_export.artifacts.initial_cache import InitialCache
 from glm_export.calibration.formats import decode
 from glm_export.calibration.quantization import Quantization
+from glm_export.calibration.quantize import fake_quantize
 from glm_export.calibration.simulate import simulate
 from glm_export.calibration.smoothed_weights import SmoothedWeights
 from glm_export.checkpoints.checkpoint import Checkpoint
@@ -93,8 +97,8 @@ def require_memory(checkpoint: Checkpoint, dtype: str) -> None:
 class TorchCache(KvCache[Tensor]):
     """Each call's present is the next one's past."""
 
-    def __init__(self, signature: Signature, device: torch.device) -> None:
-        super().__init__(signature)
+    def __init__(self, signature: Signature, device: torch.device, initial: InitialCache | None = None) -> None:
+        super().__init__(signature, initial=initial)
         self._device = device
         self._values: list[Tensor] = []
 
@@ -110,7 +114,12 @@ class TorchCache(KvCache[Tensor]):
         return columns
 
     def _reserve(self, rows: int, columns: int) -> None:  # noqa: ARG002 - it grows by itself
-        self._values = [self._zeros(index, rows, 0) for index in range(len(self._specs))]
+        self._values = []
+        for index in range(len(self._specs)):
+            self._hold(index, rows, self.prefix, self._beginnings(index, rows))
+
+    def _own(self, index: int, values: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(values).to(self._device, getattr(torch, self._specs[index].dtype))
 
     def _held(self, index: int) -> Tensor:
         return self._values[index]
@@ -151,6 +160,7 @@ class TorchSession(Session):
         self._prompt_model = self.model
         if quantization is not None and quantization.recipe.prompt is not None:
             self._prompt_model = load_reference(checkpoint, dtype, quantization, PROMPT_TOKENS + 1).to(device)
+        self.initial_cache = _initial_cache(checkpoint, quantization)
         self.cache = self.new_cache()
         self._rows_apart = rows_apart(quantization.recipe if quantization is not None else None)
 
@@ -178,7 +188,7 @@ class TorchSession(Session):
 
     def new_cache(self) -> TorchCache:
         """Where the weights are."""
-        return TorchCache(self.signature, self.model.head.weight.device)
+        return TorchCache(self.signature, self.model.head.weight.device, self.initial_cache)
 
     def prefill(self, feeds: Feeds) -> Logits:
         """Start a batch; logits of every token."""
@@ -218,6 +228,19 @@ class TorchSession(Session):
         """Free the weights and the cache."""
         self.cache.clear()
         del self.model, self._prompt_model
+
+
+def _initial_cache(checkpoint: Checkpoint, quantization: Quantization | None) -> InitialCache | None:
+    """The prefix, rounded as a program that keeps integers has it."""
+    pairs = checkpoint.initial_cache
+    if pairs is None:
+        return None
+    if quantization is not None and quantization.kv_scales:
+        pairs = tuple(
+            (fake_quantize(pair[0], scales[0]), fake_quantize(pair[1], scales[1]))
+            for pair, scales in zip(pairs, quantization.kv_scales, strict=True)
+        )
+    return InitialCache.of(pairs)
 
 
 def torch_weight_traffic(model: nn.Module, batch: int) -> int:

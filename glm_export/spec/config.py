@@ -186,6 +186,11 @@ class GlmConfig:
         return self.max_positions - (0 if self.prefix_mask else self.prefix_length)
 
     @property
+    def max_columns(self) -> int:
+        """Columns of a cache that holds the whole context, a P-Tuning prefix included."""
+        return self.text_positions + self.prefix_length
+
+    @property
     def q_size(self) -> int:
         """Channels of all query heads together."""
         return self.num_heads * self.head_dim

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from glm_export import families
+from glm_export.artifacts.initial_cache import InitialCache
 from glm_export.inputs.call_layout import CallLayout
 from glm_export.inputs.feeds import Feeds
 from glm_export.inputs.prompts import Prompt, prefill_feeds
@@ -25,6 +27,7 @@ from glm_export.sessions.onnxruntime.cache import Growing, InPlace, OrtCache, or
 from glm_export.sessions.session import Logits, Session, SessionDescription, Tensors
 from glm_export.sessions.tensorrt.cache import EngineCache, StaticEngineCache, engine_cache
 from glm_export.sessions.torch import TorchCache
+from glm_export.spec.config import GlmConfig
 from glm_export.spec.signature import (
     ATTENTION_MASK,
     INPUT_IDS,
@@ -33,6 +36,7 @@ from glm_export.spec.signature import (
     Cache,
     Signature,
     decoder_signature,
+    past_names,
 )
 from tests.helpers.engine_stand_in import HostDevice
 from tests.helpers.tiny import tiny_values
@@ -54,12 +58,19 @@ def answer(seen: Sequence[tuple[int, int, int]]) -> int:
     return sum((token + 1) * (97 * place + 7 * within + 3) for token, place, within in seen) % MODULUS
 
 
-def expected(prompt: Prompt, ids: Sequence[int], *, prefix: bool) -> int:
-    """What is answered behind the last of ``ids``, which begin with the prompt's context."""
+BEGINNING = ((251, 0, 0), (252, 1, 0))
+"""An initial cache: what stands before every row, with places of its own."""
+
+
+def expected(prompt: Prompt, ids: Sequence[int], *, prefix: bool, begun: Sequence[tuple[int, int, int]] = ()) -> int:
+    """What is answered behind the last of ``ids``, which begin with the prompt's context.
+
+    ``begun``: an initial cache; only where families are causal it takes the first places.
+    """
     context = prompt.context_length
     if not prefix:
-        return answer([(token, place, 0) for place, token in enumerate(ids)])
-    inside = [(token, place, 0) for place, token in enumerate(ids[:context])]
+        return answer([*begun, *((token, place, 0) for place, token in enumerate(ids, len(begun)))])
+    inside = [*begun, *((token, place, 0) for place, token in enumerate(ids[:context]))]
     return answer(inside + [(token, prompt.mask_position, 1 + n) for n, token in enumerate(ids[context:])])
 
 
@@ -118,11 +129,13 @@ class EngineMemory(Memory):
 
 
 class ToySession(Session):
-    """``moved`` counts how often the cache said that its buffers move."""
+    """``moved`` counts how often the cache said that its buffers move. ``begun``: every row begins with this."""
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, begun: Sequence[tuple[int, int, int]] = ()) -> None:
         family, cache = KINDS[kind]
-        super().__init__(Path(), families.read_config(tiny_values(family)))
+        config = families.read_config(tiny_values(family))
+        super().__init__(Path(), replace(config, prefix_length=len(begun)))
+        self.initial_cache = _beginning(begun, self.config) if begun else None
         self.kind, self.moved = kind, 0
         self.signature: Signature = decoder_signature(
             self.config, dtype="float32", logits="all", cache=cache, max_length=CAPACITY
@@ -139,10 +152,10 @@ class ToySession(Session):
 
     def new_cache(self) -> KvCache[Any]:
         if "torch" in self.kind:
-            return TorchCache(self.signature, torch.device("cpu"))
+            return TorchCache(self.signature, torch.device("cpu"), self.initial_cache)
         if "engine" in self.kind:
-            return engine_cache(self.signature, self._device, CAPACITY, self._moving)
-        return ort_cache(self.signature, "cpu", CAPACITY, self._moving)
+            return engine_cache(self.signature, self._device, CAPACITY, self._moving, self.initial_cache)
+        return ort_cache(self.signature, "cpu", CAPACITY, self._moving, self.initial_cache)
 
     def _moving(self) -> None:
         self.moved += 1
@@ -238,3 +251,15 @@ class ToySession(Session):
 
     def close(self) -> None:
         self.cache.clear()
+
+
+def _beginning(begun: Sequence[tuple[int, int, int]], config: GlmConfig) -> InitialCache:
+    """As the toy writes tokens: keys are ids, values places."""
+    written = ([token for token, _, _ in begun], [300 * place + within for _, place, within in begun])
+    shape = (1, config.kv_heads, len(begun), config.head_dim)
+    arrays = {
+        name: np.broadcast_to(np.array(values, np.float32)[:, None] + 100_000 * layer, shape).copy()
+        for layer in range(config.num_layers)
+        for name, values in zip(past_names(layer), written, strict=True)
+    }
+    return InitialCache(arrays=arrays)

@@ -80,7 +80,9 @@ def contents(folder: Path) -> dict[str, str]:
 class WholeModel:
     """The reference run over samples. ``values``: of products' inputs, keys and values, ``[T, K]``."""
 
-    def __init__(self, model: modeling.Decoder, samples: Sequence[Sample]) -> None:
+    def __init__(
+        self, model: modeling.Decoder, samples: Sequence[Sample], past: Sequence[modeling.KeyValue] | None = None
+    ) -> None:
         self.maxima: dict[str, float] = defaultdict(float)
         self._values: dict[str, list[Tensor]] = defaultdict(list)
         self._layers = len(model.layers)
@@ -97,6 +99,7 @@ class WholeModel:
 
         def watched(q_BSC: Tensor, k_BSC: Tensor, *rest: Any, num_heads: int, kv_heads: int) -> Any:
             q_SND, k_SKD = (x[0].unflatten(-1, (count, -1)) for x, count in ((q_BSC, num_heads), (k_BSC, kv_heads)))
+            k_SKD = torch.cat([rest[2][0].transpose(0, 1), k_SKD])
             k_SND = k_SKD.repeat_interleave(num_heads // kv_heads, dim=1)
             scores = torch.einsum("snd,tnd->nst", q_SND, k_SND) / q_SND.shape[-1] ** 0.5
             self._see(f"layers.{next(turns) % self._layers}.attention.scores", scores)
@@ -106,7 +109,7 @@ class WholeModel:
             patch.setattr(modeling, "grouped_attention", watched)
             for sample in samples:
                 feeds = prefill_feeds([sample.prompt], model.config)
-                output = model(*map(torch.from_numpy, feeds.named().values()))
+                output = model(*map(torch.from_numpy, feeds.named().values()), past)
                 for index, pair in enumerate(output.past_key_values):
                     for kind, kept_BKSD in zip(("key", "value"), pair, strict=True):
                         self._values[f"layers.{index}.{kind}"].append(kept_BKSD[0].transpose(0, 1).flatten(1))

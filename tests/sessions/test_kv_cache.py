@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,7 +17,7 @@ from glm_export.inputs.prompts import Prompt
 from glm_export.sessions.kv_cache import KvCache, RowValues
 from glm_export.sessions.onnxruntime import cache as ort_caches
 from glm_export.sessions.session import Logits
-from tests.helpers.toy_session import CAPACITY, KINDS, ToySession, expected
+from tests.helpers.toy_session import BEGINNING, CAPACITY, KINDS, ToySession, expected
 
 MOST_ROWS = 5
 TOKENS = st.integers(3, 250)
@@ -43,9 +44,10 @@ class Row:
 class Rows(RuleBasedStateMachine):
     """Any order of operations; every call's answer is checked, and what every row holds behind every operation."""
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, begun: Sequence[tuple[int, int, int]] = ()) -> None:
         super().__init__()
-        self.session = ToySession(kind)
+        self.session = ToySession(kind, begun)
+        self.begun = begun
         self.prefix = self.session.config.prefix_mask
         self.rows: list[Row] = []
         self.kept: tuple[RowValues[Any], Row] | None = None
@@ -58,21 +60,29 @@ class Rows(RuleBasedStateMachine):
         self.check()
 
     def read(self, logits_BSV: np.ndarray, feeds: Feeds, prompts: list[Prompt]) -> None:
-        wanted = [(expected(prompt, prompt.ids, prefix=self.prefix), len(prompt.ids)) for prompt in prompts]
+        wanted = [self.wanted(prompt, prompt.ids) for prompt in prompts]
         assert feeds.last_logits(logits_BSV).tolist() == [list(pair) for pair in wanted]
+
+    def wanted(self, prompt: Prompt, ids: Sequence[int]) -> tuple[int, int]:
+        """The answer, and how many tokens are seen."""
+        return expected(prompt, ids, prefix=self.prefix, begun=self.begun), self.length(ids)
+
+    def length(self, ids: Sequence[int]) -> int:
+        """Of a row in the cache."""
+        return len(self.begun) + len(ids)
 
     def check(self) -> None:
         cache = self.session.cache
-        assert cache.lengths.tolist() == [len(row.ids) for row in self.rows]
+        assert cache.lengths.tolist() == [self.length(row.ids) for row in self.rows]
         assert self.feeds.row_lengths.tolist() == cache.lengths.tolist()
         for index, row in enumerate(self.rows):
             values = cache.row(index)
-            assert values.length == len(row.ids)
+            assert values.length == self.length(row.ids)
             for place, array in enumerate(values.arrays[::2]):
                 assert (np.asarray(array)[:, :, 0] == np.array(row.ids) + 100_000 * place).all()
 
     def room_for(self, tokens: int) -> bool:
-        return all(len(row.ids) + tokens <= CAPACITY for row in self.rows)
+        return all(self.length(row.ids) + tokens <= CAPACITY for row in self.rows)
 
     @precondition(lambda self: self.rows and self.room_for(1))
     @rule(data=st.data())
@@ -82,7 +92,7 @@ class Rows(RuleBasedStateMachine):
         for row, token in zip(self.rows, ids, strict=True):
             row.ids.append(token)
         found = self.feeds.last_logits(self.session.decode(self.feeds)).tolist()
-        wanted = [(expected(row.prompt, row.ids, prefix=self.prefix), len(row.ids)) for row in self.rows]
+        wanted = [self.wanted(row.prompt, row.ids) for row in self.rows]
         assert found == [list(pair) for pair in wanted]
         self.check()
 
@@ -101,7 +111,7 @@ class Rows(RuleBasedStateMachine):
     def join_empty(self) -> None:
         prompt = Prompt(ids=(5,))
         self.session.cache.join([RowValues(length=0)])
-        self.feeds = self.feeds.join(self.session.feeds([prompt]).truncate(0, 0))
+        self.feeds = self.feeds.join(self.session.feeds([prompt]).truncate(0, len(self.begun)))
         self.rows.append(Row(prompt))
         self.check()
 
@@ -117,12 +127,11 @@ class Rows(RuleBasedStateMachine):
         assert self.kept is not None
         values, row = self.kept
         least = row.prompt.context_length if self.prefix else 0
-        first = data.draw(st.integers(least, min(len(row.ids), CAPACITY - len(more))))
+        first = data.draw(st.integers(least, min(len(row.ids), CAPACITY - self.length(more))))
         prompt = replace(row.prompt, ids=(*row.ids[:first], *more))
         new = self.session.feeds([prompt])
-        self.feeds, logits = self.session.join(self.feeds, new, values.first(first))
-        wanted = expected(prompt, prompt.ids, prefix=self.prefix), len(prompt.ids)
-        assert logits[0, -1].tolist() == list(wanted)
+        self.feeds, logits = self.session.join(self.feeds, new, values.first(len(self.begun) + first))
+        assert logits[0, -1].tolist() == list(self.wanted(prompt, prompt.ids))
         self.rows.append(Row(prompt, list(prompt.ids)))
         self.check()
 
@@ -158,7 +167,7 @@ class Rows(RuleBasedStateMachine):
         row = self.rows[index]
         least = row.prompt.context_length if self.prefix else 0
         length = data.draw(st.integers(least, len(row.ids)))
-        self.feeds = self.session.truncate(self.feeds, index, length)
+        self.feeds = self.session.truncate(self.feeds, index, len(self.begun) + length)
         row.ids = row.ids[:length]
         self.check()
 
@@ -172,11 +181,11 @@ def _cramped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ort_caches, "FIRST_ROOM", 2)
 
 
-def fails(kind: str) -> bool:
+def fails(kind: str, begun: Sequence[tuple[int, int, int]] = ()) -> bool:
     """Whether a defect is found; it is not made small, nor kept for another time."""
     found = settings(QUICK, phases=[Phase.generate], derandomize=True, report_multiple_bugs=False)
     try:
-        run_state_machine_as_test(lambda: Rows(kind), settings=found)
+        run_state_machine_as_test(lambda: Rows(kind, begun), settings=found)
     except (AssertionError, InputError):
         return True
     return False
@@ -185,6 +194,12 @@ def fails(kind: str) -> bool:
 @pytest.mark.parametrize("kind", KINDS)
 def test_any_order_of_operations(kind: str) -> None:
     run_state_machine_as_test(lambda: Rows(kind), settings=QUICK)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_order_of_operations_behind_a_beginning(kind: str) -> None:
+    """As where nothing stands before a row."""
+    run_state_machine_as_test(lambda: Rows(kind, BEGINNING), settings=QUICK)
 
 
 def _cut_without_moving(cache: KvCache[Any], row: int, length: int) -> None:
@@ -211,6 +226,15 @@ def test_controls_of_any_order(defect: str, monkeypatch: pytest.MonkeyPatch) -> 
     name, planted, kinds = PLANTED[defect]
     monkeypatch.setattr(KvCache, name, planted)
     assert {kind for kind in KINDS if fails(kind)} == kinds
+
+
+def test_control_of_a_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is forgotten when rows are laid out anew."""
+    beginnings = KvCache._beginnings
+    monkeypatch.setattr(
+        KvCache, "_beginnings", lambda cache, index, rows: beginnings(cache, index, rows) if not cache.rows else []
+    )
+    assert all(fails(kind, BEGINNING) for kind in KINDS)
 
 
 @pytest.fixture(params=KINDS)

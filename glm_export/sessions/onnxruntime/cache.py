@@ -13,6 +13,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from glm_export.artifacts.initial_cache import InitialCache
 from glm_export.sessions.kv_cache import KvCache, Part, put
 from glm_export.spec.signature import LOGITS, Cache, Signature
 
@@ -31,8 +32,9 @@ class OrtCache(KvCache[HostArray]):
         *,
         capacity: int | None = None,
         moving: Callable[[], None] | None = None,
+        initial: InitialCache | None = None,
     ) -> None:
-        super().__init__(signature, capacity=capacity, moving=moving)
+        super().__init__(signature, capacity=capacity, moving=moving, initial=initial)
         self._device = device
         self._values: list[onnxruntime.OrtValue] = []
 
@@ -62,10 +64,16 @@ class OrtCache(KvCache[HostArray]):
         return array
 
     def _hold(self, index: int, rows: int, width: int, parts: Sequence[Part[HostArray]]) -> None:
+        put(self._values, index, self._value(self._filled(index, rows, width, parts)))
+
+    def _filled(self, index: int, rows: int, width: int, parts: Sequence[Part[HostArray]]) -> HostArray:
         new = self._zeros(index, rows, width)
         for part in parts:
             new[part.row, :, part.columns] = part.values
-        put(self._values, index, self._value(new))
+        return new
+
+    def _own(self, index: int, values: NDArray[Any]) -> HostArray:
+        return values.astype(np.dtype(self._specs[index].dtype), copy=False)
 
     def _copy(self, part: HostArray) -> HostArray:
         copied: HostArray = part.copy()
@@ -93,7 +101,9 @@ class Growing(OrtCache):
         return columns
 
     def _reserve(self, rows: int, columns: int) -> None:  # noqa: ARG002 - it grows by itself
-        self._values = [self._value(self._zeros(index, rows, 0)) for index in range(len(self._specs))]
+        self._values = []
+        for index in range(len(self._specs)):
+            self._hold(index, rows, self.prefix, self._beginnings(index, rows))
 
 
 class InPlace(OrtCache):
@@ -104,9 +114,15 @@ class InPlace(OrtCache):
     """
 
     def __init__(
-        self, signature: Signature, device: str, *, capacity: int, moving: Callable[[], None] | None = None
+        self,
+        signature: Signature,
+        device: str,
+        *,
+        capacity: int,
+        moving: Callable[[], None] | None = None,
+        initial: InitialCache | None = None,
     ) -> None:
-        super().__init__(signature, device, capacity=capacity, moving=moving)
+        super().__init__(signature, device, capacity=capacity, moving=moving, initial=initial)
         self._context, self.reserved = capacity, 0
         self._binding: onnxruntime.IOBinding | None = None
 
@@ -142,11 +158,12 @@ class InPlace(OrtCache):
         """For the prompt and an answer. On a device, buffers that suffice stay where captured steps know them."""
         if self._device != "cpu" and rows == self.rows and columns <= self.reserved:
             for index, value in enumerate(self._values):
-                value.update_inplace(self._zeros(index, rows, self.reserved))
+                value.update_inplace(self._filled(index, rows, self.reserved, self._beginnings(index, rows)))
             return
         self.clear()
-        self.reserved = self._width(columns)
-        self._values = [self._value(self._zeros(index, rows, self.reserved)) for index in range(len(self._specs))]
+        width = self._width(columns)
+        for index in range(len(self._specs)):
+            self._hold(index, rows, width, self._beginnings(index, rows))
 
     def _hold(self, index: int, rows: int, width: int, parts: Sequence[Part[HostArray]]) -> None:
         super()._hold(index, rows, width, parts)
@@ -158,10 +175,14 @@ class InPlace(OrtCache):
 
 
 def ort_cache(
-    signature: Signature, device: str, context: int, moving: Callable[[], None] | None = None
+    signature: Signature,
+    device: str,
+    context: int,
+    moving: Callable[[], None] | None = None,
+    initial: InitialCache | None = None,
 ) -> Growing | InPlace:
-    """The cache a program of this signature works on."""
+    """The cache a program of this signature works on; every row begins with ``initial``."""
     if signature.cache is Cache.GROWING:
-        return Growing(signature, device, moving=moving)
+        return Growing(signature, device, moving=moving, initial=initial)
     capacity = signature.static_length if signature.cache is Cache.STATIC else context
-    return InPlace(signature, device, capacity=capacity, moving=moving)
+    return InPlace(signature, device, capacity=capacity, moving=moving, initial=initial)

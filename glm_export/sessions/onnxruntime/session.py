@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
+from glm_export.artifacts.initial_cache import read_initial_cache
 from glm_export.artifacts.program import MODEL, WEIGHTS, OnnxProgram
 from glm_export.errors import InputError
+from glm_export.inputs.call_layout import run_rows_apart
 from glm_export.inputs.feeds import Feeds
 from glm_export.inputs.prompts import Prompt, prefill_feeds
 from glm_export.sessions.onnxruntime.cache import Growing, InPlace, ort_cache
@@ -27,7 +29,7 @@ from glm_export.sessions.session import (
     rows_apart,
 )
 from glm_export.spec.dtypes import NUMPY_DTYPES
-from glm_export.spec.signature import LOGITS, Cache
+from glm_export.spec.signature import CACHE_LENGTH_AXIS, INPUT_IDS, LOGITS, Cache, past_names
 
 
 class OrtSession(Session):
@@ -55,6 +57,7 @@ class OrtSession(Session):
             self._twin = tempfile.TemporaryDirectory(prefix="glm-export-")
             program = _upcast(program, Path(self._twin.name))
         self.program, self.signature = program, program.signature
+        self.initial_cache = read_initial_cache(self.folder, self.config, program.signature)
         self.layout = call_layout(program.signature, self.folder)
         if cuda_graph and (program.signature.cache is not Cache.SHARED or CUDA not in (chosen or providers())):
             raise InputError("a CUDA graph needs an NVIDIA GPU and a program of dialect ort of a causal family")
@@ -66,7 +69,7 @@ class OrtSession(Session):
     def new_cache(self) -> Growing | InPlace:
         """Of the program's kind, on the first provider's device."""
         moving = self._captured.reset if self._captured is not None else None
-        return ort_cache(self.signature, self._device, self.config.max_positions, moving)
+        return ort_cache(self.signature, self._device, self.config.max_positions, moving, self.initial_cache)
 
     def describe(self) -> SessionDescription:
         """ONNX Runtime, on its first provider."""
@@ -101,14 +104,35 @@ class OrtSession(Session):
         return self.signature.static_length if self.signature.cache is Cache.STATIC else None
 
     def prefill(self, feeds: Feeds) -> Logits:
-        """Start a batch from an empty cache."""
+        """Start a batch from an empty cache, or from the model's prefix."""
+        if feeds.prefix_length and self._reads_rows_apart(feeds.input_ids.shape):
+            return self._prefill_rows_apart(feeds)
         self.cache.start(feeds.batch, feeds.columns)
         return self.decode(feeds)
+
+    def _reads_rows_apart(self, ids_shape: tuple[int, ...]) -> bool:
+        """Whether GroupQueryAttention takes so many tokens on a past only one row at a time."""
+        rows, new = ids_shape
+        return self.signature.cache is Cache.SHARED and rows > 1 and new > 1
+
+    def _prefill_rows_apart(self, feeds: Feeds) -> Logits:
+        """Each row on its own, then all together."""
+        read, found = [], []
+        for row in range(feeds.batch):
+            alone = feeds.rows(slice(row, row + 1))
+            self.cache.start(1, alone.columns)
+            logits = self.decode(alone)
+            missing = feeds.input_ids.shape[1] - logits.shape[1] if not self.signature.last_logits_only else 0
+            found.append(np.pad(logits, ((0, 0), (0, missing), (0, 0))))
+            read.append(self.cache.row(0))
+        self.cache.clear()
+        self.cache.join(read)
+        return np.concatenate(found)
 
     def decode(self, feeds: Feeds) -> Logits:
         """Read on from the cache."""
         self.cache.require(feeds)
-        if self.signature.cache is Cache.SHARED and feeds.batch > 1 and 1 < feeds.input_ids.shape[1] < feeds.columns:
+        if self._reads_rows_apart(feeds.input_ids.shape) and feeds.input_ids.shape[1] < feeds.columns:
             raise InputError("GroupQueryAttention reads several tokens on a past one row at a time; pass rows alone")
         self.cache.make_room(feeds.columns)
         logits = self._call(feeds)
@@ -131,9 +155,15 @@ class OrtSession(Session):
 
     def run(self, tensors: Tensors) -> Tensors:
         """One call with the cache handed in and out, in the canonical program's layout whatever the dialect's."""
+        past = tensors[past_names(0)[0]].shape[CACHE_LENGTH_AXIS]
+        if past and self._reads_rows_apart(tensors[INPUT_IDS].shape):
+            return run_rows_apart(self.run, tensors, self.signature)
         names = [spec.name for spec in self.signature.outputs]
         outputs = self.runtime.run(names, self.layout.to_program(tensors))
         return self.layout.to_canonical(dict(zip(names, outputs, strict=True)), tensors)
+
+    def _in_floats(self, past: Tensors) -> Tensors:
+        return self.layout.dequantize_past(past)
 
     def close(self) -> None:
         """Free the runtime and the cache."""

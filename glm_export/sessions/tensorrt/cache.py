@@ -8,9 +8,12 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 
+from glm_export.artifacts.initial_cache import InitialCache
 from glm_export.sessions.kv_cache import KvCache, Part, put
 from glm_export.sessions.tensorrt.device import Device
 from glm_export.sessions.tensorrt.step import CachePair
@@ -21,9 +24,15 @@ class EngineCache(KvCache[torch.Tensor]):
     """The cache of one batch. Rows come and go on the device, in the order of its stream."""
 
     def __init__(
-        self, signature: Signature, device: Device, *, capacity: int, moving: Callable[[], None] | None = None
+        self,
+        signature: Signature,
+        device: Device,
+        *,
+        capacity: int,
+        moving: Callable[[], None] | None = None,
+        initial: InitialCache | None = None,
     ) -> None:
-        super().__init__(signature, capacity=capacity, moving=moving)
+        super().__init__(signature, capacity=capacity, moving=moving, initial=initial)
         self._longest = capacity
         self._device = device
 
@@ -42,6 +51,11 @@ class EngineCache(KvCache[torch.Tensor]):
         """Flat, for ``[rows, K, width, D]``."""
         return self._device.zeros(math.prod(self._shape(index, rows, width)), self._specs[index].dtype)
 
+    def _own(self, index: int, values: NDArray[Any]) -> torch.Tensor:
+        part = self._device.zeros(values.size, self._specs[index].dtype).view(values.shape)
+        self._device.put(part, values)
+        return part
+
     def _copy(self, part: torch.Tensor) -> torch.Tensor:
         spec = self._specs[0]
         copied = self._device.zeros(max(1, part.numel()), spec.dtype)[: part.numel()].view(part.shape)
@@ -56,9 +70,15 @@ class StaticEngineCache(EngineCache):
     """
 
     def __init__(
-        self, signature: Signature, device: Device, *, capacity: int, moving: Callable[[], None] | None = None
+        self,
+        signature: Signature,
+        device: Device,
+        *,
+        capacity: int,
+        moving: Callable[[], None] | None = None,
+        initial: InitialCache | None = None,
     ) -> None:
-        super().__init__(signature, device, capacity=capacity, moving=moving)
+        super().__init__(signature, device, capacity=capacity, moving=moving, initial=initial)
         self._pairs: list[CachePair] = []
 
     def pairs(self, past: int, new: int) -> list[CachePair]:  # noqa: ARG002
@@ -69,12 +89,12 @@ class StaticEngineCache(EngineCache):
         """Nothing: it is where it was."""
 
     def _reserve(self, rows: int, columns: int) -> None:  # noqa: ARG002 - a static cache holds what it holds
-        """What an earlier batch of as many rows left behind is hidden by every mask."""
+        """What an earlier batch of as many rows left behind is hidden by every mask; what all begin with is there."""
         if rows == self.rows:
             return
         self.clear()
         for index in range(len(self._specs)):
-            self._hold(index, rows, self._longest, [])
+            self._hold(index, rows, self._longest, self._beginnings(index, rows))
 
     def _held(self, index: int) -> torch.Tensor:
         return self._pairs[index].past
@@ -94,9 +114,15 @@ class GrowingEngineCache(EngineCache):
     """Two buffers a cache, in turn past and present, each large enough for the longest row."""
 
     def __init__(
-        self, signature: Signature, device: Device, *, capacity: int, moving: Callable[[], None] | None = None
+        self,
+        signature: Signature,
+        device: Device,
+        *,
+        capacity: int,
+        moving: Callable[[], None] | None = None,
+        initial: InitialCache | None = None,
     ) -> None:
-        super().__init__(signature, device, capacity=capacity, moving=moving)
+        super().__init__(signature, device, capacity=capacity, moving=moving, initial=initial)
         self._buffers: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._turn = 0
 
@@ -129,6 +155,10 @@ class GrowingEngineCache(EngineCache):
                 pair = (self._zeros(index, rows, self._longest), self._zeros(index, rows, self._longest))
                 self._buffers.append(pair)
         self._turn = 0
+        for index, (past, _) in enumerate(self._buffers):
+            front = self._front(past, index, rows, self.prefix)
+            for part in self._beginnings(index, rows):
+                self._device.copy(front[part.row], part.values)
 
     def _held(self, index: int) -> torch.Tensor:
         return self._front(self._buffers[index][self._turn], index, self.rows, self.columns)
@@ -146,8 +176,15 @@ class GrowingEngineCache(EngineCache):
 
 
 def engine_cache(
-    signature: Signature, device: Device, longest: int, moving: Callable[[], None] | None = None
+    signature: Signature,
+    device: Device,
+    longest: int,
+    moving: Callable[[], None] | None = None,
+    initial: InitialCache | None = None,
 ) -> EngineCache:
-    """The cache a program of this signature works on. ``longest``: tokens a row of the engine can hold."""
+    """The cache a program of this signature works on.
+
+    ``longest``: tokens a row of the engine can hold. ``initial``: what every row begins with.
+    """
     kind = StaticEngineCache if signature.cache is Cache.STATIC else GrowingEngineCache
-    return kind(signature, device, capacity=longest, moving=moving)
+    return kind(signature, device, capacity=longest, moving=moving, initial=initial)

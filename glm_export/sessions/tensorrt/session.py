@@ -13,6 +13,7 @@ from dataclasses import replace
 import numpy as np
 
 from glm_export.artifacts.engine import Engine
+from glm_export.artifacts.initial_cache import read_initial_cache
 from glm_export.artifacts.program import MODEL
 from glm_export.engines import vendor
 from glm_export.engines.fit import require_fit
@@ -74,6 +75,7 @@ class EngineSession(Session):
         self.program = engine.program
         self.signature = engine.program.signature
         self.layout = call_layout(self.signature, engine.folder)
+        self.initial_cache = read_initial_cache(engine.folder, self.config, self.signature)
         self._loaded = loaded or load_onto_device(engine)
         self._kernels = KernelCache.of(self._loaded.tensorrt, engine.folder)
         needed = activations(self._loaded.tensorrt, self._loaded.engine)
@@ -88,7 +90,8 @@ class EngineSession(Session):
 
     def new_cache(self) -> EngineCache:
         """In the engine's device memory."""
-        return engine_cache(self.signature, self._loaded.device, self.engine.limits.max_context, self._decode.reset)
+        longest, device = self.engine.limits.max_context, self._loaded.device
+        return engine_cache(self.signature, device, longest, self._decode.reset, self.initial_cache)
 
     def describe(self) -> SessionDescription:
         """The engine's runtime, and the version it was built by."""
@@ -144,7 +147,7 @@ class EngineSession(Session):
             )
 
     def prefill(self, feeds: Feeds) -> Logits:
-        """Start a batch from an empty cache."""
+        """Start a batch from an empty cache, or from the model's prefix."""
         self._require(feeds)
         self.cache.start(feeds.batch, feeds.columns)
         return self._read(feeds)
@@ -249,6 +252,9 @@ class EngineSession(Session):
                 )  # fmt: skip
         outputs = {LOGITS: device.get(step.run(arrays, pairs))}
         return outputs | {pair.present_name: device.get(pair.present) for pair in pairs}
+
+    def _in_floats(self, past: Tensors) -> Tensors:
+        return self.layout.dequantize_past(past)
 
     def close(self) -> None:
         """Free the engine and the cache."""
