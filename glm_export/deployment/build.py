@@ -87,11 +87,6 @@ def build_requested(
             program.signature, program.config.max_columns, max_batch=request.max_batch,
             max_context=request.max_context, prefill_tokens=request.prefill_tokens, prefill_batch=request.prefill_batch,
         )  # fmt: skip
-        if request.implicit_int8 is not None and program.config.prefix_length:
-            raise InputError(
-                f"{program.folder} starts from a prefix, and implicit INT8 measures prompts on an empty cache; take "
-                "--recipe int8-smoothquant"
-            )
         plan = plan_build(program, request.out, tensorrt, limits, request.options)
         cache = Path(folder) / CALIBRATION_CACHE
         calibrator = _calibrator(tensorrt, plan, request.implicit_int8, cache) if request.implicit_int8 else None

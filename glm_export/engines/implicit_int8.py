@@ -46,13 +46,18 @@ def require_float_program(program: OnnxProgram, tensorrt: TensorRT) -> None:
     """See that a program can be quantized implicitly.
 
     Raises:
-        InputError: this version has no implicit INT8, the program is quantized already, or its cache is static.
+        InputError: this version has no implicit INT8, the program is quantized already, its cache is static, or it starts
+            from a prefix.
     """
     require_implicit(tensorrt)
     if program.recipe is not None:
         raise InputError(f"{program.folder} is quantized by {program.recipe} already; leave --implicit-int8 out")
     if program.signature.cache is not Cache.GROWING:
         raise InputError(f"implicit INT8 needs a program of dialect portable, {program.folder} is {program.dialect}")
+    if program.config.prefix_length:
+        raise InputError(
+            f"{program.folder} starts from a prefix, and implicit INT8 measures prompts on an empty cache; take a recipe"
+        )
 
 
 def cache_version(version: str) -> str:

@@ -246,6 +246,11 @@ def test_feeds_have_the_dtypes_the_engine_takes(family: str, integers: type) -> 
         assert mask.tolist() == [[1, 1, 1, 1]]
 
 
+def begun(program: OnnxProgram) -> OnnxProgram:
+    """The same, behind a prefix."""
+    return replace(program, config=replace(program.config, prefix_length=8))
+
+
 @pytest.mark.parametrize(
     ("program", "tensorrt", "message"),
     [
@@ -253,6 +258,7 @@ def test_feeds_have_the_dtypes_the_engine_takes(family: str, integers: type) -> 
         (program_of("chatglm2"), runtime("11.4"), r"tensorrt 11\.4 has no implicit INT8"),
         (program_of("chatglm2", recipe="int8-static"), None, "quantized by int8-static already"),
         (program_of("chatglm2", Cache.STATIC), None, "needs a program of dialect portable, program is tensorrt"),
+        (begun(program_of("chatglm2")), None, "program starts from a prefix, .* on an empty cache; take a recipe"),
         (program_of("chatglm2"), None, None),
     ],
 )
