@@ -46,8 +46,8 @@ def require_float_program(program: OnnxProgram, tensorrt: TensorRT) -> None:
     """See that a program can be quantized implicitly.
 
     Raises:
-        InputError: this version has no implicit INT8, the program is quantized already, its cache is static, or it starts
-            from a prefix.
+        InputError: this version has no implicit INT8, the program is quantized already, its cache is static, or it
+            starts from a prefix.
     """
     require_implicit(tensorrt)
     if program.recipe is not None:
@@ -56,7 +56,7 @@ def require_float_program(program: OnnxProgram, tensorrt: TensorRT) -> None:
         raise InputError(f"implicit INT8 needs a program of dialect portable, {program.folder} is {program.dialect}")
     if program.config.prefix_length:
         raise InputError(
-            f"{program.folder} starts from a prefix, and implicit INT8 measures prompts on an empty cache; take a recipe"
+            f"{program.folder} starts from a prefix, and implicit INT8 measures on an empty cache; take a recipe"
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -258,7 +259,7 @@ def begun(program: OnnxProgram) -> OnnxProgram:
         (program_of("chatglm2"), runtime("11.4"), r"tensorrt 11\.4 has no implicit INT8"),
         (program_of("chatglm2", recipe="int8-static"), None, "quantized by int8-static already"),
         (program_of("chatglm2", Cache.STATIC), None, "needs a program of dialect portable, program is tensorrt"),
-        (begun(program_of("chatglm2")), None, "program starts from a prefix, .* on an empty cache; take a recipe"),
+        (begun(program_of("chatglm2")), None, r"program starts from a prefix, .* on an empty cache; take a recipe"),
         (program_of("chatglm2"), None, None),
     ],
 )

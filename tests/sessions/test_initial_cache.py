@@ -104,7 +104,8 @@ def test_golden_logits_everywhere(name: str, exported: Export) -> None:
 @pytest.mark.parametrize("name", FULL)
 def test_greedy_ids_everywhere(name: str, exported: Export) -> None:
     """A padded batch and each row alone; what is expected comes from no cache that grows."""
-    checkpoint, expected = api.open_checkpoint(folder(name)), []
+    checkpoint = api.open_checkpoint(folder(name))
+    expected: list[list[int]] = []
     for session in sessions(name, exported):
         with session:
             prompts = prompts_of(session, name)
