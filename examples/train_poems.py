@@ -113,7 +113,9 @@ def save(model: Decoder, values: dict[str, object], tokenizer: bytes, out: Path)
     )
     (out / "config.json").write_text(json.dumps(values, indent=2) + "\n")
     (out / "tokenizer.model").write_bytes(tokenizer)
-    (out / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "ChatGLMTokenizer"}, indent=2) + "\n")
+    # The published name tells ChatGLM2 from ChatGLM3, whose numbers are the same and whose prompts are not.
+    told = {"name_or_path": "THUDM/chatglm2-6b", "tokenizer_class": "ChatGLMTokenizer"}
+    (out / "tokenizer_config.json").write_text(json.dumps(told, indent=2) + "\n")
 
 
 def main() -> None:
