@@ -11,17 +11,18 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from glm_export import families
-from glm_export.checkpoints.adapters.open import Adapter, adapted, open_adapter, parse_adapter
+from glm_export.checkpoints.adapters.open import CONFIG as ADAPTER_CONFIG, Adapter, adapted, open_adapter, parse_adapter
 from glm_export.checkpoints.audit import problems
 from glm_export.checkpoints.folder_files import folder_files, with_generation_config
 from glm_export.checkpoints.formats import is_mappable, open_weights
 from glm_export.checkpoints.identity import CheckpointIdentity
-from glm_export.checkpoints.prefix import KeyValue, PrefixEncoder, missing_prefix, prefix_inside
+from glm_export.checkpoints.prefix import KeyValue, PrefixEncoder, missing_prefix, open_prefix, prefix_inside
 from glm_export.checkpoints.quantized.find import find_quantized
 from glm_export.checkpoints.sources import TensorSource
 from glm_export.checkpoints.stored_names import official_names
@@ -76,6 +77,8 @@ class Checkpoint:
         """What tells this checkpoint from another."""
         beside = tuple(path for adapter in self.adapters for path in adapter.files)
         weights = tuple(adapter.weight for adapter in self.adapters)
+        if self._has_prefix_beside and self.prefix is not None:
+            beside, weights = (*beside, self.prefix.folder / "config.json", *self.prefix.files), (*weights, 1.0)
         return CheckpointIdentity(
             config=self.folder / "config.json", weights=tuple(self.files), adapters=beside, adapter_weights=weights
         )
@@ -111,6 +114,18 @@ class Checkpoint:
         if lacking:
             raise CheckpointError(lacking)
         return None if self.prefix is None else self.prefix.initial_cache(self.config)
+
+    @property
+    def added(self) -> list[dict[str, Any]]:
+        """What was merged or begins every cache, and lies in a folder of its own: name, base and weight of each."""
+        records = [adapter.to_json() for adapter in self.adapters]
+        if self._has_prefix_beside and self.prefix is not None:
+            records.append({"name": self.prefix.folder.absolute().name, "base": "", "weight": 1.0})
+        return records
+
+    @property
+    def _has_prefix_beside(self) -> bool:
+        return self.prefix is not None and self.prefix.folder != self.folder
 
     def tensor(self, name: str, dtype: torch.dtype | None = None, *, spooled: bool = False) -> Tensor:
         """One official tensor: memory-mapped where it is stored as it is, else computed in float32.
@@ -172,6 +187,27 @@ class Checkpoint:
         return self.identity.hashes(advance)
 
 
+def _prefix_folder(given: Sequence[tuple[Path, float]]) -> Path | None:
+    """The P-Tuning folder among adapters: one without PEFT's config.
+
+    Raises:
+        InputError: there are several, or it has a weight.
+    """
+    found = [
+        (path, weight)
+        for path, weight in given
+        if not (path / ADAPTER_CONFIG).is_file() and (path / "config.json").is_file()
+    ]
+    if not found:
+        return None
+    path, weight = found[0]
+    if len(found) > 1:
+        raise InputError(f"{path} and {found[1][0]} are both P-Tuning prefixes, and a cache begins with one; give one")
+    if weight != 1:
+        raise InputError(f"{path} is a P-Tuning prefix, which no weight applies to; leave it out")
+    return path
+
+
 def open_checkpoint(
     folder: Path, family: str | None = None, adapters: Sequence[str | Path | tuple[str | Path, float]] = ()
 ) -> Checkpoint:
@@ -180,7 +216,8 @@ def open_checkpoint(
     Args:
         folder: holds ``config.json`` and the weight files.
         family: overrules what ``config.json`` says.
-        adapters: folders that PEFT saved, each alone, as ``DIR=WEIGHT`` or with its weight beside it.
+        adapters: folders that PEFT saved, each alone, as ``DIR=WEIGHT`` or with its weight beside it; and at most one
+            that holds a P-Tuning prefix.
 
     Raises:
         InputError: no such folder.
@@ -198,13 +235,19 @@ def open_checkpoint(
     names = official_names({path: open_weights(path) for path in read.files}, module.weight_map(config))
     found = find_quantized(names.tensors, module.weight_map(config), folder, values)
     tied = settle_ties(config, module.weight_map(config), found.sources)
-    opened = [open_adapter(*parse_adapter(adapter), module.weight_map(tied.config)) for adapter in adapters]
+    given = [parse_adapter(adapter) for adapter in adapters]
+    beside = _prefix_folder(given)
+    opened = [open_adapter(*each, module.weight_map(tied.config)) for each in given if each[0] != beside]
     changed = adapted(tied.config, module.weight_map(tied.config), tied.sources, opened)
     prefix, told = prefix_inside(folder, changed.config, changed.sources)
+    settled = changed.config
+    if beside is not None:
+        added = open_prefix(beside, settled)
+        prefix, settled, told = added.prefix, added.config, added.notes
     return Checkpoint(
         folder=folder,
-        config=changed.config,
-        weight_map=module.weight_map(changed.config),
+        config=settled,
+        weight_map=module.weight_map(settled),
         family=module,
         read=read,
         sources=changed.sources,

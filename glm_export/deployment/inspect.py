@@ -46,7 +46,7 @@ def checkpoint_facts(checkpoint: Checkpoint) -> dict[str, Any]:
         "kind": "checkpoint",
         "folder": str(checkpoint.folder),
         **config_facts(checkpoint.config),
-        "adapters": [adapter.to_json() for adapter in checkpoint.adapters],
+        "adapters": checkpoint.added,
         "weight_files": [path.name for path in checkpoint.files],
         "weights_told_by": checkpoint.read.told_by,
         "lying_beside_unread": list(checkpoint.read.unread),

@@ -163,7 +163,7 @@ def _manifest(
         "format": MANIFEST_FORMAT,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "checkpoint": checkpoint.identity.name,
-        "adapters": [adapter.to_json() for adapter in checkpoint.adapters],
+        "adapters": checkpoint.added,
         "source_sha256": written.hashes,
         "seconds": written.seconds,
         "config": checkpoint.config.to_json(),

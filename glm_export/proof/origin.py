@@ -48,7 +48,7 @@ def require_same_checkpoint(program: OnnxProgram, checkpoint: Checkpoint) -> Non
         InputError: naming what differs.
     """
     recorded = [adapter["name"] for adapter in program.manifest.get("adapters", [])]
-    given = [adapter.folder.absolute().name for adapter in checkpoint.adapters]
+    given = [record["name"] for record in checkpoint.added]
     if recorded != given:
         raise InputError(
             f"{program.folder} was exported with {_adapters(recorded)}, and {checkpoint.folder} was given with "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from glm_export.sessions.session import Session
 from glm_export.sessions.torch import load_reference
 from tests.helpers.golden_data import BOUND, difference
 from tests.helpers.golden_folders import folder, golden_of, logits_of
+from tests.helpers.tiny import write_checkpoint
 
 CAUSAL = ("tf5_glm4", "tf5_glm4_yarn", "moe_fused_tf5", "native_tied_cfg_lmhead_differs")
 ADAPTERS = ("lora_plain", "lora_rs", "lora_dora", "lora_mts")
@@ -93,3 +95,29 @@ def test_control_of_official_integers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(RowwiseIntegers, "integer_rows", exchanged)
     with api.load_session(folder("int4_chatglm2")) as session:
         assert difference(logits_of(session, input_ids), logits) > 100 * BOUND
+
+
+def test_a_prefix_beside_its_base(tmp_path: Path) -> None:
+    """As in the folder that holds both; its weights are the base's, without the prefix."""
+    whole, alone = folder("ptuning_full_chatglm2"), folder("ptuning_only_chatglm2")
+    tensors = torch.load(whole / "pytorch_model.bin", weights_only=True)
+    values = json.loads((whole / "config.json").read_text()) | {"pre_seq_len": None}
+    base = write_checkpoint(
+        tmp_path / "base", values, {name: t for name, t in tensors.items() if "prefix_encoder" not in name}
+    )
+    (one, expected) = (api.open_checkpoint(base, adapters=[alone]), api.open_checkpoint(whole))
+    assert one.config == expected.config
+    assert one.initial_cache is not None
+    assert expected.initial_cache is not None
+    for found, other in zip(one.initial_cache, expected.initial_cache, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(found, other, strict=True))
+    program = api.export(one, tmp_path / "program")
+    assert [record["name"] for record in program.manifest["adapters"]] == ["ptuning_only_chatglm2"]
+    assert api.check(program, one).passed
+    with pytest.raises(InputError, match="exported with adapters ptuning_only_chatglm2"):
+        api.check(program, base)
+    assert one.identity.fingerprint() != api.open_checkpoint(base).identity.fingerprint()
+    with pytest.raises(InputError, match="give one"):
+        api.open_checkpoint(base, adapters=[alone, folder("ptuning_only_chatglm")])
+    with pytest.raises(InputError, match="no weight applies"):
+        api.open_checkpoint(base, adapters=[(alone, 0.5)])
