@@ -203,8 +203,10 @@ def test_of_another_model(base: Path, write: Write, tmp_path: Path) -> None:
         open_checkpoint(other, adapters=[write()])
     with pytest.raises(CheckpointError, match="another model"):
         open_checkpoint(folder("lora_base"), adapters=[write("again")])
-    with pytest.raises(InputError, match=r"holds no adapter_config\.json"):
+    with pytest.raises(CheckpointError, match="a whole model"):
         open_checkpoint(base, adapters=[base])
+    with pytest.raises(InputError, match=r"holds no adapter_config\.json"):
+        open_checkpoint(base, adapters=[tmp_path])
 
 
 def test_how_an_adapter_is_given(tmp_path: Path) -> None:
