@@ -35,11 +35,11 @@ class SmoothedWeights:
         for part in self.checkpoint.parts(self._rules[name]):
             yield self._smoothed(name, part)
 
-    def parameter(self, name: str) -> Tensor:
-        """One parameter whole."""
+    def parameter(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
+        """One parameter whole; what a checkpoint works out and nothing smooths is rounded to the dtype."""
         if name in self._multiplied or name in self._divided:
             return next(self.parts(name))
-        return self.checkpoint.parameter(self._rules[name])
+        return self.checkpoint.parameter(self._rules[name], dtype)
 
     def streamed(self, name: str, dtype: torch.dtype | None) -> Iterator[Tensor]:
         """As :meth:`parts`, for parts that are let go one by one: large ones that are worked out lie in a file."""

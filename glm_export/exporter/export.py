@@ -25,6 +25,7 @@ from glm_export.artifacts.initial_cache import InitialCache, write_initial_cache
 from glm_export.artifacts.manifest import MANIFEST, MANIFEST_FORMAT, package_versions, write_json
 from glm_export.artifacts.output_folder import require_writable, whole_folder
 from glm_export.artifacts.program import MODEL, WEIGHTS, OnnxProgram, load_program
+from glm_export.calibration.keep import KEPT, kept_sizes
 from glm_export.calibration.quantization import Quantization
 from glm_export.calibration.smoothed_weights import SmoothedWeights
 from glm_export.checkpoints.checkpoint import Checkpoint
@@ -135,7 +136,7 @@ def export(
     ranges = open_ranges(options.ranges)
     if ranges is not None:
         ranges.require_checkpoint(checkpoint.identity)
-    target = resolve_options(checkpoint.config, options, ranges=ranges)
+    target = resolve_options(checkpoint, options, ranges=ranges)
     require_writable(out, force=force)
     checkpoint.audit()
     initial = checkpoint.initial_cache
@@ -159,6 +160,7 @@ def export(
 def _manifest(
     checkpoint: Checkpoint, folder: Path, plan: ExportPlan, target: ResolvedOptions, written: _Written
 ) -> dict[str, Any]:
+    recipe = target.recipe
     return {
         "format": MANIFEST_FORMAT,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -171,7 +173,8 @@ def _manifest(
         "opset": target.dialect.opset,
         "dtype": target.dtype,
         "logits": target.logits,
-        "recipe": target.recipe.name if target.recipe else None,
+        "recipe": recipe.name if recipe else None,
+        **({KEPT: kept_sizes(recipe)} if recipe and recipe.rounding == KEPT else {}),
         "left_in_float": dict(target.quantization.excluded) if target.quantization else {},
         FLOAT32_REGIONS: written.float32_regions,
         "parameters": plan.parameters,

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from glm_export.calibration import recipes
+from glm_export.calibration.keep import KEEP, keep
 from glm_export.errors import InputError
 from glm_export.graphs import dialects
+from glm_export.spec.config import GlmConfig
 from glm_export.spec.dtypes import DTYPES
 from glm_export.spec.option import described, flag, listed, merged, require_known, takes
 from glm_export.spec.signature import LOGITS_KINDS, Cache, Signature, decoder_signature
@@ -18,8 +20,8 @@ if TYPE_CHECKING:  # the command line reads the options without loading torch
     from glm_export.calibration.quantization import Quantization
     from glm_export.calibration.ranges import Ranges
     from glm_export.calibration.recipe import Recipe
+    from glm_export.checkpoints.checkpoint import Checkpoint
     from glm_export.graphs.dialect import Dialect
-    from glm_export.spec.config import GlmConfig
 
 # What a static cache holds unless told otherwise: a 128k context would reserve gigabytes nobody asked for.
 MAX_LENGTH = 4096
@@ -45,7 +47,11 @@ class ExportOptions:
     dialect: str = field(default=dialects.CANONICAL, metadata=described("Target.", choices=dialects.names))
     dtype: str = field(default="float32", metadata=described("Of weights and cache.", choices=DTYPES))
     recipe: str | None = field(
-        default=None, metadata=described("Quantize; `glm-export recipes` lists them.", choices=recipes.names)
+        default=None,
+        metadata=described(
+            "Quantize; `glm-export recipes` lists them. keep: as a quantized source is.",
+            choices=lambda: [*recipes.names(), KEEP],
+        ),
     )
     ranges: Path | str | Ranges | None = field(
         default=None, metadata=described("What `calibrate` measured: recipes that need it, and safe float16.")
@@ -96,14 +102,14 @@ def open_ranges(source: Path | str | Ranges | None) -> Ranges | None:
 
 @takes(ExportOptions)
 def resolve_options(
-    config: GlmConfig, options: ExportOptions | None = None, **keywords: Unpack[ExportKeywords]
+    source: Checkpoint | GlmConfig, options: ExportOptions | None = None, **keywords: Unpack[ExportKeywords]
 ) -> ResolvedOptions:
     """Fill in what was left open, and refuse what does not go together.
 
     A static cache holds the model's context unless told otherwise, at most :data:`MAX_LENGTH`.
 
     Args:
-        config: the checkpoint's.
+        source: the checkpoint; where the recipe is not ``keep``, its config says enough.
         options: what is asked for; None is the defaults.
         **keywords: options, in place of those.
 
@@ -111,6 +117,7 @@ def resolve_options(
         InputError: an option is unknown, or does not fit the others.
     """
     options = merged(ExportOptions, options, keywords)
+    config = source if isinstance(source, GlmConfig) else source.config
     dtype, ranges = options.dtype, open_ranges(options.ranges)
     dialect = dialects.load(options.dialect)
     require_known(options, "dtype", "logits")
@@ -121,7 +128,7 @@ def resolve_options(
     length, least = options.max_length or min(MAX_LENGTH, config.max_columns), config.prefix_length
     if not least < length <= config.max_columns:
         raise InputError(f"{option} must be {least + 1} to {config.max_columns}, the model's context; found {length}")
-    quantization = _quantization(options.recipe, options, ranges) if options.recipe is not None else None
+    quantization = _quantization(source, options.recipe, options, ranges) if options.recipe is not None else None
     signature = decoder_signature(
         config, dtype=dtype, logits=logits, cache=cache, max_length=length,
         cache_dtype="int8" if quantization is not None and quantization.kv_scales else None,
@@ -137,10 +144,17 @@ def dialects_of(recipe: Recipe) -> list[str]:
     return [dialect.name for dialect in dialects.every() if recipe.fits(dialect.can)]
 
 
-def _quantization(name: str, options: ExportOptions, ranges: Ranges | None) -> Quantization:
+def _quantization(
+    source: Checkpoint | GlmConfig, name: str, options: ExportOptions, ranges: Ranges | None
+) -> Quantization:
     from glm_export.calibration.quantization import Quantization
 
-    recipe = recipes.load(name)
+    kept = None
+    if name == KEEP:
+        if isinstance(source, GlmConfig):
+            raise InputError(f"--recipe {KEEP} needs the checkpoint whose integers are kept; found its config alone")
+        kept = keep(source, options.excluded)
+    recipe = kept.recipe if kept is not None else recipes.load(name)
     can = dialects.load(options.dialect).can
     for option, value, known in (
         ("dialect", options.dialect, dialects_of(recipe)),
@@ -149,6 +163,8 @@ def _quantization(name: str, options: ExportOptions, ranges: Ranges | None) -> Q
         if value not in known:
             raise InputError(f"recipe {name} needs --{option} {' or '.join(known)}; found {option} {value}")
     carried = recipe.carried_by(can)
+    if kept is not None:
+        return replace(kept, recipe=carried)
     if carried.needs == "nothing":
         return Quantization(recipe=carried, excluded=options.excluded or {})
     if ranges is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,14 +12,18 @@ import torch
 from glm_export.artifacts.output_folder import free_disk_for
 from glm_export.calibration.quantization import Quantization
 from glm_export.checkpoints.checkpoint import Checkpoint
+from glm_export.checkpoints.sources import PIECE_ELEMENTS, ComputedTensor
 from glm_export.exporter.trace import untied
 from glm_export.exporter.weight_layout import StoredTensor, plan_weights
 from glm_export.modeling import Decoder, building_in, linear_weights
 from glm_export.spec.dtypes import DTYPE_BYTES
+from glm_export.spec.weight_map import as_stored
 
 # What importing torch and tracing a decoder takes, whatever its size (measured, benchmarks/export).
 BASE_MEMORY_BYTES = 450 << 20
 GRAPH_BYTES_PER_LAYER = 64 << 10
+WORKING_PIECES = 4
+"""How many pieces of a computed tensor there are at once: codes, values, scales, the result."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +60,27 @@ def plan_export(checkpoint: Checkpoint, out: Path, dtype: str, quantization: Qua
         source_bytes=checkpoint.source_bytes,
         output_bytes=output,
         free_bytes=free,
-        memory_bytes=BASE_MEMORY_BYTES + tables + DTYPE_BYTES["float32"] * smoothed,
+        memory_bytes=BASE_MEMORY_BYTES
+        + tables
+        + DTYPE_BYTES["float32"] * smoothed
+        + computed_bytes(checkpoint, stored),
         stored=tuple(stored),
     )
+
+
+def computed_bytes(checkpoint: Checkpoint, stored: Sequence[StoredTensor]) -> int:
+    """Memory for what is worked out from several tensors: pieces, and the largest that its layout then copies.
+
+    The result itself lies in a file (:meth:`~glm_export.checkpoints.checkpoint.Checkpoint.parts`, ``spooled``).
+    """
+    dtypes = {entry.source: entry.dtype for entry in stored if entry.form is None}
+    copied = [0]
+    pieces = 0
+    for rule in checkpoint.weight_map.rules:
+        found = [checkpoint.sources.get(name) for name in rule.sources[: rule.each]]
+        if any(isinstance(source, ComputedTensor) for source in found):
+            pieces = WORKING_PIECES * PIECE_ELEMENTS * DTYPE_BYTES["float32"]
+            count = sum(math.prod(source.shape) for source in found if source is not None)
+            if rule.layout is not as_stored:
+                copied.append(count * DTYPE_BYTES[dtypes.get(rule.target, "float32")])
+    return max(copied) + pieces

@@ -40,8 +40,9 @@ def stored_blocks(
                 _check_finite(block, origin, tensor.dtype)
                 yield entries[0], block
         return
-    (weight_NK,) = parts(None)
-    given = rounded.given(entries[0].source, WeightFormats(form), weight_NK.shape[1]) if rounded is not None else None
+    formats = WeightFormats(form)
+    given = rounded.given(entries[0].source, formats, entries[0].columns) if rounded is not None else None
+    weight_NK = given.integers if given is not None else next(iter(parts(None)))
     for index, block in encode(form, weight_NK, given):
         if entries[index].name.endswith(SCALES):
             block = block.to(getattr(torch, entries[index].dtype))

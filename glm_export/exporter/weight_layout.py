@@ -25,6 +25,7 @@ class StoredTensor:
     """Where one tensor lies in the file; ``shape`` is as stored.
 
     ``source`` is the parameter it comes from, which with a ``form`` becomes several tensors, one after another.
+    ``columns``: of the parameter, its input channels.
     """
 
     name: str
@@ -35,6 +36,7 @@ class StoredTensor:
     length: int
     source: str
     form: WeightFormat | None = None
+    columns: int = 0
 
 
 def plan_weights(model: nn.Module, formats: Mapping[str, WeightFormats] | None = None) -> list[StoredTensor]:
@@ -70,7 +72,7 @@ def plan_weights(model: nn.Module, formats: Mapping[str, WeightFormats] | None =
             stored.append(
                 StoredTensor(
                     name=spec.name, dtype=spec.dtype, shape=spec.shape(), transposed=transposed, offset=offset,
-                    length=length, source=name, form=form,
+                    length=length, source=name, form=form, columns=tensor.shape[-1],
                 )
             )  # fmt: skip
     return stored

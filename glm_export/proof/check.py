@@ -8,6 +8,7 @@ import numpy as np
 
 from glm_export.artifacts.initial_cache import INITIAL_CACHE
 from glm_export.artifacts.program import OnnxProgram
+from glm_export.calibration.keep import KEPT
 from glm_export.calibration.quantization import Quantization
 from glm_export.checkpoints.checkpoint import Checkpoint
 from glm_export.errors import ComparisonFailedError, NonFiniteError
@@ -142,9 +143,9 @@ def candidate_not_finite(parity: ParityReport, candidate: Session) -> str | None
 
 
 def quantization_of(program: OnnxProgram) -> Quantization | None:
-    """What a program was quantized with; None where it was not."""
+    """What a program was quantized with; None where it was not, or where it keeps its source's own integers."""
     recipe = recipe_of(program)
-    if recipe is None:
+    if recipe is None or recipe.rounding == KEPT:
         return None
     quantization = Quantization.load(program.folder, recipe, program.manifest["left_in_float"])
     return replace(quantization, rounded=ProgramIntegers(program)) if recipe.rounding != "nearest" else quantization

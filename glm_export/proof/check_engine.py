@@ -113,7 +113,7 @@ def _reference(engine: Engine, against: Checkpoint | OnnxProgram, dtype: str) ->
         return OrtSession(against), "onnxruntime"
     require_same_checkpoint(engine.program, against)
     recipe = recipe_of(engine.program)
-    if recipe is not None and recipe.rounding != "nearest":
+    if recipe is not None and recipe.rounding == "gptq":
         raise InputError(
             f"the integers of {recipe.name} are in the exported folder {engine.folder} was built of; check against that"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from glm_export.calibration.quantize import fake_quantize
 from glm_export.calibration.simulate import simulate
 from glm_export.calibration.smoothed_weights import SmoothedWeights
 from glm_export.checkpoints.checkpoint import Checkpoint
+from glm_export.checkpoints.sources import ComputedTensor
 from glm_export.errors import EnvironmentMissingError
 from glm_export.inputs.feeds import Feeds
 from glm_export.machine.memory import available_memory
@@ -67,7 +69,9 @@ def load_reference(
         return weight.to(dtypes[name])
 
     names = [rule.target for rule in checkpoint.weight_map.rules]
-    model.load_state_dict({name: kept(name, smoothed.parameter(name)) for name in names}, assign=True)
+    plain = {name: dtype for name, dtype in dtypes.items() if name not in formats}
+    weights = {name: kept(name, smoothed.parameter(name, plain.get(name))) for name in names}
+    model.load_state_dict(weights, assign=True)
     if checkpoint.config.tied_head:
         # In a program the head is stored apart, and quantized in its own way.
         head = nn.Parameter(kept(HEAD, smoothed.linear(HEAD))) if HEAD in formats else model.embedding.weight
@@ -82,16 +86,34 @@ def require_memory(checkpoint: Checkpoint, dtype: str) -> None:
     """Weights in another dtype than the file's are copies; see whether they fit before the kernel kills the process.
 
     Raises:
-        EnvironmentMissingError: they do not; the message names the dtype that needs no copies.
+        EnvironmentMissingError: they do not; the message names the dtype that needs fewer copies.
     """
+    available, needed = available_memory(), copied_bytes(checkpoint, dtype)
+    if available is None or needed <= available:
+        return
     stored = checkpoint.config.stored_dtype
-    needed = 0 if stored == dtype else checkpoint.source_bytes * DTYPE_BYTES[dtype] // DTYPE_BYTES.get(stored, 2)
-    available = available_memory()
-    if available is not None and needed > available:
-        raise EnvironmentMissingError(
-            f"the PyTorch model in {dtype} needs {needed / 1e9:.1f} GB, and {available / 1e9:.1f} GB of memory are "
-            f"available; {stored} reads the weights in place (check --reference-dtype {stored})"
-        )
+    if stored == dtype:
+        way_out = "use a machine with more, or export and run the program"
+    elif copied_bytes(checkpoint, stored):
+        way_out = f"{stored} takes less (check --reference-dtype {stored})"
+    else:
+        way_out = f"{stored} reads the weights in place (check --reference-dtype {stored})"
+    raise EnvironmentMissingError(
+        f"the PyTorch model in {dtype} needs {needed / 1e9:.1f} GB, and {available / 1e9:.1f} GB of memory are "
+        f"available; {way_out}"
+    )
+
+
+def copied_bytes(checkpoint: Checkpoint, dtype: str) -> int:
+    """Memory that weights in ``dtype`` take: all but those stored in it, which stay mapped."""
+    wanted = getattr(torch, dtype)
+    held = (checkpoint.sources.get(name) for name in checkpoint.weight_map.expected)
+    copied = (source for source in held if source is not None)
+    return sum(
+        math.prod(source.shape) * DTYPE_BYTES[dtype]
+        for source in copied
+        if isinstance(source, ComputedTensor) or source.dtype != wanted
+    )
 
 
 class TorchCache(KvCache[Tensor]):

@@ -66,13 +66,13 @@ def export(
     require_writable(out, force=force)
     opened = api.open_checkpoint(checkpoint, family, adapters)
     chosen = ExportOptions(**options | {"ranges": open_ranges(options["ranges"])})
-    target = resolve_options(opened.config, chosen)
+    target = resolve_options(opened, chosen)
     if budget is not None:
         with ProgressBars(MESSAGES) as bars:
             mixed = api.exclude_layers(opened, target, budget, corpus, progress=bars)
         show_mixed_precision(MESSAGES, mixed)
         chosen = replace(chosen, excluded=mixed.excluded)
-        target = resolve_options(opened.config, chosen)
+        target = resolve_options(opened, chosen)
     show_plan(MESSAGES, opened, plan_export(opened, out, target.dtype, target.quantization), target)
     show_float16_risk(MESSAGES, target, measured=chosen.ranges is not None)
     with ProgressBars(MESSAGES) as bars:

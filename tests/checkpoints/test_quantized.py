@@ -17,33 +17,12 @@ from glm_export.checkpoints import sources
 from glm_export.checkpoints.checkpoint import Checkpoint
 from glm_export.checkpoints.quantized import awq, gptq
 from glm_export.errors import CheckpointError
-from tests.helpers.golden_data import GOLDEN
 from tests.helpers.golden_folders import folder
+from tests.helpers.quantized_layers import CONFIGS, LAYER, layer, written
 from tests.helpers.tiny import random_tensors, tiny_values, write_checkpoint
 
 Open = Callable[[Path], Checkpoint]
-QUANTIZED = GOLDEN / "quantized"
-CONFIGS: dict[str, dict[str, Any]] = json.loads((QUANTIZED / "configs.json").read_text())
-LAYER = "model.layers.0.mlp.gate_up_proj"
 ACTIVATIONS = {"ct_fp8_channel", "ct_w8a8", "bnb_int8"}
-
-
-def layer(case: str) -> tuple[dict[str, Tensor], Tensor]:
-    """One layer's tensors by what follows its name, and what the library makes of them, ``[224, 64]``."""
-    found = {
-        name.removeprefix(f"{case}/"): tensor
-        for name, tensor in load_file(QUANTIZED / "layers.safetensors").items()
-        if name.startswith(f"{case}/")
-    }
-    return found, found.pop("expected")
-
-
-def written(path: Path, tensors: dict[str, Tensor], config: dict[str, Any] | None) -> Path:
-    """A tiny GLM-4 with one layer's weight replaced."""
-    values = tiny_values("glm4", **({"quantization_config": config} if config is not None else {}))
-    held = random_tensors(values)
-    assert held.pop(f"{LAYER}.weight").shape == (224, 64)
-    return write_checkpoint(path, values, held | {f"{LAYER}.{name}": tensor for name, tensor in tensors.items()})
 
 
 @pytest.mark.parametrize("pieces", [1 << 22, 5 * 64], ids=["whole", "five rows at a time"])

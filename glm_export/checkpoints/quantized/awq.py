@@ -8,15 +8,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from glm_export.checkpoints.quantized.module import (
+    ZERO_POINTS,
     DequantizedTensor,
+    KeptForm,
     QuantizedModule,
     Scheme,
     group_of_columns,
+    in_order,
     unpacked,
 )
+from glm_export.checkpoints.sources import row_pieces
 from glm_export.spec.weight_map import Shape
 
 LABEL = "AWQ"
@@ -41,9 +46,23 @@ class InterleavedRows(DequantizedTensor):
 
     def rows(self, start: int, stop: int) -> Tensor:
         """``((integer - zero point) * scale)`` transposed."""
-        values_KN = _columns(self.words, start, stop).float()
-        values_KN.sub_(_columns(self.zero_words, start, stop).float()[self.group_of])
-        return values_KN.mul_(self.scales[:, start:stop].float()[self.group_of]).t()
+        values_Kn = _columns(self.words, start, stop).float()
+        values_Kn.sub_(_columns(self.zero_words, start, stop).float()[self.group_of])
+        return values_Kn.mul_(self.scales[:, start:stop].float()[self.group_of]).t()
+
+    def held(self) -> KeptForm | str:
+        """Only where every zero point is the middle."""
+        groups = len(self.scales)
+        if (_columns(self.zero_words, 0, self.shape[0]) != 1 << BITS - 1).any():
+            return ZERO_POINTS
+        return KeptForm(bits=BITS, group=in_order(self.group_of, groups) if groups > 1 else None)
+
+    def integers(self) -> tuple[Tensor, Tensor]:
+        """Counted from the middle."""
+        integers = torch.empty(self.shape, dtype=torch.int8)
+        for start, stop in row_pieces(self.shape):
+            integers[start:stop] = (_columns(self.words, start, stop) - (1 << BITS - 1)).t()
+        return integers, self.scales.float().t()
 
 
 def _columns(words: Tensor, start: int, stop: int) -> Tensor:

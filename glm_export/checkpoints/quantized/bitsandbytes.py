@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from glm_export.checkpoints.quantized.module import DequantizedTensor, QuantizedModule, Scheme
+from glm_export.checkpoints.quantized.module import DequantizedTensor, KeptForm, QuantizedModule, Scheme
 from glm_export.spec.weight_map import Shape
 
 LABEL = "bitsandbytes"
@@ -66,17 +66,25 @@ class CodedBlocks(DequantizedTensor):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class RowMaxima(DequantizedTensor):
-    """``integers`` int8 ``[N, K]``; each row's largest magnitude, which 127 stands for, float32 ``[N]``."""
+    """``stored`` int8 ``[N, K]``; each row's largest magnitude, which 127 stands for, float32 ``[N]``."""
 
     path: Path
     shape: Shape
     kind: str
-    integers: Tensor
+    stored: Tensor
     maxima: Tensor
 
     def rows(self, start: int, stop: int) -> Tensor:
         """``integer * maximum / 127``."""
-        return self.integers[start:stop] * self.maxima[start:stop, None].float() * INT8_STEP
+        return self.stored[start:stop] * self.maxima[start:stop, None].float() * INT8_STEP
+
+    def held(self) -> KeptForm:
+        """One scale a row."""
+        return KeptForm(bits=8)
+
+    def integers(self) -> tuple[Tensor, Tensor]:
+        """As stored; scales are 127ths of the maxima."""
+        return self.stored, self.maxima[:, None].float() * INT8_STEP
 
 
 def recognises(module: QuantizedModule) -> bool:
@@ -102,7 +110,7 @@ def _int8(module: QuantizedModule) -> RowMaxima:
     if integers.dtype is not torch.int8:
         raise module.refusal(f"should be int8 beside its SCB, found {integers.dtype}")
     maxima_N = module.tensor("SCB", module.shape[:1])
-    return RowMaxima(path=module.path, shape=module.shape, kind=f"int8 ({LABEL})", integers=integers, maxima=maxima_N)
+    return RowMaxima(path=module.path, shape=module.shape, kind=f"int8 ({LABEL})", stored=integers, maxima=maxima_N)
 
 
 def _coded(module: QuantizedModule) -> CodedBlocks:

@@ -16,15 +16,21 @@ from torch import Tensor
 
 from glm_export.checkpoints.quantized.block_fp8 import FLOAT8, ScaledBlocks
 from glm_export.checkpoints.quantized.module import (
+    ACT_ORDER,
+    KEPT_BITS,
     WORD_BITS,
+    ZERO_POINTS,
     DequantizedTensor,
+    KeptForm,
     QuantizationConfig,
     QuantizedModule,
     Scheme,
     group_of_columns,
+    in_order,
     packed_bits,
     unpacked,
 )
+from glm_export.checkpoints.sources import row_pieces
 from glm_export.spec.weight_map import Shape
 
 LABEL = "compressed-tensors"
@@ -51,17 +57,36 @@ class GroupedValues(DequantizedTensor):
 
     def rows(self, start: int, stop: int) -> Tensor:
         """``(value - zero point) * scale``."""
-        values_NK = self.integer_rows(start, stop).float()
+        values_nK = self.stored_rows(start, stop).float()
         if self.zeros is not None:
-            values_NK = values_NK - self._spread(self.zero_points(start, stop).float())
-        return values_NK * self._spread(self._of_rows(self.scales, start, stop).float())
+            values_nK = values_nK - self._spread(self.zero_points(start, stop).float())
+        return values_nK * self._spread(self._of_rows(self.scales, start, stop).float())
 
-    def integer_rows(self, start: int, stop: int) -> Tensor:
+    def stored_rows(self, start: int, stop: int) -> Tensor:
         """``[n, K]`` as they were before they were packed."""
         if self.values.dtype is not torch.int32:
             return self.values[start:stop]
-        unsigned_NK = unpacked(self.values[start:stop], self.bits).flatten(1)[:, : self.shape[1]]
-        return (unsigned_NK - (1 << self.bits - 1)).to(torch.int8)
+        unsigned_nK = unpacked(self.values[start:stop], self.bits).flatten(1)[:, : self.shape[1]]
+        return unsigned_nK - (1 << self.bits - 1)
+
+    def held(self) -> KeptForm | str:
+        """Integers of 4 or 8 bits in order, zero points of 0."""
+        rows, groups = self.shape[0], self.scales.shape[1]
+        size = in_order(self.group_of, groups)
+        if self.values.dtype in FLOAT8 or self.bits not in KEPT_BITS:
+            return f"is {self.kind}"
+        if size is None:
+            return ACT_ORDER
+        if self.zeros is not None and self.zero_points(0, rows).any():
+            return ZERO_POINTS
+        return KeptForm(bits=self.bits, group=size if groups > 1 else None)
+
+    def integers(self) -> tuple[Tensor, Tensor]:
+        """As they were before they were packed."""
+        integers = torch.empty(self.shape, dtype=torch.int8)
+        for start, stop in row_pieces(self.shape):
+            integers[start:stop] = self.stored_rows(start, stop)
+        return integers, self.scales.float().expand(self.shape[0], -1)
 
     def zero_points(self, start: int, stop: int) -> Tensor:
         """``[n, G]``; only where there are any."""

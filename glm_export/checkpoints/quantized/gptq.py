@@ -9,17 +9,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from glm_export.checkpoints.quantized.module import (
+    ACT_ORDER,
+    KEPT_BITS,
     WORD_BITS,
+    ZERO_POINTS,
     DequantizedTensor,
+    KeptForm,
     QuantizedModule,
     Scheme,
     group_of_columns,
+    in_order,
     packed_bits,
     unpacked,
 )
+from glm_export.checkpoints.sources import row_pieces
 from glm_export.errors import CheckpointError
 from glm_export.spec.weight_map import Shape
 
@@ -48,10 +55,9 @@ class PackedColumns(DequantizedTensor):
 
     def rows(self, start: int, stop: int) -> Tensor:
         """``(scale * (integer - zero point))`` transposed."""
-        integers_KN = self.unsigned_columns(start, stop)
-        zeros_GN = self.zero_points(start, stop).float()
-        values_KN = integers_KN.float().sub_(zeros_GN[self.group_of])
-        return values_KN.mul_(self.scales[:, start:stop].float()[self.group_of]).t()
+        values_Kn = self.unsigned_columns(start, stop).float()
+        values_Kn.sub_(self.zero_points(start, stop).float()[self.group_of])
+        return values_Kn.mul_(self.scales[:, start:stop].float()[self.group_of]).t()
 
     def unsigned_columns(self, start: int, stop: int) -> Tensor:
         """int32 ``[K, n]``."""
@@ -66,6 +72,26 @@ class PackedColumns(DequantizedTensor):
         ones = sum(1 << shift for shift in range(0, WORD_BITS, self.bits))
         zeros = unpacked(words + self.zero_offset * ones, self.bits).flatten(1)
         return zeros[:, start - first * a_word : stop - first * a_word]
+
+    def held(self) -> KeptForm | str:
+        """Groups in order, zero points in the middle, and 4 or 8 bits."""
+        groups = len(self.scales)
+        size = in_order(self.group_of, groups)
+        if self.bits not in KEPT_BITS:
+            return f"has {self.bits} bits"
+        if size is None:
+            return ACT_ORDER
+        if (self.zero_points(0, self.shape[0]) != 1 << self.bits - 1).any():
+            return ZERO_POINTS
+        return KeptForm(bits=self.bits, group=size if groups > 1 else None)
+
+    def integers(self) -> tuple[Tensor, Tensor]:
+        """Counted from the middle."""
+        integers = torch.empty(self.shape, dtype=torch.int8)
+        for start, stop in row_pieces(self.shape):
+            unsigned_Kn = self.unsigned_columns(start, stop)
+            integers[start:stop] = (unsigned_Kn - (1 << self.bits - 1)).t()
+        return integers, self.scales.float().t()
 
 
 def recognises(module: QuantizedModule) -> bool:

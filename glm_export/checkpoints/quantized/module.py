@@ -15,6 +15,8 @@ from glm_export.errors import CheckpointError
 from glm_export.spec.weight_map import Shape
 
 WORD_BITS = 32
+KEPT_BITS = (4, 8)
+"""Of integers that weight formats have."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,10 +82,29 @@ class QuantizedModule:
         return CheckpointError(f"{self.name}, a quantized weight {list(self.shape)}, {why}")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptForm:
+    """Integers counted from zero: how many bits they have, and how many neighbours share a scale (None: a row)."""
+
+    bits: int
+    group: int | None = None
+
+    def __str__(self) -> str:
+        return f"int{self.bits} with a scale for {'each row' if self.group is None else f'{self.group} neighbours'}"
+
+
 class DequantizedTensor(ComputedTensor):
     """A weight ``[N, K]`` whose values are worked out from integers or small floats."""
 
     __slots__ = ()
+
+    def held(self) -> KeptForm | str:
+        """The form of its integers, where a value is one times a scale; else what stands against that."""
+        return f"is {self.kind}, no integers times a scale"
+
+    def integers(self) -> tuple[Tensor, Tensor]:
+        """Integers int8 ``[N, K]`` counted from zero, and scales float32 ``[N, G]``; only where they are held."""
+        raise NotImplementedError(f"{self.kind} has no integers")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,3 +170,13 @@ def group_of_columns(module: QuantizedModule, groups: int, group_size: int | Non
             raise module.refusal(f"has {groups} groups of {columns} channels, which are none of {size}")
         size = columns // groups
     return torch.arange(columns) // size
+
+
+def in_order(group_of: Tensor, groups: int) -> int | None:
+    """Neighbours that share a scale, where channels lie in the order of their groups; else None."""
+    size = -(-len(group_of) // groups)
+    return size if torch.equal(group_of, torch.arange(len(group_of)) // size) else None
+
+
+ACT_ORDER = "has its input channels in another order than their groups (act-order)"
+ZERO_POINTS = "has zero points of its own (asymmetric)"

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from glm_export.checkpoints.quantized.module import DequantizedTensor, QuantizedModule, Scheme
+from glm_export.checkpoints.quantized.module import DequantizedTensor, KeptForm, QuantizedModule, Scheme
 from glm_export.spec.weight_map import Shape
 
 LABEL = "quantization_bit"
@@ -20,12 +20,12 @@ METHODS = ("quantization_bit",)
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class RowwiseIntegers(DequantizedTensor):
-    """``integers`` int8 ``[N, K]``, or ``[N, K / 2]`` with the first of two values in the high bits; scales ``[N]``."""
+    """``stored`` int8 ``[N, K]``, or ``[N, K / 2]`` with the first of two values in the high bits; scales ``[N]``."""
 
     path: Path
     shape: Shape
     kind: str
-    integers: Tensor
+    stored: Tensor
     scales: Tensor
     bits: int
 
@@ -35,8 +35,16 @@ class RowwiseIntegers(DequantizedTensor):
 
     def integer_rows(self, start: int, stop: int) -> Tensor:
         """int8 ``[n, K]``."""
-        stored = self.integers[start:stop]
-        return stored if self.bits == 8 else torch.stack((stored >> 4, (stored << 4) >> 4), dim=-1).flatten(1)
+        packed = self.stored[start:stop]
+        return packed if self.bits == 8 else torch.stack((packed >> 4, (packed << 4) >> 4), dim=-1).flatten(1)
+
+    def held(self) -> KeptForm:
+        """One scale a row."""
+        return KeptForm(bits=self.bits)
+
+    def integers(self) -> tuple[Tensor, Tensor]:
+        """As stored."""
+        return self.integer_rows(0, self.shape[0]), self.scales[:, None].float()
 
 
 def recognises(module: QuantizedModule) -> bool:
@@ -61,7 +69,7 @@ def dequantized(module: QuantizedModule) -> RowwiseIntegers:
         path=module.path,
         shape=module.shape,
         kind=f"int{bits} ({LABEL})",
-        integers=integers,
+        stored=integers,
         scales=module.tensor("weight_scale", (rows,)),
         bits=bits,
     )
