@@ -31,9 +31,10 @@ class QuantizedRows:
 def _(form: BlockWeights, weight_NK: Tensor, given: PrequantizedWeight | None = None) -> Iterator[tuple[int, Tensor]]:
     """Integers as they are made; scales and zero points, small beside them, when all rows are through."""
     if given is not None:
-        rows = packed_rows(given, form)
-        yield 0, rows.packed
-        yield 1, rows.scales
+        pieces = row_blocks(given.integers)
+        for integers, scales_nC in zip(pieces, given.scales.split(len(pieces[0])), strict=True):
+            yield 0, packed_rows(PrequantizedWeight(integers=integers, scales=scales_nC), form).packed
+        yield 1, given.scales
         return
     scales, zero_points = [], []
     for piece in row_blocks(weight_NK):

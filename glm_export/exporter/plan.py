@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from glm_export.artifacts.output_folder import free_disk_for
+from glm_export.calibration.keep import KEPT
 from glm_export.calibration.quantization import Quantization
 from glm_export.checkpoints.checkpoint import Checkpoint
 from glm_export.checkpoints.sources import PIECE_ELEMENTS, ComputedTensor
@@ -54,6 +55,7 @@ def plan_export(checkpoint: Checkpoint, out: Path, dtype: str, quantization: Qua
     # A weight that smoothing changes is held in float32 while it is written.
     changed = quantization.smoothing.keys() | quantization.folded(config).keys() if quantization else set()
     smoothed = max((p.numel() for name, p in model.named_parameters() if name in changed), default=0)
+    kept = quantization is not None and quantization.recipe.rounding == KEPT
     return ExportPlan(
         parameters=sum(p.numel() for p in Decoder.parameters(model))
         - (model.head.weight.numel() if config.tied_head else 0),
@@ -63,24 +65,26 @@ def plan_export(checkpoint: Checkpoint, out: Path, dtype: str, quantization: Qua
         memory_bytes=BASE_MEMORY_BYTES
         + tables
         + DTYPE_BYTES["float32"] * smoothed
-        + computed_bytes(checkpoint, stored),
+        + computed_bytes(checkpoint, stored, kept=kept),
         stored=tuple(stored),
     )
 
 
-def computed_bytes(checkpoint: Checkpoint, stored: Sequence[StoredTensor]) -> int:
+def computed_bytes(checkpoint: Checkpoint, stored: Sequence[StoredTensor], *, kept: bool) -> int:
     """Memory for what is worked out from several tensors: pieces, and the largest that its layout then copies.
 
-    The result itself lies in a file (:meth:`~glm_export.checkpoints.checkpoint.Checkpoint.parts`, ``spooled``).
+    The result itself lies in a file (:meth:`~glm_export.checkpoints.checkpoint.Checkpoint.parts`, ``spooled``), but
+    for integers of 8 bits that are ``kept``.
     """
     dtypes = {entry.source: entry.dtype for entry in stored if entry.form is None}
-    copied = [0]
-    pieces = 0
+    held, pieces = [0], 0
     for rule in checkpoint.weight_map.rules:
         found = [checkpoint.sources.get(name) for name in rule.sources[: rule.each]]
         if any(isinstance(source, ComputedTensor) for source in found):
             pieces = WORKING_PIECES * PIECE_ELEMENTS * DTYPE_BYTES["float32"]
             count = sum(math.prod(source.shape) for source in found if source is not None)
-            if rule.layout is not as_stored:
-                copied.append(count * DTYPE_BYTES[dtypes.get(rule.target, "float32")])
-    return max(copied) + pieces
+            integers = kept and rule.target not in dtypes
+            copies = integers + (rule.layout is not as_stored)
+            each = 1 if integers else DTYPE_BYTES[dtypes.get(rule.target, "float32")]
+            held.append(copies * count * each)
+    return max(held) + pieces

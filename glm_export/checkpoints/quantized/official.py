@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from glm_export.checkpoints.quantized.module import DequantizedTensor, KeptForm, QuantizedModule, Scheme
+from glm_export.checkpoints.sources import row_pieces
 from glm_export.spec.weight_map import Shape
 
 LABEL = "quantization_bit"
@@ -43,8 +44,11 @@ class RowwiseIntegers(DequantizedTensor):
         return KeptForm(bits=self.bits)
 
     def integers(self) -> tuple[Tensor, Tensor]:
-        """As stored."""
-        return self.integer_rows(0, self.shape[0]), self.scales[:, None].float()
+        """As stored, unpacked."""
+        integers = torch.empty(self.shape, dtype=torch.int8)
+        for start, stop in row_pieces(self.shape):
+            integers[start:stop] = self.integer_rows(start, stop)
+        return integers, self.scales[:, None].float()
 
 
 def recognises(module: QuantizedModule) -> bool:
