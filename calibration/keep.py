@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from glm_export.calibration.quantization import Quantization
 from glm_export.calibration.recipe import Recipe
+from glm_export.calibration.recipes import KEEP
 from glm_export.errors import InputError
 from glm_export.spec.weight_formats import BLOCKS, BlockWeights, QdqWeights, WeightFormat, WeightFormats
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:  # options are read without torch
     from glm_export.checkpoints.quantized.module import KeptForm
     from glm_export.spec.weight_map import WeightRule
 
-KEEP = "keep"
 KEPT = "kept"
 """How such a recipe rounds; and the manifest's key for its sizes."""
 ROW_BLOCK = 128

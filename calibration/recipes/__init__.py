@@ -8,6 +8,9 @@ from pkgutil import iter_modules
 from glm_export.calibration.recipe import Recipe
 from glm_export.errors import InputError
 
+KEEP = "keep"
+"""The recipe a quantized source brings along (``calibration/keep.py``), which has no file here."""
+
 
 def names() -> list[str]:
     """Every recipe that has a file here."""

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from glm_export.calibration import recipes
-from glm_export.calibration.keep import KEEP, keep
 from glm_export.errors import InputError
 from glm_export.graphs import dialects
 from glm_export.spec.config import GlmConfig
@@ -50,7 +49,7 @@ class ExportOptions:
         default=None,
         metadata=described(
             "Quantize; `glm-export recipes` lists them. keep: as a quantized source is.",
-            choices=lambda: [*recipes.names(), KEEP],
+            choices=lambda: [*recipes.names(), recipes.KEEP],
         ),
     )
     ranges: Path | str | Ranges | None = field(
@@ -150,9 +149,14 @@ def _quantization(
     from glm_export.calibration.quantization import Quantization
 
     kept = None
-    if name == KEEP:
+    if name == recipes.KEEP:
+        # Imported when asked for: options are read without numpy.
+        from glm_export.calibration.keep import keep
+
         if isinstance(source, GlmConfig):
-            raise InputError(f"--recipe {KEEP} needs the checkpoint whose integers are kept; found its config alone")
+            raise InputError(
+                f"--recipe {recipes.KEEP} needs the checkpoint whose integers are kept; found its config alone"
+            )
         kept = keep(source, options.excluded)
     recipe = kept.recipe if kept is not None else recipes.load(name)
     can = dialects.load(options.dialect).can

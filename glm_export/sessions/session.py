@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from glm_export.artifacts.initial_cache import InitialCache
 from glm_export.artifacts.program import OnnxProgram
 from glm_export.calibration import recipes
-from glm_export.calibration.keep import KEEP, recipe_kept
+from glm_export.calibration.keep import recipe_kept
 from glm_export.calibration.quantization import kv_scales
 from glm_export.calibration.recipe import Recipe
 from glm_export.errors import InputError
@@ -60,7 +60,7 @@ def recipe_of(program: OnnxProgram) -> Recipe | None:
     """A program's recipe in the formats of its dialect; None where it is not quantized."""
     if program.recipe is None:
         return None
-    recipe = recipe_kept(program.manifest) if program.recipe == KEEP else recipes.load(program.recipe)
+    recipe = recipe_kept(program.manifest) if program.recipe == recipes.KEEP else recipes.load(program.recipe)
     return recipe.carried_by(dialects.load(program.dialect).can)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from glm_export import api
 from glm_export.artifacts.program import OnnxProgram
-from glm_export.calibration.keep import KEEP
+from glm_export.calibration.recipes import KEEP
 from glm_export.checkpoints.checkpoint import Checkpoint
 from glm_export.checkpoints.quantized.official import RowwiseIntegers
 from glm_export.errors import InputError
