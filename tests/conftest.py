@@ -8,12 +8,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from glm_export import api
 from glm_export.artifacts.program import OnnxProgram
 from glm_export.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from tests.helpers.golden_data import CAUSAL, Golden
 from tests.helpers.walked import tracing_once
+
+# Neither an example nor the making of one may lose a race on a busy machine.
+settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("suite")
 
 # Several processes share the cores already; PyTorch's own threads would wait for each other.
 if "PYTEST_XDIST_WORKER" in os.environ:

@@ -65,7 +65,7 @@ def _hints(checkpoint: Checkpoint, unexpected: list[str]) -> Iterable[str]:
     if any(name.split(".")[0] in ("score", "classifier") for name in unexpected):
         yield "This is a classifier; language models, with a head over the vocabulary, are what can be exported"
     sources = {rule.target: rule.sources[0] for rule in checkpoint.weight_map.rules}
-    vocab, key = checkpoint.config.vocab_size, checkpoint.vocab_key
+    vocab, key = checkpoint.config.vocab_size, getattr(checkpoint.family, "VOCAB_KEY", "vocab_size")
     rows = {
         checkpoint.sources[name].shape[0]
         for name in {sources[EMBEDDING], sources[HEAD]}

@@ -27,7 +27,7 @@ from glm_export.checkpoints.quantized.find import find_quantized
 from glm_export.checkpoints.sources import TensorSource
 from glm_export.checkpoints.stored_names import official_names
 from glm_export.checkpoints.ties import settle_ties
-from glm_export.checkpoints.weight_files import WeightFiles, weight_files
+from glm_export.checkpoints.weight_files import WEIGHT_FORMS, WeightFiles, weight_files
 from glm_export.errors import CheckpointError, ConfigError, InputError
 from glm_export.model_folder import read_json
 from glm_export.spec.config import GlmConfig
@@ -53,7 +53,6 @@ class Checkpoint:
     adapters: tuple[Adapter, ...] = ()
     prefix: PrefixEncoder | None = None
     notes: tuple[str, ...] = ()
-    vocab_key: str = "vocab_size"
     _tokenizer: Tokenizer | None = None
 
     @property
@@ -78,7 +77,7 @@ class Checkpoint:
         beside = tuple(path for adapter in self.adapters for path in adapter.files)
         weights = tuple(adapter.weight for adapter in self.adapters)
         if self._has_prefix_beside and self.prefix is not None:
-            beside, weights = (*beside, self.prefix.folder / "config.json", *self.prefix.files), (*weights, 1.0)
+            beside, weights = (*beside, *self.prefix.files), (*weights, 1.0)
         return CheckpointIdentity(
             config=self.folder / "config.json", weights=tuple(self.files), adapters=beside, adapter_weights=weights
         )
@@ -193,10 +192,11 @@ def _prefix_folder(given: Sequence[tuple[Path, float]]) -> Path | None:
     Raises:
         InputError: there are several, or it has a weight.
     """
+    signs = ("config.json", *WEIGHT_FORMS)
     found = [
         (path, weight)
         for path, weight in given
-        if not (path / ADAPTER_CONFIG).is_file() and (path / "config.json").is_file()
+        if not (path / ADAPTER_CONFIG).is_file() and any((path / name).is_file() for name in signs)
     ]
     if not found:
         return None
@@ -254,5 +254,4 @@ def open_checkpoint(
         adapters=tuple(opened),
         prefix=prefix,
         notes=(*config.notes, *names.notes, *found.notes, *tied.notes, *changed.notes, *told),
-        vocab_key=getattr(module, "VOCAB_KEY", "vocab_size"),
     )

@@ -53,8 +53,9 @@ class PrefixEncoder:
 
     @property
     def files(self) -> list[Path]:
-        """Where it lies, in name order."""
-        return sorted({source.path for source in self.sources.values()})
+        """Where it lies, and the config it was trained with where that is there; in name order."""
+        config = self.folder / "config.json"
+        return sorted({source.path for source in self.sources.values()} | ({config} if config.is_file() else set()))
 
     def problems(self, config: GlmConfig) -> str:
         """One line on tensors that are missing or of another model's size; nothing where they fit."""

@@ -165,11 +165,10 @@ def _template(checkpoint: Checkpoint) -> Any:
         return None
     from glm_export.tokenizers.chat.carried import carried_template
     from glm_export.tokenizers.chat.folder_template import read_template
-    from glm_export.tokenizers.tiktoken import TiktokenTokenizer
-    from glm_export.tokenizers.tokenizer_json import JsonTokenizer
+    from glm_export.tokenizers.named_roles import NamedRolesTokenizer
 
     ours = checkpoint.tokenizer
-    if isinstance(ours, JsonTokenizer | TiktokenTokenizer):
+    if isinstance(ours, NamedRolesTokenizer):
         return carried_template(ours, ours.encode_plain, ours.built_in, None)
     own = read_template(checkpoint.folder)
     return own.carried() if own is not None else None

@@ -18,12 +18,8 @@ from glm_export.tokenizers.added_tokens import (
     read_added_tokens,
     without_own,
 )
-from glm_export.tokenizers.chat import Message
-from glm_export.tokenizers.chat.folder_template import FolderTemplate
-from glm_export.tokenizers.chat.messages import Tools
-from glm_export.tokenizers.chat.prompt import ChatPrompt, Options
-from glm_export.tokenizers.chat.replies import parse_reply
 from glm_export.tokenizers.chat.templates import built_in
+from glm_export.tokenizers.named_roles import NamedRolesTokenizer
 from glm_export.tokenizers.valid_text import require_valid_text
 
 PREFIX = ("[gMASK]", "<sop>")
@@ -47,14 +43,14 @@ def read_ranks(path: Path) -> dict[bytes, int]:
     return ranks
 
 
-class TiktokenTokenizer:
+class TiktokenTokenizer(NamedRolesTokenizer):
     """Special tokens are recognised inside text, as in the official code.
 
     ``added``: tokens of a fine-tuned model beside the family's.
     """
 
     def __init__(self, path: Path, family: str) -> None:
-        self._family, module = family, families.load(family)
+        module = families.load(family)
         ranks = read_ranks(path)
         self.special = {token: len(ranks) + index for index, token in enumerate(module.SPECIAL_TOKENS)}
         self._stop_tokens: tuple[str, ...] = module.STOP_TOKENS
@@ -65,8 +61,7 @@ class TiktokenTokenizer:
         own = [AddedToken(text=text, index=index, special=True) for text, index in self.special.items()]
         self._splitter = TokenSplitter((*own, *self.added))
         self._hidden = {token.index for token in (*own, *self.added) if token.special}
-        self.built_in = built_in(family, module.CHAT)
-        self._prompt = ChatPrompt.read(path.parent, self.built_in, DEFAULT_ROLES)
+        super().__init__(path.parent, family, built_in(family, module.CHAT), DEFAULT_ROLES)
         self._shown = {token.index: token.text for token in self.added if not token.special}
 
     def _surface(self, index: int) -> str | None:
@@ -74,11 +69,6 @@ class TiktokenTokenizer:
             return self._encoding.decode_single_token_bytes(index).decode(errors="replace")
         except (KeyError, OverflowError):
             return None
-
-    @property
-    def folder_template(self) -> FolderTemplate | None:
-        """The folder's own chat template; None where the family's prompt counts."""
-        return self._prompt.folder
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
@@ -117,18 +107,6 @@ class TiktokenTokenizer:
     def _decode_ranks(self, ids: list[int]) -> str:
         return self._encoding.decode([i for i in ids if 0 <= i < self._encoding.n_vocab], errors="replace")
 
-    def chat(
-        self,
-        messages: list[Message],
-        *,
-        tools: Tools | None = None,
-        documents: Tools | None = None,
-        options: Options | None = None,
-    ) -> list[int]:
-        """The folder's template, or the GLM-4 prompt."""
-        return self.encode_plain(self._prompt.text(messages, tools, documents, options))
-
-    def parse_reply(self, reply: str | Sequence[int], tools: Tools | None = None) -> Message:
-        """Text, and calls of tools."""
-        text = reply if isinstance(reply, str) else self._decode_ranks(list(reply))
-        return parse_reply(text, self._family, families.load(self._family).CHAT, tools)
+    def surface(self, ids: Sequence[int]) -> str:
+        """The text with its special tokens."""
+        return self._decode_ranks(list(ids))

@@ -12,12 +12,8 @@ from glm_export import families
 from glm_export.errors import CheckpointError
 from glm_export.model_folder import inside
 from glm_export.tokenizers.added_tokens import read_added_tokens
-from glm_export.tokenizers.chat import Message
-from glm_export.tokenizers.chat.folder_template import FolderTemplate
-from glm_export.tokenizers.chat.messages import Tools
-from glm_export.tokenizers.chat.prompt import ChatPrompt, Options
-from glm_export.tokenizers.chat.replies import parse_reply
 from glm_export.tokenizers.chat.templates import GUARD, built_in
+from glm_export.tokenizers.named_roles import NamedRolesTokenizer
 from glm_export.tokenizers.valid_text import require_valid_text
 
 logger = logging.getLogger(__name__)
@@ -25,11 +21,10 @@ logger = logging.getLogger(__name__)
 STOP_TOKENS = ("<|endoftext|>", "<|user|>", "<|observation|>")
 
 
-class JsonTokenizer:
+class JsonTokenizer(NamedRolesTokenizer):
     """Special tokens are recognised inside text; the prefix is what the file's post-processor adds."""
 
     def __init__(self, folder: Path, family: str) -> None:
-        self._family = family
         path = inside(folder, "tokenizer.json")
         try:
             self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
@@ -43,8 +38,7 @@ class JsonTokenizer:
         # A file of ours has names that no text has, one of the publisher's the names themselves.
         if self._tokenizer.token_to_id(f"{GUARD}sop") is None:
             template = template.replace(GUARD, "")
-        self.built_in = template
-        self._prompt = ChatPrompt.read(folder, template)
+        super().__init__(folder, family, template)
 
     def _add_missing(self, folder: Path) -> None:
         """Tokens that ``tokenizer_config.json`` adds to the file's; the file numbers them, as in transformers."""
@@ -61,11 +55,6 @@ class JsonTokenizer:
                     token.index,
                     found,
                 )
-
-    @property
-    def folder_template(self) -> FolderTemplate | None:
-        """The folder's own chat template; None where the family's prompt counts."""
-        return self._prompt.folder
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
@@ -88,20 +77,7 @@ class JsonTokenizer:
         text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
         return text
 
-    def chat(
-        self,
-        messages: list[Message],
-        *,
-        tools: Tools | None = None,
-        documents: Tools | None = None,
-        options: Options | None = None,
-    ) -> list[int]:
-        """The folder's chat template, or the family's prompt where there is none."""
-        return self.encode_plain(self._prompt.text(messages, tools, documents, options))
-
-    def parse_reply(self, reply: str | Sequence[int], tools: Tools | None = None) -> Message:
-        """Text, thoughts, and calls of tools."""
-        text = reply
-        if not isinstance(text, str):
-            text = self._tokenizer.decode(list(reply), skip_special_tokens=False).replace(GUARD, "")
-        return parse_reply(text, self._family, families.load(self._family).CHAT, tools)
+    def surface(self, ids: Sequence[int]) -> str:
+        """The text with its special tokens."""
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=False)
+        return text.replace(GUARD, "")

@@ -111,7 +111,7 @@ def test_behind_a_rounded_layer_comes_what_rounded_weights_make(tmp_path: Path) 
 # -- between layers ------------------------------------------------------------------------------------
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     rows=st.lists(st.tuples(st.integers(1, 6), st.floats(-12, 30)), min_size=1, max_size=5), channels=st.integers(1, 9),
     seed=st.integers(0, 99), dtype=st.sampled_from([torch.float32, torch.bfloat16]),

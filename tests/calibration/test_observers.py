@@ -61,7 +61,7 @@ def heavy_tailed(count: int, seed: int = 0) -> Tensor:
 # -- the histogram -------------------------------------------------------------------------------------
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(values=VALUES, bins=BINS)
 def test_counts_are_those_of_the_definition(values: list[float], bins: int) -> None:
     """Float64 holds every quotient of a float32 and a power of two, so plain division is exact here."""
@@ -76,7 +76,7 @@ def test_counts_are_those_of_the_definition(values: list[float], bins: int) -> N
     assert np.array_equal(histogram.counts.numpy(), np.bincount(indices, minlength=bins))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(values=VALUES, bins=BINS, cuts=st.lists(st.integers(0, 8), min_size=1), data=st.data())
 def test_order_and_division_change_nothing(
     values: list[float], bins: int, cuts: list[int], data: st.DataObject
@@ -116,7 +116,7 @@ def test_dtypes_shapes_and_strides_change_nothing(dtype: torch.dtype) -> None:
 # -- thresholds ----------------------------------------------------------------------------------------
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(values=VALUES.filter(any), bins=st.sampled_from([16, 256, 4096]))
 def test_thresholds_stay_within_the_bin_of_the_largest(values: list[float], bins: int) -> None:
     histogram = histogram_of(torch.tensor(values, dtype=torch.float64), bins=bins)
@@ -127,7 +127,7 @@ def test_thresholds_stay_within_the_bin_of_the_largest(values: list[float], bins
     assert percentile_threshold(histogram, 1.0) == end
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(exponent=st.integers(-30, 30), seed=st.integers(0, 99))
 def test_powers_of_two_scale_thresholds_exactly(exponent: int, seed: int) -> None:
     plain, scaled = TensorStatistics(16), TensorStatistics(16)
@@ -304,7 +304,7 @@ def test_ranges_are_those_of_onnxruntime(tmp_path: Path) -> None:
     assert mean != pytest.approx(moving.high, rel=0.05)  # the control
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(sizes=st.lists(st.integers(0, 50), min_size=1, max_size=8).filter(any), seed=st.integers(0, 99))
 def test_ranges_are_those_of_torch_to_the_bit(sizes: list[int], seed: int) -> None:
     theirs = [MinMaxObserver(), MovingAverageMinMaxObserver(), MovingAverageMinMaxObserver(averaging_constant=0.3)]

@@ -58,7 +58,7 @@ def test_integers_are_those_of_onnxruntime(form: BlockWeights) -> None:
         assert np.array_equal(ours.zero_points.numpy().ravel(), zero_points)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     form=st.sampled_from(FORMS), rows=st.integers(1, 5), columns=st.integers(1, 200), seed=st.integers(0, 99),
     magnitude=st.sampled_from([1e-20, 1e-4, 1.0, 1e4]),

@@ -51,7 +51,7 @@ def apart(found: Tensor, expected: Tensor) -> float:
 # -- integers and float8 -------------------------------------------------------------------------------
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     rows=st.integers(1, 5), columns=st.integers(1, 70), block=st.none() | st.integers(1, 80), seed=st.integers(0, 99),
     qmax=st.sampled_from([7, 127]), magnitude=st.sampled_from([1e-44, 1e-20, 1.0, 1e30]),
@@ -327,7 +327,7 @@ def test_gram_matrices_add_up() -> None:
         gram.add(torch.ones(4, 16))  # twice as long: it would have passed as twice as many
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     rows=st.integers(1, 6), columns=st.integers(1, 90), block=st.none() | st.integers(1, 100), seed=st.integers(0, 99),
     column_block=st.integers(1, 130), by_activity=st.booleans(), samples=st.integers(1, 100),

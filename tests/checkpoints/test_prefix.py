@@ -111,6 +111,10 @@ def test_with_projection_beside_its_base(tmp_path: Path) -> None:
     added = open_prefix(tmp_path / "prefix", checkpoint.config)
     together = replace(checkpoint, config=added.config, prefix=added.prefix)
     assert off_by(together, name, together.initial_cache) <= BOUND / 5
+    given = open_checkpoint(checkpoint.folder, adapters=[tmp_path / "prefix"])
+    assert given.config == together.config
+    assert given.identity.fingerprint() != checkpoint.identity.fingerprint()
+    assert any("pytorch_model.bin" in name and name != "pytorch_model.bin" for name in given.identity.hashes())
 
 
 def bare(source: Path, target: Path) -> Path:

@@ -25,7 +25,7 @@ DTYPES = st.sampled_from([torch.float32, torch.float16, torch.bfloat16])
     rows=st.integers(1, 300), columns=st.integers(1, 300), source=DTYPES, target=DTYPES, transposed=st.booleans(),
     block=st.sampled_from([64, 1000, 1 << 22]),
 )  # fmt: skip
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_blocks_put_together_are_the_tensor(
     rows: int, columns: int, source: torch.dtype, target: torch.dtype, transposed: bool, block: int
 ) -> None:
@@ -60,7 +60,7 @@ def test_layout_is_aligned_and_does_not_overlap() -> None:
 
 
 @given(pieces=st.lists(st.binary(max_size=20_000), max_size=6), gap=st.integers(0, 5000))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_direct_file_holds_what_was_written(
     pieces: list[bytes], gap: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -21,21 +21,21 @@ SCORES = st.integers(0, 10_000).map(lambda seed: np.random.default_rng(seed).nor
 
 
 @given(scores=SCORES, top_k=st.integers(1, 80))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_top_k(scores: np.ndarray, top_k: int) -> None:
     expected = TopKLogitsWarper(top_k)(None, torch.tensor(scores)[None])[0].numpy()
     np.testing.assert_array_equal(keep_top_k(scores, top_k), expected)
 
 
 @given(scores=SCORES, top_p=st.floats(0.0, 0.99))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_top_p(scores: np.ndarray, top_p: float) -> None:
     expected = TopPLogitsWarper(top_p)(None, torch.tensor(scores)[None])[0].numpy()
     np.testing.assert_array_equal(keep_top_p(scores, top_p), expected)
 
 
 @given(scores=SCORES, penalty=st.floats(0.5, 2.0), seen=st.lists(st.integers(0, 63), max_size=30))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_repetition_penalty(scores: np.ndarray, penalty: float, seen: list[int]) -> None:
     ids = torch.tensor([seen], dtype=torch.int64)
     expected = RepetitionPenaltyLogitsProcessor(penalty)(ids, torch.tensor(scores)[None].clone())[0].numpy()
@@ -76,7 +76,7 @@ EXTREMES = {
     scale=st.sampled_from((1e-30, 1.0, 1e4, 1e30)), seen=st.lists(st.integers(0, 4), max_size=6),
     seed=st.integers(0, 99),
 )  # fmt: skip
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_no_setting_ends_in_nonsense(chosen: dict[str, float], scale: float, seen: list[int], seed: int) -> None:
     with np.errstate(all="raise", under="ignore"):
         token = Sampler(Sampling(**chosen, seed=seed)).choose(FLAT * np.float32(scale), seen)

@@ -23,7 +23,7 @@ def _tables(dim: int) -> tuple[torch.Tensor, torch.Tensor]:
     batch=st.integers(1, 3), length=st.integers(1, 5), heads=st.integers(1, 4), pairs=st.integers(1, 4),
     straight=st.integers(0, 3), interleaved=st.booleans(), seed=st.integers(0, 99),
 )  # fmt: skip
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_rotary_forms_are_equal(
     batch: int, length: int, heads: int, pairs: int, straight: int, interleaved: bool, seed: int
 ) -> None:
@@ -47,7 +47,7 @@ def test_rotary_forms_are_equal(
     batch=st.integers(1, 3), length=st.integers(1, 5), past=st.integers(0, 4), kv_heads=st.integers(1, 3),
     share=st.integers(1, 3), seed=st.integers(0, 99),
 )  # fmt: skip
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_attention_forms_are_equal(batch: int, length: int, past: int, kv_heads: int, share: int, seed: int) -> None:
     torch.manual_seed(seed)
     q, k, v = (torch.randn(batch, length, heads * 8) for heads in (kv_heads * share, kv_heads, kv_heads))
@@ -106,7 +106,7 @@ def test_prefix_mask_lets_every_query_see_itself() -> None:
 
 
 @given(heads=st.integers(1, 3), quarter=st.integers(1, 3), seed=st.integers(0, 99))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_two_positions_in_one_rotation(heads: int, quarter: int, seed: int) -> None:
     """ChatGLM-6B's own order, written out: each half of a head turned by its own position, then scored."""
     torch.manual_seed(seed)
@@ -135,7 +135,7 @@ def test_two_positions_in_one_rotation(heads: int, quarter: int, seed: int) -> N
 
 
 @given(tokens=st.integers(1, 6), experts=st.integers(1, 5), seed=st.integers(0, 99))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_mixing_experts_equals_one_token_at_a_time(tokens: int, experts: int, seed: int) -> None:
     torch.manual_seed(seed)
     per_token = min(2, experts)

@@ -149,7 +149,7 @@ def test_one_shuffle_of_lengths_is_not_enough(monkeypatch: pytest.MonkeyPatch) -
 
 
 @given(batch=BATCHES, seed=SEEDS, objective=OBJECTIVES)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_part_b_points_at_its_mask_and_fills_part_a(batch: list[list[int]], seed: int, objective: Objective) -> None:
     """Part A with every mask replaced by its span is the sample, and each row is A, then B, then padding."""
     found = collate_or_nothing(objective, batch, seed)
@@ -186,7 +186,7 @@ def test_part_b_points_at_its_mask_and_fills_part_a(batch: list[list[int]], seed
 
 
 @given(batch=BATCHES, seed=SEEDS, objective=OBJECTIVES)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_loss_counts_part_b_alone(batch: list[list[int]], seed: int, objective: Objective) -> None:
     found = collate_or_nothing(objective, batch, seed)
     if found is None:
@@ -210,7 +210,7 @@ def test_loss_counts_part_b_alone(batch: list[list[int]], seed: int, objective: 
 
 
 @given(batch=BATCHES, seed=SEEDS, objective=OBJECTIVES)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_seed_fixes_the_batch(batch: list[list[int]], seed: int, objective: Objective) -> None:
     first, again = (collate_or_nothing(objective, batch, seed) for _ in range(2))
     if first is None or again is None:
@@ -222,7 +222,7 @@ def test_seed_fixes_the_batch(batch: list[list[int]], seed: int, objective: Obje
 
 
 @given(seps=st.lists(st.integers(0, 12), min_size=1, max_size=4), length=st.integers(1, 12))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_attention_mask(seps: list[int], length: int) -> None:
     mask = attention_mask(np.array(seps), length)
     assert mask.dtype == np.bool_
@@ -236,7 +236,7 @@ def test_attention_mask(seps: list[int], length: int) -> None:
     lengths=st.lists(st.integers(1, 9), min_size=1, max_size=6), spare=st.integers(0, 20), start=st.integers(0, 5),
     seed=SEEDS,
 )  # fmt: skip
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_spans_stay_apart_and_inside(lengths: list[int], spare: int, start: int, seed: int) -> None:
     region = Region(start, sum(lengths) + len(lengths) - 1 + spare)
     spans = scatter_spans(lengths, region, Random(seed))
@@ -301,7 +301,7 @@ def test_samples_without_room_are_left_out() -> None:
 
 
 @given(seed=SEEDS, text=st.lists(TEXT, min_size=200, max_size=300))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_short_sequences_are_pieces_of_the_sample(seed: int, text: list[int]) -> None:
     objective = Objective(short_seq_prob=1.0, max_seq_length=200)
     batch = InfillingCollator(objective, TOKENS)([[TOKENS.enc, *text, TOKENS.eos]], seed)

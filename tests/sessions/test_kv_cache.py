@@ -172,7 +172,7 @@ class Rows(RuleBasedStateMachine):
         self.check()
 
 
-QUICK = settings(max_examples=40, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck))
+QUICK = settings(max_examples=40, stateful_step_count=20, suppress_health_check=list(HealthCheck))
 
 
 @pytest.fixture(autouse=True)

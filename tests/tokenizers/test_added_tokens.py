@@ -169,7 +169,7 @@ def both(family: str) -> tuple[Tokenizer, Published]:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @given(text=TEXTS)
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_texts_equal_transformers(family: str, text: str) -> None:
     ours, theirs = both(family)
     ids = theirs(text, add_special_tokens=False).input_ids

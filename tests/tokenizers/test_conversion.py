@@ -69,7 +69,7 @@ def test_every_golden_text(name: str) -> None:
 
 @pytest.mark.parametrize("name", [*WITH_TOKENIZER, DEMO])
 @given(text=TEXTS)
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_any_text(name: str, text: str) -> None:
     """The demo's model also takes away blanks at the ends and in rows."""
     ours, conversion = converted(name)

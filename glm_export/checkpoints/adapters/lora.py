@@ -124,20 +124,26 @@ def read_settings(values: Mapping[str, Any], path: Path) -> LoraSettings:
 
 
 @dataclass(eq=False, kw_only=True)
-class LowRankChange(ComputedTensor):
+class _Change(ComputedTensor):
+    """A tensor of the base, and what is added to it ``scaling`` times."""
+
+    base: TensorSource
+    scaling: float
+
+    def __post_init__(self) -> None:
+        self.path, self.shape, self.kind = self.base.path, self.base.shape, f"{self.base.kind} + LoRA"
+
+
+@dataclass(eq=False, kw_only=True)
+class LowRankChange(_Change):
     """``W' = W + s B A``: of a linear layer ``B [N, r]``, ``A [r, K]``.
 
     With ``magnitude [N]`` (DoRA) the rows of that are scaled to it: ``W' = m V / |V|``, ``V = W + s B A``.
     """
 
-    base: TensorSource
     a_rK: Tensor
     b_Nr: Tensor
-    scaling: float
     magnitude_N: Tensor | None = None
-
-    def __post_init__(self) -> None:
-        self.path, self.shape, self.kind = self.base.path, self.base.shape, f"{self.base.kind} + LoRA"
 
     def rows(self, start: int, stop: int) -> Tensor:
         """Some output channels, float32 ``[n, K]``."""
@@ -151,16 +157,11 @@ class LowRankChange(ComputedTensor):
 
 
 @dataclass(eq=False, kw_only=True)
-class EmbeddingChange(ComputedTensor):
+class EmbeddingChange(_Change):
     """``W' = W + s (B A)^T``: of an embedding ``[V, H]``, ``A [r, V]``, ``B [H, r]``."""
 
-    base: TensorSource
     a_rV: Tensor
     b_Hr: Tensor
-    scaling: float
-
-    def __post_init__(self) -> None:
-        self.path, self.shape, self.kind = self.base.path, self.base.shape, f"{self.base.kind} + LoRA"
 
     def rows(self, start: int, stop: int) -> Tensor:
         """Some tokens, float32 ``[n, H]``."""
@@ -170,15 +171,10 @@ class EmbeddingChange(ComputedTensor):
 
 
 @dataclass(eq=False, kw_only=True)
-class BiasChange(ComputedTensor):
+class BiasChange(_Change):
     """``b' = b + s c``: a bias of ``lora_B`` itself (``lora_bias``)."""
 
-    base: TensorSource
     change_N: Tensor
-    scaling: float
-
-    def __post_init__(self) -> None:
-        self.path, self.shape, self.kind = self.base.path, self.base.shape, f"{self.base.kind} + LoRA"
 
     def rows(self, start: int, stop: int) -> Tensor:
         """Some output channels, float32."""

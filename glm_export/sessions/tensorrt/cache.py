@@ -35,6 +35,7 @@ class EngineCache(KvCache[torch.Tensor]):
         super().__init__(signature, capacity=capacity, moving=moving, initial=initial)
         self._longest = capacity
         self._device = device
+        self._free()
 
     @abstractmethod
     def pairs(self, past: int, new: int) -> list[CachePair]:
@@ -69,17 +70,7 @@ class StaticEngineCache(EngineCache):
     They begin as zeros: what a masked column holds is multiplied by nothing, and nothing times NaN would be NaN.
     """
 
-    def __init__(
-        self,
-        signature: Signature,
-        device: Device,
-        *,
-        capacity: int,
-        moving: Callable[[], None] | None = None,
-        initial: InitialCache | None = None,
-    ) -> None:
-        super().__init__(signature, device, capacity=capacity, moving=moving, initial=initial)
-        self._pairs: list[CachePair] = []
+    _pairs: list[CachePair]
 
     def pairs(self, past: int, new: int) -> list[CachePair]:  # noqa: ARG002
         """All columns, whatever is in use."""
@@ -113,18 +104,8 @@ class StaticEngineCache(EngineCache):
 class GrowingEngineCache(EngineCache):
     """Two buffers a cache, in turn past and present, each large enough for the longest row."""
 
-    def __init__(
-        self,
-        signature: Signature,
-        device: Device,
-        *,
-        capacity: int,
-        moving: Callable[[], None] | None = None,
-        initial: InitialCache | None = None,
-    ) -> None:
-        super().__init__(signature, device, capacity=capacity, moving=moving, initial=initial)
-        self._buffers: list[tuple[torch.Tensor, torch.Tensor]] = []
-        self._turn = 0
+    _buffers: list[tuple[torch.Tensor, torch.Tensor]]
+    _turn = 0
 
     def pairs(self, past: int, new: int) -> list[CachePair]:
         """The columns in use, at the front of each buffer."""

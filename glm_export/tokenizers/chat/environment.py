@@ -9,7 +9,9 @@ is ever written as Python writes it (a list, an object, None), and what a templa
 from __future__ import annotations
 
 import json
+import math
 import sys
+import time
 from collections.abc import Iterator
 from datetime import datetime
 from functools import lru_cache
@@ -19,6 +21,12 @@ from jinja2 import Environment, Template, TemplateError, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+resource: Any
+try:
+    import resource
+except ImportError:  # Windows has no such limits; the deadline of whoever asks still holds
+    resource = None
 
 MEMORY_BYTES = 1 << 29
 REPR = "it would write {} as Python does"
@@ -132,6 +140,7 @@ def render(template: str, values: dict[str, Any], most_characters: int | None = 
 def _answers(requests: Any) -> Iterator[dict[str, Any]]:
     for line in requests:
         request = json.loads(line)
+        _limit_computing(request["seconds"])
         try:
             yield {"text": render(request["template"], request["values"], request["most_characters"])}
         except MemoryError:
@@ -144,17 +153,27 @@ def _answers(requests: Any) -> Iterator[dict[str, Any]]:
             yield {"error": (reason.splitlines()[0] if reason else type(error).__name__) + place}
 
 
+def _limit_memory() -> None:
+    if resource is None:
+        return
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    most = MEMORY_BYTES if hard == resource.RLIM_INFINITY else min(MEMORY_BYTES, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (most, hard))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _limit_computing(seconds: float) -> None:
+    """From here on; the system kills the process that takes more. Seconds of the clock would pass on a busy machine."""
+    if resource is None:
+        return
+    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    most = math.ceil(time.process_time() + seconds)
+    resource.setrlimit(resource.RLIMIT_CPU, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
+
+
 def serve() -> None:
     """Answer requests on standard input, one line of JSON each, until it ends."""
-    try:
-        import resource
-    except ImportError:  # Windows has no such limit; the deadline still holds
-        pass
-    else:
-        _, hard = resource.getrlimit(resource.RLIMIT_AS)
-        most = MEMORY_BYTES if hard == resource.RLIM_INFINITY else min(MEMORY_BYTES, hard)
-        resource.setrlimit(resource.RLIMIT_AS, (most, hard))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _limit_memory()
     out = sys.stdout
     out.write("{}\n")
     out.flush()

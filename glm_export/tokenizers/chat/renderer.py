@@ -24,8 +24,9 @@ from glm_export.errors import EnvironmentMissingError, InputError
 from glm_export.tokenizers.chat import environment
 
 SECONDS = 5.0
-"""For one prompt. Released templates take milliseconds."""
-START_SECONDS = 60.0
+"""Of computing, for one prompt. Released templates take milliseconds."""
+DEADLINE_SECONDS = 60.0
+"""By the clock, for the process to start or to answer, where the system cannot count what it computes."""
 MOST_CHARACTERS = 1 << 24
 """Of one prompt: several times the longest context there is, a million tokens."""
 
@@ -49,19 +50,19 @@ class _Process:
                 f"chat templates run in a process of their own, and {sys.executable!r} does not start one: {error}"
             ) from error
         self.owner = os.getpid()
-        if self._line(START_SECONDS) is None:
+        if self._line(DEADLINE_SECONDS) is None:
             raise EnvironmentMissingError(
                 f"chat templates run in a process of their own, and {' '.join(command)} ends at once; run it to see why"
             )
 
-    def ask(self, request: dict[str, Any], seconds: float) -> dict[str, Any] | None:
+    def ask(self, request: dict[str, Any]) -> dict[str, Any] | None:
         """The answer; None where none came in time, or the process died of it."""
         assert self._process.stdin is not None
         line = None
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
-            line = self._line(seconds)
+            line = self._line(DEADLINE_SECONDS)
         return json.loads(line) if line else None
 
     def _line(self, seconds: float) -> str | None:
@@ -99,11 +100,12 @@ def _ask(request: dict[str, Any]) -> dict[str, Any]:
             _running.clear()
         if not _running:
             _running.append(_Process())
-        answer = _running[0].ask(request, SECONDS)
+        answer = _running[0].ask({**request, "seconds": SECONDS})
         if answer is None:
             _running.clear()
             raise InputError(
-                f"the checkpoint's chat template does not end within {SECONDS:g} s, or dies; use another template"
+                f"the checkpoint's chat template does not end within {SECONDS:g} s of computing, or dies; use another "
+                "template"
             )
     if "error" in answer:
         raise TemplateFailedError(f"the checkpoint's chat template cannot render this conversation: {answer['error']}")

@@ -69,7 +69,7 @@ def test_a_folders_template_counts_for_everybody(family: str, template: str, tmp
 
 
 @given(messages=turns("system", "user", "assistant"))
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_released_folder_equals_transformers(messages: Any, tmp_path_factory: pytest.TempPathFactory) -> None:
     """ChatGLM3's newer uploads list their tokens and have a template: the publisher's class reads both."""
     ours, theirs = released_pair(tmp_path_factory)

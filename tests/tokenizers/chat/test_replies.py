@@ -174,7 +174,7 @@ def written(family: str, calls: list[Call]) -> str:
 
 @pytest.mark.parametrize("family", ["glm4_remote", "glm4", "glm4_moe"])
 @given(calls=CALLS)
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_calls_in_a_prompt_are_read_back(family: str, calls: list[Call]) -> None:
     text = written(family, calls)
     assert text
@@ -191,13 +191,13 @@ def test_calls_in_a_prompt_are_read_back(family: str, calls: list[Call]) -> None
 
 
 @given(arguments=ARGUMENTS)
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_calls_of_chatglm3_are_read_back(arguments: dict[str, Any]) -> None:
     assert parsed(f"f\n {written_call(arguments)}", "chatglm3")[1] == [("f", arguments)]
 
 
 @given(text=st.text(max_size=30), family=st.sampled_from(["chatglm3", "glm4_remote", "glm4_moe", "chatglm2"]))
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_any_reply_is_a_message(text: str, family: str) -> None:
     content, _, _ = parsed(text, family)
     assert content is None or isinstance(content, str)

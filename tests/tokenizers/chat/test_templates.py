@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import time
+import resource
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -94,7 +94,7 @@ def ours(template: str, messages: Any, tools: Any = None, documents: Any = None,
 
 @pytest.mark.parametrize("name", FEATURES)
 @given(messages=turns("system", "user", "assistant"), enable_thinking=st.booleans())
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 def test_every_feature_equals_transformers(name: str, messages: Any, enable_thinking: bool) -> None:
     options = {"enable_thinking": enable_thinking}
     assert ours(FEATURES[name], messages, **options) == theirs(FEATURES[name], messages, **options)
@@ -102,7 +102,7 @@ def test_every_feature_equals_transformers(name: str, messages: Any, enable_thin
 
 @pytest.mark.parametrize("name", RELEASED)
 @given(messages=turns("system", "user", "assistant", "observation"))
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_released_templates_equal_transformers(name: str, messages: Any) -> None:
     if name == "GLM-4.5":  # of the two words it knows one
         messages = [m | {"role": "tool"} if m["role"] == "observation" else m for m in messages]
@@ -115,7 +115,7 @@ def test_released_templates_equal_transformers(name: str, messages: Any) -> None
     tools=TOOLS,
     thought=st.none() | WORDS,
 )
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 def test_tools_equal_transformers(messages: Any, calls: Any, tools: Any, thought: Any) -> None:
     """GLM-4.5's: parts, calls, thoughts, tools."""
     called = {"role": "assistant", "content": "", "tool_calls": calls}
@@ -126,7 +126,7 @@ def test_tools_equal_transformers(messages: Any, calls: Any, tools: Any, thought
 
 
 @given(messages=turns("system", "user", "assistant"), tools=TOOLS)
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_tools_of_glm4_0414_equal_transformers(messages: Any, tools: Any) -> None:
     template = RELEASED["GLM-4-0414"]
     assert ours(template, messages, tools) == theirs(template, messages, tools)
@@ -255,12 +255,16 @@ HOSTILE = {
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_templates_end_in_one_line(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Within the limit and a second, whatever they do; and the next template is rendered as if nothing had been."""
+    """Within the limit of computing, whatever they do; and the next template is rendered as if nothing had been."""
     monkeypatch.setattr(renderer, "SECONDS", 1.0)
-    before = time.monotonic()
+    renderer._stop()  # its time is counted when it ends, and whatever ran before would be counted as well
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     with pytest.raises(InputError, match="chat template") as raised:
         render_apart(HOSTILE[name], {"messages": ASKED})
-    assert time.monotonic() - before < 10
+    renderer._stop()
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    # Start, one second and its rounding up to a whole one.
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 5
     assert "\n" not in str(raised.value)
     assert render_apart("{{ messages[0].content }}", {"messages": ASKED}) == "hi"
 
