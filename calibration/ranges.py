@@ -5,7 +5,6 @@ The numbers belong to one checkpoint, and say so: used with another they are ref
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from glm_export.calibration.recipe import Recipe
 from glm_export.calibration.rounded_folder import RoundedFolder
 from glm_export.checkpoints.identity import CheckpointIdentity
 from glm_export.errors import CheckpointError, InputError
+from glm_export.model_folder import load_json
 from glm_export.spec.weight_formats import HEAD, QMAX
 
 RANGES = "ranges.safetensors"
@@ -170,7 +170,7 @@ def load_ranges(folder: Path) -> Ranges:
     if not (folder / RANGES_MANIFEST).is_file():
         raise InputError(f"{folder} holds no {RANGES_MANIFEST}; give a folder that 'glm-export calibrate' wrote")
     try:
-        manifest = dict(json.loads((folder / RANGES_MANIFEST).read_text(encoding="utf-8")))
+        manifest = dict(load_json(folder / RANGES_MANIFEST))
         tensors = load_file(folder / RANGES)
     except (OSError, TypeError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"{folder} is damaged: {error}; calibrate again") from error

@@ -2,14 +2,48 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+MESSAGE_CHARACTERS = 600
+"""Of a message, behind which its middle is left out: it begins with what is wrong and ends with what to do."""
+SHOWN_CHARACTERS = 80
+"""Of a value that a message quotes."""
+
+
+def one_line(text: str) -> str:
+    r"""Text as one line that no terminal acts on: what does not print is written as its escape (``\n``)."""
+    if text.isprintable():
+        return text
+    escaped = (c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    return "".join(escaped)
+
+
+def cut(text: str, most: int) -> str:
+    """Text of at most so many characters; of a longer one the middle is left out."""
+    if len(text) <= most:
+        return text
+    end = most // 3
+    return f"{text[: most - end - 3]} … {text[-end:]}"
+
+
+def shown(value: Any, most: int = SHOWN_CHARACTERS) -> str:
+    """What an input holds, for a message: as Python writes it, on one line, cut where it is long."""
+    if isinstance(value, str) and len(value) > most:
+        # What is left out need not be written first.
+        value = value[:most] + value[-most:]
+    return cut(one_line(repr(value)), most)
+
 
 class GlmExportError(Exception):
     """Base of every error glm-export raises on purpose.
 
-    The message is one line: what was expected, what was found, what to do.
+    The message is one line, whatever an input put into it: what was expected, what was found, what to do.
     """
 
     exit_code = 2
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(cut(one_line(message), MESSAGE_CHARACTERS))
 
 
 class ConfigError(GlmExportError):

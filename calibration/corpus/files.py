@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from glm_export.errors import InputError
+from glm_export.model_folder import parse_json, read_bounded
 
 GZIP = b"\x1f\x8b"
 ENDINGS = (".txt", ".jsonl", ".json")
@@ -40,7 +41,10 @@ def read_bytes(path: Path, known: str) -> bytes:
             f"{path} should end in .txt, .jsonl or .json, with .gz behind it where it is gzipped, found "
             f"{path.suffix!r}; rename it after what it holds"
         )
-    return path.read_bytes()
+    try:
+        return read_bounded(path, MOST_BYTES)
+    except ValueError as error:
+        raise InputError(f"{path}: {error}; a corpus of a few hundred rows suffices") from error
 
 
 def text_of(path: Path, data: bytes) -> str:
@@ -101,9 +105,7 @@ def _unpacked(path: Path, data: bytes) -> bytes:
 def _array(path: Path, text: str) -> list[Any] | None:
     """The rows of one JSON array; None where each line is a value of its own."""
     try:
-        values = json.loads(text)
-    except RecursionError as error:
-        raise InputError(f"line 1 of {path}: the array is nested too deep; write a row a line") from error
+        values = parse_json(text, MOST_BYTES)
     except ValueError as error:
         if _is_json(text.lstrip().partition("\n")[0]):
             return None
@@ -114,16 +116,16 @@ def _array(path: Path, text: str) -> list[Any] | None:
 
 def _is_json(line: str) -> bool:
     try:
-        json.loads(line)
-    except (ValueError, RecursionError):
+        parse_json(line)
+    except ValueError:
         return False
     return True
 
 
 def _parsed(line: str, place: str) -> dict[str, Any]:
     try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
+        row = parse_json(line)
+    except ValueError as error:
         reason = str(error).split(":")[0]  # behind it stands a line number, within this line
         raise InputError(
             f"{place}: a JSON object is expected, found {line[:40]!r} ({reason}); write one a line, or one array"

@@ -8,7 +8,6 @@ needed.
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from glm_export.calibration.corpus.turns import string_field
 from glm_export.calibration.options import SHORTEST_ROW
 from glm_export.embedded import EMBEDDED
 from glm_export.errors import InputError
+from glm_export.model_folder import load_json
 from glm_export.spec.config import GlmConfig
 from glm_export.tokenizers import Tokenizer
 
@@ -110,7 +110,7 @@ def _provenance(path: Path) -> tuple[str, str]:
     if not beside.is_file():
         return NOT_STATED, NOT_STATED
     try:
-        values = json.loads(beside.read_text(encoding="utf-8"))
+        values = load_json(beside)
         origin, licence = (string_field(values.get(key, NOT_STATED), key) for key in ("origin", "licence"))
     except (ValueError, AttributeError, InputError) as error:
         raise InputError(f"{beside} should be a JSON object with origin and licence as text: {error}") from error

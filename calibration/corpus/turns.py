@@ -10,6 +10,7 @@ import json
 from typing import Any, cast
 
 from glm_export.errors import InputError
+from glm_export.model_folder import parse_json
 from glm_export.tokenizers.chat import Message
 
 SPELLINGS = {
@@ -56,8 +57,8 @@ def tools_of(row: dict[str, Any]) -> Any:
     if not isinstance(tools, str):
         return tools or None
     try:
-        return json.loads(tools) or None
-    except (ValueError, RecursionError) as error:
+        return parse_json(tools) or None
+    except ValueError as error:
         raise InputError(f"tools should be a list, or one written as JSON, found {tools[:40]!r}; rewrite it") from error
 
 
@@ -90,8 +91,8 @@ def _called(turn: dict[str, Any]) -> list[Message]:
 def _calls(text: str) -> Message:
     """A ``function_call`` turn: one call or several as JSON; anything else is what the assistant said."""
     try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
+        found = parse_json(text)
+    except ValueError:
         found = None
     calls = found if isinstance(found, list) else [found]
     if not all(isinstance(call, dict) and {"name", "arguments"} <= call.keys() for call in calls):

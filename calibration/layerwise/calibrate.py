@@ -6,6 +6,7 @@ stopped and ends in the same bits: each layer reads what the one before it wrote
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -30,6 +31,7 @@ from glm_export.calibration.recipe import Recipe
 from glm_export.calibration.rounded_folder import rounded_name
 from glm_export.checkpoints.checkpoint import Checkpoint
 from glm_export.inputs.prompts import prefill_feeds
+from glm_export.model_folder import load_json
 from glm_export.modeling import Decoder, KeyValue, Layer, building_in, norm
 from glm_export.progress import Advance, NullProgress, Progress
 from glm_export.spec.config import GlmConfig
@@ -132,8 +134,9 @@ def calibrate(
 
 def _resume_or_start(work: Path, identity: dict[str, Any]) -> None:
     state = work / STATE
-    if state.is_file() and json.loads(state.read_text(encoding="utf-8")) == identity:
-        return
+    with contextlib.suppress(OSError, ValueError):  # a run that was cut short while it wrote begins anew
+        if load_json(state) == identity:
+            return
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     partial = state.with_suffix(".partial")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from glm_export.errors import CheckpointError
+from glm_export.model_folder import load_json
 
 MANIFEST = "manifest.json"
 ENGINE_MANIFEST = "engine.json"
@@ -28,8 +29,8 @@ def read_manifest(path: Path, verb: str) -> dict[str, Any]:
         CheckpointError: it cannot be read, is of another format, or a file is missing or has another size.
     """
     try:
-        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        manifest: dict[str, Any] = load_json(path)
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} is not readable JSON: {error}; {verb} again") from error
     if not isinstance(manifest, dict):
         raise CheckpointError(f"{path} should hold a JSON object with the sizes of its files; {verb} again")

@@ -9,14 +9,15 @@ import torch
 
 from glm_export.checkpoints.prefix import STORED
 from glm_export.checkpoints.sources import TensorSource
+from glm_export.errors import SHOWN_CHARACTERS, cut
 from glm_export.spec.weight_formats import EMBEDDING, HEAD
 from glm_export.spec.weight_map import Shape
 
 if TYPE_CHECKING:
     from glm_export.checkpoints.checkpoint import Checkpoint
 
-SHOWN_PROBLEMS = 20
-SHOWN_UNEXPECTED = 12
+SHOWN_PROBLEMS = 6
+SHOWN_UNEXPECTED = 4
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -30,7 +31,7 @@ def problems(checkpoint: Checkpoint) -> str:
     count = len(unexpected) + len(misfits) + len(missing)
     if not count:
         return ""
-    strange = [f"unexpected {name}" for name in unexpected[:SHOWN_UNEXPECTED]]
+    strange = [f"unexpected {cut(name, SHOWN_CHARACTERS)}" for name in unexpected[:SHOWN_UNEXPECTED]]
     if len(unexpected) > SHOWN_UNEXPECTED:
         strange.append(f"{len(unexpected) - SHOWN_UNEXPECTED} more unexpected names")
     others = misfits + missing

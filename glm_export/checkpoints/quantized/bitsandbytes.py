@@ -5,7 +5,6 @@ Source: bitsandbytes 0.50, ``QuantState.from_dict``, ``dequantize_4bit``, ``int8
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from glm_export.checkpoints.quantized.module import DequantizedTensor, KeptForm, QuantizedModule, Scheme
+from glm_export.model_folder import parse_json
 from glm_export.spec.weight_map import Shape
 
 LABEL = "bitsandbytes"
@@ -157,8 +157,8 @@ def _state(module: QuantizedModule) -> str | None:
 
 def _read_state(module: QuantizedModule, suffix: str) -> dict[str, Any]:
     try:
-        state = json.loads(bytes(module.tensor(suffix).tolist()))
-    except ValueError as error:
+        state = parse_json(bytes(module.tensor(suffix).tolist()))
+    except (TypeError, ValueError) as error:
         raise module.refusal(f"has a {suffix} that is no JSON ({error}); save the model again") from error
     if not isinstance(state, dict):
         raise module.refusal(f"has a {suffix} that is no JSON object; save the model again")

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Required, TypedDict
 
 from glm_export.errors import InputError
+from glm_export.model_folder import parse_json
 
 ROLES = ("system", "user", "assistant", "observation")
 
@@ -165,8 +166,8 @@ def parsed_arguments(arguments: Any) -> dict[str, Any]:
     if isinstance(arguments, Mapping):
         return dict(arguments)
     try:
-        values = json.loads(arguments) if arguments.strip() else {}
-    except (ValueError, RecursionError):
+        values = parse_json(arguments) if arguments.strip() else {}
+    except ValueError:
         values = None
     if not isinstance(values, dict):
         raise InputError(f"arguments of a tool call should be an object or its JSON, found {_shown(arguments)}")

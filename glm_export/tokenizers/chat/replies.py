@@ -7,11 +7,11 @@ THUDM/GLM-4; the templates of GLM-4-0414 and GLM-4.5, which show calls as the mo
 from __future__ import annotations
 
 import ast
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from glm_export.model_folder import parse_json
 from glm_export.tokenizers.chat.messages import Message, Tools, checked_tools, function_of
 
 ASSISTANT = "<|assistant|>"
@@ -139,15 +139,15 @@ def _value(text: str, schema: Any) -> Any:
     if isinstance(schema, Mapping) and schema.get("type") == "string":
         return text
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return parse_json(text)
+    except ValueError:
         return text
 
 
 def _json_object(text: str) -> dict[str, Any] | None:
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
+        value = parse_json(text)
+    except ValueError:
         return None
     return value if isinstance(value, dict) else None
 
