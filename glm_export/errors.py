@@ -58,6 +58,10 @@ class InputError(GlmExportError):
     """A prompt, an option or an output folder cannot be used as given."""
 
 
+class SessionBusyError(GlmExportError):
+    """A session has another user, and one cache: wait for it, or use a session for each."""
+
+
 class NonFiniteError(GlmExportError):
     """A model's logits are no distribution: its dtype cannot hold what it computes, or its weights are damaged.
 

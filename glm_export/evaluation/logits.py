@@ -90,17 +90,18 @@ def _read_at_once(session: Session, rows: Sequence[_Row]) -> Iterator[Logits]:
 
 def _read_in_steps(session: Session, rows: Sequence[_Row]) -> Iterator[Logits]:
     """The whole batch before its first row is given out: whoever takes it may use the session in between."""
-    feeds = session.feeds([row.beginning for row in rows])
-    logits_BV = feeds.last_logits(session.prefill(feeds))
-    found = [np.empty((row.predicted, logits_BV.shape[-1]), np.float32) for row in rows]
-    longest = max(row.predicted for row in rows)
-    last_position = session.config.prefix_length + max(len(row.prompt.ids) for row in rows) - 1
-    for step in range(longest):
-        for row, kept_SV, logits_V in zip(rows, found, logits_BV, strict=True):
-            if step < row.predicted:
-                kept_SV[step] = logits_V
-        if step + 1 < longest:
-            next_ids = [row.prompt.ids[min(step - row.predicted, -1)] for row in rows]
-            feeds = feeds.next_step(next_ids, last_position)
-            logits_BV = feeds.last_logits(session.decode(feeds))
+    with session.exclusive():
+        feeds = session.feeds([row.beginning for row in rows])
+        logits_BV = feeds.last_logits(session.prefill(feeds))
+        found = [np.empty((row.predicted, logits_BV.shape[-1]), np.float32) for row in rows]
+        longest = max(row.predicted for row in rows)
+        last_position = session.config.prefix_length + max(len(row.prompt.ids) for row in rows) - 1
+        for step in range(longest):
+            for row, kept_SV, logits_V in zip(rows, found, logits_BV, strict=True):
+                if step < row.predicted:
+                    kept_SV[step] = logits_V
+            if step + 1 < longest:
+                next_ids = [row.prompt.ids[min(step - row.predicted, -1)] for row in rows]
+                feeds = feeds.next_step(next_ids, last_position)
+                logits_BV = feeds.last_logits(session.decode(feeds))
     yield from found

@@ -35,6 +35,9 @@ def generate_steps(
 ) -> Iterator[list[Generation]]:
     """Generate, handing out the state of all rows after each step.
 
+    The session is this stream's from the first step on until it has ended, is closed or forgotten; its steps may be
+    read in any thread.
+
     Args:
         session: its cache is taken over.
         prompts: token ids, or prompts, one a row; padded on the left together.
@@ -44,6 +47,7 @@ def generate_steps(
 
     Raises:
         InputError: an empty or too long prompt, or stop strings without ``decode``.
+        SessionBusyError: the session has another user; :meth:`Session.exclusive` waits for it.
         NonFiniteError: logits of a row still written are NaN or infinite; rows written so far were handed out.
     """
     if stopping.stop_strings and decode is None:
@@ -55,22 +59,27 @@ def generate_steps(
     sampling = sampling or Sampling()
     rows = [Generation(prompt=prompt) for prompt in built]
     samplers = [Sampler(_row_sampling(sampling, index)) for index in range(len(rows))]
-    logits_BV = feeds.last_logits(session.prefill(feeds))
-    for step in count(1):
-        require_finite(session, logits_BV, step, [at for at, row in enumerate(rows) if not row.finish_reason])
-        next_ids = []
-        for index, (row, sampler, limit) in enumerate(zip(rows, samplers, limits, strict=True)):
-            if row.finish_reason:
-                next_ids.append(session.config.pad_token_id)
-                continue
-            token = sampler.choose(logits_BV[index], [*row.prompt.ids, *row.ids])
-            next_ids.append(token)
-            _take(row, token, stopping, limit, decode)
-        yield rows
-        if all(row.finish_reason for row in rows):
-            return
-        feeds = feeds.next_step(next_ids, last_position)
-        logits_BV = feeds.last_logits(session.decode(feeds))
+    with session.stream() as turn:
+        logits_BV = feeds.last_logits(session.prefill(feeds))
+        for step in count(1):
+            require_finite(session, logits_BV, step, [at for at, row in enumerate(rows) if not row.finish_reason])
+            next_ids = []
+            for index, (row, sampler, limit) in enumerate(zip(rows, samplers, limits, strict=True)):
+                if row.finish_reason:
+                    next_ids.append(session.config.pad_token_id)
+                    continue
+                token = sampler.choose(logits_BV[index], [*row.prompt.ids, *row.ids])
+                next_ids.append(token)
+                _take(row, token, stopping, limit, decode)
+            if all(row.finish_reason for row in rows):
+                break
+            turn.pause()
+            yield rows
+            turn.resume()
+            feeds = feeds.next_step(next_ids, last_position)
+            logits_BV = feeds.last_logits(session.decode(feeds))
+    # Whoever stops reading here leaves the session free.
+    yield rows
 
 
 def _shared_remaining_tokens(session: Session, feeds: Feeds) -> int:

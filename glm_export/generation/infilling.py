@@ -86,20 +86,22 @@ def infill(session: Session, text: str, *, max_new_tokens: int = 128, sampling: 
 
     Raises:
         InputError: no blank, blanks of two kinds, or a text longer than the position table.
+        SessionBusyError: the session has another user; :meth:`Session.exclusive` waits for it.
     """
     tokenizer = blank_tokenizer(session)
     ids = blank_context(tokenizer, text)
     blanks = set(tokenizer.mask_ids.values())
     stop_ids = frozenset({*tokenizer.stop_ids, *session.config.eos_token_ids})
     fills: list[str] = []
-    for _ in range(sum(token in blanks for token in ids)):
-        place = next(index for index, token in enumerate(ids) if token in blanks)
-        stopping = Stopping(max_new_tokens=max_new_tokens, stop_ids=stop_ids)
-        (row,) = generate_ids(session, [[*ids, tokenizer.sop_id]], stopping=stopping, sampling=sampling)
-        # A blank within an answer would be filled forever.
-        written = [token for token in row.ids if token not in blanks]
-        fills.append(tokenizer.decode(written).strip())
-        ids = [*ids[:place], *written, *ids[place + 1 :]]
+    with session.exclusive():
+        for _ in range(sum(token in blanks for token in ids)):
+            place = next(index for index, token in enumerate(ids) if token in blanks)
+            stopping = Stopping(max_new_tokens=max_new_tokens, stop_ids=stop_ids)
+            (row,) = generate_ids(session, [[*ids, tokenizer.sop_id]], stopping=stopping, sampling=sampling)
+            # A blank within an answer would be filled forever.
+            written = [token for token in row.ids if token not in blanks]
+            fills.append(tokenizer.decode(written).strip())
+            ids = [*ids[:place], *written, *ids[place + 1 :]]
     # The text as it was given, not as its tokens spell it: those lose characters the vocabulary has not.
     whole = text
     for kind in tokenizer.mask_ids:
@@ -157,19 +159,20 @@ def continuation_log_probabilities(
         NonFiniteError: logits are NaN or infinite.
     """
     prompt = session.prompt(prompt_ids)
-    feeds = session.feeds([prompt] * len(continuations))
-    logits_BV = feeds.last_logits(session.prefill(feeds))
-    totals = np.zeros(len(continuations))
-    for step in range(max(map(len, continuations))):
-        judged = [row for row, ids in enumerate(continuations) if step < len(ids)]
-        require_finite(session, logits_BV, step + 1, judged)
-        last_BV = logits_BV.astype(np.float64)
-        peak_B1 = last_BV.max(axis=-1, keepdims=True)
-        log_BV = last_BV - peak_B1 - np.log(np.exp(last_BV - peak_B1).sum(axis=-1, keepdims=True))
-        for row in judged:
-            totals[row] += log_BV[row, continuations[row][step]]
-        if step + 1 < max(map(len, continuations)):
-            next_ids = [ids[min(step, len(ids) - 1)] for ids in continuations]
-            feeds = feeds.next_step(next_ids, session.last_position(feeds))
-            logits_BV = feeds.last_logits(session.decode(feeds))
+    with session.exclusive():
+        feeds = session.feeds([prompt] * len(continuations))
+        logits_BV = feeds.last_logits(session.prefill(feeds))
+        totals = np.zeros(len(continuations))
+        for step in range(max(map(len, continuations))):
+            judged = [row for row, ids in enumerate(continuations) if step < len(ids)]
+            require_finite(session, logits_BV, step + 1, judged)
+            last_BV = logits_BV.astype(np.float64)
+            peak_B1 = last_BV.max(axis=-1, keepdims=True)
+            log_BV = last_BV - peak_B1 - np.log(np.exp(last_BV - peak_B1).sum(axis=-1, keepdims=True))
+            for row in judged:
+                totals[row] += log_BV[row, continuations[row][step]]
+            if step + 1 < max(map(len, continuations)):
+                next_ids = [ids[min(step, len(ids) - 1)] for ids in continuations]
+                feeds = feeds.next_step(next_ids, session.last_position(feeds))
+                logits_BV = feeds.last_logits(session.decode(feeds))
     return [float(total) for total in totals]

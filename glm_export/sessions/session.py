@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,7 @@ from glm_export.inputs.call_layout import CallLayout
 from glm_export.inputs.feeds import Feeds, RightPaddedFeeds, rows_staying
 from glm_export.inputs.prompts import Prompt, prefill_feeds
 from glm_export.sessions.kv_cache import KvCache, RowValues
+from glm_export.sessions.turns import Turn, Turns
 from glm_export.spec.config import GlmConfig
 from glm_export.spec.signature import Cache, Signature, past_names
 from glm_export.tokenizers import Tokenizer, load_tokenizer
@@ -109,6 +110,9 @@ class Session(ABC):
 
     ``signature``: of the program that runs; for PyTorch the canonical one. ``cache``: the batch's. What changes its
     rows takes the last call's feeds and gives those to go on from with ``next_step``, so that both stay in step.
+
+    It has one user at a time, a thread or a stream, from a prompt to what is written behind it (``turns.py``); another
+    gets a ``SessionBusyError``. A runtime implements ``_prefill``, ``_decode``, ``_run`` and ``_close``.
     """
 
     signature: Signature
@@ -119,6 +123,39 @@ class Session(ABC):
     def __init__(self, folder: Path, config: GlmConfig) -> None:
         self.folder = folder
         self.config = config
+        self._turns = Turns()
+        self._freed: frozenset[str] = frozenset()
+
+    if not TYPE_CHECKING:  # mypy would take every name for an attribute
+
+        def __getattr__(self, name: str) -> Any:
+            """What is missing because the session is closed says so."""
+            if name in self.__dict__.get("_freed", ()):
+                raise self._turns.closed_error()
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def exclusive(self, *, wait: bool = False) -> Turn:
+        """``with session.exclusive():`` no other thread uses the session within. May be nested.
+
+        Calls of :meth:`prefill` and :meth:`decode` that belong together go into one; what :mod:`generation` has keeps
+        the session by itself. Coroutines of one thread are one user: give each a stream.
+
+        Args:
+            wait: until another user has ended, in place of an error.
+
+        Entering raises:
+            SessionBusyError: there is another user, and ``wait`` is false, or it would wait for a stream that the same
+                thread has not read to its end.
+            InputError: the session is closed.
+        """
+        return self._turns.turn(stream=False, wait=wait)
+
+    def stream(self) -> Turn:
+        """A turn for what is handed out step by step: a user of its own, in whichever thread its steps are read.
+
+        ``pause`` it before a step is handed out, and ``resume`` behind. Entering raises as :meth:`exclusive`.
+        """
+        return self._turns.turn(stream=True)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -193,17 +230,35 @@ class Session(ABC):
         """Bytes in use on the device, by all; None where the session does not know."""
         return None
 
-    @abstractmethod
     def prefill(self, feeds: Feeds) -> Logits:
         """Forget the cache and read a prompt.
 
         Returns:
             float32 ``[B, S, V]``, or ``[B, 1, V]`` where the program computes only the last row.
+
+        Raises:
+            InputError: what is fed does not fit, or the session is closed.
+            SessionBusyError: it has another user.
         """
+        with self._turns.begins:
+            return self._prefill(feeds)
+
+    def decode(self, feeds: Feeds) -> Logits:
+        """Read on from the cache: one token a row, or a chunk. Returns and raises as :meth:`prefill`.
+
+        Raises:
+            SessionBusyError: there is another user, or was one since the prompt was read.
+        """
+        with self._turns.continues:
+            return self._decode(feeds)
 
     @abstractmethod
-    def decode(self, feeds: Feeds) -> Logits:
-        """Read on from the cache: one token a row, or a chunk. Returns as :meth:`prefill`."""
+    def _prefill(self, feeds: Feeds) -> Logits:
+        """As :meth:`prefill`, for the one user."""
+
+    @abstractmethod
+    def _decode(self, feeds: Feeds) -> Logits:
+        """As :meth:`decode`, for the one user."""
 
     @abstractmethod
     def new_cache(self) -> KvCache[Any]:
@@ -237,7 +292,13 @@ class Session(ABC):
         Raises:
             InputError: there would be more rows than the session takes, a prompt is too long, ``given`` does not fit,
                 or ``feeds`` are not the last call's.
+            SessionBusyError: the session has another user, or had one since the batch was read.
         """
+        # Where no row is left there is nothing to go on from: it is anybody's.
+        with self._turns.continues if self.cache.rows else self._turns.begins:
+            return self._join(feeds, new, given)
+
+    def _join(self, feeds: Feeds, new: Feeds, given: RowValues[Any] | None) -> tuple[Feeds, Logits]:
         self._require_rows(feeds, feeds.batch + new.batch)
         if given is not None and new.batch != 1:
             raise InputError(f"{new.batch} prompts are to begin with one row's values; join them one after another")
@@ -262,9 +323,10 @@ class Session(ABC):
             InputError: there is no such row, there would be more than the session takes, or ``feeds`` are not the
                 last call's.
         """
-        self._require_rows(feeds, len(rows))
-        self.cache.select(rows)
-        return feeds.select(rows)
+        with self._turns.continues:
+            self._require_rows(feeds, len(rows))
+            self.cache.select(rows)
+            return feeds.select(rows)
 
     def leave(self, feeds: Feeds, rows: Iterable[int]) -> Feeds:
         """Go on without these rows. Raises as :meth:`select`."""
@@ -283,23 +345,40 @@ class Session(ABC):
             InputError: it has fewer, or it is a prefix family's whose context has more, or ``feeds`` are not the last
                 call's.
         """
-        self._require_rows(feeds, feeds.batch)
-        cut = feeds.truncate(row, length)
-        self.cache.truncate(row, length)
-        return cut
+        with self._turns.continues:
+            self._require_rows(feeds, feeds.batch)
+            cut = feeds.truncate(row, length)
+            self.cache.truncate(row, length)
+            return cut
 
     def _require_rows(self, feeds: Feeds, wanted: int) -> None:
         self.cache.require_held(feeds)
         if self.max_rows is not None and wanted > self.max_rows:
             raise InputError(f"{wanted} rows are wanted, and the session takes {self.max_rows}; let some leave first")
 
-    @abstractmethod
     def run(self, tensors: Tensors) -> Tensors:
-        """One call by the names of the program's signature, cache included; keeps no state."""
+        """One call by the names of the program's signature, cache included; keeps no state. Raises as :meth:`prefill`.
+
+        Raises:
+            SessionBusyError: the session has another user.
+        """
+        with self._turns.single:
+            return self._run(tensors)
 
     @abstractmethod
+    def _run(self, tensors: Tensors) -> Tensors:
+        """As :meth:`run`, for the one user."""
+
     def close(self) -> None:
-        """Free the model and its cache; the session cannot be used afterwards."""
+        """Free the model and its cache, once a call that runs has ended. What is asked for afterwards is refused."""
+        if self._turns.close():
+            before = set(vars(self))
+            self._close()
+            self._freed = frozenset(before - set(vars(self)))
+
+    @abstractmethod
+    def _close(self) -> None:
+        """Free the model and its cache."""
 
     def __enter__(self) -> Self:
         return self

@@ -212,13 +212,13 @@ class TorchSession(Session):
         """Where the weights are."""
         return TorchCache(self.signature, self.model.head.weight.device, self.initial_cache)
 
-    def prefill(self, feeds: Feeds) -> Logits:
+    def _prefill(self, feeds: Feeds) -> Logits:
         """Start a batch; logits of every token."""
         self.cache.start(feeds.batch, feeds.columns)
-        return self.decode(feeds)
+        return self._decode(feeds)
 
     @torch.inference_mode()
-    def decode(self, feeds: Feeds) -> Logits:
+    def _decode(self, feeds: Feeds) -> Logits:
         """Read on from the cache; logits of every token."""
         self.cache.require(feeds)
         device = self.model.head.weight.device
@@ -229,7 +229,7 @@ class TorchSession(Session):
         return _numpy(output.logits).astype(np.float32)
 
     @torch.inference_mode()
-    def run(self, tensors: Tensors) -> Tensors:
+    def _run(self, tensors: Tensors) -> Tensors:
         """One call with the cache handed in and out."""
         device = self.model.head.weight.device
         layers = range(self.config.num_layers)
@@ -246,7 +246,7 @@ class TorchSession(Session):
     def _model_for(self, tokens: int) -> Decoder:
         return self._prompt_model if tokens > PROMPT_TOKENS else self.model
 
-    def close(self) -> None:
+    def _close(self) -> None:
         """Free the weights and the cache."""
         self.cache.clear()
         del self.model, self._prompt_model

@@ -32,20 +32,20 @@ class Altered(Session):
     def feeds(self, prompts: Any) -> Feeds:
         return self._inner.feeds(prompts)
 
-    def prefill(self, feeds: Feeds) -> Logits:
+    def _prefill(self, feeds: Feeds) -> Logits:
         self._steps = 0
         self.calls.append(feeds.input_ids.shape)
         return self._change(self._inner.prefill(feeds), 0)
 
-    def decode(self, feeds: Feeds) -> Logits:
+    def _decode(self, feeds: Feeds) -> Logits:
         self._steps += 1
         return self._change(self._inner.decode(feeds), self._steps)
 
     def new_cache(self) -> KvCache[Any]:
         return self._inner.new_cache()
 
-    def run(self, tensors: Tensors) -> Tensors:
+    def _run(self, tensors: Tensors) -> Tensors:
         return self._inner.run(tensors)
 
-    def close(self) -> None:
+    def _close(self) -> None:
         self._inner.close()

@@ -163,11 +163,11 @@ class ToySession(Session):
     def feeds(self, prompts: Sequence[Prompt]) -> Feeds:
         return prefill_feeds(prompts, self.config, own_lengths=self.signature.own_lengths)
 
-    def prefill(self, feeds: Feeds) -> Logits:
+    def _prefill(self, feeds: Feeds) -> Logits:
         self.cache.start(feeds.batch, feeds.columns)
-        return self.decode(feeds)
+        return self._decode(feeds)
 
-    def decode(self, feeds: Feeds) -> Logits:
+    def _decode(self, feeds: Feeds) -> Logits:
         self.cache.require(feeds)
         self.cache.make_room(feeds.columns)
         self._require_announced()
@@ -246,10 +246,10 @@ class ToySession(Session):
     def weight_traffic(self, rows: int) -> int:
         return 0
 
-    def run(self, tensors: Tensors) -> Tensors:
+    def _run(self, tensors: Tensors) -> Tensors:
         raise NotImplementedError
 
-    def close(self) -> None:
+    def _close(self) -> None:
         self.cache.clear()
 
 

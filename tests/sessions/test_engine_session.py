@@ -206,7 +206,7 @@ def test_control_what_is_recorded_forgets_new_inputs(exported: Export) -> None:
     with OrtSession(program) as reference, session:
         expected = generate_ids(reference, [prompt], stopping=STOPPING)[0].ids
         session.prefill(session.feeds([prompt]))
-        step = session._decode
+        step = session._decode_step
         recorded = dict(step._buffers)
         moved = {name: buffer.clone() for name, buffer in recorded.items()}
         feeds = session.feeds([prompt]).next_step([expected[0]], 63)
@@ -294,7 +294,7 @@ def test_refusals_of_the_runtime_are_told(exported: Export, monkeypatch: pytest.
     feeds = session.feeds(prompts_for(program, 4))
     with pytest.raises(InputError, match="decode was called before prefill"):
         session.decode(feeds)
-    step = session._prefill
+    step = session._prefill_step
     step._profile = replace(step._profile)
     monkeypatch.setattr(StandInContext, "set_input_shape", lambda *_: False)
     with pytest.raises(InputError, match=r"input_ids \[1, 4\] is outside profile prefill, \[1, 1\] to \[1, 64\]"):

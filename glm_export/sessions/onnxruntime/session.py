@@ -103,12 +103,12 @@ class OrtSession(Session):
         """A static cache may be shorter than the context."""
         return self.signature.static_length if self.signature.cache is Cache.STATIC else None
 
-    def prefill(self, feeds: Feeds) -> Logits:
+    def _prefill(self, feeds: Feeds) -> Logits:
         """Start a batch from an empty cache, or from the model's prefix."""
         if feeds.prefix_length and self._reads_rows_apart(feeds.input_ids.shape):
             return self._prefill_rows_apart(feeds)
         self.cache.start(feeds.batch, feeds.columns)
-        return self.decode(feeds)
+        return self._decode(feeds)
 
     def _reads_rows_apart(self, ids_shape: tuple[int, ...]) -> bool:
         """Whether GroupQueryAttention takes so many tokens on a past only one row at a time."""
@@ -121,7 +121,7 @@ class OrtSession(Session):
         for row in range(feeds.batch):
             alone = feeds.rows(slice(row, row + 1))
             self.cache.start(1, alone.columns)
-            logits = self.decode(alone)
+            logits = self._decode(alone)
             missing = feeds.input_ids.shape[1] - logits.shape[1] if not self.signature.last_logits_only else 0
             found.append(np.pad(logits, ((0, 0), (0, missing), (0, 0))))
             read.append(self.cache.row(0))
@@ -129,7 +129,7 @@ class OrtSession(Session):
         self.cache.join(read)
         return np.concatenate(found)
 
-    def decode(self, feeds: Feeds) -> Logits:
+    def _decode(self, feeds: Feeds) -> Logits:
         """Read on from the cache."""
         self.cache.require(feeds)
         if self._reads_rows_apart(feeds.input_ids.shape) and feeds.input_ids.shape[1] < feeds.columns:
@@ -153,11 +153,11 @@ class OrtSession(Session):
         result: Logits = logits.numpy().astype(np.float32, copy=False)
         return result
 
-    def run(self, tensors: Tensors) -> Tensors:
+    def _run(self, tensors: Tensors) -> Tensors:
         """One call with the cache handed in and out, in the canonical program's layout whatever the dialect's."""
         past = tensors[past_names(0)[0]].shape[CACHE_LENGTH_AXIS]
         if past and self._reads_rows_apart(tensors[INPUT_IDS].shape):
-            return run_rows_apart(self.run, tensors, self.signature)
+            return run_rows_apart(self._run, tensors, self.signature)
         names = [spec.name for spec in self.signature.outputs]
         outputs = self.runtime.run(names, self.layout.to_program(tensors))
         return self.layout.to_canonical(dict(zip(names, outputs, strict=True)), tensors)
@@ -165,7 +165,7 @@ class OrtSession(Session):
     def _in_floats(self, past: Tensors) -> Tensors:
         return self.layout.dequantize_past(past)
 
-    def close(self) -> None:
+    def _close(self) -> None:
         """Free the runtime and the cache."""
         self.cache.clear()
         self._captured = None

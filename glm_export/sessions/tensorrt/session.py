@@ -80,7 +80,7 @@ class EngineSession(Session):
         self._kernels = KernelCache.of(self._loaded.tensorrt, engine.folder)
         needed = activations(self._loaded.tensorrt, self._loaded.engine)
         made, self._scratch = contexts(self._loaded, needed, self._kernels)
-        self._prefill, self._decode = (
+        self._prefill_step, self._decode_step = (
             EngineStep(self._loaded, index, profile, self.signature, context, self._scratch)
             for index, (profile, context) in enumerate(zip(engine.profiles, made, strict=True))
         )
@@ -91,7 +91,7 @@ class EngineSession(Session):
     def new_cache(self) -> EngineCache:
         """In the engine's device memory."""
         longest, device = self.engine.limits.max_context, self._loaded.device
-        return engine_cache(self.signature, device, longest, self._decode.reset, self.initial_cache)
+        return engine_cache(self.signature, device, longest, self._decode_step.reset, self.initial_cache)
 
     def describe(self) -> SessionDescription:
         """The engine's runtime, and the version it was built by."""
@@ -146,18 +146,18 @@ class EngineSession(Session):
                 f"{feeds.columns} tokens, and the engine was built for {limits.max_context}; build with --max-context"
             )
 
-    def prefill(self, feeds: Feeds) -> Logits:
+    def _prefill(self, feeds: Feeds) -> Logits:
         """Start a batch from an empty cache, or from the model's prefix."""
         self._require(feeds)
         self.cache.start(feeds.batch, feeds.columns)
         return self._read(feeds)
 
-    def decode(self, feeds: Feeds) -> Logits:
+    def _decode(self, feeds: Feeds) -> Logits:
         """Read on from the cache."""
         self.cache.require(feeds)
         self._require(feeds)
         if feeds.input_ids.shape[1] == 1:
-            return self._call(self._decode, feeds, slice(0, feeds.batch), capture=self._graph)
+            return self._call(self._decode_step, feeds, slice(0, feeds.batch), capture=self._graph)
         return self._read(feeds)
 
     def _read(self, feeds: Feeds) -> Logits:
@@ -177,7 +177,7 @@ class EngineSession(Session):
         """One group, in pieces of as many tokens as the profile takes."""
         found: list[Logits] = []
         for piece in self._pieces(feeds):
-            step = self._decode if self._beyond_prefill(piece) else self._prefill
+            step = self._decode_step if self._beyond_prefill(piece) else self._prefill_step
             logits = self._call(step, piece, chosen)
             if isinstance(feeds, RightPaddedFeeds) and self.signature.last_logits_only and found:
                 # A row that ended in an earlier piece keeps what it got there.
@@ -217,14 +217,14 @@ class EngineSession(Session):
         found: Logits = self._loaded.device.get(logits).astype(np.float32, copy=False)
         return found
 
-    def run(self, tensors: Tensors) -> Tensors:
+    def _run(self, tensors: Tensors) -> Tensors:
         """One call with the cache handed in and out, in the canonical program's layout whatever the dialect's."""
         given = self.layout.to_program(tensors)
         batch, new = given[INPUT_IDS].shape
         step, group = (
-            (self._decode, self.engine.limits.max_batch)
+            (self._decode_step, self.engine.limits.max_batch)
             if new == 1
-            else (self._prefill, self.engine.limits.prefill_batch)
+            else (self._prefill_step, self.engine.limits.prefill_batch)
         )
         parts = [self._run_rows(step, given, slice(start, start + group)) for start in range(0, batch, group)]
         outputs: Tensors = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -256,10 +256,10 @@ class EngineSession(Session):
     def _in_floats(self, past: Tensors) -> Tensors:
         return self.layout.dequantize_past(past)
 
-    def close(self) -> None:
+    def _close(self) -> None:
         """Free the engine and the cache."""
         if self._kernels is not None:
             self._kernels.save()
         self.cache.clear()
         self._loaded.device.release()
-        del self._prefill, self._decode, self._scratch, self._loaded
+        del self._prefill_step, self._decode_step, self._scratch, self._loaded
