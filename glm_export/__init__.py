@@ -11,8 +11,13 @@ The public names are those of ``__all__``; each is imported when it is first use
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING
+
+# ONNX Runtime since 1.29 reports to its publisher unless told otherwise before it is imported, which is never before
+# this; processes started from here inherit it. Whoever sets it himself decides.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
     from glm_export.api import (

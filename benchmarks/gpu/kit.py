@@ -145,7 +145,8 @@ def command(part: Part, kit: Kit, *, again: bool) -> list[str]:
 def environment() -> dict[str, str]:
     """Processes that a part starts find this checkout, installed or not."""
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    return os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+    # The first: parts without glm_export, which sets it, run ONNX Runtime as well.
+    return {"ORT_DISABLE_TELEMETRY": "1"} | os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
 
 
 def end_group(process: subprocess.Popen[bytes]) -> None:

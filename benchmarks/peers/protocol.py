@@ -26,6 +26,9 @@ sys.path.append(str(Path(__file__).parent.parent))
 
 from watch import memory, tree
 
+# Before a peer imports ONNX Runtime, which reports to its publisher otherwise; nothing measured here talks to anybody.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 THREADS = 2
 PROMPT_TOKENS, CONTEXT, NEW_TOKENS = 512, 128, 64
 PREFILLS = 3
