@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from glm_export.errors import CheckpointError
+from glm_export.errors import CheckpointError, shown
 from glm_export.families._signs import FolderFiles
 from glm_export.model_folder import inside, read_json
+from glm_export.spec.config import is_number
 
 START_BYTES, CODE_BYTES = 4096, 1 << 20
 
@@ -43,9 +44,10 @@ def with_generation_config(folder: Path, values: Mapping[str, Any]) -> dict[str,
     if stops is None:
         return dict(values)
     ids = [stops] if isinstance(stops, int) else stops
-    if not isinstance(ids, list) or not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
+    if not isinstance(ids, list) or not all(is_number(i, int) for i in ids):
         raise CheckpointError(
-            f"{folder / 'generation_config.json'} has eos_token_id = {stops!r}, expected a token id or a list of them"
+            f"{folder / 'generation_config.json'} has eos_token_id = {shown(stops)}, expected a token id or a list of "
+            "them"
         )
     return {**values, "eos_token_id": ids}
 

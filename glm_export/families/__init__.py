@@ -21,7 +21,7 @@ from pkgutil import iter_modules
 from types import ModuleType
 from typing import Any
 
-from glm_export.errors import ConfigError
+from glm_export.errors import ConfigError, shown
 from glm_export.families._signs import NO_FILES, FolderFiles, tell_chatglm
 from glm_export.families._vision import text_part
 
@@ -100,14 +100,15 @@ def identify(values: Values, files: FolderFiles = NO_FILES) -> tuple[str, str]:
     if native:
         return native, ""
     kind = values.get("model_type")
-    if kind in OTHER_GLMS:
+    if isinstance(kind, str) and kind in OTHER_GLMS:
         raise ConfigError(
             f"config.json is of {kind} ({OTHER_GLMS[kind]}), which is not supported yet; known families: "
             f"{', '.join(names())}"
         )
+    listed = shown(values.get("architectures"))
     raise ConfigError(
-        f"config.json is of no known GLM (model_type {kind!r}, architectures {values.get('architectures')!r}); known "
-        f"families: {', '.join(names())}"
+        f"config.json is of no known GLM (model_type {shown(kind)}, architectures {listed}); known families: "
+        f"{', '.join(names())}"
     )
 
 
@@ -120,10 +121,10 @@ def _native(values: Values) -> str | None:
         return named[0] if named else None
     if named and named != [kind]:
         raise ConfigError(
-            f"config.json says two things of its family: model_type {kind!r}, and architectures {NATIVE[named[0]]!r}; "
-            "mend the one that is wrong, or say --family"
+            f"config.json says two things of its family: model_type {shown(kind)}, and architectures "
+            f"{NATIVE[named[0]]!r}; mend the one that is wrong, or say --family"
         )
-    return kind if kind in NATIVE else None
+    return kind if isinstance(kind, str) and kind in NATIVE else None
 
 
 def read_config(values: Values, family: str | None = None, files: FolderFiles = NO_FILES) -> Any:

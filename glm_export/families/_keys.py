@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from glm_export.errors import ConfigError
+from glm_export.errors import SHOWN_CHARACTERS, ConfigError, cut, shown
+from glm_export.spec.config import is_number
 
 GENERATION = [
     "temperature",
@@ -101,6 +102,10 @@ FIXED_EVERYWHERE: dict[str, tuple[tuple[Any, ...], str]] = {
 """Keys that hold one value in every GLM: which, and why no other."""
 
 
+STORED_DTYPES = ("float32", "float16", "bfloat16", "float64", "float", "half", "auto", "float8_e4m3fn")
+"""What savers write; the tensors themselves say what they are."""
+
+
 class ConfigKeys:
     """A parsed ``config.json`` that remembers which keys were looked at."""
 
@@ -134,9 +139,10 @@ class ConfigKeys:
         """
         self._seen.add(key)
         value = self._values.get(key)
-        if value is not None and value not in allowed:
+        # In Python 1 is True, and 1.0 is 1.
+        if value is not None and not any(type(value) is type(a) and value == a for a in allowed):
             expected = " or ".join(repr(a) for a in allowed) or "no value"
-            raise ConfigError(f"config.json has {key} = {value!r}, but only {expected} is supported: {why}")
+            raise ConfigError(f"config.json has {key} = {shown(value)}, but only {expected} is supported: {why}")
 
     def finish(self, inert: Mapping[str, str]) -> None:
         """Refuse keys nobody accounted for.
@@ -149,9 +155,10 @@ class ConfigKeys:
         self._require_full_attention()
         unknown = sorted(set(self._values) - self._seen - set(inert) - set(INERT_EVERYWHERE))
         if unknown:
+            named = ", ".join(cut(key, SHOWN_CHARACTERS) for key in unknown)
             raise ConfigError(
-                f"config.json has keys that family {self.family} does not know and that could change numbers: "
-                f"{', '.join(unknown)}; remove them if they are inert, or report them"
+                f"config.json has keys that family {self.family} does not know and that could change numbers: {named}; "
+                "remove them if they are inert, or report them"
             )
 
     def _require_full_attention(self) -> None:
@@ -159,7 +166,9 @@ class ConfigKeys:
         kinds = self._values.get("layer_types") or []
         others = sorted({str(kind) for kind in kinds} - {"full_attention"}) if isinstance(kinds, list) else [kinds]
         if others:
-            raise ConfigError(f"config.json has layer_types {others}, but every layer of a GLM is 'full_attention'")
+            raise ConfigError(
+                f"config.json has layer_types {shown(others)}, but every layer of a GLM is 'full_attention'"
+            )
 
     def number(self, key: str, default: float | None = None) -> float:
         """The value of a key that is a number, whole or not; required where there is no default.
@@ -168,8 +177,8 @@ class ConfigKeys:
             ConfigError: it is absent, or something else.
         """
         value = self.required(key) if default is None else self.optional(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ConfigError(f"config.json has {key} = {value!r}, expected a number")
+        if not is_number(value):
+            raise ConfigError(f"config.json has {key} = {shown(value)}, expected a finite number")
         return float(value)
 
     def flag(self, key: str, default: bool) -> bool:
@@ -180,7 +189,7 @@ class ConfigKeys:
         """
         value = self.optional(key, default)
         if not isinstance(value, bool):
-            raise ConfigError(f"config.json has {key} = {value!r}, expected true or false")
+            raise ConfigError(f"config.json has {key} = {shown(value)}, expected true or false")
         return value
 
     def count(self, key: str, default: int | None = None) -> int:
@@ -190,9 +199,9 @@ class ConfigKeys:
             ConfigError: it is absent, or something else.
         """
         value = self.required(key) if default is None else self.optional(key, default)
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise ConfigError(f"config.json has {key} = {value!r}, expected a whole number")
-        return value
+        if not is_number(value, int):
+            raise ConfigError(f"config.json has {key} = {shown(value)}, expected a whole number")
+        return int(value)
 
     def token_ids(self, key: str) -> tuple[int, ...]:
         """A token id or a list of them, as a tuple.
@@ -202,10 +211,20 @@ class ConfigKeys:
         """
         value = self.optional(key, [])
         ids = [value] if isinstance(value, int) else value
-        if not isinstance(ids, list) or not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
-            raise ConfigError(f"config.json has {key} = {value!r}, expected a token id or a list of them")
+        if not isinstance(ids, list) or not all(is_number(i, int) for i in ids):
+            raise ConfigError(f"config.json has {key} = {shown(value)}, expected a token id or a list of them")
         return tuple(ids)
 
     def stored_dtype(self) -> str:
-        """The dtype the checkpoint was saved in (``torch_dtype``, or ``dtype`` since transformers 4.56)."""
-        return str(self.optional("dtype", self.optional("torch_dtype", "float16"))).removeprefix("torch.")
+        """The dtype the checkpoint was saved in (``torch_dtype``, or ``dtype`` since transformers 4.56).
+
+        Raises:
+            ConfigError: it is none of a checkpoint's.
+        """
+        value = self.optional("dtype", self.optional("torch_dtype", "float16"))
+        name = value.removeprefix("torch.") if isinstance(value, str) else value
+        if name not in STORED_DTYPES:
+            raise ConfigError(
+                f"config.json has torch_dtype or dtype {shown(value)}, expected one of {', '.join(STORED_DTYPES)}"
+            )
+        return str(name)

@@ -9,11 +9,15 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from glm_export.errors import ConfigError
+from glm_export.errors import SHOWN_CHARACTERS, ConfigError, cut, shown
 from glm_export.families._keys import ConfigKeys
-from glm_export.spec.config import YarnScaling
+from glm_export.spec.config import BASES, SCALES, SIZES, YarnScaling, is_number
 
 DEFAULT_BASE = 10000.0
+MOST_OF = {
+    "rope_theta": BASES[1], "partial_rotary_factor": 1, "original_max_position_embeddings": SIZES["max_positions"],
+    **dict.fromkeys(("factor", "attention_factor", "mscale", "mscale_all_dim", "beta_fast", "beta_slow"), SCALES[1]),
+}  # fmt: skip
 KNOWN = "default, linear, dynamic and yarn"
 WITHOUT_MEANING = {
     "mrope_section": "divides channels among positions in an image; a text's three positions are equal",
@@ -55,14 +59,15 @@ def read_position_scaling(keys: ConfigKeys, *, partial: float, context: int) -> 
     base, partial = (_number(values, key) for key in flat)
     for key in WITHOUT_MEANING:
         values.pop(key, None)
-    scaling = _SCALINGS.get(kind)
+    scaling = _SCALINGS.get(kind) if isinstance(kind, str) else None
     if scaling is None:
-        raise ConfigError(f"config.json has rope_type {kind!r}; {KNOWN} are supported")
+        raise ConfigError(f"config.json has rope_type {shown(kind)}; {KNOWN} are supported")
     result = scaling(values, base, partial, context)
     if values:
+        strange = cut(", ".join(sorted(values)), SHOWN_CHARACTERS)
         raise ConfigError(
-            f"config.json has rope_parameters or rope_scaling of type {kind!r} with {', '.join(sorted(values))}, which "
-            "could change numbers and is not known there; remove it if it is inert, or report it"
+            f"config.json has rope_parameters or rope_scaling of type {kind!r} with {strange}, which could change "
+            "numbers and is not known there; remove it if it is inert, or report it"
         )
     return result
 
@@ -72,24 +77,34 @@ def _grouped(keys: ConfigKeys) -> dict[str, Any]:
     for name, group in groups.items():
         if not isinstance(group, dict):
             raise ConfigError(
-                f"config.json has {name} = {group!r}, expected an object with rope_type and its parameters"
+                f"config.json has {name} = {shown(group)}, expected an object with rope_type and its parameters"
             )
     new, old = ({key: value for key, value in group.items() if value is not None} for group in groups.values())
     differing = [key for key in new.keys() & old.keys() if new[key] != old[key]]
     if differing:
         key = min(differing)
         raise ConfigError(
-            f"config.json says {key} {new[key]!r} in rope_parameters and {old[key]!r} in rope_scaling; keep the "
-            "one that is meant"
+            f"config.json says {key} {shown(new[key])} in rope_parameters and {shown(old[key])} in rope_scaling; "
+            "keep the one that is meant"
         )
     return old | new
 
 
 def _number(values: dict[str, Any], key: str, default: float | None = None) -> float:
     value = values.pop(key, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ConfigError(f"config.json has {key} = {value!r} among its rope_parameters, expected a number")
+    if not is_number(value) or not 0 <= value <= MOST_OF[key]:
+        raise ConfigError(
+            f"config.json has {key} = {shown(value)} among its rope_parameters, expected a number up to "
+            f"{MOST_OF[key]:g}"
+        )
     return float(value)
+
+
+def _whole(values: dict[str, Any], key: str, default: int) -> int:
+    value = values.get(key, default)
+    if is_number(value, float) and value != int(value):
+        raise ConfigError(f"config.json has {key} = {shown(value)} among its rope_parameters, expected a whole number")
+    return int(_number(values, key, default))
 
 
 def _default(values: dict[str, Any], base: float, partial: float, context: int) -> PositionScaling:
@@ -101,14 +116,14 @@ def _default(values: dict[str, Any], base: float, partial: float, context: int) 
 
 
 def _linear(values: dict[str, Any], base: float, partial: float, context: int) -> PositionScaling:
-    factor, original = _number(values, "factor"), int(_number(values, "original_max_position_embeddings", context))
+    factor, original = _number(values, "factor"), _whole(values, "original_max_position_embeddings", context)
     if factor < 1:
         raise ConfigError(f"config.json scales positions by a factor of {factor:g}; expected 1 or more")
     return PositionScaling(base=base, partial=partial, context=int(factor * original), position_scale=factor)
 
 
 def _dynamic(values: dict[str, Any], base: float, partial: float, context: int) -> PositionScaling:
-    factor, original = _number(values, "factor"), int(_number(values, "original_max_position_embeddings", context))
+    factor, original = _number(values, "factor"), _whole(values, "original_max_position_embeddings", context)
     note = (
         f"dynamic NTK scaling by {factor:g} begins behind {original} tokens, where frequencies change with the length "
         "of the text; a program has one table of them, and its context ends there"
@@ -117,20 +132,22 @@ def _dynamic(values: dict[str, Any], base: float, partial: float, context: int) 
 
 
 def _yarn(values: dict[str, Any], base: float, partial: float, context: int) -> PositionScaling:
-    original = int(_number(values, "original_max_position_embeddings", context))
+    original = _whole(values, "original_max_position_embeddings", context)
     factor = _number(values, "factor")
     mscale, all_dim = _number(values, "mscale", 0), _number(values, "mscale_all_dim", 0)
     temperature = _temperature(factor, 1)
     if mscale and all_dim:
         temperature = _temperature(factor, mscale) / _temperature(factor, all_dim)
     truncate = values.pop("truncate", True)
+    if not isinstance(truncate, bool):
+        raise ConfigError(f"config.json has truncate = {shown(truncate)} for YaRN, expected true or false")
     yarn = YarnScaling(
         factor=factor,
         original_positions=original,
         attention_factor=_number(values, "attention_factor", temperature),
         beta_fast=_number(values, "beta_fast", 32),
         beta_slow=_number(values, "beta_slow", 1),
-        truncate=bool(truncate),
+        truncate=truncate,
     )
     return PositionScaling(base=base, partial=partial, context=int(factor * original), yarn=yarn)
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from glm_export.errors import ConfigError
+from glm_export.errors import ConfigError, shown
 
 SECOND, THIRD, FOURTH = "chatglm2", "chatglm3", "glm4_remote"
 EVERY = frozenset({SECOND, THIRD, FOURTH})
@@ -86,6 +86,7 @@ def tell_chatglm(values: Mapping[str, Any], files: FolderFiles) -> tuple[str, st
         return next(iter(left)), ""
     ratio = values.get("rope_ratio", 1)
     if ratio not in (1, None):
+        ratio = shown(ratio)
         raise ConfigError(
             f"nothing in the folder tells {' from '.join(sorted(left))}, and config.json has rope_ratio {ratio}: "
             "ChatGLM2 divides positions by it, ChatGLM3 and GLM-4 multiply the base; say --family"

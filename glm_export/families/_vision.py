@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from glm_export.errors import ConfigError
+from glm_export.errors import ConfigError, shown
 
 TEXT_PARTS = {
     "glm4v": ("glm4", {"attention_bias": True}),
@@ -49,7 +49,7 @@ def text_part(values: Mapping[str, Any]) -> TextPart:
         return TextPart(values=values)
     inner = values.get("text_config")
     if not isinstance(inner, Mapping):
-        raise ConfigError(f"config.json of {kind} should hold a text_config, found {inner!r}; download it again")
+        raise ConfigError(f"config.json of {kind} should hold a text_config, found {shown(inner)}; download it again")
     family, defaults = TEXT_PARTS[kind]
     outer = {key: values[key] for key in ("tie_word_embeddings", "dtype", "torch_dtype") if key in values}
     named = {"model_type": family, "architectures": []}

@@ -2,15 +2,59 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 from typing import Any
 
-from glm_export.errors import ConfigError
+from glm_export.errors import ConfigError, shown
 
-SIZES = (
-    "vocab_size", "hidden_size", "num_layers", "num_heads", "kv_heads", "head_dim", "ffn_size", "max_positions",
-)  # fmt: skip
+SIZES = {
+    "vocab_size": 1 << 22, "hidden_size": 1 << 17, "num_layers": 1 << 10, "num_heads": 1 << 12, "kv_heads": 1 << 12,
+    "head_dim": 1 << 12, "ffn_size": 1 << 20, "max_positions": 1 << 22,
+}  # fmt: skip
+"""Counts, and what no model has more of: four times the largest there is, or more. What asks for more is damaged."""
+MOST_EXPERTS = 1 << 17
+"""Over all layers; GLM-4.6 has 14,720."""
+MOST_PREFIX = 1 << 16
+EPSILONS = (1e-12, 0.1)
+BASES, SCALES = (1.0, 1e12), (1e-6, 1e6)
+"""Of rotary angles, and of what positions or scores are divided or multiplied by."""
+LARGEST = 1e300
+LARGEST = 1e300
+KINDS: dict[str, tuple[str, type | tuple[type, ...]]] = {
+    "int": ("a whole number", int),
+    "float": ("a finite number", (int, float)),
+    "bool": ("true or false", bool),
+    "str": ("a text", str),
+    "int | None": ("a whole number", (int, type(None))),
+}
+
+
+def is_number(value: Any, kind: type = object) -> bool:
+    """Whether a value is a finite number, of that kind; true and false are none."""
+    number = isinstance(value, int | float) and not isinstance(value, bool) and isinstance(value, kind)
+    # A whole number beyond floats overflows where it becomes one.
+    return number and abs(value) < LARGEST
+
+
+def _require_types(record: Any) -> None:
+    """See that every field holds what it is annotated with: values come from files."""
+    for each in fields(record):
+        kind, value = str(each.type), getattr(record, each.name)
+        if kind not in KINDS:
+            continue
+        named, kinds = KINDS[kind]
+        # In Python true and false are whole numbers.
+        misfit = not isinstance(value, kinds) or isinstance(value, bool) != (kinds is bool)
+        if misfit or (isinstance(value, int | float) and not abs(value) < LARGEST):
+            raise ConfigError(f"{each.name} should be {named}, found {shown(value)}; check config.json")
+
+
+def _require_within(named: Mapping[str, float], least: float, most: float) -> None:
+    for name, value in named.items():
+        if not least <= value <= most:
+            raise ConfigError(f"{name} should be from {least:g} to {most:g}, found {shown(value)}; check config.json")
 
 
 class Norm(StrEnum):
@@ -44,6 +88,10 @@ class YarnScaling:
     truncate: bool = True
 
     def __post_init__(self) -> None:
+        _require_types(self)
+        _require_within({"YaRN's factor": self.factor, "its attention_factor": self.attention_factor}, *SCALES)
+        _require_within({"YaRN's original context": self.original_positions}, 1, SIZES["max_positions"])
+        _require_within({"beta_fast": self.beta_fast, "beta_slow": self.beta_slow}, *SCALES)
         if self.factor < 1 or self.original_positions <= 0 or self.beta_fast < self.beta_slow or self.beta_slow <= 0:
             raise ConfigError(
                 "YaRN scales by a factor of 1 or more over a positive original context, from a faster beta to a slower "
@@ -72,12 +120,12 @@ class RotaryConfig:
     yarn: YarnScaling | None = None
 
     def __post_init__(self) -> None:
+        _require_types(self)
         if self.dim <= 0 or self.dim % 2:
             raise ConfigError(f"rotary dim must be a positive even number, found {self.dim}")
-        if self.base <= 0 or self.position_scale <= 0:
-            raise ConfigError(
-                f"rotary base and position scale must be positive, found {self.base}, {self.position_scale}"
-            )
+        _require_within({"rotary base": self.base}, *BASES)
+        _require_within({"rotary position scale": self.position_scale}, *SCALES)
+        _require_within({"rotary axes": self.axes}, 1, 2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +145,10 @@ class ExpertsConfig:
     scale: float = 1.0
 
     def __post_init__(self) -> None:
+        _require_types(self)
+        _require_within({"width of an expert": self.ffn_size}, 1, SIZES["ffn_size"])
+        _require_within({"scale of experts": self.scale}, *SCALES)
+        _require_within({"shared experts": self.shared}, 0, MOST_EXPERTS // SIZES["num_layers"])
         if not 0 < self.per_token <= self.routed or self.ffn_size <= 0 or min(self.shared, self.first_layer) < 0:
             raise ConfigError(
                 f"{self.per_token} of {self.routed} experts of width {self.ffn_size} cannot be chosen; "
@@ -154,10 +206,13 @@ class GlmConfig:
     notes: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
-        for name in SIZES:
+        for name, most in SIZES.items():
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
-                raise ConfigError(f"{name} must be a positive whole number, found {value!r} in config.json")
+            if not is_number(value, int) or value <= 0:
+                raise ConfigError(f"{name} must be a positive whole number, found {shown(value)} in config.json")
+            if value > most:
+                raise ConfigError(f"{name} is {shown(value)}, and no model has more than {most}; mend config.json")
+        _require_types(self)
         if self.num_heads % self.kv_heads:
             raise ConfigError(
                 f"{self.num_heads} attention heads cannot share {self.kv_heads} key-value heads evenly; "
@@ -168,12 +223,17 @@ class GlmConfig:
                 f"rotary dim {self.rotary.axes} x {self.rotary.dim} exceeds the head size {self.head_dim}; "
                 "check config.json"
             )
-        if self.norm_eps <= 0:
-            raise ConfigError(f"the norm's epsilon must be positive, found {self.norm_eps}")
+        _require_within({"the norm's epsilon": self.norm_eps}, *EPSILONS)
+        _require_within({"residual_alpha": self.residual_alpha}, *SCALES)
+        _require_within({"a prefix's length": self.prefix_length}, 0, MOST_PREFIX)
+        if self.experts is not None:
+            _require_within({"experts of all layers": self.experts.routed * self.num_layers}, 1, MOST_EXPERTS)
         named = (*self.eos_token_ids, self.pad_token_id, *self.mask_token_ids, self.sop_token_id or 0)
-        outside = [i for i in named if not 0 <= i < self.vocab_size]
+        outside = [i for i in named if not is_number(i, int) or not 0 <= i < self.vocab_size]
         if outside:
-            raise ConfigError(f"token ids {outside} lie outside the vocabulary of {self.vocab_size}; check config.json")
+            raise ConfigError(
+                f"token ids {shown(outside)} lie outside the vocabulary of {self.vocab_size}; check config.json"
+            )
 
     @property
     def position_axes(self) -> int:
@@ -225,7 +285,7 @@ class GlmConfig:
                     "mask_token_ids": tuple(values["mask_token_ids"]),
                 }
             )
-        except (TypeError, KeyError, ValueError) as error:
+        except (AttributeError, TypeError, KeyError, ValueError) as error:
             raise ConfigError(
                 f"the config in manifest.json does not fit this version of glm-export: {error}"
             ) from error
