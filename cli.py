@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import io
+import os
 import sys
 from difflib import get_close_matches
 from importlib import import_module
@@ -10,7 +10,8 @@ from typing import Any
 
 import rich_click as click
 
-from glm_export.errors import EnvironmentMissingError, GlmExportError
+from glm_export import errors
+from glm_export.errors import EnvironmentMissingError, GlmExportError, cut, one_line
 
 VERBS = {
     "bench": (
@@ -52,7 +53,10 @@ class Verb(click.RichCommand):
 
 
 class Verbs(click.RichGroup):
-    """One red line and an exit code for every error a user can act on; ``--debug`` shows the traceback."""
+    """One red line and an exit code for every error; ``--debug`` shows the traceback.
+
+    What nobody foresaw is a fault of ours, and says so; it exits with 3 as what a user's input cannot mend.
+    """
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's
         """Every verb."""
@@ -82,6 +86,10 @@ class Verbs(click.RichGroup):
         except (OSError, MemoryError) as error:
             message = f"the system refused: {error or 'out of memory'}; free what is short and run it again"
             self._fail(ctx, message, EnvironmentMissingError.exit_code, error)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):  # type: ignore[attr-defined]
+            raise
+        except Exception as error:
+            self._fail(ctx, fault(error), 3, error)
 
     def _fail(self, ctx: click.Context, message: str, code: int, error: BaseException) -> None:
         if ctx.params.get("debug"):
@@ -90,8 +98,23 @@ class Verbs(click.RichGroup):
 
         from glm_export.terminal.console import MESSAGES
 
-        MESSAGES.print(f"[bold red]Error:[/] {escape(message)}", soft_wrap=True)
+        MESSAGES.print(f"[bold red]Error:[/] {escape(one_line(message))}", soft_wrap=True)
         ctx.exit(code)
+
+
+def fault(error: Exception) -> str:
+    """What is said of an error nobody foresaw: where it rose in our code, and what to report."""
+    root, place, trace = os.path.dirname(os.path.dirname(errors.__file__)), "outside of it", error.__traceback__
+    while trace is not None:
+        path = os.path.relpath(trace.tb_frame.f_code.co_filename, root)
+        if path.startswith(f"glm_export{os.sep}"):
+            place = f"{path}, line {trace.tb_lineno}"
+        trace = trace.tb_next
+    what = cut(f"{type(error).__name__}: {error}", 300)
+    return (
+        f"this is a fault of glm-export, not of the input: {what} ({place}); report this line, the command, "
+        "glm-export --version, and what `glm-export --debug VERB …` shows"
+    )
 
 
 def show_version(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
@@ -116,16 +139,41 @@ def cli(debug: bool) -> None:
     CHECKPOINT is a model folder in the publisher's layout, or an embedded model: `demo` (a ChatGLM2 that recites
     Tang poems), `demo-glm` (a GLM that fills their blanked lines).
 
-    Exit codes: 0 done, 1 comparison failed, 2 usage or input, 3 environment.
+    Exit codes: 0 done, 1 comparison failed, 2 usage or input, 3 environment, or a fault of glm-export.
     """
 
 
 def main() -> None:
     """Entry point of the console script."""
+    from glm_export.terminal.console import until_unread
+
     # A terminal that is not Unicode's shows what it has no character for as its number.
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
-    cli(prog_name="glm-export")
+    sys.stdout, sys.stderr = (until_unread(stream, errors="backslashreplace") for stream in (sys.stdout, sys.stderr))
+    try:
+        cli(prog_name="glm-export")
+    except SystemExit as ended:
+        unwritten = flush(quiet=bool(ended.code))
+        raise SystemExit(ended.code or unwritten) from ended
+
+
+def flush(*, quiet: bool) -> int:
+    """Write what is not yet written, while there is somebody to tell that it cannot be: a disk may be full.
+
+    Args:
+        quiet: something went wrong before, and was said.
+
+    Returns:
+        An exit code.
+    """
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        if not quiet:
+            click.echo(f"Error: what was printed cannot be written: {error}; write it elsewhere", err=True)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EnvironmentMissingError.exit_code
+    return 0
 
 
 if __name__ == "__main__":

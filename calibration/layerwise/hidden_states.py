@@ -47,14 +47,19 @@ class HiddenStatesWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None:
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        self._file.close()
-        if error is None:
-            self._partial.rename(self._path)
-        else:
-            self._partial.unlink(missing_ok=True)
+        whole = False
+        try:
+            # Closing writes what is left, and a full disk may show only then: the file is closed all the same.
+            with self._file:
+                if error is None:
+                    self._file.flush()
+                    os.fsync(self._file.fileno())
+            whole = error is None
+        finally:
+            if whole:
+                self._partial.rename(self._path)
+            else:
+                self._partial.unlink(missing_ok=True)
 
 
 def read_hidden_states(path: Path) -> Iterator[Tensor]:

@@ -43,7 +43,11 @@ class DirectFile:
         # An anonymous mapping is aligned to pages, as direct writes demand of memory too.
         self._block = mmap.mmap(-1, BLOCK_BYTES)
         self._file = _open(path)
-        _reserve(self._file, size)
+        try:
+            _reserve(self._file, size)
+        except BaseException:
+            os.close(self._file)
+            raise
 
     @property
     def position(self) -> int:

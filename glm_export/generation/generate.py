@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
 
@@ -32,7 +32,7 @@ def generate_steps(
     stopping: Stopping,
     sampling: Sampling | None = None,
     decode: Decode | None = None,
-) -> Iterator[list[Generation]]:
+) -> Generator[list[Generation], None, None]:
     """Generate, handing out the state of all rows after each step.
 
     The session is this stream's from the first step on until it has ended, is closed or forgotten; its steps may be

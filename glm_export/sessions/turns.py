@@ -111,10 +111,10 @@ class Turns:
 
     def end(self, turn: Turn) -> None:
         """End a turn; the one around it goes on, unless it ended before."""
+        # First of all: where Ctrl-C interrupts what follows, whoever comes next does it.
+        turn.ended = True
         with self._changed:
-            turn.ended = True
-            while self._current is not None and self._current.ended:
-                self._current = self._current.outer
+            self._drop_ended()
             self._changed.notify_all()
 
     def enter(self, *, begins: bool, continues: bool) -> None:
@@ -160,9 +160,14 @@ class Turns:
         """What a closed session answers."""
         return InputError("the session is closed, and its model is freed; load it again with load_session")
 
+    def _drop_ended(self) -> None:
+        while self._current is not None and self._current.ended:
+            self._current = self._current.outer
+
     def _is_free_for(self, thread: int) -> bool:
         if self._closed:
             raise self.closed_error()
+        self._drop_ended()
         if self._calls and self._caller != thread:
             return False
         return self._current is None or self._current.thread == thread

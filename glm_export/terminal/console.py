@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from collections.abc import Callable
 from dataclasses import Field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TextIO, TypeVar
 
 import rich_click as click
 from rich.console import Console
@@ -22,6 +24,45 @@ FOLDER = click.Path(path_type=Path)
 TYPES: dict[str, Any] = {"str": click.STRING, "int": click.INT, "float": click.FLOAT, "Path": FOLDER}
 """Click's type for the first type a field's annotation names."""
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class Unread(io.FileIO):
+    """A standard stream whose reader may leave, as ``head`` does: from then on what is written is dropped.
+
+    A verb ends as it would have ended, with the exit code that says what came of it.
+    """
+
+    dropped = False
+
+    def write(self, data: Any, /) -> int:
+        """Write, or drop."""
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            self.dropped = True
+            return memoryview(data).nbytes
+
+
+def until_unread(stream: TextIO, *, errors: str) -> TextIO:
+    """A standard stream to be written to as long as somebody reads it; others than files stay as they are.
+
+    Args:
+        stream: standard output or error.
+        errors: what becomes of characters its encoding has not, as ``codecs`` calls it.
+    """
+    if not isinstance(stream, io.TextIOWrapper):
+        return stream
+    stream.flush()
+    return io.TextIOWrapper(
+        io.BufferedWriter(Unread(stream.fileno(), "w", closefd=False)), encoding=stream.encoding, errors=errors,
+        line_buffering=stream.line_buffering, write_through=stream.write_through,
+    )  # fmt: skip
+
+
+def nobody_reads() -> bool:
+    """Whether the reader of standard output has left."""
+    raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
+    return isinstance(raw, Unread) and raw.dropped
 
 
 def flags(

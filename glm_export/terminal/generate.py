@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from rich.markup import escape
 from glm_export.errors import GlmExportError, InputError
 from glm_export.generation.sampling import Sampling
 from glm_export.generation.stopping import Stopping
-from glm_export.terminal.console import FOLDER, MESSAGES, flags
+from glm_export.terminal.console import FOLDER, MESSAGES, flags, nobody_reads
 from glm_export.tokenizers.valid_text import require_valid_text
 
 if TYPE_CHECKING:
@@ -75,8 +76,9 @@ def generate(
 def chat(model: str, max_new_tokens: int, system: str | None, **sampling: Any) -> None:
     """Talk with MODEL, an exported folder, an engine or a checkpoint. An empty line or end of input leaves.
 
-    A question of several lines stands between two lines of \"\"\". Where the conversation outgrows the context, its
-    oldest rounds leave and the system message stays.
+    A question of several lines stands between two lines of \"\"\". Ctrl-C ends the reply that is being written; a
+    second one, or one where a question is due, leaves. Where the conversation outgrows the context, its oldest rounds
+    leave and the system message stays.
     """
     from glm_export import api
 
@@ -130,33 +132,44 @@ def _decoded(data: bytes, name: str) -> str:
 
 
 def write_stream(
-    session: Session, ids: list[int], max_new_tokens: int, sampling: Sampling, stop_strings: Sequence[str] = ()
+    session: Session,
+    ids: list[int],
+    max_new_tokens: int,
+    sampling: Sampling,
+    stop_strings: Sequence[str] = (),
+    *,
+    interruptible: bool = False,
 ) -> str:
-    """Print text as it is written; returns all of it."""
+    """Print text as it is written; returns all of it. It ends where nobody reads any more.
+
+    ``interruptible``: Ctrl-C ends the text, and is no error.
+    """
     from glm_export import api
     from glm_export.generation.generate import generate_steps
     from glm_export.generation.stopping import TextStream
 
     decode = session.tokenizer.decode
     stream, written = TextStream(decode, stop_strings), ""
-    steps = generate_steps(
-        session,
-        [ids],
-        sampling=sampling,
-        decode=decode,
-        stopping=api.stopping_for(session, max_new_tokens, stop_strings),
-    )
+    stopping = api.stopping_for(session, max_new_tokens, stop_strings)
+    steps = generate_steps(session, [ids], sampling=sampling, decode=decode, stopping=stopping)
     try:
-        for (row,) in steps:
-            new = stream.text(row.ids, finished=bool(row.finish_reason))
-            sys.stdout.write(new if written else new.lstrip("\n"))
-            sys.stdout.flush()
-            written += new
+        with closing(steps):
+            for (row,) in steps:
+                new = stream.text(row.ids, finished=bool(row.finish_reason))
+                sys.stdout.write(new if written else new.lstrip("\n"))
+                sys.stdout.flush()
+                written += new
+                if nobody_reads():
+                    break
     except GlmExportError:
         # What was written stays on a line of its own, above the error.
         sys.stdout.write("\n" if written else "")
         raise
+    except KeyboardInterrupt:
+        if not interruptible:
+            raise
     sys.stdout.write("\n")
+    sys.stdout.flush()
     return written
 
 
@@ -165,7 +178,8 @@ def converse(
 ) -> GlmExportError | None:
     """Read questions, stream the replies; replies go to stdout, prompts and errors to ``console``.
 
-    A question that cannot be answered is said to be so, is forgotten, and the conversation goes on.
+    A question that cannot be answered is said to be so, is forgotten, and the conversation goes on. A reply that Ctrl-C
+    ended stays as far as it was written; anywhere else Ctrl-C leaves.
 
     Returns:
         The last such error; None where every question was answered.
@@ -183,8 +197,14 @@ def converse(
             if conversation.rounds_left_out and not told:
                 told = True
                 console.print("[dim]the conversation outgrows the model's context: its oldest rounds leave[/]")
-            reply = write_stream(session, ids, max_new_tokens, sampling)
-            conversation.answered(question, reply.strip())
+            reply = write_stream(session, ids, max_new_tokens, sampling, interruptible=True)
+            if nobody_reads():
+                return failed
+            if reply.strip():
+                conversation.answered(question, reply.strip())
+        except KeyboardInterrupt:
+            console.print()
+            return failed
         except GlmExportError as error:
             failed = error
             console.print(f"[bold red]Error:[/] {escape(str(error))}", soft_wrap=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tracemalloc
 import weakref
@@ -141,6 +142,17 @@ def test_spooled_rows_lose_what_half_precision_loses(
         assert bool(((back.double() - exact).abs() <= allowed).all())
         # The control: half precision alone cannot.
         assert bool(row.half().isinf().any()) == (largest >= 65520)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the device that is always full is Linux's")
+def test_a_full_disk_leaves_neither_an_open_file_nor_half_a_spool(tmp_path: Path) -> None:
+    (tmp_path / "spool.partial").symlink_to("/dev/full")
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(OSError, match="No space left") as raised, HiddenStatesWriter(tmp_path / "spool") as spool:
+        spool.add(torch.ones(2, 4))
+    # The error holds the writer; its file must be closed all the same.
+    assert os.listdir("/proc/self/fd") == before, raised
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_row_is_read_when_it_is_asked_for(tmp_path: Path) -> None:

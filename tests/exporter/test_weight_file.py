@@ -96,3 +96,13 @@ def test_file_systems_without_direct_writes(tmp_path: Path, monkeypatch: pytest.
     with DirectFile(tmp_path / "file", 3) as file:
         file.write(memoryview(b"abc"))
     assert (tmp_path / "file").read_bytes() == b"abc"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the device that is always full is Linux's")
+@pytest.mark.parametrize("size", [10, 0], ids=["while it is made", "while it is written"])
+def test_a_full_disk_leaves_no_file_open(size: int) -> None:
+    before = os.listdir("/proc/self/fd")
+    # Of no bytes nothing is reserved, which is how file systems behave that cannot.
+    with pytest.raises(OSError, match=r"No space left|No such device"), DirectFile(Path("/dev/full"), size) as file:
+        file.write(memoryview(b"x" * SMALL_ALIGNMENT))
+    assert os.listdir("/proc/self/fd") == before
