@@ -11,13 +11,13 @@ from glm_export.artifacts.open import Kind, kind_of, open_artifact, require_chec
 from glm_export.artifacts.output_folder import require_writable
 from glm_export.artifacts.program import OnnxProgram, load_program
 from glm_export.calibration.options import CalibrationKeywords, CalibrationOptions, TextOptions
-from glm_export.errors import InputError
+from glm_export.errors import InputError, shown
 from glm_export.evaluation.options import QualityKeywords, QualityOptions
 from glm_export.exporter.options import ExportKeywords, ExportOptions, open_ranges
 from glm_export.generation.generate import generate_ids
 from glm_export.generation.infilling import infill, score
 from glm_export.generation.sampling import Sampling
-from glm_export.generation.stopping import Decode, Stopping, cut_at_stop
+from glm_export.generation.stopping import Decode, Stopping, cut_at_stop, stops_of
 from glm_export.progress import Progress
 from glm_export.sessions.load import session_of
 from glm_export.sessions.session import Session
@@ -148,14 +148,20 @@ def generate(
 
     Returns:
         What the model wrote after each prompt.
+
+    Raises:
+        InputError: a prompt that is no text, empty or too long, or an option no text can be written with.
+        SessionBusyError: the session has another user.
+        NonFiniteError: the model computes no numbers.
     """
-    texts = [prompt] if isinstance(prompt, str) else list(prompt)
+    texts = [prompt] if isinstance(prompt, str) else prompt
+    if not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts):
+        raise InputError(f"a prompt is a text, or a list of texts; found {shown(prompt)}")
     tokenizer = session.tokenizer
-    rows = generate_ids(
-        session, [session.encode(text) for text in texts], sampling=sampling, decode=tokenizer.decode,
-        stopping=stopping_for(session, max_new_tokens, stop_strings),
-    )  # fmt: skip
-    results = [cut_at_stop(tokenizer.decode(row.ids), stop_strings) for row in rows]
+    stopping = stopping_for(session, max_new_tokens, stop_strings)
+    ids = [session.encode(text) for text in texts]
+    rows = generate_ids(session, ids, sampling=sampling, decode=tokenizer.decode, stopping=stopping)
+    results = [cut_at_stop(tokenizer.decode(row.ids), stopping.stop_strings) for row in rows]
     return results[0] if isinstance(prompt, str) else results
 
 
@@ -361,11 +367,15 @@ def quality(
 
 
 def stopping_for(session: Session, max_new_tokens: int, stop_strings: Sequence[str] = ()) -> Stopping:
-    """Stop at every id the config and the prompt format name."""
+    """Stop at every id the config and the prompt format name.
+
+    Raises:
+        InputError: nothing would be written, or a stop string is empty or no text.
+    """
     return Stopping(
         max_new_tokens=max_new_tokens,
         stop_ids=frozenset(stop_ids(session.config, session.tokenizer)),
-        stop_strings=tuple(stop_strings),
+        stop_strings=stops_of(stop_strings),
     )
 
 

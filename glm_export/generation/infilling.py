@@ -129,6 +129,8 @@ def score(
         InputError: a pattern without ``{}`` or without exactly one blank, no label, or one that has no token.
     """
     tokenizer = blank_tokenizer(session)
+    if isinstance(labels, str) or not all(isinstance(part, str) for part in (text, pattern, *labels)):
+        raise InputError("text and pattern are texts, and labels a list of texts; found something else")
     if "{}" not in pattern:
         raise InputError(f"the pattern {pattern!r} has no {{}} for the text")
     context = blank_context(tokenizer, pattern.replace("{}", text))

@@ -7,19 +7,30 @@ on, and the largest is taken off before the temperature divides: no setting over
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from glm_export.errors import InputError
+from glm_export.errors import InputError, shown
 from glm_export.spec.option import described, listed
 
 Scores = NDArray[np.floating[Any]]
 COLDEST = 1e-5
 """Below this temperature a token is chosen greedily, as vLLM does: float32 noise of logits is larger."""
+
+BOUNDS: dict[str, tuple[Any, float, float, str]] = {
+    "temperature": (Real, 0, sys.float_info.max, "a number, 0 (greedy) or more"),
+    "top_k": (Integral, 0, math.inf, "a whole number, 0 (off) or more"),
+    "top_p": (Real, 0, 1, "from 0 (the likeliest alone) to 1 (all)"),
+    "repetition_penalty": (Real, math.ulp(0), sys.float_info.max, "a number above 0"),
+    "seed": (Integral, 0, math.inf, "a whole number, 0 or more"),
+}
+"""Of each option its kind, its least and largest value, and both in words."""
 
 
 @listed
@@ -34,15 +45,13 @@ class Sampling:
     seed: int | None = field(default=None, metadata=described("Makes draws repeatable."))
 
     def __post_init__(self) -> None:
-        for name, good, expected in (
-            ("temperature", 0 <= self.temperature < math.inf, "a number, 0 (greedy) or more"),
-            ("top_k", self.top_k >= 0, "0 (off) or more"),
-            ("top_p", 0 <= self.top_p <= 1, "from 0 (the likeliest alone) to 1 (all)"),
-            ("repetition_penalty", 0 < self.repetition_penalty < math.inf, "a number above 0"),
-            ("seed", self.seed is None or self.seed >= 0, "0 or more"),
-        ):
-            if not good:
-                raise InputError(f"{name} must be {expected}, found {getattr(self, name)}")
+        # Whoever calls may give anything.
+        for name, (kind, least, most, expected) in BOUNDS.items():
+            value = getattr(self, name)
+            if name == "seed" and value is None:
+                continue
+            if not isinstance(value, kind) or not least <= value <= most:
+                raise InputError(f"{name} must be {expected}, found {shown(value)}")
 
 
 def penalize_repetition(scores_V: Scores, seen: Sequence[int], penalty: float) -> Scores:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
+from typing import Any
 
-from glm_export.errors import InputError
+from glm_export.errors import InputError, shown
 
 Decode = Callable[[list[int]], str]
 REPLACEMENT = "\ufffd"
@@ -20,10 +22,20 @@ class Stopping:
     stop_strings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise InputError(f"max_new_tokens must be at least 1, found {self.max_new_tokens}")
+        # Whoever calls may give anything.
+        most: Any = self.max_new_tokens
+        stops: Any = self.stop_strings
+        if not isinstance(most, Integral) or most < 1:
+            raise InputError(f"max_new_tokens must be a whole number and at least 1, found {shown(most)}")
+        if not isinstance(stops, tuple) or not all(isinstance(stop, str) for stop in stops):
+            raise InputError(f"stop strings must be texts, several in a tuple, found {shown(stops)}")
         if "" in self.stop_strings:
             raise InputError("a stop string needs at least one character, found an empty one; leave it out")
+
+
+def stops_of(given: Any) -> tuple[str, ...]:
+    """Stop strings out of whatever holds them; one text is one of them, not a sequence of its characters."""
+    return tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else (given,)
 
 
 class TextStream:

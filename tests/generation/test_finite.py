@@ -192,6 +192,15 @@ def test_every_verb_ends_with_2_and_the_way_out(arguments: tuple[str, ...], kind
     assert ("--ranges" if kind else "the weights may hold NaN") in line
 
 
+@pytest.mark.parametrize("kind", ["", " program"], ids=["PyTorch", "ONNX Runtime"])
+def test_chat_says_so_for_every_question_and_ends_with_2(kind: str, broken: dict[str, Path]) -> None:
+    result = CliRunner().invoke(cli, ["chat", str(broken[f"{DEMO}{kind}"])], input="春眠\n床前明月光，\n")
+    assert (result.exit_code, result.stdout) == (2, "")
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 2
+    assert all("step 1 (the prompt), row 0: logits should be numbers, found NaN" in line for line in lines)
+
+
 def test_quality_says_which_side_it_is(broken: dict[str, Path]) -> None:
     options = ("--corpus", "poems", "--max-samples", "2")
     line = fails(1, "quality", broken[f"{DEMO} program"], "--against", DEMO, *options)

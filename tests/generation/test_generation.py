@@ -139,6 +139,40 @@ def test_stop_strings_need_a_decoder(session: Session) -> None:
         generate_ids(session, [[5]], stopping=Stopping(stop_strings=("x",)))
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_new_tokens": 0}, "max_new_tokens must be a whole number and at least 1, found 0"),
+        ({"max_new_tokens": -(10**30)}, "max_new_tokens must be"),
+        ({"max_new_tokens": 1.5}, "max_new_tokens must be"),
+        ({"max_new_tokens": float("nan")}, "max_new_tokens must be"),
+        ({"max_new_tokens": "9"}, "max_new_tokens must be"),
+        ({"stop_strings": ["a", ""]}, "a stop string needs at least one character"),
+        ({"stop_strings": [b"a"]}, "stop strings must be texts"),
+        ({"stop_strings": 5}, "stop strings must be texts"),
+        ({"stop_strings": None}, "stop strings must be texts"),
+    ],
+)
+def test_lengths_and_stops_that_cannot_be_are_one_line(session: Session, options: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        api.generate(session, FIRST_LINES[0], **options)
+
+
+@pytest.mark.parametrize("prompt", [None, 5, [5], [None], ["a", b"b"], [], ["a", []]])
+def test_prompts_that_are_no_text_are_one_line(session: Session, prompt: list) -> None:
+    with pytest.raises(InputError, match="a prompt"):
+        api.generate(session, prompt)
+
+
+def test_huge_limits_and_stops_that_never_come_change_nothing(session: Session) -> None:
+    expected = api.generate(session, FIRST_LINES[0])
+    never = ["x" * 10**7, *(f"never {number}" for number in range(1000))]
+    assert api.generate(session, FIRST_LINES[0], max_new_tokens=10**30, stop_strings=never) == expected
+    # One text is one stop string, not each of its characters.
+    assert api.generate(session, FIRST_LINES[0], stop_strings="翁，x") == expected
+    assert api.generate(session, FIRST_LINES[0], stop_strings="翁，").strip() == "孤舟蓑笠"
+
+
 def test_chat_follows_the_familys_prompt(session: Session) -> None:
     reply = api.chat(session, [{"role": "user", "content": FIRST_LINES[0]}])
     assert reply == "孤舟蓑笠翁，独钓寒江雪。"

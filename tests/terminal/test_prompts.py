@@ -98,7 +98,9 @@ def test_there_has_to_be_a_prompt_and_standard_input_is_one() -> None:
         (("--temperature", "nan"), "temperature must be a number"),
         (("--top-p", "-0.1"), "top_p must be from 0"),
         (("--repetition-penalty", "inf"), "repetition_penalty must be a number above 0"),
-        (("--seed", "-1"), "seed must be 0 or more"),
+        (("--seed", "-1"), "seed must be a whole number, 0 or more"),
+        (("--top-k", "-1"), "top_k must be a whole number"),
+        (("--max-new-tokens", "-5"), "max_new_tokens must be a whole number and at least 1, found -5"),
     ],
 )
 def test_what_cannot_be_done_is_one_line(options: tuple[str, ...], message: str) -> None:
