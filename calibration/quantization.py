@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from glm_export.calibration.methods.smoothing_fold import folds
 from glm_export.calibration.recipe import Recipe
-from glm_export.errors import CheckpointError
+from glm_export.errors import CheckpointError, shown
 from glm_export.spec.config import GlmConfig
 from glm_export.spec.weight_formats import WeightFormats
 
@@ -102,7 +103,7 @@ class Quantization:
         path = folder / QUANTIZATION
         if recipe.needs != "nothing" and recipe.rounding == "nearest" and not path.is_file():
             raise CheckpointError(f"{path} is missing, and recipe {recipe.name} needs it; export again")
-        tensors = load_file(path) if path.is_file() else {}
+        tensors = _read(path) if path.is_file() else {}
 
         def ending(suffix: str) -> dict[str, Scales]:
             return {name.removesuffix(suffix): value for name, value in tensors.items() if name.endswith(suffix)}
@@ -126,5 +127,19 @@ def kv_scales(folder: Path) -> Scales:
     path = folder / QUANTIZATION
     if not path.is_file():
         raise CheckpointError(f"{path} is missing, and the program's integer cache needs it; export again")
-    scales: Scales = load_file(path)[KV_SCALES]
+    scales = _read(path).get(KV_SCALES)
+    if scales is None or scales.shape[1:] != (2,):
+        raise CheckpointError(f"{path} should hold {KV_SCALES} [layers, 2]; export again")
     return scales
+
+
+def _read(path: Path) -> dict[str, Scales]:
+    """Scales and smoothing, which are positive."""
+    try:
+        tensors: dict[str, Scales] = load_file(path)
+    except (OSError, SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}; export again") from error
+    for name, value in tensors.items():
+        if value.dtype != np.float32 or not np.isfinite(value).all() or not (value > 0).all():
+            raise CheckpointError(f"{path} should hold positive numbers, found others in {shown(name)}; export again")
+    return tensors

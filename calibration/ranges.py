@@ -15,14 +15,16 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from glm_export import families
 from glm_export.artifacts.manifest import RANGES_MANIFEST
 from glm_export.calibration.observers.statistics import OBSERVERS
 from glm_export.calibration.quantization import Quantization
 from glm_export.calibration.recipe import Recipe
 from glm_export.calibration.rounded_folder import RoundedFolder
 from glm_export.checkpoints.identity import CheckpointIdentity
-from glm_export.errors import CheckpointError, InputError
+from glm_export.errors import CheckpointError, InputError, shown
 from glm_export.model_folder import load_json
+from glm_export.spec.config import GlmConfig
 from glm_export.spec.weight_formats import HEAD, QMAX
 
 RANGES = "ranges.safetensors"
@@ -34,6 +36,28 @@ MAXIMA, LEVELLED = "/maximum", "/levelled"
 """Of a tensor's magnitudes; and the largest magnitude of an input after smoothing, behind the smoothing's name."""
 KEY, VALUE = "key", "value"
 INT8_QMAX = QMAX["int8"]
+SHAPES: dict[str, tuple[int, ...] | None] = {
+    THRESHOLDS: (len(OBSERVERS),),
+    CHANNEL_MAXIMA: None,
+    CHANNEL_MEANS: None,
+    TOKEN_MAXIMA: (2,),
+    MAXIMA: (1,),
+    LEVELLED: (1,),
+    "_alpha": (2,),
+    "_ratio": (2,),
+}
+"""Of a tensor by the end of its name, None where it has one number a channel; scales of a smoothing have none."""
+SMOOTHINGS = ("smoothquant", "awq")
+POSITIVE = (THRESHOLDS, LEVELLED)
+"""What is divided by; a magnitude may be zero."""
+MANIFEST_KINDS: dict[str, type | tuple[type, ...]] = {
+    "checkpoint": dict,
+    "corpus": dict,
+    "family": str,
+    "device": str,
+    "layers": int,
+    "rounded_for": (str, type(None)),
+}
 
 
 def kv_name(layer: int, kind: str) -> str:
@@ -137,6 +161,31 @@ class Ranges:
 
         return tuple((scale(layer, KEY), scale(layer, VALUE)) for layer in range(self.layers))
 
+    def require_shapes(self, config: GlmConfig) -> None:
+        """See that there is a number for every channel of a model's inputs, and for every layer.
+
+        Raises:
+            InputError: another model was measured, or the file is not whole.
+        """
+        rules = families.load(config.family).weight_map(config).rules
+        columns = {rule.target: rule.shapes[0][-1] for rule in rules if rule.target.endswith(".weight")}
+        vectors = [CHANNEL_MAXIMA, CHANNEL_MEANS, *(f"/{name}" for name in SMOOTHINGS)]
+        for name, value in self.tensors.items():
+            weight, ending = next(((name.removesuffix(e), e) for e in vectors if name.endswith(e)), (name, ""))
+            if ending and weight.endswith(".weight") and value.shape != (columns.get(weight),):
+                expected = f"{columns[weight]} channels" if weight in columns else "no such weight"
+                raise InputError(
+                    f"{self.folder} has {shown(name)} {list(value.shape)}, expected {expected}; calibrate this "
+                    "checkpoint"
+                )
+        parts = [f"{layer}.attention.{part}.weight" for layer in range(config.num_layers) for part in ("qkv", "dense")]
+        missing = {f"layers.{part}" for part in parts} - set(self.inputs)
+        if missing or self.layers != config.num_layers:
+            raise InputError(
+                f"{self.folder} has numbers of {self.layers} layers, expected {config.num_layers}"
+                f"{f' and {min(missing)}' if missing else ''}; calibrate this checkpoint"
+            )
+
     def require_checkpoint(self, identity: CheckpointIdentity) -> None:
         """See that the numbers were measured on this checkpoint.
 
@@ -172,11 +221,38 @@ def load_ranges(folder: Path) -> Ranges:
     try:
         manifest = dict(load_json(folder / RANGES_MANIFEST))
         tensors = load_file(folder / RANGES)
-    except (OSError, TypeError, ValueError, SafetensorError) as error:
+    except (OSError, AttributeError, KeyError, TypeError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"{folder} is damaged: {error}; calibrate again") from error
     if manifest.get("format") != RANGES_FORMAT:
         raise InputError(
             f"{folder / RANGES_MANIFEST} has format {manifest.get('format')!r}, this version reads {RANGES_FORMAT}; "
             "calibrate again"
         )
+    found = _problem(manifest, tensors)
+    if found:
+        raise CheckpointError(f"{folder} is damaged: {found}; calibrate again")
     return Ranges(folder=folder, manifest=manifest, tensors=tensors)
+
+
+def _problem(manifest: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> str:
+    """What no calibration writes: nothing, or the first."""
+    for key, kind in MANIFEST_KINDS.items():
+        if not isinstance(manifest.get(key), kind):
+            return f"{RANGES_MANIFEST} has {key} = {shown(manifest.get(key))}"
+    if not all(isinstance(manifest["checkpoint"].get(key), str) for key in ("name", "fingerprint")):
+        return f"{RANGES_MANIFEST} does not name the checkpoint"
+    for name, value in tensors.items():
+        ending = next((ending for ending in SHAPES if name.endswith(ending)), None)
+        wanted = SHAPES[ending] if ending is not None else (value.size,)
+        if value.dtype not in (np.float32, np.float64) or value.shape != (wanted or (value.size,)):
+            return f"{shown(name)} is {value.dtype} {list(value.shape)}"
+        if not np.isfinite(value).all():
+            return f"{shown(name)} holds NaN or infinity"
+        if (value <= 0 if ending in POSITIVE or ending is None else value < 0).any():
+            return f"{shown(name)} holds {value.min():g}"
+    ranges = Ranges(folder=Path(), manifest=dict(manifest), tensors=tensors)
+    clipped = [*ranges.inputs, *(kv_name(layer, kind) for layer in range(manifest["layers"]) for kind in (KEY, VALUE))]
+    missing = next((name for name in clipped if name + THRESHOLDS not in tensors), None)
+    if missing is not None:
+        return f"{shown(missing + THRESHOLDS)} is missing"
+    return "" if ranges.layers == manifest["layers"] else f"it has {ranges.layers} of {manifest['layers']} layers"

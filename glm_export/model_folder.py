@@ -19,6 +19,8 @@ HUB_PREFIX = "models--"
 """How a model's folder in a Hugging Face cache begins: ``models--ORG--NAME``."""
 # Pointers are 123 to 135 bytes; the specification allows 1024.
 LFS_POINTER_BYTES, LFS_MAGIC = 1024, b"version https://git-lfs"
+NAME_BYTES = 255
+"""Of a file's name on the usual file systems."""
 JSON_BYTES, JSON_DEPTH = 32 << 20, 64
 """What is read as JSON: GLM-4.6's index in GPTQ's parts has 20 MB, and so a tokenizer.json of 150,000 tokens."""
 # Python's own floats end at 1e308; a whole number beyond them would end in an overflow wherever it is counted with.
@@ -36,9 +38,9 @@ def inside(folder: Path, name: str) -> Path:
         CheckpointError: the name has a path in it, a link leads where none may or nowhere, or the file is the pointer
             that git leaves where Git LFS has not fetched.
     """
-    if Path(name).name != name or name in (".", ".."):
+    if Path(name).name != name or name in (".", "..") or "\0" in name or len(os.fsencode(name)) > NAME_BYTES:
         raise CheckpointError(
-            f"{name!r} is not a plain file name in {folder}; refused, since it could lead out of the folder"
+            f"{shown(name)} is not a plain file name in {folder}; refused, since it could lead out of the folder"
         )
     path = folder / name
     if path.is_symlink():
@@ -115,12 +117,13 @@ def read_bounded(path: Path, most: int) -> bytes:
         ValueError: it is a pipe or a device, which may never end, or has more than ``most`` bytes.
     """
     with open(path, "rb", opener=_without_waiting) as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode):
             raise ValueError("it is no ordinary file")
-        data = file.read(most + 1)
-    if len(data) > most:
-        raise ValueError(f"it has more than {most >> 20} MiB")
-    return data
+        if found.st_size > most:
+            raise ValueError(f"it has more than {most >> 20} MiB")
+        # No more than it had a moment ago; Python makes room for what is asked for.
+        return file.read(found.st_size)
 
 
 def _without_waiting(path: str, flags: int) -> int:

@@ -15,7 +15,7 @@ from glm_export.model_folder import parse_json, read_bounded
 
 GZIP = b"\x1f\x8b"
 ENDINGS = (".txt", ".jsonl", ".json")
-MOST_BYTES = 2 << 30
+MOST_BYTES, PIECE_BYTES = 2 << 30, 1 << 20
 """Of text in a gzipped file: a few hundred rows calibrate a model, and a small file can hold terabytes of blanks."""
 
 
@@ -94,12 +94,15 @@ def _ending(path: Path) -> str:
 def _unpacked(path: Path, data: bytes) -> bytes:
     try:
         with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
-            found = file.read(MOST_BYTES + 1)
+            # Piece by piece: Python makes room for what is asked for.
+            found = bytearray()
+            while len(found) <= MOST_BYTES and (piece := file.read(PIECE_BYTES)):
+                found += piece
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path} is a damaged gzip file ({error}); pack it again") from error
     if len(found) > MOST_BYTES:
         raise InputError(f"{path} unpacks to more than {MOST_BYTES >> 30} GB; a corpus of a few hundred rows suffices")
-    return found
+    return bytes(found)
 
 
 def _array(path: Path, text: str) -> list[Any] | None:

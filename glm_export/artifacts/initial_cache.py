@@ -92,9 +92,9 @@ def read_initial_cache(folder: Path, config: GlmConfig, signature: Signature) ->
         raise CheckpointError(f"{path} is missing, and the program starts from it; export again")
     try:
         stored = deserialize(path.read_bytes())  # type: ignore[no-untyped-call]
-    except (OSError, SafetensorError) as error:
+        arrays = {name: _array(entry) for name, entry in stored}
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged: {error}; export again") from error
-    arrays = {name: _array(entry) for name, entry in stored}
     expected = (1, config.kv_heads, config.prefix_length, config.head_dim)
     names = [name for layer in range(config.num_layers) for name in past_names(layer)]
     integers = signature.cache_is_integer

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from glm_export.artifacts.manifest import MANIFEST, read_manifest
-from glm_export.errors import CheckpointError, InputError
+from glm_export.errors import CheckpointError, InputError, shown
 from glm_export.spec.config import GlmConfig
-from glm_export.spec.signature import Signature
+from glm_export.spec.dtypes import DTYPES
+from glm_export.spec.signature import LOGITS_KINDS, Signature, past_names
 
 MODEL = "model.onnx"
 WEIGHTS = "model.onnx.data"
@@ -47,16 +48,30 @@ def load_program(folder: Path) -> OnnxProgram:
     manifest = read_manifest(path, "export")
     try:
         return program_of(folder, manifest)
-    except (KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} does not fit this version: {error!r}; export again") from error
 
 
 def program_of(folder: Path, manifest: dict[str, Any]) -> OnnxProgram:
-    """What a program's manifest says, for files in ``folder``."""
+    """What a program's manifest says, for files in ``folder``.
+
+    Raises:
+        ConfigError: its config or signature is none.
+        KeyError, TypeError, ValueError: it does not fit this version.
+    """
+    config, signature = GlmConfig.from_json(manifest["config"]), Signature.from_json(manifest["signature"])
+    for key, known in (("dtype", DTYPES), ("logits", LOGITS_KINDS)):
+        if manifest[key] not in known:
+            raise ValueError(f"{key} is {shown(manifest[key])}")
+    if not isinstance(manifest["dialect"], str) or not isinstance(manifest.get("recipe"), str | None):
+        raise TypeError(f"dialect and recipe are {shown([manifest['dialect'], manifest.get('recipe')])}")
+    pasts = [spec.name for spec in signature.inputs if spec.is_cache]
+    if pasts != [name for layer in range(config.num_layers) for name in past_names(layer)]:
+        raise ValueError(f"the signature has {len(pasts)} keys and values for {config.num_layers} layers")
     return OnnxProgram(
         folder=folder,
-        config=GlmConfig.from_json(manifest["config"]),
-        signature=Signature.from_json(manifest["signature"]),
+        config=config,
+        signature=signature,
         dialect=manifest["dialect"],
         dtype=manifest["dtype"],
         logits=manifest["logits"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import pickle
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from glm_export.errors import CheckpointError, EnvironmentMissingError
+from glm_export.errors import CheckpointError, EnvironmentMissingError, shown
 from glm_export.machine.memory import available_memory
 
 logger = logging.getLogger(__name__)
@@ -41,11 +42,12 @@ def open_safetensors(path: Path) -> dict[str, Tensor]:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except SafetensorError as error:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except (SafetensorError, OSError, AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{path} ({path.stat().st_size} bytes) is damaged or cut short: {error}; download it again"
         ) from error
+    return {name: _ordinary(tensor, name, path) for name, tensor in tensors.items()}
 
 
 def open_torch(path: Path) -> dict[str, Tensor]:
@@ -58,7 +60,9 @@ def open_torch(path: Path) -> dict[str, Tensor]:
         EnvironmentMissingError: it cannot be mapped, and does not fit into memory.
     """
     mapped = is_mappable(path)
-    if not mapped:
+    if mapped:
+        _require_stored_as_is(path)
+    else:
         _require_memory_for(path)
     try:
         with warnings.catch_warnings():
@@ -69,12 +73,53 @@ def open_torch(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(
             f"{path} holds more than tensors, and code from a checkpoint is never run; ask for safetensors weights"
         ) from error
-    except (RuntimeError, EOFError, OSError) as error:
-        first_line = str(error).splitlines()[0]
+    except Exception as error:  # a damaged pickle ends in any of them
+        told = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(
-            f"{path} ({path.stat().st_size} bytes) is damaged, cut short or not written by torch.save: {first_line}"
+            f"{path} ({path.stat().st_size} bytes) is damaged, cut short or not written by torch.save: {told}"
         ) from error
-    return _unwrapped(saved, path)
+    return {name: _ordinary(tensor, name, path) for name, tensor in _unwrapped(saved, path).items()}
+
+
+def _require_stored_as_is(path: Path) -> None:
+    """See that what is mapped lies in the file as it is: a packed entry can hold a thousand times the file."""
+    try:
+        with zipfile.ZipFile(path) as whole:
+            entries = whole.infolist()
+    except (OSError, ValueError, EOFError, NotImplementedError, zipfile.BadZipFile) as error:
+        raise CheckpointError(
+            f"{path} ({path.stat().st_size} bytes) is damaged or cut short: {error}; download it again"
+        ) from error
+    packed = next((entry for entry in entries if entry.compress_type != zipfile.ZIP_STORED), None)
+    if packed is not None:
+        raise CheckpointError(
+            f"{path} has the packed entry {shown(packed.filename)}, and torch.save packs none; load it where it is "
+            "trusted, and save it again"
+        )
+    if sum(entry.file_size for entry in entries) > path.stat().st_size:
+        raise CheckpointError(f"{path} states more bytes in its entries than it has; download it again")
+
+
+def _ordinary(tensor: Tensor, name: str, path: Path) -> Tensor:
+    """A tensor whose numbers lie in its file, each in a place of its own; without what training hangs on it.
+
+    Raises:
+        CheckpointError: it is of another kind.
+    """
+    if type(tensor) not in (Tensor, torch.nn.Parameter):
+        kind = type(tensor).__name__
+    elif tensor.is_quantized or tensor.layout is not torch.strided or tensor.is_complex() or tensor.is_nested:
+        kind = f"{str(tensor.layout).removeprefix('torch.')} {str(tensor.dtype).removeprefix('torch.')}"
+    elif tensor.device.type != "cpu":
+        kind = f"on device {tensor.device.type}"
+    elif tensor.numel() * tensor.itemsize > tensor.untyped_storage().nbytes():
+        kind = f"of {tensor.numel()} values in {tensor.untyped_storage().nbytes()} bytes"
+    else:
+        return tensor.detach().resolve_neg()
+    raise CheckpointError(
+        f"{shown(name)} in {path} should be a dense tensor of real numbers, found one {kind}; save the model's "
+        "state_dict() again"
+    )
 
 
 def is_mappable(path: Path) -> bool:
@@ -113,7 +158,7 @@ def _unwrapped(saved: Any, path: Path) -> dict[str, Tensor]:
             )
     kind = type(saved).__name__
     if isinstance(saved, Mapping):
-        kind += f" of {', '.join(f'{key!r}: {type(value).__name__}' for key, value in list(saved.items())[:4])}"
+        kind += f" of {', '.join(f'{shown(key)}: {type(value).__name__}' for key, value in list(saved.items())[:4])}"
     raise CheckpointError(
         f"{path} should map names to tensors, itself or under one of {', '.join(WRAPPERS)}; found {kind}: "
         "save the model's state_dict()"

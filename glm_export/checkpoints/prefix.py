@@ -20,7 +20,7 @@ from torch.nn import functional
 from glm_export.checkpoints.formats import open_weights
 from glm_export.checkpoints.sources import StoredTensor, TensorSource
 from glm_export.checkpoints.weight_files import weight_files
-from glm_export.errors import CheckpointError
+from glm_export.errors import CheckpointError, shown
 from glm_export.graphs.patterns.rotary import rotary_embedding, rotary_tables, rotation
 from glm_export.model_folder import inside, read_json
 from glm_export.spec.config import GlmConfig
@@ -62,7 +62,7 @@ class PrefixEncoder:
         width = 2 * config.num_layers * config.kv_size
         expected: dict[str, tuple[int, ...]] = {EMBEDDING: (config.prefix_length, width)}
         if self.projected and PROJECTION[0] in self.sources:
-            middle, entering = self.sources[PROJECTION[0]].shape
+            middle, entering = (*self.sources[PROJECTION[0]].shape, 0, 0)[:2]
             shapes = ((middle, entering), (middle,), (width, middle), (width,))
             expected = {EMBEDDING: (config.prefix_length, entering)} | dict(zip(PROJECTION, shapes, strict=True))
         elif self.projected:
@@ -72,6 +72,11 @@ class PrefixEncoder:
             f"{name} should be {list(shape)}, found {list(self.sources[name].shape)}"
             for name, shape in expected.items()
             if name in self.sources and self.sources[name].shape != shape
+        ]
+        misfits += [
+            f"{name} should be floats, found {source.kind}"
+            for name, source in self.sources.items()
+            if not source.dtype.is_floating_point
         ]
         if not missing and not misfits:
             return ""
@@ -200,11 +205,16 @@ def open_prefix(folder: Path, config: GlmConfig) -> AddedPrefix:
             "is given as CHECKPOINT"
         )
     values = read_json(folder, "config.json") if inside(folder, "config.json").is_file() else {}
+    if len(parts[EMBEDDING].shape) != 2:
+        raise CheckpointError(
+            f"{folder} should hold the prefix's embedding [P, channels], found {list(parts[EMBEDDING].shape)}; save "
+            "the prefix again"
+        )
     rows, said = parts[EMBEDDING].shape[0], values.get("pre_seq_len")
     if said is not None and said != rows:
         raise CheckpointError(
-            f"{folder}: config.json has pre_seq_len = {said}, and {parts[EMBEDDING].stored} has {rows} rows; give the "
-            "config.json it was trained with"
+            f"{folder}: config.json has pre_seq_len = {shown(said)}, and {parts[EMBEDDING].stored} has {rows} rows; "
+            "give the config.json it was trained with"
         )
     projected = values.get("prefix_projection")
     projected = PROJECTION[0] in parts if projected is None else projected is True

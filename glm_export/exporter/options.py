@@ -118,6 +118,8 @@ def resolve_options(
     options = merged(ExportOptions, options, keywords)
     config = source if isinstance(source, GlmConfig) else source.config
     dtype, ranges = options.dtype, open_ranges(options.ranges)
+    if ranges is not None:
+        ranges.require_shapes(config)
     dialect = dialects.load(options.dialect)
     require_known(options, "dtype", "logits")
     logits, cache = options.logits or dialect.logits(config), dialect.cache(config)

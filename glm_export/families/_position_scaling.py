@@ -15,9 +15,11 @@ from glm_export.spec.config import BASES, SCALES, SIZES, YarnScaling, is_number
 
 DEFAULT_BASE = 10000.0
 MOST_OF = {
-    "rope_theta": BASES[1], "partial_rotary_factor": 1, "original_max_position_embeddings": SIZES["max_positions"],
+    "rope_theta": BASES[1],
+    "partial_rotary_factor": 1,
+    "original_max_position_embeddings": SIZES["max_positions"],
     **dict.fromkeys(("factor", "attention_factor", "mscale", "mscale_all_dim", "beta_fast", "beta_slow"), SCALES[1]),
-}  # fmt: skip
+}
 KNOWN = "default, linear, dynamic and yarn"
 WITHOUT_MEANING = {
     "mrope_section": "divides channels among positions in an image; a text's three positions are equal",

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 from enum import Enum
 from typing import Any
 
-from glm_export.errors import ConfigError
-from glm_export.spec.config import GlmConfig
+from glm_export.errors import ConfigError, shown
+from glm_export.spec.config import GlmConfig, is_number
 from glm_export.spec.dtypes import STORED_BITS
 
 BATCH = "batch_size"
@@ -65,6 +65,14 @@ class TensorSpec:
     name: str
     dtype: str
     dims: tuple[int | str, ...]
+
+    def __post_init__(self) -> None:
+        dims = all(isinstance(dim, str) or (is_number(dim, int) and dim > 0) for dim in self.dims)
+        axes = 4 if self.is_cache else 3 if self.name == LOGITS else len(self.dims)
+        if not isinstance(self.name, str) or self.dtype not in STORED_BITS or not dims or len(self.dims) != axes:
+            raise ConfigError(
+                f"{shown(self.name)} is no input or output of a program: found {shown(self.dtype)} {shown(self.dims)}"
+            )
 
     @property
     def is_cache(self) -> bool:
@@ -164,7 +172,7 @@ class Signature:
                 tuple(TensorSpec(name=s["name"], dtype=s["dtype"], dims=tuple(s["dims"])) for s in values[side])
                 for side in ("inputs", "outputs")
             )
-        except (KeyError, TypeError) as error:
+        except (AttributeError, KeyError, TypeError) as error:
             raise ConfigError(
                 f"the signature in manifest.json does not fit this version of glm-export: {error!r}"
             ) from error

@@ -22,6 +22,7 @@ from glm_export.errors import CheckpointError, InputError
 from glm_export.model_folder import inside, read_json
 from glm_export.tokenizers.chat import Message
 from glm_export.tokenizers.chat.messages import Tools
+from glm_export.tokenizers.library import reading
 from glm_export.tokenizers.marks import (
     Mark,
     MarkSplitter,
@@ -121,10 +122,8 @@ class BytePairs:
         missing = set(pre_tokenizers.ByteLevel.alphabet()) - set(self._ids)
         if missing:
             raise CheckpointError(f"{path} lacks {len(missing)} of the 256 single bytes; download it again")
-        try:
+        with reading(merges, f"list of pairs of {path.name}"):
             self._library = tokenizers.Tokenizer(models.BPE.from_file(str(path), str(merges)))
-        except Exception as error:  # the library raises bare Exception
-            raise CheckpointError(f"{merges} does not fit {path.name}: {error}; download both again") from error
         self._library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         self._decoder = decoders.ByteLevel()
         self._surfaces = {index: piece for piece, index in self._ids.items()}

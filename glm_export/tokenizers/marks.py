@@ -15,8 +15,9 @@ from typing import Any
 
 import sentencepiece
 
-from glm_export.errors import CheckpointError
+from glm_export.errors import CheckpointError, shown
 from glm_export.model_folder import inside, read_json
+from glm_export.tokenizers.library import reading
 
 EXTRA = "additional_special_tokens"
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -40,10 +41,8 @@ def load_sentencepiece(path: Path) -> Any:
     Raises:
         CheckpointError: the file is damaged.
     """
-    try:
+    with reading(path, "SentencePiece model"):
         return sentencepiece.SentencePieceProcessor(model_file=str(path))
-    except (RuntimeError, OSError) as error:
-        raise CheckpointError(f"{path} is no SentencePiece model: {error}; download it again") from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +85,7 @@ def read_mark(value: Any, source: str) -> Mark:
         return Mark(text=value["content"], lstrip=bool(value.get("lstrip")), rstrip=bool(value.get("rstrip")))
     if isinstance(value, str) and value:
         return Mark(text=value)
-    raise CheckpointError(f"{source} should be a token's text, found {value!r}; download the file again")
+    raise CheckpointError(f"{source} should be a token's text, found {shown(value)}; download the file again")
 
 
 def read_roles(folder: Path, defaults: Mapping[str, str]) -> tuple[dict[str, Mark], list[Mark]]:

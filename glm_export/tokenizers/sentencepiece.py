@@ -8,7 +8,6 @@ from pathlib import Path
 import sentencepiece
 
 from glm_export import families
-from glm_export.errors import CheckpointError
 from glm_export.tokenizers.added_tokens import (
     AddedToken,
     TokenSplitter,
@@ -24,6 +23,7 @@ from glm_export.tokenizers.chat.replies import parse_reply
 from glm_export.tokenizers.chat.role_parts import role_parts
 from glm_export.tokenizers.chat.rounds import rounds_prompt
 from glm_export.tokenizers.chat.templates import GUARD, WRAPPED
+from glm_export.tokenizers.library import reading
 from glm_export.tokenizers.valid_text import require_valid_text
 
 PREFIX = ("[gMASK]", "sop")
@@ -36,10 +36,8 @@ class SentencePieceTokenizer:
     """
 
     def __init__(self, path: Path, family: str) -> None:
-        try:
+        with reading(path, "SentencePiece model"):
             self._pieces = sentencepiece.SentencePieceProcessor(model_file=str(path))
-        except (RuntimeError, OSError) as error:
-            raise CheckpointError(f"{path} is no SentencePiece model: {error}; download it again") from error
         self._family, module = family, families.load(family)
         self._by_role = module.CHAT == "role_parts"
         first = self._pieces.vocab_size()

@@ -19,6 +19,7 @@ from glm_export.tokenizers.added_tokens import (
     without_own,
 )
 from glm_export.tokenizers.chat.templates import built_in
+from glm_export.tokenizers.library import first_line, is_library_error, reading
 from glm_export.tokenizers.named_roles import NamedRolesTokenizer
 from glm_export.tokenizers.valid_text import require_valid_text
 
@@ -54,9 +55,10 @@ class TiktokenTokenizer(NamedRolesTokenizer):
         ranks = read_ranks(path)
         self.special = {token: len(ranks) + index for index, token in enumerate(module.SPECIAL_TOKENS)}
         self._stop_tokens: tuple[str, ...] = module.STOP_TOKENS
-        self._encoding = tiktoken.Encoding(
-            "glm4", pat_str=module.SPLIT_PATTERN, mergeable_ranks=ranks, special_tokens=self.special
-        )
+        with reading(path, "tokenizer of tiktoken"):
+            self._encoding = tiktoken.Encoding(
+                "glm4", pat_str=module.SPLIT_PATTERN, mergeable_ranks=ranks, special_tokens=self.special
+            )
         self.added = without_own(read_added_tokens(path.parent), self.special, self._surface, path.parent)
         own = [AddedToken(text=text, index=index, special=True) for text, index in self.special.items()]
         self._splitter = TokenSplitter((*own, *self.added))
@@ -92,12 +94,12 @@ class TiktokenTokenizer(NamedRolesTokenizer):
             return self._encoding.encode_ordinary(text)
         except BaseException as error:
             # Its expressions go back through a run of blanks one by one, on a stack that ends. Other releases
-            # panic there, which Rust hands over as a class nobody can import, outside Exception.
-            if not isinstance(error, ValueError) and type(error).__name__ != "PanicException":
+            # panic there. What names no byte of the text is a hole in the ranks.
+            if not is_library_error(error):
                 raise
             raise InputError(
-                f"tiktoken cannot split this text of {len(text)} characters ({str(error).splitlines()[0]}); it has a "
-                "run of blanks that is too long, shorten it"
+                f"tiktoken cannot split this text of {len(text)} characters ({first_line(error)}); it has a run "
+                "of blanks that is too long, shorten it, or tokenizer.model lacks a byte"
             ) from error
 
     def decode(self, ids: list[int]) -> str:

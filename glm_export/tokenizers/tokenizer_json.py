@@ -9,10 +9,10 @@ from pathlib import Path
 import tokenizers
 
 from glm_export import families
-from glm_export.errors import CheckpointError
 from glm_export.model_folder import inside
 from glm_export.tokenizers.added_tokens import read_added_tokens
 from glm_export.tokenizers.chat.templates import GUARD, built_in
+from glm_export.tokenizers.library import reading
 from glm_export.tokenizers.named_roles import NamedRolesTokenizer
 from glm_export.tokenizers.valid_text import require_valid_text
 
@@ -26,10 +26,8 @@ class JsonTokenizer(NamedRolesTokenizer):
 
     def __init__(self, folder: Path, family: str) -> None:
         path = inside(folder, "tokenizer.json")
-        try:
+        with reading(path, "tokenizer.json"):
             self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises bare Exception
-            raise CheckpointError(f"{path} is no tokenizer.json: {error}; download it again") from error
         # A file saved after training keeps the trainer's settings: prompts would be cut, or filled up.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()

@@ -208,7 +208,10 @@ def damage_json(folder: Path, change: Callable[[dict[str, Any]], object]) -> Non
     ("damage", "message"),
     [
         (lambda f: (f / "merges.txt").unlink(), r"vocab\.json but no merges\.txt"),
-        (lambda f: (f / "merges.txt").write_text("#version: 0.2\nzq qz\n"), r"merges\.txt does not fit vocab\.json"),
+        (
+            lambda f: (f / "merges.txt").write_text("#version: 0.2\nzq qz\n"),
+            r"merges\.txt is no list of pairs of vocab\.json",
+        ),
         (lambda f: (f / "vocab.json").write_text("[1]"), r"vocab\.json should hold a JSON object"),
         (lambda f: damage_json(f, lambda v: v.update(a=9999)), r"vocab\.json should number its \d+ pieces from 0"),
         (lambda f: damage_json(f, lambda v: v.update(a=[1])), r"vocab\.json should number its \d+ pieces from 0"),

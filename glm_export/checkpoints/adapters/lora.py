@@ -18,9 +18,12 @@ import torch
 from torch import Tensor
 
 from glm_export.checkpoints.sources import ComputedTensor, TensorSource
-from glm_export.errors import CheckpointError
+from glm_export.errors import SHOWN_CHARACTERS, CheckpointError, cut, shown
+from glm_export.spec.config import is_number
 from glm_export.spec.weight_map import Shape
 
+PATTERN_CHARACTERS, REPEATS, MOST_ALPHA = 500, 3, 1e6
+REPEATED_GROUP, REPEAT = re.compile(r"\)\s*[*+?{]"), re.compile(r"[*+{]")
 INERT = {
     **dict.fromkeys(("lora_dropout", "inference_mode", "megatron_config", "megatron_core"), "only for training"),
     **dict.fromkeys(("eva_config", "corda_config", "loftq_config", "velora_config"), "how the matrices began"),
@@ -81,11 +84,32 @@ class LoraSettings:
 def _matching(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
     for pattern, value in patterns.items():
         try:
-            if re.match(rf"(.*\.)?({pattern})$", module):
+            if re.match(rf"(.*\.)?({_bounded(pattern)})$", module):
                 return value
-        except re.error as error:
-            raise CheckpointError(f"the adapter's pattern {pattern!r} is no regular expression: {error}") from error
+        except (re.error, RecursionError, OverflowError) as error:
+            raise CheckpointError(
+                f"the adapter's pattern {shown(pattern)} is no regular expression: {error}"
+            ) from error
     return default
+
+
+def _bounded(pattern: str) -> str:
+    """A pattern that is matched in no time: repeating a group can take for ever, and so can many repetitions."""
+    if len(pattern) > PATTERN_CHARACTERS or REPEATED_GROUP.search(pattern) or len(REPEAT.findall(pattern)) > REPEATS:
+        raise CheckpointError(
+            f"the adapter's pattern {shown(pattern)} should be a module's name, or repeat {REPEATS} single characters "
+            "at most; merge with PEFT's merge_and_unload() instead"
+        )
+    return pattern
+
+
+def _patterns(values: Mapping[str, Any], key: str, path: Path, kind: type) -> dict[str, Any]:
+    found = values.get(key) or {}
+    if not isinstance(found, dict) or not all(is_number(value, kind) and value > 0 for value in found.values()):
+        raise CheckpointError(
+            f"{path} should have {key} map modules to positive numbers, found {shown(found)}; save the adapter again"
+        )
+    return found
 
 
 def read_settings(values: Mapping[str, Any], path: Path) -> LoraSettings:
@@ -100,26 +124,29 @@ def read_settings(values: Mapping[str, Any], path: Path) -> LoraSettings:
     start = values.get("init_lora_weights", True)
     if start not in ORDINARY_STARTS:
         raise CheckpointError(
-            f"{path} has init_lora_weights {start!r}, which changes the base as well; save the adapter with PEFT's "
-            "save_pretrained(..., path_initial_model_for_weight_conversion=...) and give that"
+            f"{path} has init_lora_weights {shown(start)}, which changes the base as well; save the adapter with "
+            "PEFT's save_pretrained(..., path_initial_model_for_weight_conversion=...) and give that"
         )
     read = ("r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "init_lora_weights")
     unknown = sorted(key for key in values if key not in INERT | REFUSED and key not in read and values[key])
     if unknown:
+        named = cut(", ".join(unknown), SHOWN_CHARACTERS)
         raise CheckpointError(
-            f"{path} has keys that could change numbers and are not known: {', '.join(unknown)}; merge with PEFT's "
+            f"{path} has keys that could change numbers and are not known: {named}; merge with PEFT's "
             "merge_and_unload() instead, or report them"
         )
     rank, alpha = values.get("r", 8), values.get("lora_alpha", 8)
-    if not isinstance(rank, int) or rank < 1 or isinstance(alpha, bool) or not isinstance(alpha, int | float):
-        raise CheckpointError(f"{path} should give a rank r and a lora_alpha, found {rank!r} and {alpha!r}")
+    if not is_number(rank, int) or rank < 1 or not is_number(alpha) or abs(alpha) > MOST_ALPHA:
+        raise CheckpointError(
+            f"{path} should give a rank r and a lora_alpha, found {shown(rank)} and {shown(alpha)}; save it again"
+        )
     return LoraSettings(
         rank=rank,
         alpha=alpha,
         rank_stabilised=bool(values.get("use_rslora")),
         decomposed=bool(values.get("use_dora")),
-        rank_pattern=values.get("rank_pattern") or {},
-        alpha_pattern=values.get("alpha_pattern") or {},
+        rank_pattern=_patterns(values, "rank_pattern", path, int),
+        alpha_pattern=_patterns(values, "alpha_pattern", path, object),
     )
 
 
@@ -206,6 +233,7 @@ class LoraMatrices:
         a, b = (held.get(f"lora_embedding_{part}" if embedding else f"lora_{part}") for part in "AB")
         if a is None or b is None:
             raise CheckpointError(f"the adapter holds {', '.join(sorted(held))} of {self.module}, expected A and B")
+        self._require_matrices(a, b)
         name = f"{self.module}.weight"
         base = _base(sources, name, (a.shape[1], b.shape[0]) if embedding else (b.shape[0], a.shape[1]))
         scaling = settings.scaling(self.module, a.shape[0]) * weight
@@ -226,6 +254,21 @@ class LoraMatrices:
             change = held["lora_B.bias"]
             changed[bias] = BiasChange(base=_base(sources, bias, tuple(change.shape)), change_N=change, scaling=scaling)
         return changed
+
+    def _require_matrices(self, a: Tensor, b: Tensor) -> None:
+        rank_first = a.dim() == b.dim() == 2 and 0 < a.shape[0] == b.shape[1]
+        sizes = {"lora_magnitude_vector": b.shape[:1], "lora_B.bias": b.shape[:1]}
+        fits = all(self.tensors[name].shape == shape for name, shape in sizes.items() if name in self.tensors)
+        floats = all(tensor.is_floating_point() for tensor in self.tensors.values())
+        if not rank_first or not fits or not floats:
+            found = ", ".join(f"{name} {_told(tensor)}" for name, tensor in sorted(self.tensors.items()))
+            raise CheckpointError(
+                f"the adapter should hold floats A [r, K] and B [N, r] of {self.module}, found {found}; save it again"
+            )
+
+
+def _told(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
 
 
 def _base(sources: Mapping[str, TensorSource], name: str, shape: Shape) -> TensorSource:

@@ -15,7 +15,7 @@ from glm_export.checkpoints.adapters.lora import LoraMatrices, LoraSettings, rea
 from glm_export.checkpoints.formats import open_weights
 from glm_export.checkpoints.sources import StoredTensor, TensorSource
 from glm_export.checkpoints.stored_names import without_wrappers
-from glm_export.errors import CheckpointError, InputError
+from glm_export.errors import SHOWN_CHARACTERS, CheckpointError, InputError, cut
 from glm_export.model_folder import inside, read_json
 from glm_export.spec.config import GlmConfig
 from glm_export.spec.weight_formats import EMBEDDING
@@ -98,7 +98,7 @@ def open_adapter(folder: Path, weight: float, weight_map: WeightMap) -> Adapter:
     if not (folder / CONFIG).is_file():
         raise InputError(f"{folder} holds no {CONFIG}; give the folder that PEFT's save_pretrained wrote")
     values = read_json(folder, CONFIG)
-    kind = str(values.get("peft_type"))
+    kind = cut(str(values.get("peft_type")), SHOWN_CHARACTERS)
     if kind.upper() != "LORA":
         raise CheckpointError(
             f"{folder} is an adapter of type {kind}; LoRA (rsLoRA, DoRA) and P-Tuning v2 folders are supported. Merge "

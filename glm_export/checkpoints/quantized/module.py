@@ -15,6 +15,15 @@ from glm_export.errors import CheckpointError
 from glm_export.spec.weight_map import Shape
 
 WORD_BITS = 32
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+WHOLE = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
+KINDS: dict[str, tuple[torch.dtype, ...]] = {
+    **dict.fromkeys(("qweight", "qzeros", "weight_packed"), (torch.int32,)),
+    **dict.fromkeys(("g_idx", "weight_g_idx", "weight_shape", "weight_zero_point", "weight_format"), WHOLE),
+    **dict.fromkeys(("scales", "SCB", "weight.absmax", "weight.quant_map"), (*FLOATS, torch.uint8)),
+    **dict.fromkeys(("weight.nested_absmax", "weight.nested_quant_map"), FLOATS),
+}
+"""What lies behind a layer's name, where it is always of a kind."""
 KEPT_BITS = (4, 8)
 """Of integers that weight formats have."""
 
@@ -70,6 +79,10 @@ class QuantizedModule:
         if shapes and found.shape not in shapes:
             wanted = " or ".join(str(list(shape)) for shape in shapes)
             raise self.refusal(f"should have {suffix} {wanted}, found {list(found.shape)}")
+        wanted_kind = KINDS.get(suffix)
+        if wanted_kind is not None and found.dtype not in wanted_kind:
+            kinds = " or ".join(str(kind).removeprefix("torch.") for kind in wanted_kind)
+            raise self.refusal(f"should have {suffix} {kinds}, found {found.kind}; save the model again")
         return found.tensor
 
     @property
