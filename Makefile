@@ -1,10 +1,10 @@
-# Two commands, each from nothing: `make demo` and `make test`.
+# Two commands, each from nothing: `make demo` and `make test`. `make lock` renews requirements/*.lock.
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint mutants clean
+.PHONY: demo test lint mutants lock clean
 
 demo: $(VENV)/.installed
 	$(BIN)/glm-export demo --out out/demo
@@ -23,6 +23,18 @@ SEED ?= 1
 COUNT ?= 40
 mutants: $(VENV)/.installed-for-tests
 	$(BIN)/python tests/mutants/plant.py --seed $(SEED) --count $(COUNT)
+
+# What CI and images install, with hashes (docs/adr/0017-locks-without-torch.md), and whether any of it is known to be
+# vulnerable; what could not be looked up counts as that. Torch is chosen by the machine, and in neither lock.
+LOCKING := .venv-lock/bin
+COMPILE := $(LOCKING)/uv pip compile pyproject.toml --config-file requirements/uv.toml --no-emit-package torch \
+	--universal --python-version 3.11 --generate-hashes --upgrade --quiet --custom-compile-command 'make lock'
+lock:
+	$(PYTHON) -m venv .venv-lock
+	$(LOCKING)/python -m pip install --quiet --upgrade uv pip-audit
+	$(COMPILE) --output-file requirements/run.lock
+	$(COMPILE) --extra test --output-file requirements/ci.lock
+	$(LOCKING)/pip-audit --strict --disable-pip --require-hashes --requirement requirements/ci.lock
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
