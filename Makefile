@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint mutants lock clean
+.PHONY: demo test lint mutants attack lock clean
 
 demo: $(VENV)/.installed
 	$(BIN)/glm-export demo --out out/demo
@@ -35,6 +35,11 @@ lock:
 	$(COMPILE) --output-file requirements/run.lock
 	$(COMPILE) --extra test --output-file requirements/ci.lock
 	$(LOCKING)/pip-audit --strict --disable-pip --require-hashes --requirement requirements/ci.lock
+
+# Damaged and hostile inputs for every reader, each in a process with limits; counts, and what held none. Minutes.
+ATTACKS ?= 5000
+attack: $(VENV)/.installed-for-tests
+	$(BIN)/python tests/attacks/run.py --seed $(SEED) --count $(if $(filter file,$(origin COUNT)),$(ATTACKS),$(COUNT))
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

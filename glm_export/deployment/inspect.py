@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,11 @@ import onnx
 
 from glm_export import api
 from glm_export.artifacts.engine import load_engine
-from glm_export.artifacts.open import Kind, open_artifact
+from glm_export.artifacts.open import Artifact, Kind, open_artifact
 from glm_export.artifacts.program import MODEL, load_program
 from glm_export.calibration.ranges import load_ranges
 from glm_export.checkpoints.checkpoint import Checkpoint
-from glm_export.errors import GlmExportError, InputError
+from glm_export.errors import CheckpointError, GlmExportError, InputError
 from glm_export.spec.config import ExpertsConfig, GlmConfig
 from glm_export.tokenizers import load_tokenizer, stop_ids
 
@@ -29,13 +29,21 @@ def inspect_folder(source: str, family: str | None = None, adapters: Sequence[st
     artifact = open_artifact(source)
     if adapters and artifact.kind is not Kind.CHECKPOINT:
         raise InputError(f"adapters go with a checkpoint; {artifact.path} is of kind {artifact.kind.value}")
-    if artifact.kind is Kind.ENGINE:
-        return engine_facts(artifact.path)
-    if artifact.kind is Kind.PROGRAM:
-        return program_facts(artifact.path)
-    if artifact.kind is Kind.RANGES:
-        return ranges_facts(artifact.path)
+    if artifact.kind in WRITTEN:
+        return _written_facts(artifact)
     return checkpoint_facts(api.open_checkpoint(source, family, adapters))
+
+
+def _written_facts(artifact: Artifact) -> dict[str, Any]:
+    """Of what we wrote; much is shown that nothing else reads, so it is first missed here."""
+    try:
+        return WRITTEN[artifact.kind](artifact.path)
+    except (GlmExportError, OSError):
+        raise
+    except Exception as error:  # protobuf's errors share no base
+        raise CheckpointError(
+            f"{artifact.path} is damaged, or was written by another version: {error!r}; write it again"
+        ) from error
 
 
 def checkpoint_facts(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -131,6 +139,13 @@ def ranges_facts(folder: Path) -> dict[str, Any]:
         "linear_inputs": len(ranges.inputs),
         "sizes": {path.name: path.stat().st_size for path in sorted(folder.iterdir())},
     }
+
+
+WRITTEN: dict[Kind, Callable[[Path], dict[str, Any]]] = {
+    Kind.ENGINE: engine_facts,
+    Kind.PROGRAM: program_facts,
+    Kind.RANGES: ranges_facts,
+}
 
 
 def config_facts(config: GlmConfig) -> dict[str, Any]:

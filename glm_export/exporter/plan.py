@@ -14,8 +14,10 @@ from glm_export.calibration.keep import KEPT
 from glm_export.calibration.quantization import Quantization
 from glm_export.checkpoints.checkpoint import Checkpoint
 from glm_export.checkpoints.sources import PIECE_ELEMENTS, ComputedTensor
+from glm_export.errors import EnvironmentMissingError
 from glm_export.exporter.trace import untied
 from glm_export.exporter.weight_layout import StoredTensor, plan_weights
+from glm_export.machine.memory import total_memory
 from glm_export.modeling import Decoder, building_in, linear_weights
 from glm_export.spec.dtypes import DTYPE_BYTES
 from glm_export.spec.weight_map import as_stored
@@ -43,7 +45,7 @@ def plan_export(checkpoint: Checkpoint, out: Path, dtype: str, quantization: Qua
     """Work out sizes and memory; ``quantization`` says which weights are quantized.
 
     Raises:
-        EnvironmentMissingError: the disk cannot hold the output.
+        EnvironmentMissingError: the disk cannot hold the output, or the machine what is worked out.
     """
     config = checkpoint.config
     with torch.device("meta"), building_in(getattr(torch, dtype)):
@@ -56,18 +58,28 @@ def plan_export(checkpoint: Checkpoint, out: Path, dtype: str, quantization: Qua
     changed = quantization.smoothing.keys() | quantization.folded(config).keys() if quantization else set()
     smoothed = max((p.numel() for name, p in model.named_parameters() if name in changed), default=0)
     kept = quantization is not None and quantization.recipe.rounding == KEPT
+    memory = BASE_MEMORY_BYTES + tables + DTYPE_BYTES["float32"] * smoothed
+    memory += computed_bytes(checkpoint, stored, kept=kept)
+    _require_memory(memory)
     return ExportPlan(
         parameters=sum(p.numel() for p in Decoder.parameters(model))
         - (model.head.weight.numel() if config.tied_head else 0),
         source_bytes=checkpoint.source_bytes,
         output_bytes=output,
         free_bytes=free,
-        memory_bytes=BASE_MEMORY_BYTES
-        + tables
-        + DTYPE_BYTES["float32"] * smoothed
-        + computed_bytes(checkpoint, stored, kept=kept),
+        memory_bytes=memory,
         stored=tuple(stored),
     )
+
+
+def _require_memory(needed: int) -> None:
+    """What other processes hold may come free; what the machine lacks does not."""
+    there = total_memory()
+    if there is not None and needed > there:
+        raise EnvironmentMissingError(
+            f"the export needs about {needed / 1e9:.1f} GB of memory, and this machine has {there / 1e9:.1f} GB; "
+            "export on a larger one"
+        )
 
 
 def computed_bytes(checkpoint: Checkpoint, stored: Sequence[StoredTensor], *, kept: bool) -> int:

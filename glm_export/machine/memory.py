@@ -54,6 +54,13 @@ def kernel_fields(path: str) -> dict[str, str]:
     return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
 
+def total_memory() -> int | None:
+    """Bytes of memory and swap the machine has; None where the system does not say."""
+    fields = kernel_fields(MEMORY)
+    found = [int(fields[name].split()[0]) * 1024 for name in ("MemTotal", "SwapTotal") if name in fields]
+    return sum(found) if "MemTotal" in fields else None
+
+
 def available_memory() -> int | None:
     """Bytes the kernel can give without swapping; None where it does not say."""
     try:

@@ -18,6 +18,7 @@ from glm_export.spec.config import GlmConfig
 from glm_export.tokenizers.chat import Message
 from glm_export.tokenizers.chat.messages import Tools
 from glm_export.tokenizers.chat.prompt import Options
+from glm_export.tokenizers.library import reading
 
 INFILLING_FILES = ("cog-pretrain.model", "vocab.json", "vocab.txt")
 FILE_OF = {
@@ -90,6 +91,11 @@ def load_tokenizer(folder: Path, config: GlmConfig) -> Tokenizer:
     Raises:
         CheckpointError: its file is missing or damaged.
     """
+    with reading(folder, "folder of a sound tokenizer"):
+        return _load(folder, config)
+
+
+def _load(folder: Path, config: GlmConfig) -> Tokenizer:
     kind = families.load(config.family).TOKENIZER
     if kind == "infilling":
         from glm_export.tokenizers.infilling import load_infilling_tokenizer

@@ -224,7 +224,7 @@ def readers(work: Path) -> dict[str, Reader]:
         ("program", BEFORE / "onnx"),
         ("ranges", BEFORE / "ranges"),
     ):
-        found[f"inspect {name}"] = Reader(sound=folder, files=["*.json"], call=inspected)
+        found[f"inspect {name}"] = Reader(sound=folder, files=["*.json", "model.onnx"], call=inspected)
     return found
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import faulthandler
 import os
 import resource
 import shutil
@@ -80,6 +81,7 @@ def _outcome(child: int, answer: Path) -> Outcome:
 def _in_child(reader: Reader, chooser: Random, folder: Path, answer: Path) -> None:
     """Read one input and leave; never returns."""
     told = ""
+    faulthandler.disable()
     try:
         devnull = os.open(os.devnull, os.O_WRONLY)
         os.dup2(devnull, 1)
@@ -196,8 +198,7 @@ def main() -> int:
     asked = parser.parse_args()
     found: dict[tuple[str, int], Outcome] = {}
     with tempfile.TemporaryDirectory(prefix="attack-") as work:
-        for place, part in enumerate(_workers(Path(work), asked)):
-            del place
+        for part in _workers(Path(work), asked):
             found |= part
     show(found)
     return int(any(outcome.kind == VIOLATION for outcome in found.values()))

@@ -86,6 +86,7 @@ def find_quantized(
     notes, counts = [], Counter[str]()
     methods: set[str] = set()
     for module in _modules(tensors, weight_map, config):
+        module.require_axes()
         scheme = next((scheme for scheme in SCHEMES if scheme.recognises(module)), None)
         if scheme is None:
             continue

@@ -24,6 +24,7 @@ KINDS: dict[str, tuple[torch.dtype, ...]] = {
     **dict.fromkeys(("weight.nested_absmax", "weight.nested_quant_map"), FLOATS),
 }
 """What lies behind a layer's name, where it is always of a kind."""
+LISTS = ("qweight", "qzeros", "scales", "g_idx", "weight", "weight_packed", "weight_scale_inv", "weight_shape")
 KEPT_BITS = (4, 8)
 """Of integers that weight formats have."""
 
@@ -84,6 +85,16 @@ class QuantizedModule:
             kinds = " or ".join(str(kind).removeprefix("torch.") for kind in wanted_kind)
             raise self.refusal(f"should have {suffix} {kinds}, found {found.kind}; save the model again")
         return found.tensor
+
+    def require_axes(self) -> None:
+        """See that what holds values and their scales is no single number, as every scheme takes for granted.
+
+        Raises:
+            CheckpointError: it is one.
+        """
+        single = [suffix for suffix in LISTS if suffix in self.tensors and not self.tensors[suffix].shape]
+        if single:
+            raise self.refusal(f"has a single number as {single[0]}; save the model again")
 
     @property
     def path(self) -> Path:
