@@ -77,6 +77,10 @@ class Verbs(click.RichGroup):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a verb."""
+        from glm_export.artifacts.output_folder import abandon_all
+        from glm_export.machine.bus_error import announce_bus_errors
+
+        announce_bus_errors(abandon_all)
         try:
             return super().invoke(ctx)
         except GlmExportError as error:

@@ -6,10 +6,7 @@ stopped and ends in the same bits: each layer reads what the one before it wrote
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import json
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,19 +16,20 @@ import torch
 from safetensors.numpy import load_file, save_file
 from torch import Tensor, nn
 
-from glm_export.artifacts.manifest import RANGES_MANIFEST
+from glm_export.artifacts.folder_lock import alone
+from glm_export.artifacts.manifest import RANGES_MANIFEST, recorded_files, write_json
 from glm_export.artifacts.open import Kind
 from glm_export.artifacts.output_folder import require_writable, take_name
 from glm_export.calibration.corpus.corpus import Corpus, Sample
 from glm_export.calibration.layerwise.hidden_states import HiddenStatesWriter, read_hidden_states
 from glm_export.calibration.layerwise.observe import LayerObserver, Numbers
+from glm_export.calibration.layerwise.resume import STATE, resume_or_start, take_file_name
 from glm_export.calibration.layerwise.search import round_layer, search_smoothing
 from glm_export.calibration.ranges import RANGES, RANGES_FORMAT, Ranges, load_ranges
 from glm_export.calibration.recipe import Recipe
 from glm_export.calibration.rounded_folder import rounded_name
 from glm_export.checkpoints.checkpoint import Checkpoint
 from glm_export.inputs.prompts import prefill_feeds
-from glm_export.model_folder import load_json
 from glm_export.modeling import Decoder, KeyValue, Layer, building_in, norm
 from glm_export.progress import Advance, NullProgress, Progress
 from glm_export.spec.config import GlmConfig
@@ -39,7 +37,6 @@ from glm_export.spec.weight_formats import EMBEDDING, HEAD
 
 KEPT_SAMPLES = 128
 """Tokens, evenly spaced over the corpus, whose inputs decide about smoothing."""
-STATE = "state.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,17 +98,16 @@ def calibrate(
 
     Raises:
         InputError: ``out`` exists; or activations are NaN, infinite or all zero.
-        CheckpointError: tensors are missing, mis-shaped or damaged.
+        CheckpointError: tensors are missing, mis-shaped or damaged; or files changed meanwhile.
     """
-    require_writable(out, force=force, kinds=(Kind.RANGES,))
+    given, out = out, require_writable(out, force=force, kinds=(Kind.RANGES,), sources=checkpoint.folders)
     checkpoint.audit()
     rounding = recipe if recipe is not None and recipe.rounding == "gptq" else None
-    work = out.parent / f".{out.name}.work"
     run = _LayerwiseRun(
         checkpoint=checkpoint,
         corpus=corpus,
         recipe=rounding,
-        work=work,
+        work=out.parent / f".{out.name}.work",
         device=torch.device(device),
         initial=checkpoint.initial_cache,
     )
@@ -124,24 +120,16 @@ def calibrate(
         "rounded_for": rounding.name if rounding else None,
         "device": device,
     }
-    _resume_or_start(work, identity)
     layers = checkpoint.config.num_layers
     advance = (progress or NullProgress()).task("layers", (layers + 1) * corpus.tokens)
-    with torch.inference_mode():
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with alone(out), torch.inference_mode():
+        resume_or_start(run.work, identity)
         _pass_through(run, advance)
-    return _finish(run, out, identity)
-
-
-def _resume_or_start(work: Path, identity: dict[str, Any]) -> None:
-    state = work / STATE
-    with contextlib.suppress(OSError, ValueError):  # a run that was cut short while it wrote begins anew
-        if load_json(state) == identity:
-            return
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    partial = state.with_suffix(".partial")
-    partial.write_text(json.dumps(identity), encoding="utf-8")
-    partial.rename(state)
+        checkpoint.require_unchanged()
+        require_writable(out, force=force, kinds=(Kind.RANGES,))
+        _finish(run, out, identity)
+    return load_ranges(given)
 
 
 def _pass_through(run: _LayerwiseRun, advance: Advance) -> None:
@@ -286,19 +274,18 @@ def _loaded_norm(run: _LayerwiseRun) -> nn.Module:
 def _save(numbers: Numbers, path: Path) -> None:
     partial = path.with_suffix(".partial")
     save_file({name: value.copy() for name, value in numbers.items()}, partial)
-    partial.rename(path)
+    take_file_name(partial, path)
 
 
-def _finish(run: _LayerwiseRun, out: Path, identity: dict[str, Any]) -> Ranges:
+def _finish(run: _LayerwiseRun, out: Path, identity: dict[str, Any]) -> None:
     """Put the layers' numbers together, and give the folder its name."""
     numbers: Numbers = {}
     for layer in range(run.config.num_layers + 1):
         numbers |= load_file(run.numbers(layer))
     manifest = identity | {"layers": run.config.num_layers, "family": run.config.family}
     _save(dict(sorted(numbers.items())), run.work / RANGES)
-    (run.work / RANGES_MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", "utf-8")
     # The state first: without it a run that is killed here starts anew, and misses nothing that is gone already.
     for path in (run.work / STATE, *run.work.glob("layer-*"), *run.work.glob("spool-*")):
         path.unlink()
+    write_json(run.work / RANGES_MANIFEST, manifest | recorded_files(run.work))
     take_name(run.work, out)
-    return load_ranges(out)

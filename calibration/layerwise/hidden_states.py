@@ -62,6 +62,21 @@ class HiddenStatesWriter:
                 self._partial.unlink(missing_ok=True)
 
 
+def is_whole(path: Path) -> bool:
+    """Whether a spool consists of whole rows."""
+    size, place = path.stat().st_size, 0
+    with path.open("rb") as file:
+        while len(header := file.read(HEADER.size)) == HEADER.size:
+            exponent, tokens, channels = HEADER.unpack(header)
+            if exponent < 0 or tokens <= 0 or channels <= 0:
+                return False
+            place += HEADER.size + tokens * channels * 2
+            if place > size:
+                return False
+            file.seek(place)
+    return place == size and size > 0
+
+
 def read_hidden_states(path: Path) -> Iterator[Tensor]:
     """The rows of a spool in order, float32 ``[S, H]``."""
     with path.open("rb") as file:

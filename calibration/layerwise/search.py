@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from glm_export.calibration.layerwise.observe import LayerObserver, Numbers, named
+from glm_export.calibration.layerwise.resume import take_file_name
 from glm_export.calibration.methods.awq import awq_scales, search_ratio
 from glm_export.calibration.methods.gptq import gptq_round
 from glm_export.calibration.methods.smoothquant import search_alpha, smoothing_scales
@@ -88,4 +89,4 @@ def round_layer(module: nn.Module, observer: LayerObserver, recipe: Recipe, path
         linear.weight = nn.Parameter(rounded_NK.to(linear.weight.dtype), requires_grad=False)
     unfinished = path.with_suffix(".partial")
     save_file(kept, unfinished)
-    unfinished.rename(path)
+    take_file_name(unfinished, path)

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from glm_export.artifacts.manifest import ENGINE_MANIFEST, read_manifest
+from glm_export.artifacts.manifest import ENGINE_MANIFEST, read_manifest, require_undamaged
 from glm_export.artifacts.program import OnnxProgram, program_of
 from glm_export.errors import CheckpointError, InputError
 from glm_export.model_folder import file_sha256
@@ -16,6 +16,8 @@ from glm_export.spec.optimization_profile import Limits, OptimizationProfile, Sh
 
 PLAN = "engine.plan"
 BUILD_LOG = "build.log"
+KERNELS = "kernels.cache"
+"""What TensorRT-RTX compiled for this machine's GPU when the engine ran, written beside it then."""
 READ_LATER = {"memory", "plan_sha256"}
 """Of ``engine.json``, by whom the engine is given to."""
 
@@ -67,10 +69,18 @@ class Engine:
         """The serialized engine."""
         return self.folder / PLAN
 
-    @property
-    def plan_is_whole(self) -> bool:
-        """Whether the plan has the bytes that were written; reads all of it."""
-        return bool(file_sha256(self.plan_path) == self.manifest["plan_sha256"])
+    def require_undamaged(self) -> None:
+        """Hash every file, the plan as well.
+
+        Raises:
+            CheckpointError: one is not what was written.
+        """
+        if "sha256" in self.manifest:
+            require_undamaged(self.folder / ENGINE_MANIFEST, self.manifest, "build")
+        elif file_sha256(self.plan_path) != self.manifest["plan_sha256"]:  # written by an earlier version
+            raise CheckpointError(
+                f"{self.plan_path} is damaged: its sha256 is not the one it was written with; build again"
+            )
 
 
 def load_engine(folder: Path) -> Engine:

@@ -4,29 +4,35 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable, Mapping
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
 from glm_export.errors import CheckpointError
-from glm_export.model_folder import load_json
+from glm_export.model_folder import file_sha256, inside, load_json
 
 MANIFEST = "manifest.json"
 ENGINE_MANIFEST = "engine.json"
 RANGES_MANIFEST = "ranges.json"
 MANIFEST_FORMAT = 1
+MARKER = ".glm-export"
+"""An empty file in every folder that is being filled: one that holds it is ours, however unfinished."""
+QUICK_BYTES = 1 << 23
+"""Files up to this size are hashed whenever a folder is opened: all but weights and plans, in milliseconds."""
 RECORDED_PACKAGES = ("glm-export", "torch", "onnx", "onnxscript", "onnx-ir", "safetensors")
 
 
 def read_manifest(path: Path, verb: str) -> dict[str, Any]:
-    """Read what a folder of ours says of itself, and see that its files have the sizes it states.
+    """Read what a folder of ours says of itself, and see that its files are those it states.
 
     Args:
         path: the manifest.
         verb: what to do again where something is amiss, ``export`` or ``build``.
 
     Raises:
-        CheckpointError: it cannot be read, is of another format, or a file is missing or has another size.
+        CheckpointError: it cannot be read, is of another format, or a file is missing, has another size or, where it
+            is small, other bytes.
     """
     try:
         manifest: dict[str, Any] = load_json(path)
@@ -41,13 +47,56 @@ def read_manifest(path: Path, verb: str) -> dict[str, Any]:
     if not isinstance(manifest.get("sizes"), dict):
         raise CheckpointError(f"{path} does not state the sizes of its files; {verb} again")
     for name, size in manifest["sizes"].items():
-        file = path.parent / name
+        file = inside(path.parent, name)
         found = file.stat().st_size if file.is_file() else None
         if found != size:
             raise CheckpointError(
                 f"{file} should have {size} bytes, found {found if found is not None else 'no file'}; {verb} again"
             )
+    _require_hashes(path, manifest, verb, lambda size: size <= QUICK_BYTES)
     return manifest
+
+
+def require_undamaged(path: Path, manifest: Mapping[str, Any], verb: str) -> None:
+    """Hash every file of a folder of ours, weights and plans as well; reads all of it.
+
+    Args:
+        path: the manifest.
+        manifest: what :func:`read_manifest` read of it.
+        verb: what to do again where something is amiss.
+
+    Raises:
+        CheckpointError: a file is not what was written; or nothing says what was, as before there were hashes.
+    """
+    if "sha256" not in manifest:
+        raise CheckpointError(f"{path} has no hashes of the folder's files, as older versions wrote it; {verb} again")
+    _require_hashes(path, manifest, verb, lambda _: True)
+
+
+def _require_hashes(path: Path, manifest: Mapping[str, Any], verb: str, asked: Callable[[int], bool]) -> None:
+    hashes = manifest.get("sha256", {})
+    if not isinstance(hashes, dict):
+        raise CheckpointError(f"{path} should map names to hashes under sha256; {verb} again")
+    for name, size in manifest["sizes"].items():
+        if name in hashes and asked(size) and file_sha256(path.parent / name) != hashes[name]:
+            raise CheckpointError(
+                f"{path.parent / name} is damaged or was changed: its sha256 is not the one in {path.name}; {verb} "
+                "again"
+            )
+
+
+def recorded_files(folder: Path, known: Mapping[str, str] | None = None) -> dict[str, dict[str, Any]]:
+    """What a manifest records of every file beside it: ``sizes`` in bytes and ``sha256`` in hexadecimal, by name.
+
+    Args:
+        folder: filled, but for the manifest.
+        known: hashes that were made while files were written.
+    """
+    files = [path for path in sorted(folder.iterdir()) if path.name != MARKER]
+    return {
+        "sizes": {path.name: path.stat().st_size for path in files},
+        "sha256": {path.name: (known or {}).get(path.name) or file_sha256(path) for path in files},
+    }
 
 
 def package_versions() -> dict[str, str]:

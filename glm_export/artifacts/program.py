@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from glm_export.artifacts.manifest import MANIFEST, read_manifest
+from glm_export.artifacts.manifest import MANIFEST, read_manifest, require_undamaged
 from glm_export.errors import CheckpointError, InputError, shown
 from glm_export.spec.config import GlmConfig
 from glm_export.spec.dtypes import DTYPES
@@ -33,6 +33,14 @@ class OnnxProgram:
     def model_path(self) -> Path:
         """The graph; its weights lie beside it."""
         return self.folder / MODEL
+
+    def require_undamaged(self) -> None:
+        """Hash every file, the weights as well.
+
+        Raises:
+            CheckpointError: one is not what was written, or nothing says what was.
+        """
+        require_undamaged(self.folder / MANIFEST, self.manifest, "export")
 
 
 def load_program(folder: Path) -> OnnxProgram:

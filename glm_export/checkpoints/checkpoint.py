@@ -7,8 +7,8 @@ of the folder.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,7 +21,7 @@ from glm_export.checkpoints.adapters.open import CONFIG as ADAPTER_CONFIG, Adapt
 from glm_export.checkpoints.audit import problems
 from glm_export.checkpoints.folder_files import folder_files, with_generation_config
 from glm_export.checkpoints.formats import is_mappable, open_weights
-from glm_export.checkpoints.identity import CheckpointIdentity
+from glm_export.checkpoints.identity import CheckpointIdentity, FileStamp, require_unchanged
 from glm_export.checkpoints.prefix import KeyValue, PrefixEncoder, missing_prefix, open_prefix, prefix_inside
 from glm_export.checkpoints.quantized.find import find_quantized
 from glm_export.checkpoints.sources import TensorSource
@@ -41,7 +41,7 @@ class Checkpoint:
 
     ``sources``: where each official tensor comes from. ``read``: which files were chosen, and what lies beside them
     unread. ``prefix``: of P-Tuning. ``notes``: a line for each thing that was made of the folder and that its files do
-    not say outright.
+    not say outright. ``stamps``: of its files, taken before they were opened.
     """
 
     folder: Path
@@ -53,7 +53,16 @@ class Checkpoint:
     adapters: tuple[Adapter, ...] = ()
     prefix: PrefixEncoder | None = None
     notes: tuple[str, ...] = ()
+    stamps: Mapping[Path, FileStamp] = field(default_factory=dict)
     _tokenizer: Tokenizer | None = None
+
+    def require_unchanged(self) -> None:
+        """See, once all of it is read, that its files are still those that were opened.
+
+        Raises:
+            CheckpointError: one was written to, replaced or removed meanwhile.
+        """
+        require_unchanged(self.stamps)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -86,6 +95,12 @@ class Checkpoint:
     def files(self) -> list[Path]:
         """The weight files that are read, in name order."""
         return sorted(self.read.files)
+
+    @property
+    def folders(self) -> list[Path]:
+        """Every folder that is read: the model's, and those of what was trained on top of it."""
+        beside = {path.parent for path in self.identity.adapters}
+        return [self.folder, *sorted(beside)]
 
     @property
     def source_bytes(self) -> int:
@@ -232,6 +247,7 @@ def open_checkpoint(
     config = families.read_config(with_generation_config(folder, values), family, folder_files(folder))
     module = families.load(config.family)
     read = weight_files(folder)
+    stamps = {path: FileStamp.of(path) for path in (folder / "config.json", *read.files)}
     names = official_names({path: open_weights(path) for path in read.files}, module.weight_map(config))
     found = find_quantized(names.tensors, module.weight_map(config), folder, values)
     tied = settle_ties(config, module.weight_map(config), found.sources)
@@ -244,6 +260,8 @@ def open_checkpoint(
     if beside is not None:
         added = open_prefix(beside, settled)
         prefix, settled, told = added.prefix, added.config, added.notes
+    beside_it = [path for adapter in opened for path in adapter.files]
+    beside_it += prefix.files if beside is not None and prefix is not None else []
     return Checkpoint(
         folder=folder,
         config=settled,
@@ -254,4 +272,5 @@ def open_checkpoint(
         adapters=tuple(opened),
         prefix=prefix,
         notes=(*config.notes, *names.notes, *found.notes, *tied.notes, *changed.notes, *told),
+        stamps=stamps | {path: FileStamp.of(path) for path in beside_it},
     )

@@ -8,9 +8,47 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from glm_export.errors import CheckpointError
 from glm_export.model_folder import file_sha256
 
 FINGERPRINT_BYTES, FINGERPRINT_PLACES = 1 << 16, 64
+
+
+@dataclass(frozen=True, slots=True)
+class FileStamp:
+    """What the system says of a file, by which a change is noticed without reading it."""
+
+    device: int
+    inode: int
+    size: int
+    modified_ns: int
+
+    @classmethod
+    def of(cls, path: Path) -> FileStamp:
+        """Of a file as it is now. Raises OSError where there is none."""
+        found = path.stat()
+        return cls(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+
+
+def require_unchanged(stamps: Mapping[Path, FileStamp]) -> None:
+    """See that files are still those that were opened.
+
+    Args:
+        stamps: taken before they were.
+
+    Raises:
+        CheckpointError: one was replaced, written to, or is gone: what was read of it is of two minds.
+    """
+    for path, before in stamps.items():
+        try:
+            after = FileStamp.of(path)
+        except FileNotFoundError:
+            raise CheckpointError(f"{path} was removed while it was read; download it again, and repeat this") from None
+        if after != before:
+            raise CheckpointError(
+                f"{path} changed while it was read ({before.size:,} bytes when it was opened, {after.size:,} now); "
+                "nothing was written, repeat this when it is complete"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

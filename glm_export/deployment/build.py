@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
@@ -77,10 +78,12 @@ def build_requested(
         EnvironmentMissingError: the runtime, a GPU, disk or memory is missing, or the builder gives up.
     """
     progress = progress or NullProgress()
+    source = _opened(request)
+    request = replace(request, out=_writable(request, source))
     tensorrt = _ready(request)
     request.require_consistent()
     with (
-        program_to_build(_opened(request), tensorrt, request, progress) as program,
+        program_to_build(source, tensorrt, request, progress) as program,
         tempfile.TemporaryDirectory(prefix="glm-export-") as folder,
     ):
         limits = resolve_limits(
@@ -99,7 +102,6 @@ def build_requested(
 
 def _ready(request: BuildRequest) -> vendor.TensorRT:
     """The runtime, once nothing speaks against building with it: an export takes minutes."""
-    require_writable(request.out, force=request.force)
     tensorrt = vendor.load(request.runtime or usual_runtime())
     request.options.require_offered(tensorrt)
     if not tensorrt.rtx:
@@ -107,6 +109,11 @@ def _ready(request: BuildRequest) -> vendor.TensorRT:
     if request.implicit_int8 is not None:
         implicit.require_implicit(tensorrt)
     return tensorrt
+
+
+def _writable(request: BuildRequest, source: Path | Checkpoint) -> Path:
+    sources = [source] if isinstance(source, Path) else source.folders
+    return require_writable(request.out, force=request.force, sources=sources)
 
 
 def _opened(request: BuildRequest) -> Path | Checkpoint:
@@ -119,8 +126,6 @@ def _opened(request: BuildRequest) -> Path | Checkpoint:
         raise InputError(f"{folder} is an engine already; give the program or checkpoint it was built from")
     if artifact.kind is not Kind.PROGRAM:
         return api.open_checkpoint(source, family)
-    if folder.resolve() == request.out.resolve():
-        raise InputError(f"{request.out} is the exported folder itself; give another --out")
     if family is not None:
         raise InputError(f"{source} is exported already: --family cannot change it; leave it out")
     return folder

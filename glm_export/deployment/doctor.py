@@ -8,9 +8,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from glm_export.artifacts.engine import load_engine
+from glm_export.artifacts.engine import Engine, load_engine
 from glm_export.artifacts.open import Kind, kind_of
-from glm_export.artifacts.program import load_program
+from glm_export.artifacts.program import OnnxProgram, load_program
 from glm_export.engines.fit import Host, incompatibilities, probe_host
 from glm_export.errors import GlmExportError
 from glm_export.machine.gpu import driver_version
@@ -61,7 +61,7 @@ def diagnose(folders: list[Path], *, thorough: bool = False) -> Diagnosis:
 
     Args:
         folders: engines, exported folders, or folders that hold some.
-        thorough: also read every plan whole, to see that it is undamaged.
+        thorough: also read every file whole, to see that it is undamaged.
     """
     from glm_export.sessions.onnxruntime.runtime import providers
 
@@ -92,18 +92,24 @@ def judge(folder: Path, machine: Host, *, thorough: bool = False) -> FolderVerdi
         if kind is Kind.ENGINE:
             engine = load_engine(folder)
             runs_on, found = f"{engine.runtime} {engine.version}", list(incompatibilities(engine, machine))
-            if thorough and not engine.plan_is_whole:
-                found.append(
-                    f"{engine.plan_path} is damaged: its sha256 is not the one it was written with; build again"
-                )
+            found += _damage(engine) if thorough else []
         elif kind is Kind.PROGRAM:
-            runs_on = f"onnxruntime ({load_program(folder).dialect})"
+            program = load_program(folder)
+            runs_on, found = f"onnxruntime ({program.dialect})", _damage(program) if thorough else []
         else:
             found = [f"{folder} is {OTHER}"]
     except GlmExportError as error:
         runs_on, found = "", [str(error)]
     said = kind.value if kind in RUNNABLE else OTHER
     return FolderVerdict(folder=str(folder), kind=said, runs_on=runs_on, obstacles=tuple(found))
+
+
+def _damage(written: Engine | OnnxProgram) -> list[str]:
+    try:
+        written.require_undamaged()
+    except GlmExportError as error:
+        return [str(error)]
+    return []
 
 
 def _version(package: str) -> str | None:

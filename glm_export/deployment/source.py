@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from glm_export.artifacts.output_folder import scratch_folder
 from glm_export.artifacts.program import OnnxProgram, load_program
 from glm_export.deployment.request import BuildRequest
 from glm_export.engines.network import dialect_for
@@ -57,8 +57,7 @@ def program_to_build(
     # An exported folder is built without PyTorch.
     from glm_export.exporter import export as exporter
 
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.program-", dir=out.parent) as folder:
+    with scratch_folder(out, "program") as folder:
         dialect = dialect_for(tensorrt)
         usual = ExportOptions(
             dialect=dialect.name,
@@ -66,4 +65,4 @@ def program_to_build(
             logits="last",
             max_length=length if dialect.cache(source.config) is Cache.STATIC else None,
         )
-        yield exporter.export(source, Path(folder) / "program", merged(ExportOptions, usual, given), progress=progress)
+        yield exporter.export(source, folder / "program", merged(ExportOptions, usual, given), progress=progress)

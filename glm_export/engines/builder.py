@@ -12,7 +12,14 @@ from typing import Any
 import onnx_ir as ir
 
 from glm_export.artifacts.engine import BUILD_LOG, PLAN, BuiltOn, Compatibility, Engine, load_engine, profile_json
-from glm_export.artifacts.manifest import ENGINE_MANIFEST, MANIFEST, MANIFEST_FORMAT, package_versions, write_json
+from glm_export.artifacts.manifest import (
+    ENGINE_MANIFEST,
+    MANIFEST,
+    MANIFEST_FORMAT,
+    package_versions,
+    recorded_files,
+    write_json,
+)
 from glm_export.artifacts.output_folder import require_writable, whole_folder
 from glm_export.artifacts.program import MODEL, WEIGHTS, OnnxProgram
 from glm_export.calibration.trt_cache import CALIBRATION_CACHE
@@ -25,10 +32,11 @@ from glm_export.engines.network import require_dialect
 from glm_export.engines.options import CURRENT, BuildOptions
 from glm_export.engines.plan import BuildJob, BuildRecord, build
 from glm_export.engines.profiles import profiles_of
+from glm_export.errors import InputError
 from glm_export.exporter.genai_config import GENAI_CONFIG
 from glm_export.graphs.weight_traffic import program_weight_traffic
 from glm_export.machine.gpu import driver_version, gpus, has_driver
-from glm_export.model_folder import file_sha256
+from glm_export.model_folder import inside
 from glm_export.progress import NullProgress, Progress
 from glm_export.spec.optimization_profile import Limits, OptimizationProfile
 
@@ -90,11 +98,11 @@ def build_engine(
         progress: shows the builder's phases.
 
     Raises:
-        InputError: ``out`` exists, or the parser refuses a node.
+        InputError: ``out`` exists, a file of the program is a link, or the parser refuses a node.
         EnvironmentMissingError: the builder gives up.
     """
-    require_writable(out, force=force)
-    with whole_folder(out) as folder:
+    given, out = out, require_writable(out, force=force, sources=[plan.program.folder])
+    with whole_folder(out, force=force) as folder:
         job = BuildJob(
             program=plan.program, profiles=plan.profiles, options=plan.options, plan_path=folder / PLAN,
             log_path=folder / BUILD_LOG, timing_cache=None if tensorrt.rtx else timing_cache, calibrator=calibrator,
@@ -106,18 +114,28 @@ def build_engine(
             shutil.copyfile(calibration_cache, folder / CALIBRATION_CACHE)
         values = _manifest(plan, tensorrt, record, network, inspected)
         values["implicit_int8"] = calibrator is not None
-        values["plan_sha256"] = file_sha256(folder / PLAN)
-        values["sizes"] = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+        values |= recorded_files(folder)
+        values["plan_sha256"] = values["sha256"][PLAN]
         write_json(folder / ENGINE_MANIFEST, values)
-    return load_engine(out)
+    return load_engine(given)
 
 
 def _copy_beside(program: OnnxProgram, folder: Path, *, stripped: bool) -> None:
-    """Tokenizer, configs and the numbers of a recipe; for a stripped plan the program that has the weights."""
+    """Tokenizer, configs and the numbers of a recipe; for a stripped plan the program that has the weights.
+
+    What else lies in the program's folder is nobody's to copy.
+
+    Raises:
+        InputError: one of them is a link.
+    """
     kept = NOT_COPIED - ({MODEL, WEIGHTS} if stripped else set())
-    for path in program.folder.iterdir():
-        if path.is_file() and path.name not in kept:
-            shutil.copyfile(path, folder / path.name)
+    for name in program.manifest["sizes"]:
+        if name in kept:
+            continue
+        path = inside(program.folder, name)
+        if path.is_symlink():
+            raise InputError(f"{path} is a link, and an engine's folder takes files along; export again")
+        shutil.copyfile(path, folder / name)
 
 
 def _manifest(

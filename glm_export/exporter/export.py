@@ -22,7 +22,7 @@ import onnx_ir as ir
 import torch
 
 from glm_export.artifacts.initial_cache import InitialCache, write_initial_cache
-from glm_export.artifacts.manifest import MANIFEST, MANIFEST_FORMAT, package_versions, write_json
+from glm_export.artifacts.manifest import MANIFEST, MANIFEST_FORMAT, package_versions, recorded_files, write_json
 from glm_export.artifacts.output_folder import require_writable, whole_folder
 from glm_export.artifacts.program import MODEL, WEIGHTS, OnnxProgram, load_program
 from glm_export.calibration.keep import KEPT, kept_sizes
@@ -129,7 +129,7 @@ def export(
 
     Raises:
         InputError: an option is unknown, or ``out`` exists.
-        CheckpointError: tensors are missing, mis-shaped, damaged, or not finite.
+        CheckpointError: tensors are missing, mis-shaped, damaged, or not finite; or files changed meanwhile.
         EnvironmentMissingError: the disk cannot hold the output.
     """
     options = merged(ExportOptions, options, keywords)
@@ -137,11 +137,11 @@ def export(
     if ranges is not None:
         ranges.require_checkpoint(checkpoint.identity)
     target = resolve_options(checkpoint, options, ranges=ranges)
-    require_writable(out, force=force)
+    given, out = out, require_writable(out, force=force, sources=checkpoint.folders)
     checkpoint.audit()
     initial = checkpoint.initial_cache
     plan = plan_export(checkpoint, out, target.dtype, target.quantization)
-    with whole_folder(out) as folder:
+    with whole_folder(out, force=force) as folder:
         # First: converting a tokenizer takes memory that tracing takes again.
         recipe = target.recipe.name if target.recipe is not None else None
         write_loader_files(checkpoint, folder, target.dtype, target.signature, recipe)
@@ -151,10 +151,11 @@ def export(
             scales = target.quantization.kv_scales if target.quantization is not None else ()
             write_initial_cache(InitialCache.of(initial), folder, target.signature, np.array(scales, np.float32))
         written = _write_model(checkpoint, folder, plan, target, progress or NullProgress())
+        checkpoint.require_unchanged()
         if ranges is not None and target.quantization is None and target.dialect.can.implicit_int8:
             write_calibration_cache(folder, ranges)
         write_json(folder / MANIFEST, _manifest(checkpoint, folder, plan, target, written))
-    return load_program(out)
+    return load_program(given)
 
 
 def _manifest(
@@ -180,17 +181,21 @@ def _manifest(
         "parameters": plan.parameters,
         "signature": target.signature.to_json(),
         "packages": package_versions(),
-        "sizes": {path.name: path.stat().st_size for path in sorted(folder.iterdir())},
+        **recorded_files(folder, written.sha256),
     }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Written:
-    """What was found out while writing: hashes of the source files, seconds each part took, what stays float32."""
+    """What was found out while writing: hashes of the source files, seconds each part took, what stays float32.
+
+    ``sha256``: of the weights that were written.
+    """
 
     hashes: dict[str, str]
     seconds: dict[str, float]
     float32_regions: list[str]
+    sha256: dict[str, str]
 
 
 def _write_model(
@@ -199,13 +204,14 @@ def _write_model(
     """Trace, stream weights and hash sources side by side, then write the graph."""
     cancelled = threading.Event()
     seconds: dict[str, float] = {}
+    written: dict[str, str] = {}
     writing = progress.task("weights", sum(entry.length for entry in plan.stored))
     hashing = progress.task("source hashes", plan.source_bytes)
     tracing = progress.task("graph", TRACE_STEPS)
 
     def write() -> None:
         with _timed(seconds, "weights"):
-            waited = write_weights(
+            waited, written[WEIGHTS] = write_weights(
                 folder / WEIGHTS,
                 list(plan.stored),
                 SmoothedWeights(checkpoint, target.quantization),
@@ -239,7 +245,9 @@ def _write_model(
     attach_weights(model, plan.stored, folder)
     ir.save(model, folder / MODEL)
     tracing(1)
-    return _Written(hashes=hashes.result(), seconds=seconds, float32_regions=model.meta[FLOAT32_REGIONS])
+    return _Written(
+        hashes=hashes.result(), seconds=seconds, float32_regions=model.meta[FLOAT32_REGIONS], sha256=written
+    )
 
 
 @contextmanager

@@ -36,11 +36,12 @@ def write_weights(
     *,
     cancelled: threading.Event,
     advance: Advance,
-) -> float:
+) -> tuple[float, str]:
     """Write the file; memory stays at a few blocks, whatever the model's size.
 
     Returns:
-        Seconds spent waiting for the disk to write; the rest went into reading, transposing and converting.
+        Seconds spent waiting for the disk to write (the rest went into reading, transposing and converting), and the
+        sha256 of the file.
 
     Raises:
         CheckpointError: a weight is NaN or infinite, or exceeds what its dtype in the file can hold.
@@ -59,7 +60,7 @@ def write_weights(
                     # numpy has no bfloat16: bytes go out through an integer view.
                     file.write(memoryview(block.reshape(-1).view(torch.uint8).numpy().data))
                     advance(block.nbytes)
-        return file.seconds
+        return file.seconds, file.sha256
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise EnvironmentMissingError(

@@ -97,7 +97,7 @@ def build(source: str, out: Path, implicit_int8: bool, **options: Any) -> None:
 
 @click.command()
 @click.argument("folders", nargs=-1, type=FOLDER)
-@click.option("--thorough", is_flag=True, help="Read every plan whole, to see that it is undamaged.")
+@click.option("--thorough", is_flag=True, help="Read every file whole, to see that it is undamaged.")
 @json_option()
 def doctor(folders: tuple[Path, ...], thorough: bool, as_json: bool) -> None:
     """Show what this machine has, and which FOLDERS it can run; exit 3 where one cannot."""

@@ -11,6 +11,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,14 @@ import pytest
 import torch
 
 from glm_export import api
+from glm_export.artifacts import folder_lock
 from glm_export.artifacts.manifest import RANGES_MANIFEST
 from glm_export.calibration import recipes
 from glm_export.calibration.layerwise import calibrate as walk
 from glm_export.calibration.layerwise.calibrate import calibrate
 from glm_export.calibration.ranges import RANGES
 from glm_export.checkpoints.checkpoint import Checkpoint
+from glm_export.errors import CheckpointError, InputError
 from tests.helpers.walked import GPTQ, contents, one_thread, poems, random_corpus
 
 ROOT = Path(__file__).parents[2]
@@ -170,6 +173,69 @@ def test_only_the_same_run_goes_on(
     calibrate(checkpoint, corpus, tmp_path / "anew", recipe=recipe)
     assert contents(out) == contents(tmp_path / "anew")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["anew", "checkpoint", "ranges"]
+
+
+@pytest.mark.parametrize(
+    ("name", "bytes_of"),
+    [
+        ("state.json", lambda data: data[:-5]),
+        ("state.json", lambda _: b"[" * 100_000),
+        ("layer-000.safetensors", lambda data: data[:-1]),
+        ("spool-001", lambda data: data[:-1]),
+        ("spool-001", lambda _: b""),
+    ],
+)
+def test_what_is_damaged_is_begun_anew(
+    name: str,
+    bytes_of: Callable[[bytes], bytes],
+    copied: Callable[[], Checkpoint],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As a machine that lost its power may leave it."""
+    checkpoint = copied()
+    corpus, out = random_corpus(checkpoint.config), tmp_path / "ranges"
+    stopped_in(1, monkeypatch, lambda: calibrate(checkpoint, corpus, out))
+    file = tmp_path / ".ranges.work" / name
+    file.write_bytes(bytes_of(file.read_bytes()))
+    assert stopped_in(-1, monkeypatch, lambda: calibrate(checkpoint, corpus, out)) == [0, 1]
+    calibrate(checkpoint, corpus, tmp_path / "whole")
+    assert contents(out) == contents(tmp_path / "whole")
+
+
+def test_a_second_run_on_one_folder_is_refused(copied: Callable[[], Checkpoint], tmp_path: Path) -> None:
+    """Two corpora would mix."""
+    checkpoint, out = copied(), tmp_path / "ranges"
+    with ThreadPoolExecutor(1) as pool, folder_lock.alone(out):
+        second = pool.submit(calibrate, checkpoint, random_corpus(checkpoint.config), out)
+        with pytest.raises(InputError, match="another run is writing"):
+            second.result()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint"]
+
+
+def test_what_no_calibration_wrote_stays(copied: Callable[[], Checkpoint], tmp_path: Path) -> None:
+    checkpoint, work = copied(), tmp_path / ".ranges.work"
+    work.mkdir()
+    (work / "letters").touch()
+    with pytest.raises(InputError, match="holds letters, which no calibration wrote"):
+        calibrate(checkpoint, random_corpus(checkpoint.config), tmp_path / "ranges")
+    assert (work / "letters").exists()
+
+
+def test_a_checkpoint_that_changes_meanwhile_is_noticed(
+    copied: Callable[[], Checkpoint], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = copied()
+    through = walk._through_head
+
+    def changing(*arguments: Any) -> Any:
+        os.utime(checkpoint.files[0], ns=(0, 0))
+        return through(*arguments)
+
+    monkeypatch.setattr(walk, "_through_head", changing)
+    with pytest.raises(CheckpointError, match="changed while it was read"):
+        calibrate(checkpoint, random_corpus(checkpoint.config), tmp_path / "ranges")
+    assert not (tmp_path / "ranges").exists()
 
 
 def test_a_run_goes_on_from_what_is_on_disk(

@@ -214,7 +214,7 @@ def test_debug_shows_the_traceback() -> None:
 def test_unwritable_output(tmp_path: Path) -> None:
     blocker = tmp_path / "file"
     blocker.write_text("")
-    assert "Error: " in fails(3, "export", "demo", "--out", blocker / "out")
+    assert "is no folder" in fails(2, "export", "demo", "--out", blocker / "out")
 
 
 # A shell that starts a job in the background makes it ignore SIGINT, and children inherit that: the child asks for the
@@ -262,6 +262,33 @@ def test_ctrl_c_halfway_leaves_nothing(tmp_path: Path) -> None:
     assert errors.strip().splitlines()[-1].startswith("Error: interrupted")
     assert "Traceback" not in errors
     assert [path.name for path in tmp_path.iterdir()] == ["c"]
+
+
+CUT_SHORT = """
+import os, sys
+from glm_export.exporter import export
+
+def cut(*arguments, write=export.write_weights, **options):
+    os.truncate(sys.argv[2] + "/model.safetensors", 4096)
+    return write(*arguments, **options)
+
+export.write_weights = cut
+from glm_export.cli import main
+main()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the signal is the POSIX systems'")
+def test_a_weight_file_that_is_cut_short_while_it_is_read_is_one_line(tmp_path: Path) -> None:
+    """The system ends such a process by SIGBUS."""
+    folder = write_checkpoint(tmp_path / "c", tiny_values("chatglm2", hidden_size=256, num_layers=4))
+    assert (folder / "model.safetensors").stat().st_size > 1 << 20
+    command = [sys.executable, "-c", CUT_SHORT, "export", str(folder), "--out", str(tmp_path / "out")]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 2, result.stderr
+    assert result.stderr.splitlines()[-1].startswith("Error: a file that was being read was cut short")
+    assert "Traceback" not in result.stderr
+    assert sorted({path.name for path in tmp_path.iterdir()} - {".out.lock"}) == ["c"]
 
 
 def test_output_to_a_closed_pipe_is_quiet() -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from glm_export.artifacts.engine import KERNELS
 from glm_export.engines.vendor import TensorRT
 
-KERNELS = "kernels.cache"
 RUNTIME_CACHE = "IRuntimeConfig.create_runtime_cache"
 
 

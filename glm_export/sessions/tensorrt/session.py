@@ -50,10 +50,9 @@ def load_onto_device(engine: Engine) -> LoadedEngine:
     device = CudaDevice()
     try:
         runtime, loaded = deserialize(tensorrt, engine.plan_path)
-    except CheckpointError as error:
-        if engine.plan_is_whole:
-            raise
-        raise CheckpointError(f"{engine.plan_path} is damaged: its sha256 is another; build again") from error
+    except CheckpointError:
+        engine.require_undamaged()
+        raise
     if engine.compatibility.stripped:
         refit(tensorrt, loaded, engine.folder / MODEL)
     if engine.manifest["options"]["weight_streaming"]:
