@@ -43,10 +43,12 @@ def alone(out: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        del _held[lock]
-        # Before it is given up: whoever waits for it then finds that the name is gone, and takes a new one.
-        lock.unlink(missing_ok=True)
-        os.close(descriptor)
+        try:
+            # Before it is given up: whoever waits for it then finds that the name is gone, and takes a new one.
+            lock.unlink(missing_ok=True)
+        finally:
+            del _held[lock]
+            os.close(descriptor)
 
 
 def _taken(lock: Path, out: Path) -> int:

@@ -270,7 +270,7 @@ def test_a_run_killed_while_it_tidies_up_goes_on(
 
         return changed
 
-    for name in ("unlink", "rename"):
+    for name in ("unlink", "rename", "replace"):
         monkeypatch.setattr(Path, name, counting(getattr(Path, name)))
     whole = contents(calibrate(checkpoint, corpus, tmp_path / "whole").folder)
     interrupted = 0
@@ -281,5 +281,7 @@ def test_a_run_killed_while_it_tidies_up_goes_on(
             break
         except KeyboardInterrupt:
             interrupted += 1
-        assert contents(calibrate(checkpoint, corpus, out).folder) == whole
+        if not out.exists():  # the last step of all removes the lock
+            calibrate(checkpoint, corpus, out)
+        assert contents(out) == whole
     assert interrupted > 12

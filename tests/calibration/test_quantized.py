@@ -6,7 +6,6 @@ one case of a check. A defect shows in every case. So the median over cases is j
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -27,6 +26,7 @@ from glm_export.graphs import dialects
 from glm_export.proof.check import CheckReport
 from glm_export.proof.compare import TOLERANCES
 from glm_export.sessions.onnxruntime import runtime
+from tests.helpers.recorded import recorded_again
 from tests.helpers.walked import GPTQ, Made, one_thread, tracing_once, weight_bytes
 
 PROMISE = 1e-3
@@ -150,9 +150,7 @@ def planted(program: OnnxProgram, folder: Path, change: Callable[[Numbers], None
     numbers = load_file(folder / QUANTIZATION)
     change(numbers)
     save_file(numbers, folder / QUANTIZATION)
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["sizes"][QUANTIZATION] = (folder / QUANTIZATION).stat().st_size
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    recorded_again(folder)
     return load_program(folder)
 
 
@@ -209,6 +207,7 @@ def test_control_integers_that_are_off_by_one_show(name: str, made: Made, tmp_pa
     integers = np.memmap(folder / WEIGHTS, np.int8, "r+", offset, (length,))
     integers += integers < 127
     integers.flush()
+    recorded_again(folder)
     report = api.check(folder, "demo")
     assert usual(report) > PROMISE
     assert not report.passed

@@ -10,6 +10,7 @@ import onnx
 from onnx import numpy_helper
 
 from glm_export.artifacts.program import OnnxProgram, load_program
+from tests.helpers.recorded import recorded_again
 
 EVERY = {"prefill", "chunk on a past", "decode", "padded batch", "batch decode", "end of context"}
 PLANTED = {
@@ -28,11 +29,7 @@ def plant(program: OnnxProgram, defect: str, folder: Path) -> OnnxProgram:
     model = onnx.load(str(folder / "model.onnx"), load_external_data=False)
     _CHANGE[defect](model, folder)
     onnx.save(model, str(folder / "model.onnx"))
-    manifest = folder / "manifest.json"
-    size = (program.folder / "model.onnx").stat().st_size
-    manifest.write_text(
-        manifest.read_text().replace(f'"model.onnx": {size}', f'"model.onnx": {(folder / "model.onnx").stat().st_size}')
-    )
+    recorded_again(folder)
     return load_program(folder)
 
 

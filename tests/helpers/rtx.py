@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -14,7 +13,6 @@ from typing import Any
 import onnx
 import pytest
 
-from glm_export.artifacts.manifest import MANIFEST, write_json
 from glm_export.artifacts.program import MODEL, OnnxProgram, load_program
 from glm_export.engines import plan, vendor
 from glm_export.engines.network import Network
@@ -23,6 +21,7 @@ from glm_export.engines.plan import BuildJob, BuildRecord
 from glm_export.engines.profiles import profiles_of, resolve_limits
 from glm_export.machine import gpu
 from glm_export.progress import NullProgress
+from tests.helpers.recorded import recorded_again
 
 NAME = vendor.TENSORRT_RTX
 ROWS = 2
@@ -83,9 +82,7 @@ def changed(program: OnnxProgram, folder: Path, change: Callable[[onnx.GraphProt
     model = onnx.load(str(folder / MODEL), load_external_data=False)
     change(model.graph)
     onnx.save(model, str(folder / MODEL))
-    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    manifest["sizes"][MODEL] = (folder / MODEL).stat().st_size
-    write_json(folder / MANIFEST, manifest)
+    recorded_again(folder)
     return load_program(folder)
 
 
