@@ -31,6 +31,7 @@ from glm_export.sessions.torch import TorchSession, load_reference
 from glm_export.spec.signature import past_names
 from tests.helpers.golden_data import BOUND, difference
 from tests.helpers.golden_folders import folder, golden_of
+from tests.helpers.recorded import recorded_again
 
 FULL = ("ptuning_full_chatglm2", "ptuning_proj_chatglm2", "ptuning_full_chatglm")
 DIALECTS = ("onnx", "portable", "ort", "tensorrt")
@@ -193,6 +194,7 @@ def copied(program: OnnxProgram, target: Path, change: Callable[[torch.Tensor], 
     shutil.copytree(program.folder, target)
     tensors = load_file(program.folder / INITIAL_CACHE)
     save_file({name: change(tensor).contiguous() for name, tensor in tensors.items()}, target / INITIAL_CACHE)
+    recorded_again(target)
     return load_program(target)
 
 
