@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from difflib import get_close_matches
@@ -147,12 +148,23 @@ def cli(debug: bool) -> None:
     """
 
 
+class OneLine(logging.Formatter):
+    """A warning as errors are said: what an input put into it acts on no terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Message alone."""
+        return errors.message(record.getMessage())
+
+
 def main() -> None:
     """Entry point of the console script."""
     from glm_export.terminal.console import until_unread
 
     # A terminal that is not Unicode's shows what it has no character for as its number.
     sys.stdout, sys.stderr = (until_unread(stream, errors="backslashreplace") for stream in (sys.stdout, sys.stderr))
+    warnings = logging.StreamHandler()
+    warnings.setFormatter(OneLine())
+    logging.getLogger("glm_export").addHandler(warnings)
     try:
         cli(prog_name="glm-export")
     except SystemExit as ended:

@@ -34,6 +34,11 @@ def shown(value: Any, most: int = SHOWN_CHARACTERS) -> str:
     return cut(one_line(repr(value)), most)
 
 
+def message(text: str) -> str:
+    """What is said of an input: one line, cut where it is long."""
+    return cut(one_line(text), MESSAGE_CHARACTERS)
+
+
 class GlmExportError(Exception):
     """Base of every error glm-export raises on purpose.
 
@@ -42,8 +47,8 @@ class GlmExportError(Exception):
 
     exit_code = 2
 
-    def __init__(self, message: str = "") -> None:
-        super().__init__(cut(one_line(message), MESSAGE_CHARACTERS))
+    def __init__(self, told: str = "") -> None:
+        super().__init__(message(told))
 
 
 class ConfigError(GlmExportError):

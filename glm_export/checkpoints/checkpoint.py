@@ -28,7 +28,7 @@ from glm_export.checkpoints.sources import TensorSource
 from glm_export.checkpoints.stored_names import official_names
 from glm_export.checkpoints.ties import settle_ties
 from glm_export.checkpoints.weight_files import WEIGHT_FORMS, WeightFiles, weight_files
-from glm_export.errors import CheckpointError, ConfigError, InputError
+from glm_export.errors import CheckpointError, ConfigError, InputError, message
 from glm_export.model_folder import read_json
 from glm_export.spec.config import GlmConfig
 from glm_export.spec.weight_map import WeightMap, WeightRule
@@ -271,6 +271,6 @@ def open_checkpoint(
         sources=changed.sources,
         adapters=tuple(opened),
         prefix=prefix,
-        notes=(*config.notes, *names.notes, *found.notes, *tied.notes, *changed.notes, *told),
+        notes=tuple(map(message, (*config.notes, *names.notes, *found.notes, *tied.notes, *changed.notes, *told))),
         stamps=stamps | {path: FileStamp.of(path) for path in beside_it},
     )

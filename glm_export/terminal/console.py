@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import Field
@@ -13,13 +14,27 @@ from typing import Any, Self, TextIO, TypeVar
 import rich_click as click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from glm_export.deployment.request import BuildRequest
 from glm_export.progress import Advance
 from glm_export.spec.option import Option, flag, options_of
 
-RESULTS = Console(highlight=False)
-MESSAGES = Console(stderr=True, highlight=False)
+ACTING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Characters that a terminal acts on, all but line breaks and tabs, or that turn the direction of writing."""
+
+
+class PlainConsole(Console):
+    """Shows what a terminal would act on as its escape: names and texts come from files."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Markup to text."""
+        plain = ACTING.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+        return super().render_str(plain, **options)
+
+
+RESULTS = PlainConsole(highlight=False)
+MESSAGES = PlainConsole(stderr=True, highlight=False)
 FOLDER = click.Path(path_type=Path)
 TYPES: dict[str, Any] = {"str": click.STRING, "int": click.INT, "float": click.FLOAT, "Path": FOLDER}
 """Click's type for the first type a field's annotation names."""

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
+import logging
 from pathlib import Path
 
 import pytest
+from rich.table import Table
 
 from glm_export.checkpoints.checkpoint import open_checkpoint
+from glm_export.cli import OneLine
 from glm_export.errors import MESSAGE_CHARACTERS, GlmExportError, InputError, shown
+from glm_export.terminal.console import PlainConsole
 from tests.helpers.tiny import random_tensors, tiny_values, write_checkpoint
 
 HOSTILE = {
@@ -29,6 +34,38 @@ def test_errors_and_quoted_values(name: str) -> None:
         assert len(message) <= MESSAGE_CHARACTERS
     # What to do stands at the end, and stays.
     assert str(InputError(f"found {text}; rename it")).endswith("; rename it")
+
+
+def test_what_is_printed_acts_on_no_terminal() -> None:
+    """Texts of many lines stay so."""
+    console = PlainConsole(file=io.StringIO(), width=400)
+    table = Table()
+    table.add_row("\x1b[31mred\x07", "一\u3000二 👨\u200d👩")
+    console.print("a\nb\x1b]0;title\x07\u202ec")
+    console.print(table)
+    written = console.file.getvalue()
+    assert "a\nb\\x1b]0;title\\x07\\u202ec" in written
+    assert "\\x1b[31mred\\x07" in written
+    assert "一\u3000二 👨\u200d👩" in written
+    assert not set("\x1b\x07\u202e") & set(written)
+
+
+def test_warnings_are_one_line() -> None:
+    record = logging.LogRecord(
+        "glm_export", logging.WARNING, "", 1, "%s is %s", ("a\nb", "\x1b[31m" + "x" * 9000), None
+    )
+    line = OneLine().format(record)
+    assert line.startswith("a\\nb is \\x1b[31mxx")
+    assert len(line) <= MESSAGE_CHARACTERS
+
+
+def test_notes_of_a_checkpoint_are_lines(tmp_path: Path) -> None:
+    values = tiny_values("glm4")
+    tensors = {f"a\nb\x1b[31m.{name}": tensor for name, tensor in random_tensors(values).items()}
+    write_checkpoint(tmp_path, values, tensors)
+    notes = open_checkpoint(tmp_path).notes
+    assert any("prefix" in note for note in notes)
+    assert all(note.isprintable() for note in notes)
 
 
 def test_other_writing_stays_as_it_is() -> None:
