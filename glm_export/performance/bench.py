@@ -8,6 +8,7 @@ enough to stay in the processor's cache from step to step go below it.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -81,10 +82,13 @@ def require_within_context(config: GlmConfig, options: BenchOptions) -> None:
 
 def _measured_apart(arguments: list[str]) -> tuple[dict[str, Any], tuple[int, int] | None]:
     """Run one of this module's commands in a process of its own; its answer and its peak memory."""
-    command = [sys.executable, "-m", "glm_export.performance.measure", *arguments]
+    # -P: a folder of a model's is no place to import from, though people stand in it.
+    command = [sys.executable, "-P", "-m", "glm_export.performance.measure", *arguments]
+    found = filter(None, (str(Path(errors.__file__).parents[1]), os.environ.get("PYTHONPATH")))
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(found)}
     # Files, because a pipe that nobody reads meanwhile holds only so much.
     with tempfile.TemporaryFile("w+") as printed, tempfile.TemporaryFile("w+") as complaints:
-        process = subprocess.Popen(command, stdout=printed, stderr=complaints)
+        process = subprocess.Popen(command, stdout=printed, stderr=complaints, env=environment)
         try:
             peak = _watch(process)
         finally:
