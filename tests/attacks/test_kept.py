@@ -201,6 +201,30 @@ def test_pieces_that_are_no_text(tmp_path: Path) -> None:
         load_tokenizer(tmp_path / "model", config)
 
 
+@pytest.mark.parametrize(
+    ("folder", "suffix", "change"),
+    [
+        ("gptq_native", "qweight", lambda tensor: tensor.float()),
+        ("gptq_native", "qweight", lambda tensor: tensor.sum()),
+        ("gptq_native", "scales", lambda tensor: tensor.sum()),
+        ("gptq_native", "qzeros", lambda tensor: tensor.float()),
+        ("fp8_ct_native", "weight_scale", lambda tensor: tensor[:0]),
+    ],
+)
+def test_parts_of_a_quantized_weight(
+    folder: str, suffix: str, change: Callable[[torch.Tensor], torch.Tensor], tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file as load, save_file as save
+
+    shutil.copytree(FOLDERS / folder, tmp_path / folder)
+    path = tmp_path / folder / "model.safetensors"
+    tensors = load(path)
+    name = next(name for name in tensors if name.endswith(f".{suffix}"))
+    save(tensors | {name: change(tensors[name]).clone()}, path)
+    with pytest.raises(CheckpointError):
+        list(open_checkpoint(tmp_path / folder).parameters())
+
+
 def test_an_export_that_no_memory_here_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_checkpoint(tmp_path / "model", tiny_values("glm4"), random_tensors(tiny_values("glm4")))
     monkeypatch.setattr(plan, "total_memory", lambda: 100 << 20)

@@ -87,14 +87,17 @@ class QuantizedModule:
         return found.tensor
 
     def require_axes(self) -> None:
-        """See that what holds values and their scales is no single number, as every scheme takes for granted.
+        """See that what holds values and their scales is no single number, and not nothing, as schemes expect.
 
         Raises:
             CheckpointError: it is one.
         """
-        single = [suffix for suffix in LISTS if suffix in self.tensors and not self.tensors[suffix].shape]
-        if single:
-            raise self.refusal(f"has a single number as {single[0]}; save the model again")
+        for suffix, stored in self.tensors.items():
+            if suffix in LISTS and not stored.shape:
+                raise self.refusal(f"has a single number as {suffix}; save the model again")
+            # An index may be left empty where channels lie in order.
+            if 0 in stored.shape and not suffix.endswith("g_idx"):
+                raise self.refusal(f"has nothing as {suffix}; save the model again")
 
     @property
     def path(self) -> Path:
