@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -100,6 +101,12 @@ class Network:
         return self.builder, self.network, self.parser
 
 
+SOURCE_PLACE = re.compile(r"\S*/\S+\.(?:cpp|h):\d+ ?")
+"""Path and line of a C++ file in a parser's message."""
+NO_DRIVER = "cudaError 35"
+"""What TensorRT-RTX adds to every reason on a machine without a GPU."""
+
+
 def _refusals(parser: Any) -> str:
     """Node, operator and reason of each refusal; one is often the consequence of another."""
     errors = [parser.get_error(index) for index in range(parser.num_errors)]
@@ -107,7 +114,9 @@ def _refusals(parser: Any) -> str:
 
 
 def _refusal(error: Any) -> str:
-    reason = " ".join(error.desc().split())
+    # Where in TensorRT's own source says nothing to who reads it, and takes the place of what does.
+    lines = [line for line in error.desc().splitlines() if NO_DRIVER not in line]
+    reason = SOURCE_PLACE.sub("", " ".join(" ".join(lines).split()))
     # TensorRT 8.6 tells the node's index only.
     name = error.node_name() if hasattr(error, "node_name") else ""
     if not name:
