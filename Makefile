@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint mutants attack lock clean
+.PHONY: demo test lint mutants attack kills lock clean
 
 demo: $(VENV)/.installed
 	$(BIN)/glm-export demo --out out/demo
@@ -40,6 +40,11 @@ lock:
 ATTACKS ?= 5000
 attack: $(VENV)/.installed-for-tests
 	$(BIN)/python tests/attacks/run.py --seed $(SEED) --count $(if $(filter file,$(origin COUNT)),$(ATTACKS),$(COUNT))
+
+# Verbs that write, killed at random moments and before every step that matters; and run again. Minutes.
+KILLS ?= 100
+kills: $(VENV)/.installed-for-tests
+	$(BIN)/python tests/attacks/kills.py --seed $(SEED) --count $(if $(filter file,$(origin COUNT)),$(KILLS),$(COUNT))
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
