@@ -36,11 +36,16 @@ def with_generation_config(folder: Path, values: Mapping[str, Any]) -> dict[str,
     Source: ``GenerationMixin`` of transformers, which asks ``config.json`` only where there is no such file.
 
     Raises:
-        CheckpointError: the file is damaged, or its stop ids are none.
+        CheckpointError: the file is damaged, or its stop ids or its padding are no token ids.
     """
     if not _is_file(folder, "generation_config.json"):
         return dict(values)
-    stops = read_json(folder, "generation_config.json").get("eos_token_id")
+    generation = read_json(folder, "generation_config.json")
+    stops, padding = generation.get("eos_token_id"), generation.get("pad_token_id")
+    if padding is not None and not is_number(padding, int):
+        raise CheckpointError(
+            f"{folder / 'generation_config.json'} has pad_token_id = {shown(padding)}, expected a token id; mend it"
+        )
     if stops is None:
         return dict(values)
     ids = [stops] if isinstance(stops, int) else stops

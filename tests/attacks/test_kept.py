@@ -225,6 +225,26 @@ def test_parts_of_a_quantized_weight(
         list(open_checkpoint(tmp_path / folder).parameters())
 
 
+@pytest.mark.parametrize("value", ["", 0.5, True, [0.5], ["2"], {}, [None]], ids=str)
+@pytest.mark.parametrize("key", ["eos_token_id", "pad_token_id"])
+def test_token_ids_of_a_generation_config(key: str, value: Any, tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, tiny_values("glm4"))
+    (tmp_path / "generation_config.json").write_text(json.dumps({key: value}))
+    with pytest.raises(CheckpointError, match=f"has {key} = "):
+        open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("role", ["(", "a[", "*", "user)"])
+def test_a_role_is_no_expression(role: str, tmp_path: Path) -> None:
+    shutil.copytree(GOLDEN / "chatglm3", tmp_path / "model")
+    path = tmp_path / "model" / "tokenizer_config.json"
+    template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}{% endfor %}"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": template}))
+    tokenizer = load_tokenizer(tmp_path / "model", open_checkpoint(GOLDEN / "chatglm3").config)
+    with pytest.raises(InputError, match="role"):
+        tokenizer.chat([{"role": role, "content": "x"}])
+
+
 def test_an_export_that_no_memory_here_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_checkpoint(tmp_path / "model", tiny_values("glm4"), random_tensors(tiny_values("glm4")))
     monkeypatch.setattr(plan, "total_memory", lambda: 100 << 20)

@@ -101,11 +101,11 @@ def _refuse(what: str) -> NoReturn:
 
 def _reads(template: str, key: str) -> bool:
     """Whether a template looks a key of an object up."""
-    return re.search(rf"\.{key}\b|['\"]{key}['\"]", template) is not None
+    return re.search(rf"\.{re.escape(key)}\b|['\"]{re.escape(key)}['\"]", template) is not None
 
 
 def _names(template: str, role: str) -> bool:
-    return re.search(rf"['\"]{role}['\"]", template) is not None
+    return re.search(rf"['\"]{re.escape(role)}['\"]", template) is not None
 
 
 def _role(template: str, role: str, *, translated: bool) -> str:
