@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from glm_export import families
-from glm_export.artifacts.manifest import RANGES_MANIFEST
+from glm_export.artifacts.manifest import RANGES_MANIFEST, require_recorded
 from glm_export.calibration.observers.statistics import OBSERVERS
 from glm_export.calibration.quantization import Quantization
 from glm_export.calibration.recipe import Recipe
@@ -228,6 +228,8 @@ def load_ranges(folder: Path) -> Ranges:
             f"{folder / RANGES_MANIFEST} has format {manifest.get('format')!r}, this version reads {RANGES_FORMAT}; "
             "calibrate again"
         )
+    if isinstance(manifest.get("sizes"), dict):  # earlier versions recorded none
+        require_recorded(folder / RANGES_MANIFEST, manifest, "calibrate")
     found = _problem(manifest, tensors)
     if found:
         raise CheckpointError(f"{folder} is damaged: {found}; calibrate again")

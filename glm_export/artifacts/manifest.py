@@ -46,6 +46,21 @@ def read_manifest(path: Path, verb: str) -> dict[str, Any]:
         )
     if not isinstance(manifest.get("sizes"), dict):
         raise CheckpointError(f"{path} does not state the sizes of its files; {verb} again")
+    require_recorded(path, manifest, verb)
+    return manifest
+
+
+def require_recorded(path: Path, manifest: Mapping[str, Any], verb: str) -> None:
+    """See that a folder's files have the sizes that were recorded and, where they are small, the hashes.
+
+    Args:
+        path: the manifest.
+        manifest: what was read of it.
+        verb: what to do again where something is amiss.
+
+    Raises:
+        CheckpointError: a file is missing, or is another.
+    """
     for name, size in manifest["sizes"].items():
         file = inside(path.parent, name)
         found = file.stat().st_size if file.is_file() else None
@@ -54,7 +69,6 @@ def read_manifest(path: Path, verb: str) -> dict[str, Any]:
                 f"{file} should have {size} bytes, found {found if found is not None else 'no file'}; {verb} again"
             )
     _require_hashes(path, manifest, verb, lambda size: size <= QUICK_BYTES)
-    return manifest
 
 
 def require_undamaged(path: Path, manifest: Mapping[str, Any], verb: str) -> None:
