@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from glm_export.engines.implicit_int8 import CalibratorFactory
 from glm_export.engines.profiles import resolve_limits
 from glm_export.errors import InputError
 from glm_export.machine.gpu import has_driver
+from glm_export.machine.scratch import ScratchFolder
 from glm_export.progress import NullProgress, Progress
 from glm_export.spec.optimization_profile import PREFILL
 from glm_export.spec.option import merged, require_known, takes
@@ -84,14 +84,14 @@ def build_requested(
     request.require_consistent()
     with (
         program_to_build(source, tensorrt, request, progress) as program,
-        tempfile.TemporaryDirectory(prefix="glm-export-") as folder,
+        ScratchFolder() as scratch,
     ):
         limits = resolve_limits(
             program.signature, program.config.max_columns, max_batch=request.max_batch,
             max_context=request.max_context, prefill_tokens=request.prefill_tokens, prefill_batch=request.prefill_batch,
         )  # fmt: skip
         plan = plan_build(program, request.out, tensorrt, limits, request.options)
-        cache = Path(folder) / CALIBRATION_CACHE
+        cache = scratch.path / CALIBRATION_CACHE
         calibrator = _calibrator(tensorrt, plan, request.implicit_int8, cache) if request.implicit_int8 else None
         on_plan(plan)
         return build_engine(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from glm_export.errors import InputError
 from glm_export.inputs.call_layout import run_rows_apart
 from glm_export.inputs.feeds import Feeds
 from glm_export.inputs.prompts import Prompt, prefill_feeds
+from glm_export.machine.scratch import ScratchFolder
 from glm_export.sessions.onnxruntime.cache import Growing, InPlace, ort_cache
 from glm_export.sessions.onnxruntime.cuda_graph import CapturedGraph, without_capture
 from glm_export.sessions.onnxruntime.runtime import CUDA, inference_session, providers
@@ -52,10 +52,10 @@ class OrtSession(Session):
         cuda_graph: bool = False,
     ) -> None:
         super().__init__(program.folder, program.config)
-        self._twin: tempfile.TemporaryDirectory[str] | None = None
+        self._twin: ScratchFolder | None = None
         if program.dtype not in NUMPY_DTYPES:
-            self._twin = tempfile.TemporaryDirectory(prefix="glm-export-")
-            program = _upcast(program, Path(self._twin.name))
+            self._twin = ScratchFolder()
+            program = _upcast(program, self._twin.path)
         self.program, self.signature = program, program.signature
         self.initial_cache = read_initial_cache(self.folder, self.config, program.signature)
         self.layout = call_layout(program.signature, self.folder)
@@ -171,7 +171,7 @@ class OrtSession(Session):
         self._captured = None
         del self.runtime
         if self._twin is not None:
-            self._twin.cleanup()
+            self._twin.close()
 
 
 def _upcast(program: OnnxProgram, folder: Path) -> OnnxProgram:
