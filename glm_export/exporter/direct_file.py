@@ -11,6 +11,7 @@ import hashlib
 import mmap
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -44,6 +45,7 @@ class DirectFile:
         # An anonymous mapping is aligned to pages, as direct writes demand of memory too.
         self._block = mmap.mmap(-1, BLOCK_BYTES)
         self._digest = hashlib.sha256()
+        self._hashing = ThreadPoolExecutor(1)
         self._file = _open(path)
         try:
             _reserve(self._file, size)
@@ -73,19 +75,19 @@ class DirectFile:
             self._filled += count
             data = data[count:]
             if self._filled == BLOCK_BYTES:
-                self._hash(BLOCK_BYTES)
                 self._flush(BLOCK_BYTES)
 
-    def _hash(self, count: int) -> None:
-        with memoryview(self._block) as block:
-            self._digest.update(block[:count])
-
     def _flush(self, count: int) -> None:
+        """Write the block's first bytes, and hash those that were filled while the disk is waited for."""
         started = time.perf_counter()
-        with memoryview(self._block) as block:
-            done = 0
-            while done < count:
-                done += os.write(self._file, block[done:count])
+        with memoryview(self._block) as block, block[: self._filled] as filled:
+            hashed = self._hashing.submit(self._digest.update, filled)
+            try:
+                done = 0
+                while done < count:
+                    done += os.write(self._file, block[done:count])
+            finally:
+                hashed.result()
         self.seconds += time.perf_counter() - started
         self._written += count
         self._filled = 0
@@ -99,11 +101,11 @@ class DirectFile:
         try:
             if error is None:
                 end = self.position
-                self._hash(self._filled)
                 self._flush(-(-self._filled // SECTOR_BYTES) * SECTOR_BYTES)
                 os.ftruncate(self._file, end)
         finally:
             os.close(self._file)
+            self._hashing.shutdown()
             self._block.close()
 
 
