@@ -36,6 +36,8 @@ MAXIMA, LEVELLED = "/maximum", "/levelled"
 """Of a tensor's magnitudes; and the largest magnitude of an input after smoothing, behind the smoothing's name."""
 KEY, VALUE = "key", "value"
 INT8_QMAX = QMAX["int8"]
+CHOSEN = ("_alpha", "_ratio")
+"""What a search chose, NaN where nothing was worth it, and the error that left."""
 SHAPES: dict[str, tuple[int, ...] | None] = {
     THRESHOLDS: (len(OBSERVERS),),
     CHANNEL_MAXIMA: None,
@@ -43,8 +45,7 @@ SHAPES: dict[str, tuple[int, ...] | None] = {
     TOKEN_MAXIMA: (2,),
     MAXIMA: (1,),
     LEVELLED: (1,),
-    "_alpha": (2,),
-    "_ratio": (2,),
+    **dict.fromkeys(CHOSEN, (2,)),
 }
 """Of a tensor by the end of its name, None where it has one number a channel; scales of a smoothing have none."""
 SMOOTHINGS = ("smoothquant", "awq")
@@ -248,7 +249,7 @@ def _problem(manifest: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -
         wanted = SHAPES[ending] if ending is not None else (value.size,)
         if value.dtype not in (np.float32, np.float64) or value.shape != (wanted or (value.size,)):
             return f"{shown(name)} is {value.dtype} {list(value.shape)}"
-        if not np.isfinite(value).all():
+        if not np.isfinite(value[1:] if ending in CHOSEN else value).all():
             return f"{shown(name)} holds NaN or infinity"
         if (value <= 0 if ending in POSITIVE or ending is None else value < 0).any():
             return f"{shown(name)} holds {value.min():g}"

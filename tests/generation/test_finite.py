@@ -30,6 +30,7 @@ from glm_export.sessions.session import Session
 from glm_export.sessions.torch import TorchSession
 from tests.helpers.altered_session import Altered
 from tests.helpers.overflowing import PLANTS, Measured, Weights, corpus_of, export, measured
+from tests.helpers.recorded import recorded_again
 
 KINDS = ("torch", "onnx", "ort", "tensorrt", "portable")
 GREEDY, SAMPLED = Sampling(), Sampling(temperature=0.8, top_k=20, top_p=0.9, seed=1)
@@ -154,6 +155,7 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         weights = np.fromfile(program.folder / WEIGHTS, np.uint8)
         weights[len(weights) // 2 :] = 0xFF
         weights.tofile(program.folder / WEIGHTS)
+        recorded_again(program.folder)
         checkpoint = Path(shutil.copytree(FOLDERS[name], root / name))
         (path,) = (*checkpoint.glob("*.safetensors"), *checkpoint.glob("*.bin"))
         tensors = load_file(path) if path.suffix == ".safetensors" else torch.load(path)

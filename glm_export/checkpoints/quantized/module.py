@@ -24,7 +24,8 @@ KINDS: dict[str, tuple[torch.dtype, ...]] = {
     **dict.fromkeys(("weight.nested_absmax", "weight.nested_quant_map"), FLOATS),
 }
 """What lies behind a layer's name, where it is always of a kind."""
-LISTS = ("qweight", "qzeros", "scales", "g_idx", "weight", "weight_packed", "weight_scale_inv", "weight_shape")
+LISTS = ("qweight", "qzeros", "scales", "g_idx", "weight", "weight_packed", "weight_shape")
+"""Parts that are never a single number; a scale of a whole weight may be (float8, ``weight_scale`` and its inverse)."""
 KEPT_BITS = (4, 8)
 """Of integers that weight formats have."""
 
