@@ -59,6 +59,11 @@ class PrefixEncoder:
 
     def problems(self, config: GlmConfig) -> str:
         """One line on tensors that are missing or of another model's size; nothing where they fit."""
+        if not config.prefix_mask and config.prefix_length >= config.max_positions:
+            return (
+                f"the prefix in {self.folder} has {config.prefix_length} tokens, and with it the context has "
+                f"{config.max_positions}: no text would fit; mend the context's length (seq_length) in config.json"
+            )
         width = 2 * config.num_layers * config.kv_size
         expected: dict[str, tuple[int, ...]] = {EMBEDDING: (config.prefix_length, width)}
         if self.projected and PROJECTION[0] in self.sources:

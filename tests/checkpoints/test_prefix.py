@@ -153,6 +153,7 @@ def test_without_prefix_projection_its_layers_are_not_read(tmp_path: Path) -> No
     [
         ({}, "prefix_encoder", "pre_seq_len is 8.*--adapter.*pre_seq_len to null"),
         ({"pre_seq_len": 9}, "nothing", r"embedding.weight should be \[9, 128\], found \[8, 128\]"),
+        ({"seq_length": -1}, "nothing", "the prefix .* has 8 tokens, and with it the context has 7"),
         ({}, "trans.2.bias", "missing trans.2.bias"),
         ({}, "encoder.trans.", "missing trans.0.weight"),
     ],
