@@ -11,7 +11,7 @@ import hashlib
 import mmap
 import os
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -41,11 +41,13 @@ class DirectFile:
         self._written = 0
         self._filled = 0
         self.seconds = 0.0
-        """Time spent waiting for the disk."""
-        # An anonymous mapping is aligned to pages, as direct writes demand of memory too.
-        self._block = mmap.mmap(-1, BLOCK_BYTES)
+        """Time spent waiting for the disk, and for hashes."""
+        # Anonymous mappings are aligned to pages, as direct writes demand of memory too. One is filled while the other
+        # is written and hashed.
+        self._block, self._other = mmap.mmap(-1, BLOCK_BYTES), mmap.mmap(-1, BLOCK_BYTES)
         self._digest = hashlib.sha256()
-        self._hashing = ThreadPoolExecutor(1)
+        self._pool = ThreadPoolExecutor(2)
+        self._running: list[Future[None]] = []
         self._file = _open(path)
         try:
             _reserve(self._file, size)
@@ -60,7 +62,7 @@ class DirectFile:
 
     @property
     def position(self) -> int:
-        """Bytes taken so far."""
+        """Bytes taken so far, written or not."""
         return self._written + self._filled
 
     def pad_to(self, offset: int) -> None:
@@ -78,19 +80,27 @@ class DirectFile:
                 self._flush(BLOCK_BYTES)
 
     def _flush(self, count: int) -> None:
-        """Write the block's first bytes, and hash those that were filled while the disk is waited for."""
-        started = time.perf_counter()
-        with memoryview(self._block) as block, block[: self._filled] as filled:
-            hashed = self._hashing.submit(self._digest.update, filled)
-            try:
-                done = 0
-                while done < count:
-                    done += os.write(self._file, block[done:count])
-            finally:
-                hashed.result()
-        self.seconds += time.perf_counter() - started
+        """Let the block's first bytes be written, and those that were filled be hashed; go on with the other block."""
+        self._settle()
+        self._running = [
+            self._pool.submit(_write, self._file, self._block, count),
+            self._pool.submit(_hash, self._digest, self._block, self._filled),
+        ]
+        self._block, self._other = self._other, self._block
         self._written += count
         self._filled = 0
+
+    def _settle(self) -> None:
+        """Wait for what runs.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        started = time.perf_counter()
+        for running in self._running:
+            running.result()
+        self.seconds += time.perf_counter() - started
+        self._running = []
 
     def __enter__(self) -> Self:
         return self
@@ -102,11 +112,26 @@ class DirectFile:
             if error is None:
                 end = self.position
                 self._flush(-(-self._filled // SECTOR_BYTES) * SECTOR_BYTES)
+                self._settle()
                 os.ftruncate(self._file, end)
         finally:
+            # What runs holds the blocks and the file, however this ends.
+            self._pool.shutdown()
             os.close(self._file)
-            self._hashing.shutdown()
-            self._block.close()
+            for block in (self._block, self._other):
+                block.close()
+
+
+def _write(file: int, block: mmap.mmap, count: int) -> None:
+    with memoryview(block) as data:
+        done = 0
+        while done < count:
+            done += os.write(file, data[done:count])
+
+
+def _hash(digest: hashlib._Hash, block: mmap.mmap, count: int) -> None:
+    with memoryview(block) as data:
+        digest.update(data[:count])
 
 
 def _open(path: Path) -> int:
