@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
@@ -84,7 +85,7 @@ def build_requested(
     request.require_consistent()
     with (
         program_to_build(source, tensorrt, request, progress) as program,
-        ScratchFolder() as scratch,
+        closing(ScratchFolder()) as scratch,
     ):
         limits = resolve_limits(
             program.signature, program.config.max_columns, max_batch=request.max_batch,

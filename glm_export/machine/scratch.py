@@ -6,9 +6,8 @@ import os
 import shutil
 import sys
 import tempfile
+import weakref
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 if sys.platform != "win32":
     import fcntl
@@ -19,7 +18,7 @@ LOCK = ".lock"
 
 
 class ScratchFolder:
-    """A folder among the system's temporary ones, removed by :meth:`close` or at the end of a ``with`` block.
+    """A folder among the system's temporary ones, removed by :meth:`close`, with its last user or with the process.
 
     ``path``: where it lies.
     """
@@ -29,29 +28,20 @@ class ScratchFolder:
         self.path = Path(tempfile.mkdtemp(prefix=PREFIX))
         # Under another name until it is held: nobody may take it for that of a process that has ended.
         unheld = self.path / f"{LOCK}-unheld"
-        self._lock = os.open(unheld, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        lock = os.open(unheld, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        self._finalizer = weakref.finalize(self, _remove, self.path, lock)
         if sys.platform != "win32":
-            fcntl.flock(self._lock, fcntl.LOCK_EX)
+            fcntl.flock(lock, fcntl.LOCK_EX)
             unheld.rename(self.path / LOCK)
 
     def close(self) -> None:
         """Remove it; once is enough."""
-        if self._lock >= 0:
-            shutil.rmtree(self.path, ignore_errors=True)
-            os.close(self._lock)
-            self._lock = -1
+        self._finalizer()
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        if getattr(self, "_lock", -1) >= 0:
-            self.close()
+def _remove(folder: Path, lock: int) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    os.close(lock)
 
 
 def remove_abandoned() -> None:

@@ -21,7 +21,6 @@ EPSILONS = (1e-12, 0.1)
 BASES, SCALES = (1.0, 1e12), (1e-6, 1e6)
 """Of rotary angles, and of what positions or scores are divided or multiplied by."""
 LARGEST = 1e300
-LARGEST = 1e300
 KINDS: dict[str, tuple[str, type | tuple[type, ...]]] = {
     "int": ("a whole number", int),
     "float": ("a finite number", (int, float)),

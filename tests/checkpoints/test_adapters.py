@@ -94,7 +94,7 @@ def test_rank_stabilised_and_patterns(base: Path, write: Write) -> None:
     """A pattern is a regular expression that the end of the name must match: PEFT's ``get_pattern_key``."""
     assert close(weight(base, QKV, write("rs", use_rslora=True)), weight(base, QKV) + 6 / math.sqrt(3) * change(QKV))
     patterned = write(
-        "pattern", r=8, rank_pattern={r"layers\.\d+\..*": 3}, alpha_pattern={"dense_4h_to_h": 30, "key": 90}
+        "pattern", r=8, rank_pattern={r"(encoder\.)?layers\.\d+\..*": 3}, alpha_pattern={"dense_4h_to_h": 30, "key": 90}
     )
     assert close(weight(base, DENSE, patterned), weight(base, DENSE) + 10 * change(DENSE))
     assert close(weight(base, QKV, patterned), weight(base, QKV) + 2 * change(QKV))  # "key" is no whole end

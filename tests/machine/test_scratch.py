@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -30,11 +31,14 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_it_goes_when_it_is_left(temporary: Path) -> None:
-    with ScratchFolder() as folder:
+    with closing(ScratchFolder()) as folder:
         assert folder.path.parent == temporary
         (folder.path / "twin").touch()
     assert list(temporary.iterdir()) == []
     folder.close()
+    forgotten = ScratchFolder()
+    del forgotten
+    assert list(temporary.iterdir()) == []
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the lock is the POSIX systems'")
@@ -45,7 +49,7 @@ def test_what_a_killed_process_left_goes_with_the_next(temporary: Path) -> None:
     left = Path(holder.stdout.readline().strip())
     (temporary / "glm-export-mine").mkdir()
     (temporary / "glm-export-elsewhere").symlink_to(temporary / "glm-export-mine")
-    with ScratchFolder():
+    with closing(ScratchFolder()):
         assert (left / "twin").exists()
     holder.send_signal(signal.SIGKILL)
     holder.communicate()

@@ -23,7 +23,7 @@ from glm_export.spec.config import is_number
 from glm_export.spec.weight_map import Shape
 
 PATTERN_CHARACTERS, REPEATS, MOST_ALPHA = 500, 3, 1e6
-REPEATED_GROUP, REPEAT = re.compile(r"\)\s*[*+?{]"), re.compile(r"[*+{]")
+REPEATED_GROUP, REPEAT = re.compile(r"\)\s*[*+{]"), re.compile(r"[*+{]")
 INERT = {
     **dict.fromkeys(("lora_dropout", "inference_mode", "megatron_config", "megatron_core"), "only for training"),
     **dict.fromkeys(("eva_config", "corda_config", "loftq_config", "velora_config"), "how the matrices began"),
