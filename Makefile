@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint mutants attack kills lock clean
+.PHONY: demo test lint mutants attack attack-guided kills lock clean
 
 demo: $(VENV)/.installed
 	$(BIN)/glm-export demo --out out/demo
@@ -40,6 +40,12 @@ lock:
 ATTACKS ?= 5000
 attack: $(VENV)/.installed-for-tests
 	$(BIN)/python tests/attacks/run.py --seed $(SEED) --count $(if $(filter file,$(origin COUNT)),$(ATTACKS),$(COUNT))
+
+# The same contract, guided by which code an input reaches; where atheris has a wheel (Linux, not on every Python).
+GUIDED_SECONDS ?= 30
+attack-guided: $(VENV)/.installed-for-tests
+	$(BIN)/python -m pip install --quiet 'atheris>=3'
+	$(BIN)/python tests/attacks/guided.py --seed $(SEED) --seconds $(GUIDED_SECONDS)
 
 # Verbs that write, killed at random moments and before every step that matters; and run again. Minutes.
 KILLS ?= 100

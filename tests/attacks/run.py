@@ -93,7 +93,7 @@ def _in_child(reader: Reader, chooser: Random, folder: Path, answer: Path) -> No
         _limit()
         strange: list[str] = []
         sys.addaudithook(_watch(folder.parent, folder, strange))
-        told = _read(reader, folder, chooser)
+        told = read(reader, folder, chooser)
         if strange:
             told = f"{VIOLATION}\n{strange[0]}"
     except BaseException:
@@ -104,7 +104,8 @@ def _in_child(reader: Reader, chooser: Random, folder: Path, answer: Path) -> No
         os._exit(0)
 
 
-def _read(reader: Reader, folder: Path, chooser: Random) -> str:
+def read(reader: Reader, folder: Path, chooser: Random) -> str:
+    """Read one input: how it ended, and on the lines behind what was said."""
     try:
         reader.call(folder, chooser)
     except GlmExportError as error:
