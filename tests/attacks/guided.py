@@ -19,6 +19,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from tests.attacks import mutate
 from tests.attacks.run import BYTES, SECONDS, VIOLATION, read
 
 TARGETS = {
@@ -37,6 +38,10 @@ TARGETS = {
 """Reader, by its name among all readers, and which of its files is changed."""
 MOST_BYTES = 1 << 20
 """Of a changed file: tokenizers of the tests have 200 kB."""
+STRUCTURAL = 0.75
+"""How many changes of JSON are those of the blind attack: another value, a key more or less."""
+KEPT = ("crash-", "timeout-", "oom-", "leak-")
+"""How files begin that hold an input which was a violation."""
 FOUND = "it is a violation:"
 
 
@@ -54,7 +59,19 @@ def guide(target: str, seconds: int, seed: int, work: Path) -> None:
     folder, corpus = work / "input", work / "corpus"
     shutil.copytree(reader.sound, folder)
     corpus.mkdir()
-    shutil.copyfile(folder / file, corpus / "sound")
+    sound = (folder / file).read_bytes()
+    (corpus / "sound").write_bytes(sound)
+
+    def change(data: bytes, most: int, seed: int) -> bytes:
+        chooser = Random(seed)
+        # Bytes alone seldom make one JSON of another.
+        if file.endswith(".json") and chooser.random() < STRUCTURAL:
+            try:
+                return mutate.damaged_json(data, chooser)[:most]
+            except (ValueError, RecursionError):  # what was kept need be no JSON any more
+                return mutate.damaged_json(sound, chooser)[:most]
+        changed: bytes = atheris.Mutate(data, most)
+        return changed
 
     def attack(data: bytes) -> None:
         (folder / file).write_bytes(data)
@@ -63,8 +80,10 @@ def guide(target: str, seconds: int, seed: int, work: Path) -> None:
             raise AssertionError(told)
 
     limits = [f"-timeout={SECONDS}", f"-rss_limit_mb={BYTES >> 20}", f"-max_total_time={seconds}"]
-    options = [*limits, f"-seed={seed}", f"-max_len={MOST_BYTES}", f"-artifact_prefix={work}/", "-print_final_stats=1"]
-    atheris.Setup([sys.argv[0], *options, str(corpus)], attack)
+    # From the first input on as long as the sound one, and never shortened for its own sake: a piece of JSON is none.
+    lengths = [f"-max_len={MOST_BYTES}", "-len_control=0", "-reduce_inputs=0"]
+    options = [*limits, *lengths, f"-seed={seed}", f"-artifact_prefix={work}/", "-print_final_stats=1"]
+    atheris.Setup([sys.argv[0], *options, str(corpus)], attack, custom_mutator=change)
     atheris.Fuzz()
 
 
@@ -78,7 +97,7 @@ def attacked(target: str, seconds: int, seed: int) -> tuple[int, str]:
         counted = [line.split()[-1] for line in done.stderr.splitlines() if "number_of_executed_units" in line]
         if done.returncode == 0:
             return int(counted[0]), ""
-        kept = [path for path in Path(work).iterdir() if path.name.startswith(("crash-", "timeout-", "oom-", "leak-"))]
+        kept = [path for path in (Path(work) / "made").iterdir() if path.name.startswith(KEPT)]
         for path in kept:
             shutil.copyfile(path, Path.cwd() / path.name)
         told = f"{FOUND} {[path.name for path in kept]}\n{done.stdout[-1500:]}{done.stderr[-3000:]}"

@@ -13,8 +13,8 @@ from random import Random
 import pytest
 
 from glm_export.errors import InputError
-from tests.attacks import run
-from tests.attacks.readers import Reader
+from tests.attacks import guided, run
+from tests.attacks.readers import Reader, readers
 from tests.helpers.golden_data import GOLDEN
 
 SHARE, SEED = 600, 7
@@ -76,3 +76,10 @@ def test_every_kind_of_violation_is_noticed(name: str, tmp_path: Path, monkeypat
 def test_reading_and_refusing_are_none(tmp_path: Path) -> None:
     assert outcome(lambda folder, chooser: (folder / "glm4.json").read_bytes(), tmp_path).kind == run.WORKED
     assert outcome(refuse, tmp_path) == run.Outcome(kind=run.REFUSED, told="no")
+
+
+def test_what_is_guided_is_among_the_readers(tmp_path: Path) -> None:
+    """atheris itself is run on purpose: it has no wheel for every machine."""
+    every = readers(tmp_path)
+    for name, file in guided.TARGETS.values():
+        assert (every[name].sound / file).is_file()
