@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -70,7 +71,7 @@ def damaged_json(data: bytes, chooser: Random) -> bytes:
 
 
 def _with_one_change(values: Any, chooser: Random) -> Any:
-    odd = chooser.choice(ODD)
+    odd = deepcopy(chooser.choice(ODD))  # it may be changed in its turn
     if not isinstance(values, dict | list) or not values or chooser.random() < 0.02:
         return odd
     home, place = _place(values, chooser)
