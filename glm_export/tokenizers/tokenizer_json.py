@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import tokenizers
@@ -18,6 +19,8 @@ from glm_export.tokenizers.valid_text import require_valid_text
 
 logger = logging.getLogger(__name__)
 
+LARGEST_ID = 1 << 32
+"""Ids are numbers of 32 bits in the library."""
 STOP_TOKENS = ("<|endoftext|>", "<|user|>", "<|observation|>")
 
 
@@ -25,9 +28,9 @@ class JsonTokenizer(NamedRolesTokenizer):
     """Special tokens are recognised inside text; the prefix is what the file's post-processor adds."""
 
     def __init__(self, folder: Path, family: str) -> None:
-        path = inside(folder, "tokenizer.json")
-        with reading(path, "tokenizer.json"):
-            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        self._path = inside(folder, "tokenizer.json")
+        with self._reading():
+            self._tokenizer = tokenizers.Tokenizer.from_file(str(self._path))
         # A file saved after training keeps the trainer's settings: prompts would be cut, or filled up.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
@@ -61,21 +64,38 @@ class JsonTokenizer(NamedRolesTokenizer):
         return tuple(i for i in ids if i is not None)
 
     def encode(self, text: str) -> list[int]:
-        """The text with what the post-processor adds."""
-        ids: list[int] = self._tokenizer.encode(require_valid_text(text)).ids
-        return ids
+        """The text with what the post-processor adds.
+
+        Raises:
+            InputError: the text is no Unicode.
+            CheckpointError: the file names tokens that it does not have.
+        """
+        return self._encoded(text, add_special_tokens=True)
 
     def encode_plain(self, text: str) -> list[int]:
-        """Ids of the text alone."""
-        ids: list[int] = self._tokenizer.encode(require_valid_text(text), add_special_tokens=False).ids
+        """Ids of the text alone. Raises as :meth:`encode`."""
+        return self._encoded(text, add_special_tokens=False)
+
+    def _encoded(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        valid = require_valid_text(text)
+        with self._reading():
+            ids: list[int] = self._tokenizer.encode(valid, add_special_tokens=add_special_tokens).ids
         return ids
 
     def decode(self, ids: list[int]) -> str:
-        """Text of the ids, special tokens left out."""
-        text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
-        return text
+        """Text of the ids, special tokens left out; ids that no vocabulary has have none."""
+        return self._decoded(ids, skip_special_tokens=True)
 
     def surface(self, ids: Sequence[int]) -> str:
         """The text with its special tokens."""
-        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=False)
-        return text.replace(GUARD, "")
+        return self._decoded(ids, skip_special_tokens=False).replace(GUARD, "")
+
+    def _decoded(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
+        known = [i for i in ids if 0 <= i < LARGEST_ID]
+        with self._reading():
+            text: str = self._tokenizer.decode(known, skip_special_tokens=skip_special_tokens)
+        return text
+
+    def _reading(self) -> AbstractContextManager[None]:
+        """Around every call: a file may be read, and break when it is used."""
+        return reading(self._path, "tokenizer.json that works")
