@@ -254,8 +254,9 @@ def _problem(manifest: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -
         if (value <= 0 if ending in POSITIVE or ending is None else value < 0).any():
             return f"{shown(name)} holds {value.min():g}"
     ranges = Ranges(folder=Path(), manifest=dict(manifest), tensors=tensors)
+    # Before anything is listed for each of them.
+    if ranges.layers != manifest["layers"]:
+        return f"it has {ranges.layers} of {shown(manifest['layers'])} layers"
     clipped = [*ranges.inputs, *(kv_name(layer, kind) for layer in range(manifest["layers"]) for kind in (KEY, VALUE))]
     missing = next((name for name in clipped if name + THRESHOLDS not in tensors), None)
-    if missing is not None:
-        return f"{shown(missing + THRESHOLDS)} is missing"
-    return "" if ranges.layers == manifest["layers"] else f"it has {ranges.layers} of {manifest['layers']} layers"
+    return f"{shown(missing + THRESHOLDS)} is missing" if missing is not None else ""

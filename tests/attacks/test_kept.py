@@ -250,3 +250,12 @@ def test_an_export_that_no_memory_here_holds(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(plan, "total_memory", lambda: 100 << 20)
     with pytest.raises(EnvironmentMissingError, match=r"needs about 0\.5 GB of memory, and this machine has 0\.1 GB"):
         plan.plan_export(open_checkpoint(tmp_path / "model"), tmp_path / "out", "float32")
+
+
+def test_ranges_of_more_layers_than_memory_holds(tmp_path: Path) -> None:
+    """Found by the guided attack: a name was made for each before they were counted."""
+    shutil.copytree(BEFORE / "ranges", tmp_path / "ranges")
+    path = tmp_path / "ranges" / "ranges.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"layers": 1 << 31}))
+    with pytest.raises(CheckpointError, match="it has 2 of 2147483648 layers"):
+        load_ranges(tmp_path / "ranges")
