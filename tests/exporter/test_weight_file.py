@@ -41,6 +41,17 @@ def test_blocks_put_together_are_the_tensor(
     assert found.dtype == target
 
 
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_block_is_a_few_megabytes_however_large_the_weight(transposed: bool) -> None:
+    """The weight is not touched beyond the one block: what is never written takes no memory."""
+    weight = torch.empty(4096, 27_392, dtype=torch.bfloat16)
+    step = next(blocks(weight, torch.float16, transposed=transposed))
+    assert 0 < step.numel() <= pieces.BLOCK_ELEMENTS
+    rows = pieces.row_blocks(weight)
+    assert max(block.numel() for block in rows) <= pieces.BLOCK_ELEMENTS
+    assert {tuple(block.shape)[1] for block in rows} == {27_392}
+
+
 def test_layout_is_aligned_and_does_not_overlap() -> None:
     config = GlmConfig(
         family="chatglm2", vocab_size=5000, hidden_size=256, num_layers=2, num_heads=4, kv_heads=2, head_dim=64,

@@ -203,9 +203,10 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--seed", type=int, default=1)
     options.add_argument("--count", type=int, default=40)
+    options.add_argument("--from", dest="first", type=int, default=1, help="go on with this mutant of the count")
     arguments = options.parse_args()
     every = [mutant for module in pure_modules() for mutant in mutants_of(module)]
-    chosen = random.Random(arguments.seed).sample(every, min(arguments.count, len(every)))
+    chosen = random.Random(arguments.seed).sample(every, min(arguments.count, len(every)))[arguments.first - 1 :]
     with tempfile.TemporaryDirectory(prefix="mutants-") as name:
         try:
             survivors = survivors_of(chosen, Tree.copied(ROOT, Path(name)), Judges(ROOT))

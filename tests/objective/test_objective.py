@@ -356,6 +356,12 @@ def test_bad_settings(changes: dict[str, Any], message: str) -> None:
         Objective(**changes)
 
 
+def test_settings_at_their_limits() -> None:
+    """Blocks that are mostly shorter than one token are drawn as the publisher draws them: at least one token."""
+    assert Objective(average_block_length=0.5, max_block_length=2).average_block_length == 0.5
+    assert Objective(short_seq_prob=0.1, max_seq_length=34).max_seq_length == 34
+
+
 def test_bad_tokens() -> None:
     few: dict[str, Any] = {"enc": 1, "eos": 2, "mask": 3, "sop": 4, "eop": 5}
     with pytest.raises(InputError, match="four different ids"):
