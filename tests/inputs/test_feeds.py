@@ -113,3 +113,14 @@ def test_a_context_stays_whole() -> None:
         feeds.truncate(0, 3)
     with pytest.raises(InputError, match="the first 4 see each other and must all be"):
         prefill_feeds(PROMPTS[:1], config).after(3)
+
+
+def test_rows_chosen_are_as_wide_as_the_longest_of_them() -> None:
+    config = families.read_config(tiny_values("chatglm2"))
+    feeds = prefill_feeds(PROMPTS, config, own_lengths=True)
+    for row, prompt in enumerate(PROMPTS):
+        alone = feeds.rows(slice(row, row + 1))
+        assert alone.input_ids.tolist() == [list(prompt.ids)]
+        assert alone.position_ids.tolist() == [list(range(len(prompt.ids)))]
+    two = feeds.rows(slice(1, 3))
+    assert two.input_ids.shape == two.position_ids.shape == two.attention_mask.shape == (2, 5)
