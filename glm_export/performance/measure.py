@@ -25,7 +25,7 @@ from glm_export.machine.memory import read_bandwidth, resident_bytes
 from glm_export.performance.report import BenchOptions
 from glm_export.sessions.load import session_of
 from glm_export.sessions.session import Session
-from glm_export.spec.dtypes import DTYPE_BYTES
+from glm_export.spec.dtypes import STORED_BITS
 from glm_export.spec.signature import past_names
 
 AMONG_PACKAGES = {"onnxruntime", "pytorch"}
@@ -67,13 +67,13 @@ def facts_of(session: Session, options: BenchOptions) -> dict[str, Any]:
     described, config = session.describe(), session.config
     name = described.runtime
     memory = session.device_memory()
-    number_bytes = DTYPE_BYTES[session.signature.input(past_names(0)[0]).dtype]
+    number_bits = STORED_BITS[session.signature.input(past_names(0)[0]).dtype]
     columns = config.prefix_length + options.context + options.new_tokens // 2
     values = 2 * config.num_layers * options.batch * columns * config.kv_heads * config.head_dim
     return {
         "runtime": name if name in AMONG_PACKAGES else f"{name} {described.version}", "dialect": described.dialect,
         "dtype": described.dtype, "device": described.device,
-        "step_weight_bytes": session.weight_traffic(options.batch), "step_cache_bytes": values * number_bytes,
+        "step_weight_bytes": session.weight_traffic(options.batch), "step_cache_bytes": values * number_bits // 8,
     } | ({} if memory is None else {"device_memory_bytes": memory})  # fmt: skip
 
 

@@ -25,6 +25,7 @@ from glm_export.performance.measure import measure, percentile
 from glm_export.performance.report import BenchOptions, BenchReport
 from glm_export.sessions.torch import torch_weight_traffic
 from glm_export.terminal.bench import show_bench
+from tests.helpers.walked import poems
 
 TINY = BenchOptions(prompt_tokens=8, context=4, new_tokens=6, batch=2, rounds=2, threads=1)
 ARGUMENTS = ("--prompt-tokens", "8", "--context", "4", "--new-tokens", "6", "--rounds", "1", "--threads", "1")
@@ -116,6 +117,18 @@ def test_a_checkpoint_runs_in_pytorch_and_prefix_families_run() -> None:
     facts = measure("demo-glm", BenchOptions(prompt_tokens=8, context=4, new_tokens=2, rounds=1))
     assert (facts["runtime"], facts["dialect"], facts["dtype"]) == ("pytorch", None, "float32")
     assert facts["decode_tokens_s"] > 0
+
+
+def test_a_cache_of_integers_is_counted_as_integers(tmp_path: Path) -> None:
+    """`bench` of an ``int8-kv`` program ended in a KeyError."""
+    from glm_export import api
+
+    checkpoint = api.open_checkpoint("demo")
+    ranges = api.calibrate(checkpoint, tmp_path / "ranges", corpus=poems(checkpoint, 2))
+    program = api.export(checkpoint, tmp_path / "program", recipe="int8-kv", ranges=ranges)
+    options = BenchOptions(prompt_tokens=8, context=4, new_tokens=2, rounds=1)
+    facts, config = measure(str(program.folder), options), program.config
+    assert facts["step_cache_bytes"] == 2 * config.num_layers * (4 + 1) * config.kv_heads * config.head_dim
 
 
 def test_verb(demo_program: OnnxProgram, report: BenchReport) -> None:
