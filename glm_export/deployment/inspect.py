@@ -114,6 +114,7 @@ def engine_facts(folder: Path) -> dict[str, Any]:
         | {f"activations, {name}": count for name, count in memory["activations"].items()},
         "network_layers": manifest["network_layers"],
         "products": manifest["engine_layers"]["products"],
+        **({"not_inspected": manifest["not_inspected"]} if manifest.get("not_inspected") else {}),
         "sizes": manifest["sizes"],
         "exported_from": program.manifest["checkpoint"],
         "adapters": program.manifest.get("adapters", []),

@@ -25,7 +25,7 @@ from glm_export.artifacts.program import MODEL, WEIGHTS, OnnxProgram
 from glm_export.calibration.trt_cache import CALIBRATION_CACHE
 from glm_export.engines import vendor
 from glm_export.engines.implicit_int8 import CalibratorFactory
-from glm_export.engines.inspection import Inspection, inspect_engine
+from glm_export.engines.inspection import Inspection, try_inspection
 from glm_export.engines.layers import LayerSummary, summarize
 from glm_export.engines.memory import MemoryPlan, plan_memory
 from glm_export.engines.network import require_dialect
@@ -35,7 +35,7 @@ from glm_export.engines.profiles import profiles_of
 from glm_export.errors import InputError
 from glm_export.exporter.genai_config import GENAI_CONFIG
 from glm_export.graphs.weight_traffic import program_weight_traffic
-from glm_export.machine.gpu import driver_version, gpus, has_driver
+from glm_export.machine.gpu import driver_version, gpus
 from glm_export.model_folder import inside
 from glm_export.progress import NullProgress, Progress
 from glm_export.spec.optimization_profile import Limits, OptimizationProfile
@@ -108,12 +108,12 @@ def build_engine(
             log_path=folder / BUILD_LOG, timing_cache=None if tensorrt.rtx else timing_cache, calibrator=calibrator,
         )  # fmt: skip
         record, network = build(tensorrt, job, progress or NullProgress())
-        inspected = inspect_engine(tensorrt, folder / PLAN) if has_driver() else None
+        inspected, not_inspected = try_inspection(tensorrt, folder / PLAN)
         _copy_beside(plan.program, folder, stripped=plan.options.stripped)
         if calibration_cache is not None and calibration_cache.is_file():
             shutil.copyfile(calibration_cache, folder / CALIBRATION_CACHE)
         values = _manifest(plan, tensorrt, record, network, inspected)
-        values["implicit_int8"] = calibrator is not None
+        values |= {"implicit_int8": calibrator is not None, "not_inspected": not_inspected}
         values |= recorded_files(folder)
         values["plan_sha256"] = values["sha256"][PLAN]
         write_json(folder / ENGINE_MANIFEST, values)

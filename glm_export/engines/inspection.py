@@ -9,7 +9,10 @@ from typing import Any
 
 from glm_export.engines.layers import EngineLayer, layers_of_inspector
 from glm_export.engines.vendor import TensorRT
-from glm_export.errors import CheckpointError
+from glm_export.errors import CheckpointError, GlmExportError
+from glm_export.machine.gpu import has_driver
+
+NO_GPU = "there is no NVIDIA GPU here"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,9 +43,37 @@ def deserialize(tensorrt: TensorRT, plan: Path) -> tuple[Any, Any]:
     # A mapped file takes no memory of its own while its weights go to the device.
     with plan.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
         engine = runtime.deserialize_cuda_engine(mapped)
-    if engine is None:
-        raise CheckpointError(f"{tensorrt.name} {tensorrt.version} cannot load {plan}: {tensorrt.log.reason}")
+        if engine is None:
+            said = tensorrt.log.reason
+            verdict = _invalidity(tensorrt, runtime, mapped)
+            raise CheckpointError(f"{tensorrt.name} {tensorrt.version} cannot load {plan}: {verdict}{said}")
     return runtime, engine
+
+
+def _invalidity(tensorrt: TensorRT, runtime: Any, plan: mmap.mmap) -> str:
+    """TensorRT-RTX's own verdict on a plan it would not have, e.g. ``UNSUPPORTED_CC``."""
+    if tensorrt.find("Runtime.get_engine_validity") is None:
+        return ""
+    trt = tensorrt.module
+    _, diagnostics = runtime.get_engine_validity(plan[: runtime.engine_header_size])
+    flags = trt.EngineInvalidityDiagnostics.__members__.items()
+    named = [name for name, flag in flags if int(diagnostics) & int(flag)]
+    return f"{', '.join(named)}: " if named else ""
+
+
+def try_inspection(tensorrt: TensorRT, plan: Path) -> tuple[Inspection | None, str | None]:
+    """Ask a plan on disk where that is possible: one for another GPU is whole, though this machine cannot load it.
+
+    Returns:
+        What it is made of; or None, and why it could not be asked.
+    """
+    if not has_driver():
+        return None, NO_GPU
+    try:
+        return inspect_engine(tensorrt, plan), None
+    except GlmExportError as error:
+        # The folder has another name by the time anybody reads this.
+        return None, str(error).replace(str(plan), plan.name)
 
 
 def inspect_engine(tensorrt: TensorRT, plan: Path) -> Inspection:
@@ -50,13 +81,19 @@ def inspect_engine(tensorrt: TensorRT, plan: Path) -> Inspection:
 
     Raises:
         EnvironmentMissingError: there is no GPU.
-        CheckpointError: it cannot be loaded.
+        CheckpointError: it cannot be loaded, or its inspector's answer cannot be read.
     """
     runtime, engine = deserialize(tensorrt, plan)
     inspector = engine.create_engine_inspector()
-    text = inspector.get_engine_information(tensorrt.module.LayerInformationFormat.JSON)
-    found = Inspection(layers=layers_of_inspector(text), activations=activations(tensorrt, engine))
-    del inspector, engine, runtime
+    try:
+        text = inspector.get_engine_information(tensorrt.module.LayerInformationFormat.JSON)
+        found = Inspection(layers=layers_of_inspector(text), activations=activations(tensorrt, engine))
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{tensorrt.name} {tensorrt.version} described {plan} in a way this version cannot read: {error!r}"
+        ) from error
+    finally:
+        del inspector, engine, runtime
     return found
 
 

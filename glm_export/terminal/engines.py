@@ -153,6 +153,8 @@ def show_built(console: Console, engine: Engine) -> None:
     summary = manifest["engine_layers"]
     kinds = ", ".join(f"{count} {kind}" for kind, count in summary["kinds"].items())
     console.print(f"  engine  {summary['layers']} layers ({summary['source']}): {kinds}", soft_wrap=True)
+    if manifest["not_inspected"]:
+        console.print(f"  not inspected: {escape(manifest['not_inspected'])}", soft_wrap=True)
     for name, precisions in summary["products"].items():
         counted = ", ".join(f"{count} {precision}" for precision, count in precisions.items())
         console.print(f"  {name:8}products: {counted}")
