@@ -36,7 +36,7 @@ class BuiltOn:
 class Compatibility:
     """Where an engine may load besides the version and GPU it was built with.
 
-    ``targets``: compute capabilities of TensorRT-RTX; empty: those it supports from 8.0 on.
+    ``targets``: compute capabilities of TensorRT-RTX; empty: all those it knows from 8.0 on.
     """
 
     version: bool = False

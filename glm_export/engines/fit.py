@@ -16,18 +16,22 @@ AMPERE = (8, 0)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
-    """What this machine has for engines: ``versions`` by runtime, and GPUs."""
+    """What this machine has for engines: ``versions`` by runtime, and GPUs.
+
+    ``targets``: compute capabilities that its TensorRT-RTX knows; none where that is not installed.
+    """
 
     system: str
     gpus: tuple[Gpu, ...]
     versions: dict[str, str]
     missing: dict[str, str]
     """Runtimes that are not there, and why."""
+    targets: tuple[str, ...] = ()
 
 
 def probe_host() -> Host:
     """Ask this machine."""
-    versions, missing = {}, {}
+    versions, missing, targets = {}, {}, ()
     for name in vendor.RUNTIMES:
         try:
             module = vendor.installed(name)
@@ -38,7 +42,10 @@ def probe_host() -> Host:
             missing[name] = f"not installed; {vendor.INSTALL[name]}"
         else:
             versions[name] = module.__version__
-    return Host(system=platform.system(), gpus=tuple(gpus()), versions=versions, missing=missing)
+            targets = vendor.targets_of(module) or targets
+    return Host(
+        system=platform.system(), gpus=tuple(gpus()), versions=versions, missing=missing, targets=targets
+    )  # fmt: skip
 
 
 def incompatibilities(engine: Engine, machine: Host) -> list[str]:
@@ -51,7 +58,11 @@ def incompatibilities(engine: Engine, machine: Host) -> list[str]:
         found.append("no NVIDIA GPU or driver was found; run it where there is one")
         return found
     gpu = machine.gpus[0]
-    found += _gpu_incompatibilities(engine, gpu)
+    found += (
+        _target_incompatibilities(engine, gpu, machine.targets)
+        if engine.runtime == vendor.TENSORRT_RTX
+        else _gpu_incompatibilities(engine, gpu)
+    )
     needed = needed_bytes(engine)
     if needed > gpu.memory_bytes:
         found.append(
@@ -81,15 +92,26 @@ def _version_incompatibilities(engine: Engine, machine: Host) -> list[str]:
     return [f"it was built with {engine.runtime} {engine.version}, found {found}; {either} ({later})"]
 
 
+def _target_incompatibilities(engine: Engine, gpu: Gpu, known: tuple[str, ...]) -> list[str]:
+    """Of TensorRT-RTX, which knows its GPUs by name: there is none for Hopper (9.0), though it is newer than Ampere."""
+    capability = gpu.compute_capability
+    later = tuple(target for target in known if _numbers(target) >= AMPERE)
+    targets = engine.compatibility.targets or later
+    # Where TensorRT-RTX is not installed nothing is known of its targets, and that it is missing is said already.
+    if capability in targets or not known:
+        return []
+    built_for = ", ".join(targets)
+    if capability not in known:
+        hint = f"{vendor.TENSORRT_RTX} has no target {capability}, build with --runtime {vendor.TENSORRT}"
+    else:
+        hint = f"build with --compute-capability {capability}"
+    return [f"it was built for compute capability {built_for}, {gpu.name} has {capability}; {hint}"]
+
+
 def _gpu_incompatibilities(engine: Engine, gpu: Gpu) -> list[str]:
-    capability, targets = gpu.compute_capability, engine.compatibility.targets
+    capability = gpu.compute_capability
     built_on = f"{engine.built_on.gpu} (compute capability {engine.built_on.compute_capability})"
     found = f"{gpu.name} has {capability}"
-    if engine.runtime == vendor.TENSORRT_RTX:
-        fits = capability in targets if targets else _numbers(capability) >= AMPERE
-        built_for = ", ".join(targets) or "8.0 and later"
-        hint = f"build with --compute-capability {capability}"
-        return [] if fits else [f"it was built for compute capability {built_for}, {found}; {hint}"]
     if engine.built_on.compute_capability == capability:
         return []
     if engine.compatibility.hardware == AMPERE_PLUS and _numbers(capability) >= AMPERE:

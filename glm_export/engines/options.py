@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from glm_export.engines.vendor import TensorRT
+from glm_export.engines.vendor import TensorRT, targets_of
 from glm_export.errors import InputError
 from glm_export.machine.gpu import has_driver
 from glm_export.spec.option import described, listed
@@ -105,8 +105,8 @@ def targets(capabilities: tuple[str, ...], tensorrt: TensorRT) -> list[tuple[int
         InputError: the runtime has no such target.
         EnvironmentMissingError: ``current`` without a GPU.
     """
-    known = tensorrt.require("ComputeCapability", "build for chosen compute capabilities").__members__
-    offered = [f"{name[2:-1]}.{name[-1]}" for name in known if name.startswith("SM")]
+    tensorrt.require("ComputeCapability", "build for chosen compute capabilities")
+    offered = targets_of(tensorrt.module)
     if capabilities == (CURRENT,):
         tensorrt.require_driver("the target 'current'")
         return []

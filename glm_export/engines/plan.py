@@ -207,12 +207,23 @@ def _configured(tensorrt: TensorRT, job: BuildJob, network: Network, monitor: An
         calibrator = job.calibrator(network) if job.calibrator is not None else None
         weak = _weak_typing(tensorrt, job) | {"calibrator": calibrator}
         config = backend.CreateConfig(**arguments, **weak)(network.builder, network.network)
+        share_profiles(tensorrt, config)
         if calibrator is not None:
             # Polygraphy calibrates at the last profile's shapes; ours are those of a prompt, the first one's.
             shapes = profiles[0].to_trt(network.builder, network.network)
             config.set_calibration_profile(shapes)
             backend.util.try_setup_polygraphy_calibrator(config, network.network, calib_profile=shapes)
         return config
+
+
+def share_profiles(tensorrt: TensorRT, config: Any) -> None:
+    """Let a context be made while another one has its profile, which TensorRT 8.6 and 9 refuse unless they are asked.
+
+    Every context begins with the first profile, so a second one could not even be made. From 10 on it is so anyway.
+    """
+    feature = tensorrt.find("PreviewFeature.PROFILE_SHARING_0806")
+    if feature is not None and not config.get_preview_feature(feature):
+        config.set_preview_feature(feature, True)
 
 
 def _weak_typing(tensorrt: TensorRT, job: BuildJob) -> dict[str, Any]:

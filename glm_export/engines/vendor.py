@@ -136,6 +136,13 @@ def installed(name: str) -> ModuleType | None:
         ) from error
 
 
+def targets_of(runtime: Any) -> tuple[str, ...]:
+    """Compute capabilities a runtime's module can build for, as it names them; TensorRT builds for the GPU at hand."""
+    known = getattr(runtime, "ComputeCapability", None)
+    names = () if known is None else known.__members__
+    return tuple(f"{name[2:-1]}.{name[-1]}" for name in names if name.startswith("SM"))
+
+
 @cache
 def load(name: str) -> TensorRT:
     """Open a runtime. A process has one logger for each: TensorRT ignores every later one.

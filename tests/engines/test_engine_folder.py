@@ -27,6 +27,7 @@ rtx.require_installed()
 
 A10 = gpu.Gpu(name="NVIDIA A10", compute_capability="8.6", memory_bytes=24 * 10**9)
 L4 = gpu.Gpu(name="NVIDIA L4", compute_capability="8.9", memory_bytes=24 * 10**9)
+H100 = gpu.Gpu(name="NVIDIA H100", compute_capability="9.0", memory_bytes=80 * 10**9)
 T4 = gpu.Gpu(name="NVIDIA T4", compute_capability="7.5", memory_bytes=16 * 10**9)
 BY_TENSORRT = {
     "runtime": "tensorrt", "version": "10.16.1.11",
@@ -69,7 +70,8 @@ def machine(*gpus: gpu.Gpu, system: str = "Linux", **versions: str) -> Host:
     """A machine with these GPUs, and of the runtimes those whose version is given."""
     named = {name.replace("_", "-"): version for name, version in versions.items()}
     missing = {name: f"not installed; {vendor.INSTALL[name]}" for name in vendor.RUNTIMES if name not in named}
-    return Host(system=system, gpus=gpus, versions=named, missing=missing)
+    targets = vendor.targets_of(vendor.load(rtx.NAME).module) if rtx.NAME in named else ()
+    return Host(system=system, gpus=gpus, versions=named, missing=missing, targets=targets)
 
 
 # -- whether it loads ----------------------------------------------------------------------------------
@@ -118,7 +120,11 @@ MISSES_RTX = [
     ("no target", {"compatibility": {"targets": ["8.9", "12.0"]}}, (A10,),
      ["built for compute capability 8.9, 12.0, NVIDIA A10 has 8.6", "build with --compute-capability 8.6"]),
     ("before Ampere, for which one builds apart", {}, (T4,),
-     ["built for compute capability 8.0 and later, NVIDIA T4 has 7.5", "build with --compute-capability 7.5"]),
+     ["built for compute capability 8.0, 8.6, 8.9, 12.0, 12.1, NVIDIA T4 has 7.5", "with --compute-capability 7.5"]),
+    ("newer than Ampere, and none of its targets", {}, (H100,),
+     ["NVIDIA H100 has 9.0; tensorrt-rtx has no target 9.0, build with --runtime tensorrt"]),
+    ("none of its targets, and not one of the engine's", {"compatibility": {"targets": ["8.6"]}}, (H100,),
+     ["built for compute capability 8.6, NVIDIA H100 has 9.0; tensorrt-rtx has no target 9.0"]),
 ]  # fmt: skip
 
 

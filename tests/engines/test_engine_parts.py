@@ -15,7 +15,7 @@ import pytest
 from glm_export import families
 from glm_export.artifacts.program import OnnxProgram
 from glm_export.calibration.trt_cache import cache_text, read_cache
-from glm_export.engines import fit, vendor
+from glm_export.engines import fit, plan, vendor
 from glm_export.engines.implicit_int8 import (
     CALIBRATORS,
     cache_version,
@@ -87,6 +87,31 @@ def test_a_runtime_that_is_not_there_or_cannot_be_loaded(tmp_path: Path, monkeyp
     assert found.versions == {}
     assert found.missing[vendor.TENSORRT] == "not installed; pip install tensorrt"
     assert "libnvinfer.so.10" in found.missing[vendor.TENSORRT_RTX]
+
+
+class Features:
+    """The preview features of a builder's configuration, as one version has them by itself."""
+
+    def __init__(self, *on: int) -> None:
+        self.on, self.set = set(on), list[tuple[int, bool]]()
+
+    def get_preview_feature(self, feature: int) -> bool:
+        return feature in self.on
+
+    def set_preview_feature(self, feature: int, value: bool) -> None:
+        self.set.append((feature, value))
+
+
+def test_two_contexts_may_begin_with_one_profile() -> None:
+    """TensorRT 8.6 and 9 are asked for it; 10 has it, and lets nobody change it; 11 has no such name."""
+    sharing = {"PreviewFeature": SimpleNamespace(PROFILE_SHARING_0806=7)}
+    for version, names, by_itself, asked in (
+        ("8.6.1", sharing, (), [(7, True)]), ("10.16", sharing, (7,), []),
+        ("11.4", {"PreviewFeature": SimpleNamespace()}, (), []),
+    ):  # fmt: skip
+        features = Features(*by_itself)
+        plan.share_profiles(runtime(version, **names), features)
+        assert features.set == asked
 
 
 # -- the driver ----------------------------------------------------------------------------------------
