@@ -31,7 +31,8 @@ class Host:
 
 def probe_host() -> Host:
     """Ask this machine."""
-    versions, missing, targets = {}, {}, ()
+    versions, missing = {}, {}
+    targets: tuple[str, ...] = ()
     for name in vendor.RUNTIMES:
         try:
             module = vendor.installed(name)

@@ -136,9 +136,9 @@ def installed(name: str) -> ModuleType | None:
         ) from error
 
 
-def targets_of(runtime: Any) -> tuple[str, ...]:
+def targets_of(module: Any) -> tuple[str, ...]:
     """Compute capabilities a runtime's module can build for, as it names them; TensorRT builds for the GPU at hand."""
-    known = getattr(runtime, "ComputeCapability", None)
+    known = getattr(module, "ComputeCapability", None)
     names = () if known is None else known.__members__
     return tuple(f"{name[2:-1]}.{name[-1]}" for name in names if name.startswith("SM"))
 

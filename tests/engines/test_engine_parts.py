@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -102,6 +102,16 @@ class Features:
         self.set.append((feature, value))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Configured(TensorRT):
+    """A version whose Polygraphy hands out these features as a configuration."""
+
+    features: Features
+
+    def polygraphy(self) -> Any:
+        return SimpleNamespace(CreateConfig=lambda **_: lambda *_: self.features)
+
+
 def test_two_contexts_may_begin_with_one_profile() -> None:
     """TensorRT 8.6 and 9 are asked for it; 10 has it, and lets nobody change it; 11 has no such name."""
     sharing = {"PreviewFeature": SimpleNamespace(PROFILE_SHARING_0806=7)}
@@ -110,7 +120,14 @@ def test_two_contexts_may_begin_with_one_profile() -> None:
         ("11.4", {"PreviewFeature": SimpleNamespace()}, (), []),
     ):  # fmt: skip
         features = Features(*by_itself)
-        plan.share_profiles(runtime(version, **names), features)
+        names = {"NetworkDefinitionCreationFlag": SimpleNamespace(STRONGLY_TYPED=1), **names}
+        tensorrt = Configured(
+            name=vendor.TENSORRT, module=SimpleNamespace(**names), version=version, logger=None, log=BuildLog(),
+            features=features,
+        )  # fmt: skip
+        job: Any = SimpleNamespace(profiles=(), options=BuildOptions(), timing_cache=None, calibrator=None)
+        network: Any = SimpleNamespace(builder=None, network=None)
+        assert plan._configured(tensorrt, job, network, None) is features
         assert features.set == asked
 
 
