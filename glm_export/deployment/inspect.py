@@ -110,7 +110,7 @@ def engine_facts(folder: Path) -> dict[str, Any]:
         "dtype": program.dtype,
         "logits": program.logits,
         "recipe": program.recipe or ("implicit INT8" if manifest["implicit_int8"] else "none"),
-        "memory": {name: memory[name] for name in ("weights", "cache_row")}
+        "memory": {name: memory[name] for name in ("weights", "cache_row", "weight_ratio") if name in memory}
         | {f"activations, {name}": count for name, count in memory["activations"].items()},
         "network_layers": manifest["network_layers"],
         "products": manifest["engine_layers"]["products"],

@@ -26,7 +26,7 @@ from glm_export.calibration.trt_cache import CALIBRATION_CACHE
 from glm_export.engines import vendor
 from glm_export.engines.implicit_int8 import CalibratorFactory
 from glm_export.engines.inspection import Inspection, try_inspection
-from glm_export.engines.layers import LayerSummary, summarize
+from glm_export.engines.layers import LayerSummary, Promises, summarize
 from glm_export.engines.memory import MemoryPlan, plan_memory
 from glm_export.engines.network import require_dialect
 from glm_export.engines.options import CURRENT, BuildOptions
@@ -34,12 +34,17 @@ from glm_export.engines.plan import BuildJob, BuildRecord, build
 from glm_export.engines.profiles import profiles_of
 from glm_export.errors import InputError
 from glm_export.exporter.genai_config import GENAI_CONFIG
+from glm_export.graphs.queries import producer_of
 from glm_export.graphs.weight_traffic import program_weight_traffic
 from glm_export.machine.gpu import driver_version, gpus
 from glm_export.model_folder import inside
 from glm_export.progress import NullProgress, Progress
 from glm_export.spec.optimization_profile import Limits, OptimizationProfile
 
+MOST_WEIGHT_RATIO = 1.2
+"""Of an engine's weights to the program's: a few lie there twice, in a layout for each profile."""
+FEW_BYTES = 64 << 20
+"""In a small engine more of them do, which costs nobody anything."""
 NOT_COPIED = {MODEL, WEIGHTS, MANIFEST, GENAI_CONFIG, CALIBRATION_CACHE}
 """Of a program's folder; a stripped engine takes model and weights along."""
 
@@ -113,6 +118,7 @@ def build_engine(
         if calibration_cache is not None and calibration_cache.is_file():
             shutil.copyfile(calibration_cache, folder / CALIBRATION_CACHE)
         values = _manifest(plan, tensorrt, record, network, inspected)
+        values["memory"] |= weight_sizes(plan, record, (folder / PLAN).stat().st_size)
         values |= {"implicit_int8": calibrator is not None, "not_inspected": not_inspected}
         values |= recorded_files(folder)
         values["plan_sha256"] = values["sha256"][PLAN]
@@ -159,7 +165,6 @@ def _manifest(
         else options.compute_capabilities
     )
     memory = plan.memory.to_json() | {
-        "weights": record.weights or plan.memory.weights,
         "activations": dict(zip(names, activations, strict=False)),
     }
     return {
@@ -188,6 +193,22 @@ def _manifest(
     }  # fmt: skip
 
 
+def weight_sizes(plan: BuildPlan, record: BuildRecord, plan_bytes: int) -> dict[str, Any]:
+    """Bytes of an engine's weights, as its builder counts them, and beside those of the program.
+
+    Integers made float, and weights kept twice, show in the ratio; a stripped plan has none.
+    """
+    kept = plan.memory.weights
+    held = record.weights or (kept if plan.options.stripped else plan_bytes)
+    return {"plan": plan_bytes, "weights": held, "program_weights": kept, "weight_ratio": round(held / kept, 3)}
+
+
+def has_excess_weights(memory: dict[str, Any]) -> bool:
+    """Whether an engine's ``memory`` holds much more of weights than its program."""
+    excess = memory["weights"] - memory["program_weights"]
+    return bool(memory["weight_ratio"] > MOST_WEIGHT_RATIO and excess > FEW_BYTES)
+
+
 def _step_bytes(program: OnnxProgram) -> dict[str, int]:
     """Bytes of weights that a decode step reads: whole ones, and rows of tables for each row of the batch."""
     one, two = (program_weight_traffic(program.model_path, rows) for rows in (1, 2))
@@ -197,21 +218,20 @@ def _step_bytes(program: OnnxProgram) -> dict[str, int]:
 def _summary(plan: BuildPlan, record: BuildRecord, inspected: Inspection | None, profiles: list[str]) -> LayerSummary:
     layers = inspected.layers if inspected is not None else record.layers
     source = "inspector" if inspected is not None else "build log"
-    return summarize(layers, source, profiles, quantized_products(plan.program.model_path))
+    return summarize(layers, source, profiles, promised_products(plan.program.model_path))
 
 
-def quantized_products(model_path: Path) -> list[str]:
-    """ONNX products whose inputs a program quantizes: each ought to compute in 8 bits.
-
-    Named as :class:`~glm_export.engines.layers.EngineLayer` names them.
-    """
-    found = []
+def promised_products(model_path: Path) -> Promises:
+    """What a program says of its products."""
+    both, weights = [], []
     for node in ir.load(model_path).graph:
-        if node.op_type != "MatMul" or node.inputs[0] is None:
+        if node.op_type != "MatMul":
             continue
-        widened = node.inputs[0].producer()
-        if widened is not None and widened.op_type == "DequantizeLinear" and widened.inputs[0] is not None:
-            narrowed = widened.inputs[0].producer()
-            if narrowed is not None and narrowed.op_type == "QuantizeLinear":
-                found.append(str(node.name).rpartition("/")[0])
-    return found
+        name = str(node.name).rpartition("/")[0]
+        widened = producer_of(node.inputs[0], "DequantizeLinear")
+        if widened is not None and producer_of(widened.inputs[0], "QuantizeLinear") is not None:
+            both.append(name)
+        stored = producer_of(node.inputs[1], "DequantizeLinear")
+        if stored is not None and stored.inputs[0] is not None and stored.inputs[0].is_initializer():
+            weights.append(name)
+    return Promises(both=tuple(both), weights=tuple(weights))

@@ -26,6 +26,7 @@ SPELLINGS = {
 }  # fmt: skip
 """How the builder's log and the inspector write dtypes -> ours; float8 and float4 of any kind are one here."""
 ACTIVATIONS = {"float16", "float32", "bfloat16", "int8", "float8"}
+BITS = {"float32": 32, "float16": 16, "bfloat16": 16, "int8": 8, "float8": 8, "int4": 4, "float4": 4}
 NARROW = {"int4", "float4", "int8", "float8"}
 EIGHT_BITS = {"int8", "float8"}
 POINTWISE = {"kgen"}
@@ -96,19 +97,37 @@ def _rank(layer: EngineLayer) -> tuple[int, bool]:
 class LayerSummary:
     """An engine's layers, counted. ``source``: ``inspector`` or ``build log``.
 
-    ``products``: by profile, how many compute in each precision. ``not_integer``: those that the program quantizes on
-    both sides, and that compute in float after all.
+    ``products``: by profile, how many compute in each precision. ``weights``: by profile, bytes of constants in each
+    dtype. ``not_integer``: products that the program quantizes on both sides, and that compute in float after all.
+    ``made_float``: products whose weight the program keeps in integers, and the engine in float.
     """
 
     source: str
     layers: int
     kinds: dict[str, int]
     products: dict[str, dict[str, int]]
+    weights: dict[str, dict[str, int]]
     not_integer: tuple[str, ...]
+    made_float: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Promises:
+    """What a program says of its products, named as :class:`EngineLayer` names them.
+
+    ``both``: its input and weight are quantized, so it ought to compute in 8 bits. ``weights``: its weight is kept in
+    integers.
+    """
+
+    both: tuple[str, ...] = ()
+    weights: tuple[str, ...] = ()
+
+
+NOTHING_PROMISED = Promises()
 
 
 def summarize(
-    layers: Sequence[EngineLayer], source: str, profiles: Sequence[str], quantized: Sequence[str] = ()
+    layers: Sequence[EngineLayer], source: str, profiles: Sequence[str], promised: Promises = NOTHING_PROMISED
 ) -> LayerSummary:
     """Count layers.
 
@@ -116,7 +135,7 @@ def summarize(
         layers: of all profiles.
         source: where they were read.
         profiles: names, in the engine's order.
-        quantized: ONNX products whose inputs the program quantizes; each ought to compute in 8 bits.
+        promised: what the program says of its products.
     """
     computed = {name: products_of(layers, index) for index, name in enumerate(profiles)}
     return LayerSummary(
@@ -125,13 +144,34 @@ def summarize(
             name: dict(Counter(layer.precision for layer in found.values()).most_common())
             for name, found in computed.items()
         },
+        weights={name: _weight_bytes(layers, index) for index, name in enumerate(profiles)},
         not_integer=tuple(
             f"{product} ({name})"
             for name, found in computed.items()
-            for product in quantized
+            for product in promised.both
             if product not in found or found[product].precision not in EIGHT_BITS
         ),
+        made_float=tuple(
+            f"{product} ({name})"
+            for name, found in computed.items()
+            for product in promised.weights
+            if product in found and _is_float(found[product].weight)
+        ),
     )  # fmt: skip
+
+
+def _is_float(weight: LayerTensor | None) -> bool:
+    """Whether a weight lies in the engine as floats; one that is made float in every call is no constant there."""
+    return weight is not None and weight.dtype not in NARROW
+
+
+def _weight_bytes(layers: Sequence[EngineLayer], profile: int) -> dict[str, int]:
+    found: Counter[str] = Counter()
+    for layer in layers:
+        for constant in layer.constants if layer.profile == profile else ():
+            if constant.count > 1 and constant.dtype in BITS:
+                found[constant.dtype] += constant.count * BITS[constant.dtype] // 8
+    return dict(found.most_common())
 
 
 def layers_of_log(text: str) -> list[EngineLayer]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -142,34 +143,53 @@ def show_build_plan(console: Console, plan: BuildPlan) -> None:
 def show_built(console: Console, engine: Engine) -> None:
     """What became of it."""
     manifest = engine.manifest
-    activations = manifest["memory"]["activations"]
+    memory, summary = manifest["memory"], manifest["engine_layers"]
     console.print(
-        f"built in {manifest['seconds']:.1f} s; weights {size(manifest['memory']['weights'])}, activations "
-        + ", ".join(f"{name} {size(count)}" for name, count in activations.items())
+        f"built in {manifest['seconds']:.1f} s; weights {size(memory['weights'])} ({memory['weight_ratio']:.2f} of the "
+        "program's), activations "
+        + ", ".join(f"{name} {size(count)}" for name, count in memory["activations"].items()),
+        soft_wrap=True,
     )
     network = manifest["network_layers"]
     counted = ", ".join(f"{network[kind]} {kind}" for kind in WORTH_SHOWING if kind in network)
     console.print(f"  network {counted}", soft_wrap=True)
-    summary = manifest["engine_layers"]
     kinds = ", ".join(f"{count} {kind}" for kind, count in summary["kinds"].items())
     console.print(f"  engine  {summary['layers']} layers ({summary['source']}): {kinds}", soft_wrap=True)
     if manifest["not_inspected"]:
         console.print(f"  not inspected: {escape(manifest['not_inspected'])}", soft_wrap=True)
     for name, precisions in summary["products"].items():
         counted = ", ".join(f"{count} {precision}" for precision, count in precisions.items())
-        console.print(f"  {name:8}products: {counted}")
-    missed = summary["not_integer"]
-    if missed:
-        more = f" and {len(missed) - LISTED} more" if len(missed) > LISTED else ""
-        console.print(
-            f"[yellow]Warning:[/] quantized in the program, computed in float: {', '.join(missed[:LISTED])}{more}"
-        )
-    if manifest["attention_decomposed"]:
-        console.print("[yellow]Warning:[/] attention has no fused kernel for this dtype and head size; it is slower")
+        weights = ", ".join(f"{size(count)} {dtype}" for dtype, count in summary["weights"][name].items())
+        console.print(f"  {name:8}products: {counted}; weights: {weights or 'not told'}", soft_wrap=True)
+    for warning in _warnings(manifest):
+        console.print(f"[yellow]Warning:[/] {escape(warning)}", soft_wrap=True)
     total = sum(manifest["sizes"].values())
     console.print(
         f"[green]wrote[/] {escape(str(engine.folder))} ({size(total)}; {BUILD_LOG} has every word)", soft_wrap=True
     )
+
+
+def _warnings(manifest: dict[str, Any]) -> Iterator[str]:
+    """What became of a program and was not meant."""
+    from glm_export.engines.builder import MOST_WEIGHT_RATIO, has_excess_weights
+
+    memory, summary = manifest["memory"], manifest["engine_layers"]
+    if summary["not_integer"]:
+        yield f"quantized in the program, computed in float: {_listed(summary['not_integer'])}"
+    if summary["made_float"]:
+        yield f"weights of integers in the program, of floats in the engine: {_listed(summary['made_float'])}"
+    if has_excess_weights(memory):
+        yield (
+            f"the engine's weights are {memory['weight_ratio']:.2f} times the program's, at most {MOST_WEIGHT_RATIO} "
+            "were expected: some were made float or lie there twice; see the weights of each profile above"
+        )
+    if manifest["attention_decomposed"]:
+        yield "attention has no fused kernel for this dtype and head size; it is slower"
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return f"{', '.join(names[:LISTED])}{more}"
 
 
 def show_diagnosis(console: Console, diagnosis: Diagnosis) -> None:

@@ -25,6 +25,7 @@ from glm_export.artifacts.program import MODEL, WEIGHTS, OnnxProgram
 from glm_export.calibration.quantization import QUANTIZATION
 from glm_export.deployment import build as deployment
 from glm_export.engines import builder, vendor
+from glm_export.engines.layers import Promises
 from glm_export.errors import EnvironmentMissingError, InputError
 from glm_export.exporter import export as exporter
 from glm_export.graphs import dialects
@@ -110,13 +111,13 @@ def test_products_compute_in_what_the_recipe_says(
     assert network["KV_CACHE_UPDATE"] == 2 * LAYERS == promised["TensorScatter"]
     assert network["ROTARY_EMBEDDING"] == promised["RotaryEmbedding"] == 2 * LAYERS
     assert network["ATTENTION_INPUT"] == LAYERS
-    assert network.get("QUANTIZE", 0) == len(builder.quantized_products(source.model_path)) == rounded
+    assert network.get("QUANTIZE", 0) == len(builder.promised_products(source.model_path).both) == rounded
     layers = manifest["engine_layers"]
     assert layers["products"].keys() == {PREFILL, DECODE}
     for found in layers["products"].values():
         assert found.items() >= products.items()
         assert sum(found.values()) == 17
-    assert (layers["source"], layers["not_integer"]) == ("build log", [])
+    assert (layers["source"], layers["not_integer"], layers["made_float"]) == ("build log", [], [])
     assert layers["layers"] == sum(layers["kinds"].values()) > 100
     assert manifest["attention_decomposed"] is False
     assert engine.program.recipe == recipe
@@ -143,15 +144,14 @@ def test_control_a_product_that_is_not_rounded_shows(exported_with: Make, tmp_pa
     for found in manifest["engine_layers"]["products"].values():
         assert found["int8"] == 15
         assert sum(found.values()) == 17
-    assert len(builder.quantized_products(program.model_path)) == 15
+    assert len(builder.promised_products(program.model_path).both) == 15
 
 
 def test_layers_that_should_be_integers_are_named(
     exported_with: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Were the head quantized in the program, the engine would have missed it."""
-    found = builder.quantized_products
-    monkeypatch.setattr(builder, "quantized_products", lambda path: [*found(path), "head/MatMul"])
+    monkeypatch.setattr(builder, "promised_products", lambda _: Promises(both=("head/MatMul",)))
     out = tmp_path / "engine"
     result = run("build", exported_with("int8-static").folder, "--out", out, *RTX)
     assert load_engine(out).manifest["engine_layers"]["not_integer"] == [

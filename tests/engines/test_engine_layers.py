@@ -9,16 +9,20 @@ from typing import Any
 import pytest
 
 from glm_export import api
+from glm_export.artifacts.engine import PLAN, load_engine
 from glm_export.deployment import build as deployment
+from glm_export.engines import builder
 from glm_export.engines.layers import (
     EngineLayer,
     LayerTensor,
+    Promises,
     layers_of_inspector,
     layers_of_log,
     products_of,
     summarize,
 )  # fmt: skip
 from tests.helpers import rtx
+from tests.terminal.test_cli import run
 
 QKV, DENSE, HEAD = "layers.0.attention.qkv/MatMul", "layers.0.attention.dense/MatMul", "head/MatMul"
 PROFILES = ("prefill", "decode")
@@ -141,16 +145,61 @@ def test_precision_is_what_is_multiplied(inputs: list[str], constants: list[tupl
 
 def test_summary_counts_and_says_what_is_no_integer() -> None:
     """The program quantizes three products: one computes in INT8, one in float after all, one is not to be found."""
-    summary = summarize(layers_of_log(LOG), "build log", PROFILES, [QKV, HEAD, DENSE])
+    promised = Promises(both=(QKV, HEAD, DENSE))
+    summary = summarize(layers_of_log(LOG), "build log", PROFILES, promised)
     assert (summary.source, summary.layers) == ("build log", 8)
     assert summary.kinds == {"gemm": 3, "kgen": 3, "shape_call": 1, "runtime_fusion": 1}
     assert summary.products == {"prefill": {"int8": 1, "float16": 1}, "decode": {"int4 weights": 1, "float32": 1}}
     assert summary.not_integer == (
         f"{HEAD} (prefill)", f"{DENSE} (prefill)", f"{QKV} (decode)", f"{HEAD} (decode)", f"{DENSE} (decode)",
     )  # fmt: skip
-    assert summarize(layers_of_log(LOG), "build log", PROFILES[:1], [QKV]).not_integer == ()
+    assert summarize(layers_of_log(LOG), "build log", PROFILES[:1], Promises(both=(QKV,))).not_integer == ()
     eight = LOG.replace("Half", "FP8").replace("Int8", "FP8")
-    assert summarize(layers_of_log(eight), "build log", PROFILES[:1], [QKV]).not_integer == ()
+    assert summarize(layers_of_log(eight), "build log", PROFILES[:1], Promises(both=(QKV,))).not_integer == ()
+
+
+def test_weights_that_became_floats_are_named_and_weighed() -> None:
+    """Four bits stay four in decoding, its head lies there in float; what the first head reads is no constant."""
+    layers = layers_of_log(LOG)
+    summary = summarize(layers, "build log", PROFILES, Promises(weights=(QKV, HEAD, DENSE)))
+    assert summary.made_float == (f"{HEAD} (decode)",)
+    assert summary.weights["decode"] == {
+        "float32": 4 * 192 * 2816, "int4": 512 * 192 // 2, "bfloat16": 2 * 8 * 192,
+    }  # fmt: skip
+    assert sum(summary.weights["prefill"].values()) > 0
+    assert summarize(layers, "build log", PROFILES).made_float == ()
+
+
+def test_weights_kept_twice_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorRT-RTX lays out most of the small model's weights for each profile; in a large one that would be told."""
+    rtx.require_installed()
+    monkeypatch.setattr(builder, "FEW_BYTES", 0)
+    monkeypatch.setattr(builder, "promised_products", lambda _: Promises(weights=("head/MatMul",)))
+    arguments = ("--runtime", rtx.NAME, "--max-context", 64)
+    with rtx.no_gpu():
+        result = run("build", "demo", "--out", tmp_path / "engine", *arguments)
+    assert result.exit_code == 0
+    manifest = load_engine(tmp_path / "engine").manifest
+    memory = manifest["memory"]
+    program_weights = 2 * manifest["program"]["parameters"]
+    assert memory["program_weights"] == pytest.approx(program_weights, rel=0.01)
+    assert memory["weight_ratio"] == pytest.approx(memory["weights"] / memory["program_weights"], abs=1e-3)
+    assert memory["plan"] == (tmp_path / "engine" / PLAN).stat().st_size
+    assert manifest["engine_layers"]["weights"]["decode"]["float16"] == pytest.approx(program_weights, rel=0.01)
+    assert f"the engine's weights are {memory['weight_ratio']:.2f} times the program's, at most 1.2" in result.stderr
+    assert (
+        "weights of integers in the program, of floats in the engine: head/MatMul (prefill), head/MatMul (decode)"
+        in result.stderr
+    )
+
+
+@pytest.mark.parametrize(("held", "excess"), [(1.0, False), (1.2, False), (1.21, True), (0.5, False)])
+def test_how_much_more_weighs(held: float, excess: bool) -> None:
+    weights = 4 * 10**9
+    memory = {"weights": int(held * weights), "program_weights": weights, "weight_ratio": held}
+    assert builder.has_excess_weights(memory) == excess
+    small = {name: count / 10**3 for name, count in memory.items() if name != "weight_ratio"}
+    assert not builder.has_excess_weights(small | {"weight_ratio": held})
 
 
 # -- the inspector -------------------------------------------------------------------------------------
