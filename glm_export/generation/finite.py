@@ -25,8 +25,12 @@ def require_finite(session: Session, logits_BV: Logits, step: int, rows: Iterabl
     lost = set(lost_rows(logits_BV)) & set(range(len(logits_BV)) if rows is None else rows)
     if lost:
         row = min(lost)
-        place = f"step {step}{' (the prompt)' if step == 1 else ''}, row {row}"
-        raise not_finite(session.describe(), place, logits_BV[row])
+        raise not_finite(session.describe(), place_of(step, row), logits_BV[row])
+
+
+def place_of(step: int, row: int) -> str:
+    """Where it happened, in words."""
+    return f"step {step}{' (the prompt)' if step == 1 else ''}, row {row}"
 
 
 def lost_rows(logits_BV: Logits) -> list[int]:
@@ -37,7 +41,11 @@ def lost_rows(logits_BV: Logits) -> list[int]:
 
 def not_finite(described: SessionDescription, place: str, logits_V: Logits) -> NonFiniteError:
     """The error for one row's logits, ``[V]`` or ``[S, V]``."""
-    found = "NaN" if np.isnan(logits_V).any() else "infinite"
+    return not_finite_by_name(described, place, "NaN" if np.isnan(logits_V).any() else "infinite")
+
+
+def not_finite_by_name(described: SessionDescription, place: str, found: str) -> NonFiniteError:
+    """The error where what was found is known by name: NaN or infinite."""
     model = " ".join(filter(None, (described.runtime, described.dialect, described.dtype)))
     return NonFiniteError(f"{place}: logits should be numbers, found {found} ({model}); {way_out(described)}")
 

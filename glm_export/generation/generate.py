@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import count
 
+import numpy as np
+
 from glm_export.errors import InputError
-from glm_export.generation.finite import require_finite
+from glm_export.generation.finite import not_finite_by_name, place_of, require_finite
 from glm_export.generation.sampling import Sampler, Sampling
 from glm_export.generation.stopping import Decode, Stopping
 from glm_export.inputs.feeds import Feeds, RightPaddedFeeds
 from glm_export.inputs.prompts import Prompt
+from glm_export.sessions.loop_request import LOST, LoopRequest
 from glm_export.sessions.session import Session
 
 
@@ -55,31 +59,101 @@ def generate_steps(
     built = [prompt if isinstance(prompt, Prompt) else session.prompt(prompt) for prompt in prompts]
     feeds = session.feeds(built)
     limits = [min(session.remaining_tokens(prompt), _shared_remaining_tokens(session, feeds)) for prompt in built]
-    last_position = session.last_position(feeds)
-    sampling = sampling or Sampling()
     rows = [Generation(prompt=prompt) for prompt in built]
-    samplers = [Sampler(_row_sampling(sampling, index)) for index in range(len(rows))]
-    with session.stream() as turn:
-        logits_BV = feeds.last_logits(session.prefill(feeds))
-        for step in count(1):
-            require_finite(session, logits_BV, step, [at for at, row in enumerate(rows) if not row.finish_reason])
-            next_ids = []
-            for index, (row, sampler, limit) in enumerate(zip(rows, samplers, limits, strict=True)):
-                if row.finish_reason:
-                    next_ids.append(session.config.pad_token_id)
-                    continue
-                token = sampler.choose(logits_BV[index], [*row.prompt.ids, *row.ids])
-                next_ids.append(token)
-                _take(row, token, stopping, limit, decode)
+    asked = _Asked(rows=rows, limits=limits, stopping=stopping, sampling=sampling or Sampling())
+    with session.stream() as turn, closing(_tokens(session, feeds, asked)) as tokens:
+        for ids in tokens:
+            for row, token, limit in zip(rows, ids, limits, strict=True):
+                if not row.finish_reason:
+                    _take(row, token, stopping, limit, decode)
             if all(row.finish_reason for row in rows):
                 break
             turn.pause()
             yield rows
             turn.resume()
-            feeds = feeds.next_step(next_ids, last_position)
-            logits_BV = feeds.last_logits(session.decode(feeds))
     # Whoever stops reading here leaves the session free.
     yield rows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Asked:
+    """What rows are written for, and how; whoever reads the tokens says in ``rows`` which have ended."""
+
+    rows: list[Generation]
+    limits: list[int]
+    stopping: Stopping
+    sampling: Sampling
+
+    @property
+    def needs_no_text(self) -> bool:
+        """Whether a device can go on alone, from its own ids."""
+        return not self.stopping.stop_strings and self.sampling.repetition_penalty == 1.0
+
+    def request(self, pad_token_id: int, last_position: int) -> LoopRequest:
+        """What a device needs to know to go on from where rows are."""
+        most = self.stopping.max_new_tokens
+        left = [min(most, limit) - len(row.ids) for row, limit in zip(self.rows, self.limits, strict=True)]
+        return LoopRequest(
+            remaining_B=np.array(left, np.int64),
+            finished_B=np.array([bool(row.finish_reason) for row in self.rows]),
+            stop_ids=self.stopping.stop_ids,
+            pad_token_id=pad_token_id,
+            last_position=last_position,
+            temperature=self.sampling.temperature,
+            top_k=int(self.sampling.top_k),
+            top_p=float(self.sampling.top_p),
+        )
+
+
+def _tokens(session: Session, feeds: Feeds, asked: _Asked) -> Generator[list[int], None, None]:
+    """Ids for each row, step by step; of one that has ended its padding. The host chooses, or the device by itself."""
+    samplers = [Sampler(_row_sampling(asked.sampling, index)) for index in range(len(asked.rows))]
+    last_position = session.last_position(feeds)
+    logits_BV = feeds.last_logits(session.prefill(feeds))
+    for step in count(1):
+        living = [at for at, row in enumerate(asked.rows) if not row.finish_reason]
+        require_finite(session, logits_BV, step, living)
+        ids = [session.config.pad_token_id] * len(asked.rows)
+        for at in living:
+            row = asked.rows[at]
+            ids[at] = samplers[at].choose(logits_BV[at], [*row.prompt.ids, *row.ids])
+        yield ids
+        feeds = feeds.next_step(ids, last_position)
+        if session.chooses_tokens and asked.needs_no_text:
+            yield from _device_tokens(session, feeds, asked, samplers)
+            return
+        logits_BV = feeds.last_logits(session.decode(feeds))
+
+
+def _device_tokens(
+    session: Session, feeds: Feeds, asked: _Asked, samplers: Sequence[Sampler]
+) -> Generator[list[int], None, None]:
+    """As :func:`_tokens` from the second token on, chosen on the device."""
+    request = asked.request(session.config.pad_token_id, session.last_position(feeds))
+    draws_BN = None
+    if not asked.sampling.greedy:
+        draws_BN = np.stack([sampler.draws(request.steps) for sampler in samplers])
+    written = 0
+    while request.steps:
+        left = draws_BN[:, written:] if draws_BN is not None else None
+        loop = session.token_loop(feeds, replace(request, draws_BN=left))
+        read: list[list[int]] = []
+        with closing(session.read_loop(loop, request.last_position)) as tokens:
+            for ids in tokens:
+                _require_chosen(session, ids, written + len(read) + 2)
+                read.append(ids)
+                yield ids
+        # The cache is full, and another loop has more room.
+        for ids in read:
+            feeds = feeds.next_step(ids, request.last_position)
+        written += len(read)
+        request = asked.request(request.pad_token_id, request.last_position)
+
+
+def _require_chosen(session: Session, ids: list[int], step: int) -> None:
+    for row, token in enumerate(ids):
+        if token < 0:
+            raise not_finite_by_name(session.describe(), place_of(step, row), LOST[token])
 
 
 def _shared_remaining_tokens(session: Session, feeds: Feeds) -> int:

@@ -44,6 +44,11 @@ class Sampling:
     repetition_penalty: float = field(default=1.0, metadata=described("Above 1 avoids repeats."))
     seed: int | None = field(default=None, metadata=described("Makes draws repeatable."))
 
+    @property
+    def greedy(self) -> bool:
+        """Whether nothing is drawn."""
+        return self.temperature < COLDEST
+
     def __post_init__(self) -> None:
         # Whoever calls may give anything.
         for name, (kind, least, most, expected) in BOUNDS.items():
@@ -112,7 +117,7 @@ class Sampler:
         """
         sampling = self._sampling
         scores_V = penalize_repetition(scores_V.astype(np.float64), seen, sampling.repetition_penalty)
-        if sampling.temperature < COLDEST:
+        if sampling.greedy:
             return int(scores_V.argmax())
         # What overflows here is minus infinity: never drawn.
         with np.errstate(over="ignore"):
@@ -120,3 +125,7 @@ class Sampler:
         scores_V = keep_top_k(scores_V, sampling.top_k)
         chances_V = probabilities(keep_top_p(scores_V, sampling.top_p))
         return int(self._random.choice(chances_V.size, p=chances_V))
+
+    def draws(self, count: int) -> NDArray[np.float64]:
+        """What the next tokens would be drawn by, ``[count]`` in ``[0, 1)``: :meth:`choose` takes one for each."""
+        return self._random.random(count)

@@ -6,7 +6,7 @@ The operations on rows are those of ``sessions/kv_cache.py``, on the caller's si
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Self
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from glm_export.errors import InputError
 from glm_export.inputs.padding import left_padded, right_padded
+from glm_export.inputs.rows import rows_staying, rows_there
 from glm_export.spec.signature import ATTENTION_MASK, INPUT_IDS, LAST_TOKEN_IDS, POSITION_IDS
 
 Ids = NDArray[np.int64]
@@ -241,6 +242,18 @@ class RightPaddedFeeds(Feeds):
             prefix_length=self.prefix_length,
         )
 
+    def widened(self, width: int) -> RightPaddedFeeds:
+        """The same call with padding up to a width; it stands behind every row, and is written over."""
+        more = width - self.input_ids.shape[1]
+        if more <= 0:
+            return self
+        behind = self.position_ids[:, -1:] + np.arange(1, more + 1)
+        return replace(
+            self,
+            input_ids=np.pad(self.input_ids, ((0, 0), (0, more))),
+            position_ids=np.concatenate([self.position_ids, behind], axis=1),
+        )
+
     def _piece(self, start: int, end: int) -> RightPaddedFeeds:
         lengths = np.minimum(self.lengths, self.position_ids[:, 0] + end)
         return RightPaddedFeeds(
@@ -369,26 +382,3 @@ class PrefixFeeds(Feeds):
 def _prefix_length(standings: dict[str, Ids]) -> int:
     """One for all rows; a batch without rows has none until some join."""
     return int(standings[PREFIX_LENGTHS].max(initial=0))
-
-
-def rows_there(batch: int, rows: Iterable[int]) -> list[int]:
-    """The same rows, each of which is one of the batch.
-
-    Raises:
-        InputError: one is not.
-    """
-    chosen = list(rows)
-    strange = sorted({row for row in chosen if not 0 <= row < batch})
-    if strange:
-        raise InputError(f"rows {strange} are not there; the batch has {batch}, counted from 0")
-    return chosen
-
-
-def rows_staying(batch: int, leaving: Iterable[int]) -> list[int]:
-    """The rows of a batch without some, in their order.
-
-    Raises:
-        InputError: one that leaves is not there.
-    """
-    gone = set(rows_there(batch, leaving))
-    return [row for row in range(batch) if row not in gone]

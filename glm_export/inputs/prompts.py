@@ -116,3 +116,24 @@ def _prefix_feeds(prompts: Sequence[Prompt], ids: Ids, real: NDArray[np.bool_], 
         context_lengths=np.array([prompt.context_length for prompt in prompts], dtype=np.int64),
         mask_positions=np.array([prompt.mask_position for prompt in prompts], dtype=np.int64),
     )
+
+
+def prefix_prompt(ids: Sequence[int], sop_id: int, masks: Sequence[set[int]]) -> Prompt:
+    """Find ``<sop>`` and the mask token written for.
+
+    Args:
+        ids: the context, ``<sop>``, and what was written already.
+        sop_id: the token that ends the context.
+        masks: sets of mask tokens, the first that occurs counts.
+
+    Raises:
+        InputError: either is missing.
+    """
+    if sop_id not in ids:
+        raise InputError(f"the prompt has no start-of-piece token ({sop_id}); a prefix family writes after it")
+    context_length = list(ids).index(sop_id)
+    for kinds in masks:
+        places = [place for place, token in enumerate(ids[:context_length]) if token in kinds]
+        if places:
+            return Prompt(ids=tuple(ids), context_length=context_length, mask_position=places[0])
+    raise InputError("the prompt has no mask token to write for; put [MASK] or [gMASK] into the text")

@@ -20,8 +20,9 @@ from glm_export.proof.compare import TOLERANCES, ParityReport, compare_runs
 from glm_export.proof.origin import require_same_checkpoint
 from glm_export.proof.runners import canonical_signature, run_both
 from glm_export.proof.stored_integers import ProgramIntegers
+from glm_export.sessions.batch_invariance import recipe_of
 from glm_export.sessions.onnxruntime.session import OrtSession
-from glm_export.sessions.session import Session, recipe_of
+from glm_export.sessions.session import Session
 from glm_export.sessions.torch import TorchSession
 from glm_export.spec.signature import Cache, past_names
 

@@ -31,8 +31,9 @@ from glm_export.proof.check import (
 from glm_export.proof.compare import TOLERANCES, compare_runs
 from glm_export.proof.origin import require_same_checkpoint
 from glm_export.proof.runners import ReferenceRunner, SessionRunner
+from glm_export.sessions.batch_invariance import recipe_of
 from glm_export.sessions.onnxruntime.session import OrtSession
-from glm_export.sessions.session import Session, Tensors, call_layout, recipe_of
+from glm_export.sessions.session import Session, Tensors, call_layout
 from glm_export.sessions.tensorrt.session import EngineSession, load_onto_device
 from glm_export.sessions.tensorrt.step import LoadedEngine
 from glm_export.sessions.torch import TorchSession

@@ -31,7 +31,8 @@ from numpy.typing import NDArray
 
 from glm_export.artifacts.initial_cache import InitialCache
 from glm_export.errors import InputError
-from glm_export.inputs.feeds import Feeds, Ids, rows_staying, rows_there
+from glm_export.inputs.feeds import Feeds, Ids
+from glm_export.inputs.rows import rows_staying, rows_there
 from glm_export.spec.signature import Cache, Signature, TensorSpec, past_names, present_names
 
 
@@ -189,6 +190,12 @@ class KvCache(ABC, Generic[Array]):
         """A call is done, of all rows or some: they hold its tokens now."""
         self.lengths[chosen] = feeds.row_lengths
         self._shared_columns = feeds.columns
+
+    def wrote_steps(self, steps: int, last_position: int) -> None:
+        """So many decode steps are done, of all rows; where a row has its own length it ends at ``last_position``."""
+        lengths = self.lengths + steps
+        self.lengths = np.minimum(lengths, last_position + 1) if self.own_lengths else lengths
+        self._shared_columns += steps
 
     def row(self, row: int) -> RowValues[Array]:
         """A copy of what a row holds. It can join a cache of the same session at any time, once or often.

@@ -7,7 +7,7 @@ A session keeps one batch's cache: ``prefill`` starts anew, ``decode`` goes on, 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,22 +18,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glm_export.artifacts.initial_cache import InitialCache
-from glm_export.artifacts.program import OnnxProgram
-from glm_export.calibration import recipes
-from glm_export.calibration.keep import recipe_kept
 from glm_export.calibration.quantization import kv_scales
-from glm_export.calibration.recipe import Recipe
 from glm_export.errors import InputError
-from glm_export.graphs import dialects
 from glm_export.inputs.call_layout import CallLayout
-from glm_export.inputs.feeds import Feeds, RightPaddedFeeds, rows_staying
-from glm_export.inputs.prompts import Prompt, prefill_feeds
+from glm_export.inputs.feeds import Feeds, RightPaddedFeeds
+from glm_export.inputs.prompts import Prompt, prefill_feeds, prefix_prompt
+from glm_export.inputs.rows import rows_staying
 from glm_export.sessions.kv_cache import KvCache, RowValues
+from glm_export.sessions.loop_request import LoopRequest
 from glm_export.sessions.turns import Turn, Turns
 from glm_export.spec.config import GlmConfig
 from glm_export.spec.signature import Cache, Signature, past_names
 from glm_export.tokenizers import Tokenizer, load_tokenizer
 from glm_export.tokenizers.infilling import InfillingTokenizer
+
+if TYPE_CHECKING:  # it brings torch along
+    from glm_export.sessions.device.loop import TokenLoop
 
 Logits = NDArray[np.float32]
 Tensors = dict[str, NDArray[np.generic]]
@@ -57,24 +57,6 @@ class SessionDescription:
     threads: int | None
 
 
-def recipe_of(program: OnnxProgram) -> Recipe | None:
-    """A program's recipe in the formats of its dialect; None where it is not quantized."""
-    if program.recipe is None:
-        return None
-    recipe = recipe_kept(program.manifest) if program.recipe == recipes.KEEP else recipes.load(program.recipe)
-    return recipe.carried_by(dialects.load(program.dialect).can)
-
-
-def rows_apart(recipe: Recipe | None) -> bool:
-    """Whether products of a recipe give a row the same whatever stands beside it.
-
-    One scale for the whole tensor (int8-dynamic) rounds a row by its neighbours, and formats that change with the
-    number of tokens (int4-int8-prompt) are another model in a batch.
-    """
-    formats = (recipe.layers, recipe.head, recipe.prompt) if recipe is not None else ()
-    return all(one is None or one.batch_invariant for one in formats)
-
-
 def call_layout(signature: Signature, folder: Path) -> CallLayout:
     """How the program in a folder is called; what an integer cache is scaled by lies beside it.
 
@@ -82,27 +64,6 @@ def call_layout(signature: Signature, folder: Path) -> CallLayout:
         CheckpointError: the cache is of integers, and the file with their scales is missing.
     """
     return CallLayout(signature=signature, kv_scales=kv_scales(folder) if signature.cache_is_integer else None)
-
-
-def prefix_prompt(ids: Sequence[int], sop_id: int, masks: Sequence[set[int]]) -> Prompt:
-    """Find ``<sop>`` and the mask token written for.
-
-    Args:
-        ids: the context, ``<sop>``, and what was written already.
-        sop_id: the token that ends the context.
-        masks: sets of mask tokens, the first that occurs counts.
-
-    Raises:
-        InputError: either is missing.
-    """
-    if sop_id not in ids:
-        raise InputError(f"the prompt has no start-of-piece token ({sop_id}); a prefix family writes after it")
-    context_length = list(ids).index(sop_id)
-    for kinds in masks:
-        places = [place for place, token in enumerate(ids[:context_length]) if token in kinds]
-        if places:
-            return Prompt(ids=tuple(ids), context_length=context_length, mask_position=places[0])
-    raise InputError("the prompt has no mask token to write for; put [MASK] or [gMASK] into the text")
 
 
 class Session(ABC):
@@ -259,6 +220,38 @@ class Session(ABC):
     @abstractmethod
     def _decode(self, feeds: Feeds) -> Logits:
         """As :meth:`decode`, for the one user."""
+
+    @property
+    def chooses_tokens(self) -> bool:
+        """Whether decode steps can choose their tokens themselves, by :meth:`token_loop`."""
+        return False
+
+    def token_loop(self, feeds: Feeds, request: LoopRequest) -> TokenLoop:  # noqa: ARG002
+        """Decode steps that choose their tokens themselves: at least one, fewer than asked for where room is short.
+
+        Args:
+            feeds: the first step's.
+            request: how tokens are chosen, and when rows end.
+
+        Raises:
+            InputError: what is fed does not fit, or the session leaves it to the host.
+        """
+        raise InputError(f"{self.describe().runtime} chooses no tokens here; choose them from the logits of decode")
+
+    def read_loop(self, loop: TokenLoop, last_position: int) -> Generator[list[int], None, None]:
+        """A loop's tokens, step by step. Close it in the turn it was begun in. Raises as :meth:`decode`."""
+        tokens, read = loop.tokens(), 0
+        try:
+            while True:
+                with self._turns.continues:
+                    ids = next(tokens, None)
+                if ids is None:
+                    return
+                read += 1
+                yield ids
+        finally:
+            # A step that was launched in vain is behind every row's end.
+            self.cache.wrote_steps(read, last_position)
 
     @abstractmethod
     def new_cache(self) -> KvCache[Any]:

@@ -23,8 +23,9 @@ from glm_export.errors import EnvironmentMissingError
 from glm_export.inputs.feeds import Feeds
 from glm_export.machine.memory import available_memory
 from glm_export.modeling import Decoder, KeyValue, building_in, linear_weights
+from glm_export.sessions.batch_invariance import rows_apart
 from glm_export.sessions.kv_cache import KvCache, Part, put
-from glm_export.sessions.session import Logits, Session, SessionDescription, Tensors, rows_apart
+from glm_export.sessions.session import Logits, Session, SessionDescription, Tensors
 from glm_export.spec.dtypes import DTYPE_BYTES
 from glm_export.spec.signature import (
     ATTENTION_MASK,

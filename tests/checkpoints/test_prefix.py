@@ -17,8 +17,7 @@ from torch import Tensor
 from glm_export.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from glm_export.checkpoints.prefix import KeyValue, open_prefix
 from glm_export.errors import CheckpointError
-from glm_export.inputs.prompts import Prompt, prefill_feeds
-from glm_export.sessions.session import prefix_prompt
+from glm_export.inputs.prompts import Prompt, prefill_feeds, prefix_prompt
 from glm_export.sessions.torch import load_reference
 from tests.helpers.golden_data import BOUND, difference
 from tests.helpers.golden_folders import folder, golden_of

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import onnxruntime
-import torch
 from numpy.typing import NDArray
 
 from glm_export.artifacts.engine import BuiltOn, Compatibility, Engine
@@ -22,60 +22,23 @@ from glm_export.engines import vendor
 from glm_export.engines.profiles import profiles_of, resolve_limits
 from glm_export.sessions.tensorrt.session import EngineSession
 from glm_export.sessions.tensorrt.step import LoadedEngine
-from glm_export.spec.dtypes import TABLE, torch_name
+from glm_export.spec.dtypes import TABLE
 from glm_export.spec.optimization_profile import OptimizationProfile
 from glm_export.spec.signature import BATCH, LOGITS, Cache
+from tests.helpers.host_device import HostDevice
 
-MEMORY_IN_USE = 3 << 20
 STEP_BYTES = {"weights": 1000, "row": 10}
 """What a build would have found."""
 SCRATCH = (4096, 512)
 """Bytes the profiles would need."""
 
 
-class HostDevice:
-    """Host memory in place of a GPU's. While ``recording``, contexts put their work there instead of doing it."""
-
-    def __init__(self) -> None:
-        self.stream = 7
-        self.captures = self.replays = 0
-        self.recording: list[Callable[[], None]] | None = None
-
-    def zeros(self, count: int, dtype: str) -> torch.Tensor:
-        return torch.zeros(count, dtype=getattr(torch, torch_name(dtype)))
-
-    def put(self, tensor: torch.Tensor, array: NDArray[Any]) -> None:
-        tensor.copy_(torch.from_numpy(np.require(array, requirements=["C", "W"])).view(tensor.shape))
-
-    def get(self, tensor: torch.Tensor) -> NDArray[Any]:
-        return tensor.clone().numpy()
-
-    def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
-        target.copy_(source)
-
-    def capture(self, launch: Callable[[], None]) -> Callable[[], None]:
-        recorded: list[Callable[[], None]] = []
-        self.recording = recorded
-        launch()
-        self.recording = None
-        self.captures += 1
-
-        def replay() -> None:
-            self.replays += 1
-            for work in recorded:
-                work()
-
-        return replay
-
-    def memory_in_use(self) -> int:
-        return MEMORY_IN_USE
-
-    def release(self) -> None:
-        """Nothing is kept."""
-
-
 class StandInContext:
-    """An execution context. As TensorRT it answers False to what it will not have."""
+    """An execution context, strict where TensorRT is.
+
+    As TensorRT it answers False to what it will not have. What TensorRT leaves undefined raises: a call out of order,
+    scratch too small or in use, a profile another context has, a context changed under a recorded graph.
+    """
 
     def __init__(self, engine: StandInEngine) -> None:
         self._engine = engine
@@ -83,35 +46,55 @@ class StandInContext:
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
         self._memory = 0
+        self._changes = 0
+        self.nvtx_verbosity: Any = None
 
     def set_optimization_profile_async(self, index: int, stream: int) -> bool:
+        if index in self._engine.profiles_in_use:
+            raise RuntimeError(f"profile {index} is in use by another context")
+        self._engine.profiles_in_use.add(index)
         self._profile = self._engine.profiles[index]
-        self._needed = SCRATCH[index]
+        self._needed = max(SCRATCH[index], self._engine.device_memory_size_v2)
         return stream == self._engine.device.stream
 
     def set_device_memory(self, pointer: int, size: int) -> None:
+        assert self._profile is not None, "scratch before the profile that says how much"
         assert pointer
         self._memory = size
 
     def set_input_shape(self, name: str, shape: Sequence[int]) -> bool:
-        assert self._profile is not None
+        assert self._profile is not None, "a shape before the profile"
+        self._changes += 1
         least, _, most = self._profile.shapes[name]
         self._shapes[name] = tuple(shape)
         return len(shape) == len(most) and all(a <= b <= c for a, b, c in zip(least, shape, most, strict=True))
 
     def set_tensor_address(self, name: str, pointer: int) -> bool:
+        self._changes += 1
         self._addresses[name] = pointer
         return pointer != 0
 
+    def is_stream_capturable(self, stream: int) -> bool:
+        return stream == self._engine.device.stream
+
     def execute_async_v3(self, stream: int) -> bool:
-        assert self._memory >= self._needed
+        if self._memory < self._needed:
+            raise RuntimeError(f"scratch of {self._memory} bytes, and {self._needed} are needed")
         if stream != self._engine.device.stream:
             return False
-        shapes, addresses = dict(self._shapes), dict(self._addresses)
-        if self._engine.device.recording is not None:
-            self._engine.device.recording.append(lambda: self._engine.compute(shapes, addresses))
-        else:
+        shapes, addresses, changes = dict(self._shapes), dict(self._addresses), self._changes
+        if self._engine.device.recording is None:
             self._engine.compute(shapes, addresses)
+            # Whatever this call did to the context, a graph of it was recorded before.
+            self._changes += 1
+            return True
+
+        def replayed() -> None:
+            if self._changes != changes:
+                raise RuntimeError("a graph is launched whose context was used otherwise since it was recorded")
+            self._engine.compute(shapes, addresses)
+
+        self._engine.device.recording.append(replayed)
         return True
 
 
@@ -123,6 +106,9 @@ class StandInEngine:
         options.log_severity_level = 3
         self.device, self.profiles = device, profiles
         self.calls: list[tuple[int, ...]] = []
+        self.graphs: Any = None
+        self.profiles_in_use: set[int] = set()
+        self.device_memory_size_v2 = max(SCRATCH)
         self._signature = program.signature
         self._session = onnxruntime.InferenceSession(str(program.model_path), options, ["CPUExecutionProvider"])
         self.num_optimization_profiles = len(profiles)
@@ -138,8 +124,13 @@ class StandInEngine:
     def create_runtime_config(self) -> StandInConfig:
         return StandInConfig()
 
-    def create_execution_context(self, config: StandInConfig) -> StandInContext:
-        assert config.cache is not None
+    def create_execution_context(self, made_with: Any) -> StandInContext:
+        """With a configuration, or with a strategy alone."""
+        if isinstance(made_with, StandInConfig):
+            assert made_with.cache is not None
+            self.graphs = made_with.cuda_graph_strategy
+        else:
+            assert made_with.name == "USER_MANAGED"
         return StandInContext(self)
 
     def compute(self, shapes: dict[str, tuple[int, ...]], addresses: dict[str, int]) -> None:
@@ -166,6 +157,7 @@ class StandInConfig:
 
     def __init__(self) -> None:
         self.cache: Any = None
+        self.cuda_graph_strategy: Any = None
 
     def set_execution_context_allocation_strategy(self, strategy: Any) -> None:
         assert strategy.name == "USER_MANAGED"
@@ -201,7 +193,7 @@ def _at(pointer: int, shape: Sequence[int], dtype: str) -> NDArray[Any]:
 
 def stand_in_session(
     program: OnnxProgram, *, max_batch: int = 4, prefill_tokens: int | None = None, prefill_batch: int | None = None,
-    cuda_graph: bool = True,
+    cuda_graph: bool = True, runtime: str = vendor.TENSORRT,
 ) -> tuple[EngineSession, StandInEngine]:  # fmt: skip
     """A session over a stand-in for the engine of a program."""
     limits = resolve_limits(
@@ -210,11 +202,13 @@ def stand_in_session(
     )  # fmt: skip
     profiles = profiles_of(program.signature, limits)
     engine = Engine(
-        folder=program.folder, program=program, runtime=vendor.TENSORRT_RTX, version="0", limits=limits,
+        folder=program.folder, program=program, runtime=runtime, version="0", limits=limits,
         profiles=profiles, built_on=BuiltOn(system="Linux"), compatibility=Compatibility(),
         manifest={"step_bytes": STEP_BYTES},
     )  # fmt: skip
     device = HostDevice()
     made = StandInEngine(program, profiles, device)
-    loaded = LoadedEngine(tensorrt=vendor.load(vendor.TENSORRT_RTX), runtime=None, engine=made, device=device)
+    # Of TensorRT the names are wanted alone, and TensorRT-RTX, which is a package, has them.
+    tensorrt = replace(vendor.load(vendor.TENSORRT_RTX), name=runtime)
+    loaded = LoadedEngine(tensorrt=tensorrt, runtime=None, engine=made, device=device)
     return EngineSession(engine, loaded, cuda_graph=cuda_graph), made

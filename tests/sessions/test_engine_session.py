@@ -14,6 +14,7 @@ import torch
 
 from glm_export import api
 from glm_export.artifacts.program import OnnxProgram
+from glm_export.engines import vendor
 from glm_export.errors import EnvironmentMissingError, InputError
 from glm_export.generation.generate import generate_ids
 from glm_export.generation.stopping import Stopping
@@ -30,13 +31,14 @@ from glm_export.sessions.tensorrt.session import EngineSession
 from glm_export.sessions.torch import TorchSession
 from glm_export.spec.signature import Cache
 from tests.helpers.golden_data import Golden
+from tests.helpers.host_device import MEMORY_IN_USE
 from tests.sessions.conftest import LENGTH
 
 pytest.importorskip(
     "tensorrt_rtx_bindings", reason="TensorRT-RTX is not installed: pip install 'glm-export[rtx]' (Linux, x86-64)"
 )
 
-from tests.helpers.engine_stand_in import MEMORY_IN_USE, StandInContext, StandInEngine, stand_in_session
+from tests.helpers.engine_stand_in import StandInContext, StandInEngine, stand_in_session
 
 STOPPING = Stopping(max_new_tokens=12)
 Export = Callable[..., OnnxProgram]
@@ -188,7 +190,7 @@ def test_what_cannot_be_captured_runs_all_the_same(exported: Export, caplog: pyt
     prompts = prompts_for(program, 7, 4)
 
     def refused(_: object) -> None:
-        raise RuntimeError("operation not permitted when stream is capturing")
+        raise EnvironmentMissingError("operation not permitted when stream is capturing")
 
     engine.device.capture = refused  # type: ignore[method-assign, assignment]
     with OrtSession(program) as reference, session:
@@ -207,12 +209,10 @@ def test_control_what_is_recorded_forgets_new_inputs(exported: Export) -> None:
         expected = generate_ids(reference, [prompt], stopping=STOPPING)[0].ids
         session.prefill(session.feeds([prompt]))
         step = session._decode_step
-        recorded = dict(step._buffers)
-        moved = {name: buffer.clone() for name, buffer in recorded.items()}
         feeds = session.feeds([prompt]).next_step([expected[0]], 63)
         session.decode(feeds)
         # From here on inputs are put where nobody reads.
-        step._buffers = moved | {"logits": recorded["logits"]}
+        step._block._block = step._block._block.clone()
         feeds = feeds.next_step([expected[1]], 63)
         stale = session.decode(feeds)
     assert int(stale[0, -1].argmax()) != expected[2]
@@ -313,12 +313,12 @@ def test_compiled_kernels_are_kept(exported: Export) -> None:
     program = exported("chatglm2")
     path = Path(program.folder) / KERNELS
     path.unlink(missing_ok=True)
-    session, _ = stand_in_session(program)
+    session, _ = stand_in_session(program, runtime=vendor.TENSORRT_RTX)
     assert session._kernels is not None
     assert session._kernels._cache.loaded is None
     session.close()
     assert path.read_bytes() == b"kernels"
-    session, _ = stand_in_session(program)
+    session, _ = stand_in_session(program, runtime=vendor.TENSORRT_RTX)
     assert session._kernels is not None
     assert session._kernels._cache.loaded == b"kernels"
     session.close()
@@ -331,7 +331,7 @@ def test_an_engine_is_described_and_measured(exported: Export) -> None:
     session, _ = stand_in_session(program)
     with session:
         assert session.describe() == SessionDescription(
-            runtime="tensorrt-rtx",
+            runtime="tensorrt",
             version="0",
             device="cuda",
             dialect="tensorrt",
@@ -343,7 +343,7 @@ def test_an_engine_is_described_and_measured(exported: Export) -> None:
         options = BenchOptions(context=4, new_tokens=6, batch=2)
         facts, config = facts_of(session, options), program.config
     assert facts == {
-        "runtime": "tensorrt-rtx 0",
+        "runtime": "tensorrt 0",
         "dialect": "tensorrt",
         "dtype": "float32",
         "device": "cuda",

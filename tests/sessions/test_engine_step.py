@@ -43,6 +43,15 @@ class Device:
     def __init__(self) -> None:
         self.replayed = 0
 
+    def synchronize(self) -> None:
+        """Nothing is under way."""
+
+    def pinned(self, count: int, dtype: str) -> torch.Tensor:
+        return self.zeros(count, dtype)
+
+    def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
+        target.copy_(source)
+
     def zeros(self, count: int, dtype: str) -> torch.Tensor:
         return torch.zeros(count, dtype=getattr(torch, dtype))
 

@@ -20,12 +20,13 @@ from glm_export.graphs import dialects
 from glm_export.inputs.feeds import Feeds
 from glm_export.inputs.prompts import Prompt
 from glm_export.machine.gpu import has_driver
+from glm_export.sessions.batch_invariance import rows_apart
 from glm_export.sessions.onnxruntime import cache as buffers
 from glm_export.sessions.onnxruntime.cache import InPlace
-from glm_export.sessions.onnxruntime.cuda_graph import CapturedGraph
+from glm_export.sessions.onnxruntime.cuda_graph import CapturedGraph, GraphIds
 from glm_export.sessions.onnxruntime.runtime import usable_threads
 from glm_export.sessions.onnxruntime.session import OrtSession
-from glm_export.sessions.session import SessionDescription, rows_apart
+from glm_export.sessions.session import SessionDescription
 from glm_export.sessions.torch import TorchSession
 from glm_export.spec.signature import Cache
 
@@ -158,7 +159,7 @@ def test_threads_are_those_of_the_process(fused: OnnxProgram) -> None:
 def captured(fused: OnnxProgram) -> Iterator[OrtSession]:
     """As on CUDA, with inputs, logits and cache bound once; the CPU provider computes instead of launching again."""
     with OrtSession(fused, ["CPUExecutionProvider"]) as session:
-        session._captured = CapturedGraph(session.runtime, session.signature, "cpu")
+        session._captured = CapturedGraph(session.runtime, session.signature, GraphIds(), "cpu")
         session.cache = session.new_cache()
         yield session
 
@@ -198,7 +199,7 @@ def test_a_step_is_captured_once_while_nothing_moves(captured: OrtSession, monke
     captured.prefill(feeds)
     for steps, captures in ((1, 1), (3, 1), (1, 2)):  # 9 columns, then 18
         feeds, _ = steps_of(captured, feeds, steps)
-        assert graph._captured == captures
+        assert graph._ids.taken == captures
 
 
 def test_control_a_captured_step_that_is_not_told(captured: OrtSession, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -152,7 +152,11 @@ class InPlace(OrtCache):
             return self._context
         if columns <= self.reserved:
             return self.reserved
-        return min(self._context, max(columns, 2 * self.reserved) if self.reserved else columns + FIRST_ROOM)
+        room = max(columns, 2 * self.reserved) if self.reserved else columns + FIRST_ROOM
+        if self._device != "cpu":
+            # Few widths: each is captured by itself.
+            room = 1 << (room - 1).bit_length()
+        return min(self._context, room)
 
     def _reserve(self, rows: int, columns: int) -> None:
         """For the prompt and an answer. On a device, buffers that suffice stay where captured steps know them."""

@@ -6,6 +6,8 @@ step is captured anew when the batch changes size or the cache its place.
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import onnxruntime
 
@@ -17,27 +19,60 @@ from glm_export.spec.signature import ATTENTION_MASK, BATCH, INPUT_IDS, LOGITS, 
 ENABLE = {"enable_cuda_graph": "1"}
 GRAPH_ID = "gpu_graph_id"
 NOT_CAPTURED = "-1"
+NOT_WAITED_FOR = "disable_synchronize_execution_providers"
+MOST_GRAPHS = 64
+"""ONNX Runtime keeps every graph until the session ends, and each holds memory of the device."""
 
 
 def without_capture() -> onnxruntime.RunOptions:
     """For calls of changing shape, prompts above all."""
-    return _options(NOT_CAPTURED)
+    return run_options(NOT_CAPTURED)
 
 
-def _options(graph_id: str) -> onnxruntime.RunOptions:
+def run_options(graph_id: str | None, *, wait: bool = True) -> onnxruntime.RunOptions:
+    """For one call.
+
+    Args:
+        graph_id: of the graph to capture or launch, :data:`NOT_CAPTURED`; None where the session captures nothing.
+        wait: until the device has done it.
+    """
     options = onnxruntime.RunOptions()
-    options.add_run_config_entry(GRAPH_ID, graph_id)
+    if graph_id is not None:
+        options.add_run_config_entry(GRAPH_ID, graph_id)
+    if not wait:
+        options.add_run_config_entry(NOT_WAITED_FOR, "1")
     return options
+
+
+class GraphIds:
+    """Ids for what a session captures, as long as it may capture more. ``taken``: so far."""
+
+    def __init__(self) -> None:
+        self.taken = 0
+
+    def take(self) -> str:
+        """A new one; :data:`NOT_CAPTURED` when there are :data:`MOST_GRAPHS`."""
+        if self.taken >= MOST_GRAPHS:
+            logging.getLogger(__name__).warning(
+                "%d CUDA graphs were captured, and the runtime keeps them all: steps of further shapes run without; "
+                "load the session again, or ask for batches of fewer sizes",
+                self.taken,
+            )
+            return NOT_CAPTURED
+        self.taken += 1
+        return str(self.taken)
 
 
 class CapturedGraph:
     """The decode step of a program with a shared cache, on CUDA; ``device`` is another in tests."""
 
-    def __init__(self, runtime: onnxruntime.InferenceSession, signature: Signature, device: str = "cuda") -> None:
+    def __init__(
+        self, runtime: onnxruntime.InferenceSession, signature: Signature, ids: GraphIds, device: str = "cuda"
+    ) -> None:
         self._runtime = runtime
         self._signature = signature
+        self._ids = ids
         self._device = device
-        self._captured = 0
         self._binding: onnxruntime.IOBinding | None = None
         self._cache: InPlace | None = None
         self._shape = (0, 0)
@@ -75,6 +110,5 @@ class CapturedGraph:
             self._binding.bind_ortvalue_input(name, self._values[name])
         self._binding.bind_ortvalue_output(LOGITS, self._values[LOGITS])
         cache.bind(self._binding)
-        self._captured += 1
-        self._run_options = _options(str(self._captured))
+        self._run_options = run_options(self._ids.take())
         self._cache, self._shape = cache, shape

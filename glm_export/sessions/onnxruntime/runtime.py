@@ -48,6 +48,7 @@ def inference_session(
     *,
     threads: int | None = None,
     cuda_graph: bool = False,
+    stream: int | None = None,
 ) -> onnxruntime.InferenceSession:
     """Load a program into ONNX Runtime.
 
@@ -56,6 +57,7 @@ def inference_session(
         chosen: execution providers; None takes the best there are.
         threads: of one operator; None takes :func:`usable_threads`.
         cuda_graph: prepare CUDA for capturing steps.
+        stream: of CUDA, to compute on.
 
     Raises:
         EnvironmentMissingError: this machine's providers cannot run it.
@@ -69,7 +71,9 @@ def inference_session(
     if CUDA in chosen:
         onnxruntime.preload_dlls()
     try:
-        cuda = EXACT | ENABLE if cuda_graph else EXACT
+        cuda = EXACT | (ENABLE if cuda_graph else {})
+        if stream is not None:
+            cuda |= {"user_compute_stream": str(stream)}
         given = [(name, cuda) if name == CUDA else name for name in chosen]
         return onnxruntime.InferenceSession(str(program.model_path), options, providers=given)
     except Exception as error:  # onnxruntime's exceptions share no public base

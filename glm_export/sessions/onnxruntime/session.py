@@ -5,31 +5,31 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnxruntime
 
 from glm_export.artifacts.initial_cache import read_initial_cache
 from glm_export.artifacts.program import MODEL, WEIGHTS, OnnxProgram
-from glm_export.errors import InputError
+from glm_export.errors import EnvironmentMissingError, InputError
 from glm_export.inputs.call_layout import run_rows_apart
 from glm_export.inputs.feeds import Feeds
 from glm_export.inputs.prompts import Prompt, prefill_feeds
 from glm_export.machine.scratch import ScratchFolder
+from glm_export.sessions.batch_invariance import recipe_of, rows_apart
+from glm_export.sessions.loop_request import LoopRequest
 from glm_export.sessions.onnxruntime.cache import Growing, InPlace, ort_cache
-from glm_export.sessions.onnxruntime.cuda_graph import CapturedGraph, without_capture
+from glm_export.sessions.onnxruntime.cuda_graph import CapturedGraph, GraphIds, without_capture
 from glm_export.sessions.onnxruntime.runtime import CUDA, inference_session, providers
-from glm_export.sessions.session import (
-    Logits,
-    Session,
-    SessionDescription,
-    Tensors,
-    call_layout,
-    recipe_of,
-    rows_apart,
-)
+from glm_export.sessions.session import Logits, Session, SessionDescription, Tensors, call_layout
 from glm_export.spec.dtypes import NUMPY_DTYPES
 from glm_export.spec.signature import CACHE_LENGTH_AXIS, INPUT_IDS, LOGITS, Cache, past_names
+
+if TYPE_CHECKING:  # they bring torch along
+    from glm_export.sessions.device.device import Device
+    from glm_export.sessions.device.loop import TokenLoop
+    from glm_export.sessions.onnxruntime.device_step import DeviceStep
 
 
 class OrtSession(Session):
@@ -61,15 +61,59 @@ class OrtSession(Session):
         self.layout = call_layout(program.signature, self.folder)
         if cuda_graph and (program.signature.cache is not Cache.SHARED or CUDA not in (chosen or providers())):
             raise InputError("a CUDA graph needs an NVIDIA GPU and a program of dialect ort of a causal family")
-        self.runtime = inference_session(program, chosen, threads=threads, cuda_graph=cuda_graph)
-        self._captured = CapturedGraph(self.runtime, program.signature) if cuda_graph else None
+        # Another device is taken in tests.
+        gpu = _gpu() if CUDA in (chosen or providers()) else None
+        self.runtime = inference_session(
+            program, chosen, threads=threads, cuda_graph=cuda_graph, stream=gpu.stream if gpu is not None else None
+        )
+        graphs = GraphIds() if cuda_graph else None
+        self._captured = CapturedGraph(self.runtime, program.signature, graphs) if graphs is not None else None
         self._device = "cuda" if self.runtime.get_providers()[0] == CUDA else "cpu"
+        self._looped: DeviceStep | None = None
+        if gpu is not None and self._device == "cuda":
+            self.loop_on(gpu, graphs)
         self.cache = self.new_cache()
 
     def new_cache(self) -> Growing | InPlace:
         """Of the program's kind, on the first provider's device."""
-        moving = self._captured.reset if self._captured is not None else None
-        return ort_cache(self.signature, self._device, self.config.max_positions, moving, self.initial_cache)
+        return ort_cache(self.signature, self._device, self.config.max_positions, self._moving, self.initial_cache)
+
+    def _moving(self) -> None:
+        for bound in (self._captured, self._looped):
+            if bound is not None:
+                bound.reset()
+
+    def loop_on(self, device: Device, graphs: GraphIds | None = None) -> None:
+        """Let decode steps choose their tokens on a device, whose stream the runtime computes on.
+
+        Args:
+            device: the same as the first provider's.
+            graphs: ids for captured steps; None captures none.
+        """
+        from glm_export.sessions.onnxruntime.device_step import DeviceStep
+
+        if self.signature.cache is Cache.SHARED:
+            self._looped = DeviceStep(self.runtime, self.signature, device, graphs)
+
+    @property
+    def chooses_tokens(self) -> bool:
+        """Where the cache is shared, and on a GPU that PyTorch reaches as well."""
+        return self._looped is not None
+
+    def token_loop(self, feeds: Feeds, request: LoopRequest) -> TokenLoop:
+        """Over the shared cache: as many steps as it has columns reserved."""
+        if self._looped is None or not isinstance(self.cache, InPlace):
+            return super().token_loop(feeds, request)
+        from glm_export.sessions.device.loop import TokenLoop
+        from glm_export.sessions.device.moving_feeds import MovingFeeds
+
+        with self._turns.continues:
+            self.cache.require(feeds)
+            self.cache.make_room(feeds.columns)
+            step = self._looped.loop(feeds, self.cache)
+            moving = MovingFeeds(step, self.signature, feeds.row_lengths, request.last_position)
+        steps = min(request.steps, self.cache.reserved - feeds.columns + 1)
+        return TokenLoop(step, moving, request, steps=steps, capture=self._looped.captures)
 
     def describe(self) -> SessionDescription:
         """ONNX Runtime, on its first provider."""
@@ -168,7 +212,7 @@ class OrtSession(Session):
     def _close(self) -> None:
         """Free the runtime and the cache."""
         self.cache.clear()
-        self._captured = None
+        self._captured = self._looped = None
         del self.runtime
         if self._twin is not None:
             self._twin.close()
@@ -179,3 +223,13 @@ def _upcast(program: OnnxProgram, folder: Path) -> OnnxProgram:
 
     upcast(program.model_path, folder / MODEL, WEIGHTS)
     return replace(program, folder=folder, dtype="float32", signature=upcast_signature(program.signature))
+
+
+def _gpu() -> Device | None:
+    """The GPU as PyTorch has it; None where its PyTorch is one for processors, and the host chooses tokens."""
+    from glm_export.sessions.device.cuda import CudaDevice
+
+    try:
+        return CudaDevice()
+    except EnvironmentMissingError:
+        return None

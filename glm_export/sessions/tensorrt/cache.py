@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 
 from glm_export.artifacts.initial_cache import InitialCache
+from glm_export.sessions.device.device import Device
 from glm_export.sessions.kv_cache import KvCache, Part, put
-from glm_export.sessions.tensorrt.device import Device
 from glm_export.sessions.tensorrt.step import CachePair
 from glm_export.spec.signature import Cache, Signature
 
@@ -80,8 +80,15 @@ class StaticEngineCache(EngineCache):
         """Nothing: it is where it was."""
 
     def _reserve(self, rows: int, columns: int) -> None:  # noqa: ARG002 - a static cache holds what it holds
-        """What an earlier batch of as many rows left behind is hidden by every mask; what all begin with is there."""
+        """Buffers of as many rows stay where captured steps know them, and are cleared.
+
+        What an earlier batch left there is hidden by every mask; but a mask hides no NaN from a product with 0.
+        """
         if rows == self.rows:
+            for index, pair in enumerate(self._pairs):
+                self._device.clear(pair.past)
+                for part in self._beginnings(index, rows):
+                    self._device.copy(pair.past[part.row, :, part.columns], part.values)
             return
         self.clear()
         for index in range(len(self._specs)):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +25,18 @@ class KernelCache:
         """For an engine's folder; None where the version compiles nothing when it runs."""
         return cls(folder) if tensorrt.rtx and tensorrt.find(RUNTIME_CACHE) is not None else None
 
-    def runtime_config(self, engine: Any, strategy: Any) -> Any:
+    def runtime_config(self, engine: Any, strategy: Any, graphs: Any = None) -> Any:
         """What a context is made with.
 
         Args:
             engine: TensorRT's.
             strategy: who manages the context's memory.
+            graphs: whether the runtime captures CUDA graphs by itself; None leaves it to the runtime.
         """
         config = engine.create_runtime_config()
         config.set_execution_context_allocation_strategy(strategy)
+        if graphs is not None:
+            config.cuda_graph_strategy = graphs
         if self._cache is None:
             self._cache = config.create_runtime_cache()
             if self._path.is_file():
@@ -47,5 +52,8 @@ class KernelCache:
         try:
             partial.write_bytes(memoryview(self._cache.serialize()))
             partial.replace(self._path)
-        except PermissionError:
-            partial.unlink(missing_ok=True)
+        except OSError as error:
+            # A full or read-only disk costs the next start its compiling, and this one nothing.
+            logging.getLogger(__name__).warning("compiled kernels are not kept: %s", error)
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)

@@ -8,6 +8,7 @@ logits, those the program computes are copied out, usually the last token's.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -18,24 +19,25 @@ from glm_export.artifacts.program import MODEL
 from glm_export.engines import vendor
 from glm_export.engines.fit import require_fit
 from glm_export.engines.inspection import activations, deserialize, refit
-from glm_export.errors import CheckpointError, InputError
+from glm_export.errors import CheckpointError, EnvironmentMissingError, InputError
 from glm_export.inputs.feeds import Feeds, RightPaddedFeeds
 from glm_export.inputs.prompts import Prompt, prefill_feeds
-from glm_export.sessions.session import (
-    Logits,
-    Session,
-    SessionDescription,
-    Tensors,
-    call_layout,
-    recipe_of,
-    rows_apart,
-)
+from glm_export.sessions.batch_invariance import recipe_of, rows_apart
+from glm_export.sessions.device.cuda import CudaDevice
+from glm_export.sessions.device.loop import TokenLoop
+from glm_export.sessions.device.loop_step import LoopStep
+from glm_export.sessions.device.moving_feeds import MovingFeeds
+from glm_export.sessions.loop_request import LoopRequest
+from glm_export.sessions.session import Logits, Session, SessionDescription, Tensors, call_layout
 from glm_export.sessions.tensorrt.cache import EngineCache, engine_cache
-from glm_export.sessions.tensorrt.device import CudaDevice
 from glm_export.sessions.tensorrt.kernel_cache import KernelCache
-from glm_export.sessions.tensorrt.step import CachePair, EngineStep, LoadedEngine, contexts
+from glm_export.sessions.tensorrt.step import CachePair, EngineStep, EnqueueError, LoadedEngine, contexts
+from glm_export.sessions.tensorrt.weight_streaming import stream_weights
 from glm_export.spec.optimization_profile import PREFILL
 from glm_export.spec.signature import INPUT_IDS, LOGITS, Cache, past_names, present_names
+
+LEAST_BUCKET = 16
+"""Tokens."""
 
 
 def load_onto_device(engine: Engine) -> LoadedEngine:
@@ -55,9 +57,8 @@ def load_onto_device(engine: Engine) -> LoadedEngine:
         raise
     if engine.compatibility.stripped:
         refit(tensorrt, loaded, engine.folder / MODEL)
-    if engine.manifest["options"]["weight_streaming"]:
-        loaded.weight_streaming_budget_v2 = loaded.get_weight_streaming_automatic_budget()
-    return LoadedEngine(tensorrt=tensorrt, runtime=runtime, engine=loaded, device=device)
+    streamed = engine.manifest["options"]["weight_streaming"] and stream_weights(tensorrt, loaded, engine, device)
+    return LoadedEngine(tensorrt=tensorrt, runtime=runtime, engine=loaded, device=device, streamed=streamed)
 
 
 class EngineSession(Session):
@@ -78,14 +79,17 @@ class EngineSession(Session):
         self._loaded = loaded or load_onto_device(engine)
         self._kernels = KernelCache.of(self._loaded.tensorrt, engine.folder)
         needed = activations(self._loaded.tensorrt, self._loaded.engine)
-        made, self._scratch = contexts(self._loaded, needed, self._kernels)
+        made, self._scratch = contexts(self._loaded, needed, self._kernels, cuda_graph=cuda_graph)
         self._prefill_step, self._decode_step = (
             EngineStep(self._loaded, index, profile, self.signature, context, self._scratch)
             for index, (profile, context) in enumerate(zip(engine.profiles, made, strict=True))
         )
         self.cache = self.new_cache()
         self._static = self.signature.cache is Cache.STATIC
-        self._graph = cuda_graph and self._static
+        self._cuda_graph = cuda_graph
+        # Where the runtime captures by itself, in what it was configured with, nothing is left to capture.
+        self._graph = cuda_graph and self._static and self._kernels is None
+        self._failed: EnqueueError | None = None
 
     def new_cache(self) -> EngineCache:
         """In the engine's device memory."""
@@ -145,14 +149,58 @@ class EngineSession(Session):
                 f"{feeds.columns} tokens, and the engine was built for {limits.max_context}; build with --max-context"
             )
 
+    @property
+    def chooses_tokens(self) -> bool:
+        """Where the cache keeps its place."""
+        return self._static
+
+    def token_loop(self, feeds: Feeds, request: LoopRequest) -> TokenLoop:
+        """Over the static cache."""
+        if not self._static:
+            return super().token_loop(feeds, request)
+        with self._turns.continues:
+            self.cache.require(feeds)
+            self._require(feeds)
+            self._require_working()
+            arrays = self.layout.inputs_without_cache(feeds)
+            with self._failures_kept():
+                step = self._decode_step.loop(arrays, self.cache.pairs(0, 1), capture=self._graph)
+        watched = replace(step, launch=lambda: self._launch(step))
+        moving = MovingFeeds(watched, self.signature, feeds.row_lengths, request.last_position)
+        return TokenLoop(watched, moving, request, steps=request.steps, capture=self._cuda_graph)
+
+    def _launch(self, step: LoopStep) -> None:
+        with self._failures_kept():
+            step.launch()
+
+    @contextmanager
+    def _failures_kept(self) -> Iterator[None]:
+        """A step that failed leaves nothing to go on from: the session says so from then on."""
+        try:
+            yield
+        except EnqueueError as error:
+            self._failed = error
+            self._prefill_step.reset()
+            self._decode_step.reset()
+            raise
+
+    def _require_working(self) -> None:
+        if self._failed is not None:
+            raise EnvironmentMissingError(
+                f"the engine failed before, and what is on the device is not known any more ({self._failed}); "
+                "close the session and load it again"
+            )
+
     def _prefill(self, feeds: Feeds) -> Logits:
         """Start a batch from an empty cache, or from the model's prefix."""
+        self._require_working()
         self._require(feeds)
         self.cache.start(feeds.batch, feeds.columns)
         return self._read(feeds)
 
     def _decode(self, feeds: Feeds) -> Logits:
         """Read on from the cache."""
+        self._require_working()
         self.cache.require(feeds)
         self._require(feeds)
         if feeds.input_ids.shape[1] == 1:
@@ -210,14 +258,25 @@ class EngineSession(Session):
         pairs: Sequence[CachePair] = self.cache.pairs(feeds.columns - new, new)
         if chosen != slice(0, self.cache.rows):
             pairs = [replace(pair, past=pair.past[chosen], present=pair.present[chosen]) for pair in pairs]
-        logits = step.run(self.layout.inputs_without_cache(feeds), pairs, capture=capture)
+        fed = self._in_buckets(feeds) if new > 1 else feeds
+        with self._failures_kept():
+            logits = step.run(self.layout.inputs_without_cache(fed), pairs, capture=capture)
         self.cache.take()
         self.cache.wrote(feeds, chosen)
         found: Logits = self._loaded.device.get(logits).astype(np.float32, copy=False)
-        return found
+        return found[:, :new]
+
+    def _in_buckets(self, feeds: Feeds) -> Feeds:
+        """A prompt padded up to a power of two, where every length is compiled for by itself (TensorRT-RTX)."""
+        if self._kernels is None or not isinstance(feeds, RightPaddedFeeds):
+            return feeds
+        room = self.engine.limits.max_context - int(feeds.position_ids[:, 0].max())
+        width = min(max(LEAST_BUCKET, 1 << (feeds.input_ids.shape[1] - 1).bit_length()), room)
+        return feeds.widened(min(width, self.engine.limits.prefill_tokens))
 
     def _run(self, tensors: Tensors) -> Tensors:
         """One call with the cache handed in and out, in the canonical program's layout whatever the dialect's."""
+        self._require_working()
         given = self.layout.to_program(tensors)
         batch, new = given[INPUT_IDS].shape
         step, group = (
@@ -249,16 +308,19 @@ class EngineSession(Session):
                         present=past if self._static else grown.view(shape),
                     )
                 )  # fmt: skip
-        outputs = {LOGITS: device.get(step.run(arrays, pairs))}
+        with self._failures_kept():
+            outputs = {LOGITS: device.get(step.run(arrays, pairs))}
         return outputs | {pair.present_name: device.get(pair.present) for pair in pairs}
 
     def _in_floats(self, past: Tensors) -> Tensors:
         return self.layout.dequantize_past(past)
 
     def _close(self) -> None:
-        """Free the engine and the cache."""
-        if self._kernels is not None:
-            self._kernels.save()
-        self.cache.clear()
-        self._loaded.device.release()
+        """Free the engine and the cache, whatever cannot be kept of it."""
+        try:
+            if self._kernels is not None:
+                self._kernels.save()
+        finally:
+            self.cache.clear()
+            self._loaded.device.release()
         del self._prefill_step, self._decode_step, self._scratch, self._loaded
