@@ -36,6 +36,12 @@ SHAPES = {
         "hidden_size": 2048, "kv_channels": 128, "num_attention_heads": 16, "num_layers": 24, "ffn_hidden_size": 6144,
         "padded_vocab_size": 59264, "seq_length": 8192,
     },
+    # To see that code runs; a second on any machine.
+    "tiny": CHATGLM2
+    | {
+        "hidden_size": 256, "kv_channels": 128, "num_attention_heads": 2, "num_layers": 2, "ffn_hidden_size": 512,
+        "padded_vocab_size": 2048, "seq_length": 2048,
+    },
 }  # fmt: skip
 NATIVE = {
     "model_type": "glm", "architectures": ["GlmForCausalLM"], "attention_bias": True, "hidden_act": "silu",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +91,23 @@ def timed_decode(session: Session, batch: int = 1) -> tuple[float, list[list[int
             chosen.append(following)
         seconds = time.perf_counter() - started
     return seconds, chosen
+
+
+def in_turn(open_session: Callable[[bool], AbstractContextManager[Session]], model: str) -> Facts:
+    """Two prompts, and the first again, one after the other in one session: with a CUDA graph as without.
+
+    A step that was captured for one prompt must not go on reading its cache for the next.
+    """
+    ids: dict[bool, list[list[list[int]]]] = {}
+    for graph in (False, True):
+        with open_session(graph) as session:
+            first, second, *_ = known_prompts(session, model)
+            ids[graph] = [greedy(session, [prompt]) for prompt in (first, second, first)]
+    alike = [one == other for one, other in zip(ids[True], ids[False], strict=True)]
+    distinct = ids[False][0] != ids[False][1]
+    found = ", ".join("the same" if one else "other tokens" for one in alike)
+    facts: Facts = {"passed": all(alike) and distinct, "found": f"with the graph {found}"}
+    return facts if facts["passed"] else facts | {"means": "a captured step answers for an earlier prompt"}
 
 
 def graph_facts(seconds: dict[bool, float], ids: dict[bool, list[list[int]]]) -> Facts:

@@ -6,12 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from at_work import checked, graph_facts, greedy, known_prompts, long_prompt, recalled, timed_decode
+from at_work import checked, graph_facts, greedy, in_turn, known_prompts, long_prompt, recalled, timed_decode
 from onnxruntime_parts import measured_ranges
 from record import Facts, Kit, NotAvailableError, Recorder
 
 from glm_export import api
 from glm_export.artifacts.engine import Engine, load_engine
+from glm_export.artifacts.program import MODEL, WEIGHTS
 from glm_export.calibration import recipes
 from glm_export.deployment import build as deployment
 from glm_export.embedded import DEMO
@@ -31,6 +32,9 @@ PORTABLE: list[tuple[str, str | None]] = [
     ("float16", None), ("float32", None), ("float32", "int8-weights"), ("float32", "int8-smoothquant"),
 ]  # fmt: skip
 """Q/DQ of this dialect have float32 scales."""
+NARROW = ("int8-weights", "int4-weights")
+LARGEST_RATIO, JUDGED_FROM = 1.2, 100e6
+"""Bytes of a plan over those of its program's weights, and from how many bytes of weights that says something."""
 BOTH_SIDES = "int8-smoothquant"
 """The recipe whose products are to compute in 8 bits."""
 FEW_TOKENS = 16
@@ -151,9 +155,12 @@ def every_check(small: Small) -> None:
     step("equal rows answer alike", lambda: equal_rows(small))
     if small.recipe == BOTH_SIDES:
         step("INT8 products compute in 8 bits", lambda: coverage(small.build()))
+    if small.recipe in NARROW:
+        step("weights stay narrow", lambda: narrow(small.build()))
     if small.recipe is None and small.dtype == "float16":
         step("prompts in pieces", lambda: pieces(small))
         step("CUDA graph and none write the same", lambda: graphs(small))
+        step("CUDA graph and none, two prompts in turn", lambda: graphs_in_turn(small))
 
 
 def build_facts(engine: Engine) -> Facts:
@@ -172,6 +179,25 @@ def coverage(engine: Engine) -> Facts:
         "passed": not layers["not_integer"], "products": str(layers["products"]), "not_integer": layers["not_integer"],
         "found": f"{len(layers['not_integer'])} products in float after all", "source": layers["source"],
     }  # fmt: skip
+
+
+def narrow(engine: Engine) -> Facts:
+    """Weights of 8 or 4 bits are those of the plan, too: not made float on the way, nor kept once for each profile.
+
+    A small plan is mostly kernels, so its size is told and not judged.
+    """
+    sizes: dict[str, int] = engine.manifest["program"]["sizes"]
+    weights = sum(sizes[name] for name in (MODEL, WEIGHTS) if name in sizes)
+    ratio = engine.plan_path.stat().st_size / weights
+    products: dict[str, dict[str, int]] = engine.manifest["engine_layers"]["products"]
+    without = [name for name, found in products.items() if not any("int" in kind for kind in found)]
+    too_large = weights >= JUDGED_FROM and ratio > LARGEST_RATIO
+    facts: Facts = {"passed": not without and not too_large, "ratio": ratio, "weights": str(products)}
+    if without:
+        facts["means"] = f"profile {', '.join(without)}: no product reads narrow weights; they cost what floats do"
+    elif too_large:
+        facts["means"] = f"the plan is {ratio:.2f} times its weights: they are in it more than once, or wider"
+    return facts
 
 
 def recalls(small: Small) -> Facts:
@@ -223,6 +249,13 @@ def graphs(small: Small) -> Facts:
     if small.dialect != "tensorrt":
         raise NotAvailableError("the cache grows, so nothing is captured")
     return with_and_without(small.build())
+
+
+def graphs_in_turn(small: Small) -> Facts:
+    """The same for two prompts one after the other."""
+    if small.dialect != "tensorrt":
+        raise NotAvailableError("the cache grows, so nothing is captured")
+    return in_turn(lambda graph: EngineSession(small.build(), cuda_graph=graph), small.model)
 
 
 def with_and_without(engine: Engine, batch: int = 1) -> Facts:

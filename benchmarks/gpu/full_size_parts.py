@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 from at_work import checked
-from engine_parts import available, build_facts, coverage, with_and_without as engine_graph
-from onnxruntime_parts import require_provider, with_and_without as program_graph
-from record import ROOT, Facts, Kit, NotAvailableError, Recorder, verdict_of
+from engine_parts import NARROW, available, build_facts, coverage, narrow, with_and_without as engine_graph
+from onnxruntime_parts import with_and_without as program_graph
+from record import ROOT, TINY, Facts, Kit, NotAvailableError, Recorder, verdict_of
 from speeds import ONNXRUNTIME, OURS, speed
 
 from glm_export import api
@@ -36,7 +36,9 @@ from glm_export.performance.bench import bench
 from glm_export.performance.measure import FIRST_PLAIN_ID
 from glm_export.performance.report import BenchOptions
 
-CHECKPOINT_BYTES = {"chatglm2-6b": 12.6e9, "medium": 2.9e9}
+CHECKPOINT_BYTES = {"chatglm2-6b": 12.6e9, "medium": 2.9e9, TINY: 5e6}
+RANDOM = ".random-weights"
+"""Marks a checkpoint that was made here, which may go for another."""
 NATIVE = "-native"
 RECIPES = {
     "float16": None, "int8-weights": "int8-weights", "int4-weights": "int4-weights",
@@ -51,26 +53,24 @@ BOTH_SIDES = "int8-smoothquant"
 
 
 def full_checkpoint(kit: Kit, layout: str = "") -> Path:
-    """The checkpoint of random weights, made if it is not there.
+    """The checkpoint of random weights, made if it is not there: one at a time, the disk need not hold two.
 
     Args:
         kit: where, and which shape.
         layout: empty for the publisher's, :data:`NATIVE` for transformers' own.
-
-    Raises:
-        NotAvailableError: this is a rehearsal, and it is not there.
     """
     folder = kit.work / f"{kit.shape}{layout}"
     if (folder / "config.json").is_file():
         return folder
-    if kit.rehearse:
-        raise NotAvailableError(f"a rehearsal makes no full size; put a small checkpoint of the layout at {folder}")
+    for other in kit.work.glob(f"*/{RANDOM}"):
+        shutil.rmtree(other.parent)
     make_room(kit, CHECKPOINT_BYTES[kit.shape], keep=())
     # Under another name until it is whole.
     partial = kit.work / f".{folder.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     script = ROOT / "benchmarks" / "make_checkpoint.py"
     subprocess.run([sys.executable, str(script), folder.name, str(partial)], check=True)
+    (partial / RANDOM).touch()
     partial.rename(folder)
     return folder
 
@@ -82,23 +82,12 @@ def make_room(kit: Kit, needed: float, keep: tuple[str, ...]) -> None:
         OSError: it has not.
     """
     kit.work.mkdir(parents=True, exist_ok=True)
-    for leftover in sorted(kit.work.glob("full-*")):
+    for leftover in sorted((*kit.work.glob("medium-*"), *kit.work.glob("full-*"))):
         if shutil.disk_usage(kit.work).free < needed and leftover.name not in (*keep, "full-calibrate"):
             shutil.rmtree(leftover)
     free = shutil.disk_usage(kit.work).free
     if free < needed:
         raise OSError(f"{needed / 1e9:.1f} GB are needed in {kit.work}, and {free / 1e9:.1f} GB are free; use --work")
-
-
-def make(recorder: Recorder) -> None:
-    """Both layouts."""
-    for layout in ("", NATIVE):
-        recorder.step(f"{recorder.kit.shape}{layout}", partial(made, recorder.kit, layout))
-
-
-def made(kit: Kit, layout: str) -> Facts:
-    folder = full_checkpoint(kit, layout)
-    return {"bytes": sum(path.stat().st_size for path in folder.iterdir())}
 
 
 def benched(folder: Path, runtime: str, form: str, batch: int) -> Facts:
@@ -124,7 +113,6 @@ def reference_dtype(kit: Kit, engine_bytes: int | None) -> str:
 
 def onnxruntime(recorder: Recorder, form: str) -> None:
     """A program of dialect ``ort`` in ONNX Runtime CUDA."""
-    require_provider(recorder)
     checkpoint = full_checkpoint(recorder.kit)
     folder = recorder.folder() / "program"
 
@@ -240,6 +228,8 @@ def build(recorder: Recorder, form: str) -> None:
     if kind_of(full.home / "engine") is not Kind.ENGINE:
         recorder.step("exported", lambda: {"bytes": sum(path.stat().st_size for path in full.program().iterdir())})
     recorder.step("built", lambda: build_facts(full.engine()))
+    if form in NARROW:
+        recorder.step("weights stay narrow", lambda: narrow(full.engine()))
     if form == BOTH_SIDES:
         recorder.step("INT8 products compute in 8 bits", lambda: coverage(full.engine()))
 

@@ -1,6 +1,6 @@
 """Everything a GPU can show, in parts: each in a process of its own, with a limit, skipped once it has passed.
 
-    bash benchmarks/gpu/run.sh [--python PYTHON] [--work DIR] [--out RESULTS] [PART ...]
+    bash benchmarks/gpu/run.sh [--python PYTHON] [--work DIR] [--out RESULTS] [--budget SECONDS] [PART ...]
 
 Exit code 0: nothing differed. 1: something did, failed or was cut off. 3: there is no GPU.
 """
@@ -14,15 +14,18 @@ import subprocess
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from parts import PARTS, Part
+from parts import MEDIUM, PARTS, Part, probes_of
 from record import (
     ROOT,
     SHAPE,
+    TINY,
     Facts,
     Kit,
     NotAvailableError,
@@ -36,10 +39,12 @@ from record import (
     save,
     write_whole,
 )
-from report import headline, render
+from report import headline, reason_of, render
 
 LIMIT_S = 540
-SHAPES = (SHAPE, "medium")
+SHAPES = (SHAPE, MEDIUM, TINY)
+LEAST_S = 30
+"""A part that has begun goes on with no less; one that has not needs what it usually takes."""
 NO_GPU = "no NVIDIA GPU or driver was found here: every part needs one (run.sh --list shows the parts)"
 
 
@@ -50,17 +55,18 @@ def main(words: list[str] | None = None) -> int:
         print(listing())
         return 0
     kit = Kit(
-        work=arguments.work.resolve(), out=arguments.out.resolve(), shape=arguments.shape, runtime=arguments.runtime,
-        rehearse=arguments.rehearse,
+        work=arguments.work.resolve(), out=arguments.out.resolve(),
+        shape=arguments.shape or (TINY if arguments.on_cpu else SHAPE), runtime=arguments.runtime,
+        rehearse=arguments.on_cpu,
     )  # fmt: skip
     if not kit.rehearse and not gpu_is_there():
         print(NO_GPU, file=sys.stderr)
         return 3
     if arguments.inside:
         return inside(named(arguments.inside), kit, again=arguments.again)
-    chosen = [named(name) for name in arguments.parts] or PARTS
+    run = Run(kit, limit=arguments.limit, again=arguments.again, budget=arguments.budget)
     kit.out.mkdir(parents=True, exist_ok=True)
-    results = [one(part, kit, arguments) for part in chosen]
+    results = [run.one(part) for part in with_probes([named(name) for name in arguments.parts] or PARTS, kit)]
     print(f"\nreport: {write_report(kit.out)}")
     return int(any(result["passed"] is False for result in results))
 
@@ -73,9 +79,10 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--out", type=Path, default=Path("gpu-results"), help="for results")
     options.add_argument("--limit", type=float, default=LIMIT_S, help="seconds for a part (default %(default)s)")
     options.add_argument("--again", action="store_true", help="also what has passed already")
-    options.add_argument("--shape", choices=SHAPES, default=SHAPE, help="of the full-size parts")
+    options.add_argument("--budget", type=float, help="seconds for all of them; parts that would not fit are left")
+    options.add_argument("--shape", choices=SHAPES, help=f"of the full-size parts (default: {SHAPE})")
     options.add_argument("--runtime", choices=("tensorrt", "tensorrt-rtx"), help="of the full-size engines")
-    options.add_argument("--rehearse", action="store_true", help="run the code without a GPU; shows nothing of one")
+    options.add_argument("--on-cpu", action="store_true", help="run the code without a GPU; shows nothing of one")
     options.add_argument("--inside", help=argparse.SUPPRESS)
     return options
 
@@ -100,46 +107,107 @@ def named(name: str) -> Part:
     return found[0]
 
 
-def one(part: Part, kit: Kit, arguments: argparse.Namespace) -> Facts:
-    """One part's result, from its file if it has passed, and a line on the terminal."""
-    earlier = read(kit.out, part.name)
-    stands = earlier is not None and earlier["passed"] and asked_alike(earlier["code"], identity(kit))
-    if earlier is not None and stands and not arguments.again and not part.always:
-        print(f"{part.name}: passed already, {earlier['made']} (--again runs it again)", flush=True)
-        return earlier
-    print(f"{part.name} ...", end=" ", flush=True)
-    result = apart(part, kit, arguments)
-    print(headline(result), flush=True)
-    write_report(kit.out)
-    return result
+def with_probes(parts: Sequence[Part], kit: Kit) -> list[Part]:
+    """Parts, each after the probes that say whether it can run."""
+    ordered: list[Part] = []
+    for part in parts:
+        ordered += [one for one in (*probes_of(part, kit.runtime), part) if one not in ordered]
+    return ordered
 
 
-def apart(part: Part, kit: Kit, arguments: argparse.Namespace) -> Facts:
-    """Run a part in a process of its own, and end it with all it started where it takes too long."""
-    (kit.out / f"{part.name}.json").unlink(missing_ok=True)
-    log, started = kit.out / f"{part.name}.log", time.perf_counter()
-    with log.open("w", encoding="utf-8") as said:
-        process = subprocess.Popen(
-            command(part, kit, again=arguments.again or part.always), stdout=said, stderr=subprocess.STDOUT, cwd=ROOT,
-            env=environment(), start_new_session=True,
-        )  # fmt: skip
+@dataclass
+class Run:
+    """Parts one after the other. ``limit``: seconds for one; ``budget``: for all, None: no end."""
+
+    kit: Kit
+    limit: float = LIMIT_S
+    again: bool = False
+    budget: float | None = None
+    started: float = field(default_factory=time.monotonic)
+
+    def kit_of(self, part: Part) -> Kit:
+        """With the part's own shape, where it has one; a rehearsal knows but the smallest."""
+        return self.kit if part.shape is None or self.kit.shape == TINY else replace(self.kit, shape=part.shape)
+
+    @property
+    def left(self) -> float:
+        """Seconds."""
+        return float("inf") if self.budget is None else self.budget - (time.monotonic() - self.started)
+
+    def one(self, part: Part) -> Facts:
+        """One part's result, from its file if it has passed, and a line on the terminal."""
+        kit = self.kit_of(part)
+        earlier = read(kit.out, part.name)
+        stands = earlier is not None and earlier["passed"] and asked_alike(earlier["code"], identity(kit))
+        if earlier is not None and stands and not self.again and not part.always:
+            print(f"{part.name}: passed already, {earlier['made']} (--again runs it again)", flush=True)
+            return earlier
+        print(f"{part.name} ...", end=" ", flush=True)
+        why = closed(part, kit) or self.too_long(part, kit)
+        result = not_run(part, kit, why) if why else self.apart(part, kit)
+        print(headline(result), flush=True)
+        write_report(kit.out)
+        return result
+
+    def too_long(self, part: Part, kit: Kit) -> str | None:
+        """Why a part is left: its usual time, less what it has done already, is more than there is."""
+        done = sum(step["seconds"] for step in kept_steps(kit.out, part.name, identity(kit)))
+        needed = part.limit or max(LEAST_S, 60 * part.minutes - done)
+        if (part.always and part.limit is None) or needed <= self.left:
+            return None
+        return f"left out: it takes about {needed:.0f} s, and {max(0, self.left):.0f} s of the budget were left"
+
+    def apart(self, part: Part, kit: Kit) -> Facts:
+        """Run a part in a process of its own, and end it with all it started where it takes too long."""
+        (kit.out / f"{part.name}.json").unlink(missing_ok=True)
+        log, started = kit.out / f"{part.name}.log", time.perf_counter()
+        limit = min(part.limit or self.limit, max(self.left, LEAST_S))
         try:
-            code = process.wait(arguments.limit)
-            why = f"ended with {f'signal {-code}' if code < 0 else f'exit code {code}'}"
-        except subprocess.TimeoutExpired:
-            why = f"cut off at its limit of {arguments.limit:g} s; run it again to go on from there"
-        finally:
-            end_group(process)
-    result = read(kit.out, part.name)
-    if result is None:
-        result = cut_off(part, kit, time.perf_counter() - started, why, log)
+            why = self._waited_for(part, kit, log, limit)
+        except SystemExit:
+            cut_off(part, kit, time.perf_counter() - started, "cut off with the whole run", log)
+            raise
+        result = read(kit.out, part.name)
+        return result or cut_off(part, kit, time.perf_counter() - started, why, log)
+
+    def _waited_for(self, part: Part, kit: Kit, log: Path, limit: float) -> str:
+        """How a part's process ended."""
+        with log.open("w", encoding="utf-8") as said:
+            process = subprocess.Popen(
+                command(part, kit, again=self.again or part.always), stdout=said, stderr=subprocess.STDOUT, cwd=ROOT,
+                env=environment(), start_new_session=True,
+            )  # fmt: skip
+            try:
+                code = process.wait(limit)
+                return f"ended with {f'signal {-code}' if code < 0 else f'exit code {code}'}"
+            except subprocess.TimeoutExpired:
+                return f"cut off at its limit of {limit:g} s; run it again to go on from there"
+            finally:
+                end_group(process)
+
+
+def closed(part: Part, kit: Kit) -> str | None:
+    """Why a part cannot run here: no probe of its runtimes passed."""
+    found = [(probe.name, read(kit.out, probe.name)) for probe in probes_of(part, kit.runtime)]
+    if not found or any(result is not None and result["passed"] for _, result in found):
+        return None
+    return "; ".join(f"{name}: {reason_of(result)}" for name, result in found)
+
+
+def not_run(part: Part, kit: Kit, reason: str) -> Facts:
+    """A part's file that says why it did not run; one that ran before and is worth more stays."""
+    earlier = read(kit.out, part.name)
+    if earlier is not None and earlier["steps"]:
+        return earlier | {"passed": None, "reason": reason}
+    result = result_of(part.name, [], kit, 0.0, facts={}, code=identity(kit)) | {"reason": reason}
+    save(kit.out, result)
     return result
 
 
 def command(part: Part, kit: Kit, *, again: bool) -> list[str]:
     words = [sys.executable, str(Path(__file__).resolve()), "--inside", part.name, "--work", str(kit.work)]
     words += ["--out", str(kit.out), "--shape", kit.shape, *(["--again"] if again else [])]
-    return [*words, *(["--runtime", kit.runtime] if kit.runtime else []), *(["--rehearse"] if kit.rehearse else [])]
+    return [*words, *(["--runtime", kit.runtime] if kit.runtime else []), *(["--on-cpu"] if kit.rehearse else [])]
 
 
 def environment() -> dict[str, str]:
@@ -189,4 +257,6 @@ def write_report(out: Path) -> Path:
 
 
 if __name__ == "__main__":
+    # Parts end with this process, which a caller's limit ends with SIGTERM: what is known is then still written.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     sys.exit(main())

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import onnxruntime
-from at_work import checked, graph_facts, recalled, timed_decode
+from at_work import checked, graph_facts, in_turn, recalled, timed_decode
 from record import Facts, Kit, NotAvailableError, Recorder
 
 from glm_export import api
@@ -32,7 +32,6 @@ CALIBRATION_TOLERANCE = 1e-3
 
 def embedded(recorder: Recorder, model: str, quantized: bool | None) -> None:
     """Parity with PyTorch and what the model writes, for each case; ``quantized`` None takes all."""
-    require_provider(recorder)
     for dialect, dtype, recipe in CASES[model]:
         if quantized is None or quantized == (recipe is not None):
             name = f"{model} {dialect} {dtype}{f' {recipe}' if recipe else ''}"
@@ -61,20 +60,17 @@ def measured_ranges(model: str, folder: Path, device: str = "cpu") -> Path:
     return ranges
 
 
-def require_provider(recorder: Recorder) -> None:
-    """See that ONNX Runtime has a CUDA provider that can be loaded, on a small program before a large one is made.
+def require_listed(kit: Kit) -> None:
+    """See that this build of ONNX Runtime has a CUDA provider; whether it loads is seen on a program.
 
     Raises:
-        NotAvailableError: it has none, or its libraries are missing.
+        NotAvailableError: it has none.
     """
-    if recorder.kit.rehearse:
-        return
     available = onnxruntime.get_available_providers()
-    if CUDA not in available:
-        raise NotAvailableError(f"ONNX Runtime {onnxruntime.__version__} has only {', '.join(available)}")
-    program = api.export("demo", recorder.folder() / "probe", dialect="ort", dtype="float16", force=True)
-    with OrtSession(program) as session:
-        require_cuda(session.runtime, recorder.kit)
+    if not kit.rehearse and CUDA not in available:
+        raise NotAvailableError(
+            f"ONNX Runtime {onnxruntime.__version__} has only {', '.join(available)}; onnxruntime-gpu 1.31 is needed"
+        )
 
 
 def require_cuda(runtime: Any, kit: Kit) -> None:
@@ -111,9 +107,17 @@ def calibrated(recorder: Recorder, model: str) -> Facts:
 
 def graphs(recorder: Recorder) -> None:
     """The same tokens with decode steps captured as CUDA graphs."""
-    require_provider(recorder)
     for dtype, recipe in (("float16", None), ("float16", "int8-weights")):
-        recorder.step(f"demo ort {dtype} {recipe or ''}".strip(), partial(captured, recorder, dtype, recipe))
+        name = f"demo ort {dtype} {recipe or ''}".strip()
+        recorder.step(name, partial(captured, recorder, dtype, recipe))
+        recorder.step(f"{name}, two prompts in turn", partial(captured_in_turn, recorder, dtype, recipe))
+
+
+def captured_in_turn(recorder: Recorder, dtype: str, recipe: str | None) -> Facts:
+    if recorder.kit.rehearse:
+        raise NotAvailableError("a CUDA graph needs a GPU")
+    program = api.export("demo", recorder.folder() / "program", dialect="ort", dtype=dtype, recipe=recipe, force=True)
+    return in_turn(lambda graph: OrtSession(program, cuda_graph=graph), "demo")
 
 
 def captured(recorder: Recorder, dtype: str, recipe: str | None) -> Facts:

@@ -23,12 +23,13 @@ from glm_export.engines.options import AMPERE_PLUS, CURRENT, ENTROPY, SAME_COMPU
 from glm_export.errors import InputError
 from glm_export.sessions.tensorrt.session import EngineSession, load_onto_device
 
+STREAMED = "weight-streaming"
 OPTIONS: dict[str, BuildOptions] = {
     "none": BuildOptions(),
     "refittable": BuildOptions(refittable=True),
     "stripped": BuildOptions(stripped=True),
     "version-compatible": BuildOptions(version_compatible=True),
-    "weight-streaming": BuildOptions(weight_streaming=True),
+    STREAMED: BuildOptions(weight_streaming=True),
     "hardware-compatible ampere-plus": BuildOptions(hardware_compatible=AMPERE_PLUS),
     "hardware-compatible same-compute-capability": BuildOptions(hardware_compatible=SAME_COMPUTE_CAPABILITY),
     "compute-capability current": BuildOptions(compute_capabilities=(CURRENT,)),
@@ -50,6 +51,8 @@ def options(recorder: Recorder, runtime: str) -> None:
     for name in OPTIONS:
         if name != "none":
             recorder.step(name, partial(built_with, small, name, plain))
+        if name == STREAMED:
+            recorder.step(f"{name}, a quarter on the device", partial(streamed, small, plain))
 
 
 def built_with(small: Small, name: str, plain: Facts | None) -> Facts:
@@ -76,6 +79,36 @@ def built_with(small: Small, name: str, plain: Facts | None) -> Facts:
         facts["text_refitted"] = refitted(engine, small.program())
         facts["passed"] = facts["text_refitted"] == facts["text"] and facts.get("passed", True)
     return facts
+
+
+def streamed(small: Small, plain: Facts) -> Facts:
+    """The same tokens with a budget that leaves most weights on the host.
+
+    Raises:
+        NotAvailableError: this version streams no weights, or finds none to stream.
+    """
+    try:
+        OPTIONS[STREAMED].require_offered(small.tensorrt)
+    except InputError as error:
+        raise NotAvailableError(f"not offered: {error}") from error
+    engine = deployment.build(
+        small.program(), small.folder("option"), runtime=small.tensorrt.name, max_batch=ROWS, options=OPTIONS[STREAMED],
+        timing_cache=small.recorder.kit.work / "timing.cache", force=True,
+    )  # fmt: skip
+    loaded = load_onto_device(engine)
+    streamable = int(loaded.engine.streamable_weights_size)
+    if not streamable:
+        raise NotAvailableError("the engine has no weights that can be streamed")
+    # Before any context: afterwards the budget is fixed.
+    loaded.engine.weight_streaming_budget_v2 = streamable // 4
+    budget = int(loaded.engine.weight_streaming_budget_v2)
+    # Below the full budget a step waits for the host, so it cannot be captured.
+    with EngineSession(engine, loaded, cuda_graph=False) as session:
+        text = [session.tokenizer.decode(ids) for ids in greedy(session, known_prompts(session, DEMO, ROWS))]
+    return {
+        "passed": text == plain.get("text") and budget < streamable, "text": text,
+        "found": f"{budget / 1e6:.1f} of {streamable / 1e6:.1f} MB on the device",
+    }  # fmt: skip
 
 
 def written(engine: Engine) -> list[str]:

@@ -39,15 +39,20 @@ def eager(recorder: Recorder) -> None:
 
 
 def compiled(recorder: Recorder) -> None:
-    """With a static cache and its forward pass compiled, decode steps as CUDA graphs.
+    """With a static cache and its forward pass compiled, decode steps as CUDA graphs."""
+    require_compiler()
+    measure(recorder, COMPILED)
+
+
+def require_compiler() -> None:
+    """See that PyTorch's compiler finds one for C.
 
     Raises:
-        NotAvailableError: there is no C compiler, which PyTorch's compiler calls.
+        NotAvailableError: there is none.
     """
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         raise NotAvailableError("torch.compile needs a C compiler, and none was found")
-    measure(recorder, COMPILED)
 
 
 def measure(recorder: Recorder, name: str) -> None:

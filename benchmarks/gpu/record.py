@@ -26,7 +26,7 @@ PACKAGES = (
     "tensorrt-rtx", "tensorrt-rtx-cu12-bindings", "tensorrt-rtx-cu13-bindings", "transformers", "polygraphy", "numpy",
     "onnx", "onnx-ir", "onnxscript", "safetensors",
 )  # fmt: skip
-SHAPE = "chatglm2-6b"
+SHAPE, TINY = "chatglm2-6b", "tiny"
 Facts = dict[str, Any]
 
 

@@ -1,4 +1,4 @@
-"""Results as text: a line on the terminal, and report.md."""
+"""Results as text: a line on the terminal, and report.md, which needs no knowledge of the code to be read."""
 
 from __future__ import annotations
 
@@ -6,13 +6,31 @@ from collections.abc import Sequence
 from textwrap import shorten
 from typing import Any
 
+from parts import PARTS
 from record import Facts
 from speeds import COMPILED, EAGER, OURS, speeds, times
 
 WORDS = {True: "passed", False: "DIFFERS OR FAILED", None: "not available"}
-SHOWN = ("needed", "written", "state", "found", "kl", "recall", "products", "reason", "error")
+SHOWN = ("needed", "ratio", "weights", "written", "state", "found", "kl", "recall", "products", "reason", "error")
 """Of a step's facts, in the table of checks."""
 NONE = "–"
+WHAT_THIS_IS = (
+    "glm-export turns checkpoints of GLM models into programs (ONNX) and engines (TensorRT), and shows that they "
+    "compute what PyTorch computes. This report says which of that was seen on one machine with a GPU, and which not. "
+    "A *part* is one question; a *check* is one thing that was tried to answer it. *Equal to PyTorch* means within the "
+    "rounding of the number format, and in generated text the same tokens. *Not available* is no answer: the machine "
+    "had not what the question needs."
+)
+MEANS = {
+    True: "holds on this device, with the versions above",
+    False: "does not hold here, or broke on the way: do not rely on it on this device",
+    None: "nothing is known of it from this run",
+}
+DO = {
+    True: "nothing",
+    False: "read the part's rows under Checks and its `.log`, mend, `run.sh {part}`",
+    None: "see to what the reason names, then `run.sh {part}`",
+}
 LONGEST_NOTE = 200
 
 
@@ -42,7 +60,10 @@ def render(results: Sequence[Facts]) -> str:
     """All results as Markdown."""
     if not results:
         return "# What the GPU showed\n\nNothing has run yet.\n"
-    sections = [head(results), *goals_table(results), *speed_table(results), checks_table(results)]
+    sections = [
+        head(results), answers_table(results), *goals_table(results), *speed_table(results), *attention_table(results),
+        checks_table(results),
+    ]  # fmt: skip
     return "\n\n".join(sections) + "\n"
 
 
@@ -57,6 +78,8 @@ def head(results: Sequence[Facts]) -> str:
     lines = [
         "# What the GPU showed",
         "",
+        WHAT_THIS_IS,
+        "",
         *(["**Rehearsal without a GPU: nothing below says anything about one.**", ""] if rehearsed(results) else []),
         f"- {made[0]} to {made[-1]}, {len(results)} parts",
         f"- device: {' and '.join(every(results, 'device'))}; driver: {' and '.join(every(results, 'driver'))}",
@@ -66,6 +89,67 @@ def head(results: Sequence[Facts]) -> str:
     if len(codes) > 1:
         lines.append(f"- made by different code ({', '.join(codes)}): run older parts again before comparing")
     return "\n".join(lines)
+
+
+def answers_table(results: Sequence[Facts]) -> str:
+    """Each part as a question: what was asked, what was found, what that means, and what to do."""
+    shows = {part.name: part.shows for part in PARTS}
+    counts = {state: sum(result["passed"] is state for result in results) for state in WORDS}
+    rows = [
+        [
+            f"`{result['part']}`: {shows.get(result['part'], NONE)}", answer(result),
+            "; ".join((MEANS[result["passed"]], *told(result, "means"))),
+            "; ".join((*told(result, "do"),)) or DO[result["passed"]].format(part=result["part"]),
+        ]
+        for result in results
+    ]  # fmt: skip
+    summary = (
+        f"{counts[True]} parts hold, {counts[False]} differ or failed, {counts[None]} are not available; "
+        f"{len(PARTS) - len(results)} have not been tried."
+    )
+    names = ["what was asked", "what was found", "what it means", "what to do"]
+    return f"## Questions and answers\n\n{summary}\n\n{table(names, rows)}"
+
+
+def answer(result: Facts) -> str:
+    """How a part went: its checks counted, or why there are none."""
+    steps = [step for step in result["steps"] if "state" not in step]
+    counted = {state: sum(step["passed"] is state for step in steps) for state in WORDS}
+    text = ", ".join(f"{count} {WORDS[state].lower()}" for state, count in counted.items() if count)
+    why = result.get("error") or result.get("reason") or (reason_of(result) if result["passed"] is None else None)
+    return ": ".join(filter(None, (WORDS[result["passed"]], "; ".join(filter(None, (why, text))))))
+
+
+def told(result: Facts, key: str) -> list[str]:
+    """What the checks themselves say about their meaning, or about what to do; each once."""
+    return list(dict.fromkeys(step[key] for step in result["steps"] if step.get(key)))
+
+
+def reason_of(result: Facts | None) -> str:
+    """Why a part did not pass, in a line."""
+    if result is None:
+        return "it did not run"
+    reasons = [step.get("error") or step.get("reason") for step in result["steps"] if not step["passed"]]
+    return result.get("error") or result.get("reason") or next(filter(None, reasons), "it differs")
+
+
+def attention_table(results: Sequence[Facts]) -> list[str]:
+    """Errors of one attention layer, by what it was computed with."""
+    rows = [
+        [
+            step["runtime"], step["dtype"], step["form"], str(step["columns"]), str(step["queries"]),
+            number(step["needed"]), number(step["tolerance"]), step["worst"],
+        ]
+        for result in results for step in result["steps"] if "form" in step and "columns" in step
+    ]  # fmt: skip
+    if not rows:
+        return []
+    names = ["runtime", "dtype", "computed", "columns", "new tokens", "largest error", "allowed", "where"]
+    text = (
+        "One attention layer alone (16 query heads, 2 of keys and values, a mask) against PyTorch in float32: the "
+        "largest difference over the largest value of the output, over lengths from 1 to the full cache."
+    )
+    return [f"## Attention alone\n\n{text}\n\n{table(names, rows)}"]
 
 
 def rehearsed(results: Sequence[Facts]) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 
 from parts import PARTS
-from record import Facts, NotAvailableError, Recorder, read
+from record import SHAPE, Facts, NotAvailableError, Recorder, read
 from speeds import COMPILED, ONNXRUNTIME, OURS, speeds, times
 
 LEAST_SHARE, WANTED_SHARE = 0.70, 0.85
@@ -49,7 +49,7 @@ def verdict(recorder: Recorder) -> None:
     results = [found for name in others if (found := read(recorder.kit.out, name)) is not None]
     if not results:
         raise NotAvailableError(f"{recorder.kit.out} holds no results yet")
-    for goal in goals(results):
+    for goal in goals(results, recorder.kit.shape):
         recorder.step(goal.name, partial(judged, goal))
 
 
@@ -59,11 +59,13 @@ def judged(goal: Goal) -> Facts:
     return asdict(goal) | {"state": goal.state, "passed": goal.state != MISSED}
 
 
-def goals(results: Sequence[Facts]) -> list[Goal]:
-    """Speeds are judged at batch 1."""
+def goals(results: Sequence[Facts], shape: str = SHAPE) -> list[Goal]:
+    """Speeds are judged at batch 1 and full size."""
     single = {
-        (kind(one), one["form"]): one for one in speeds(results) if one["side"] == OURS and one["batch"] == 1
-    }  # fmt: skip
+        (kind(one), one["form"]): one
+        for one in speeds(results)
+        if one["side"] == OURS and one["batch"] == 1 and one["shape"] == shape
+    }
     found = []
     for runtime in (ENGINE, ONNXRUNTIME):
         for form in FORMS:

@@ -18,15 +18,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).parents[2]
-HOME = ROOT / "benchmarks" / "gpu"
-sys.path.append(str(HOME))
+from tests.benchmarks.planted_results import H100, HOME, Facts, alive, everything, result, step
 
 kit, parts, record, report, speeds, verdict = map(
     import_module, ("kit", "parts", "record", "report", "speeds", "verdict")
 )
-Facts = dict[str, Any]
-H100 = "NVIDIA H100 (compute capability 9.0)"
 
 
 def run_sh(*words: str) -> subprocess.CompletedProcess[str]:
@@ -70,46 +66,26 @@ def test_every_part_has_its_function() -> None:
 # -- running and going on ----------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def at(tmp_path: Path) -> Any:
-    made = record.Kit(work=tmp_path / "work", out=tmp_path / "out")
-    made.out.mkdir()
-    return made
-
-
-def result(part: str, steps: list[Facts], **others: Any) -> Facts:
-    facts: Facts = {
-        "part": part, "passed": record.verdict_of(steps), "seconds": 12.3, "made": "2026-01-01T00:00:00+00:00",
-        "device": H100, "driver": "580.1", "rehearsal": False, "shape": "chatglm2-6b", "code": "0123456789ab",
-        "versions": {"torch": "2.11.0"}, "facts": {}, "steps": steps,
-    }  # fmt: skip
-    return facts | others
-
-
-def step(name: str, passed: bool | None = True, **facts: Any) -> Facts:
-    return {"step": name, "code": "0123456789ab", "seconds": 1.0, "passed": passed, **facts}
-
-
 def test_what_passed_is_skipped_and_the_rest_runs(
     at: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Failed, not available, asked for again, always, of a rehearsal: each runs; other code alone is no reason."""
     ran: list[str] = []
 
-    def apart(part: Any, *_: Any) -> Facts:
+    def apart(_: Any, part: Any, *__: Any) -> Facts:
         ran.append(part.name)
         return result(part.name, [step("one")])
 
-    monkeypatch.setattr(kit, "apart", apart)
+    monkeypatch.setattr(kit.Run, "apart", apart)
     monkeypatch.setattr(kit, "gpu_is_there", lambda: True)
     now = record.identity(at)
     for name, passed, code in (
-        ("machine", True, "ffffffffffff"), ("full-make", False, now), ("peer-eager", None, now),
-        ("peer-compiled", True, f"{now} rehearsal"), ("verdict", True, now),
+        ("machine", True, "ffffffffffff"), ("onnxruntime-calibrate", False, now), ("peer-eager", None, now),
+        ("full-calibrate", True, f"{now} rehearsal"), ("verdict", True, now),
     ):  # fmt: skip
         record.save(at.out, result(name, [step("one", passed)], code=code))
     words = ["--work", str(at.work), "--out", str(at.out)]
-    chosen = ["machine", "full-make", "peer-eager", "peer-compiled", "verdict"]
+    chosen = ["machine", "onnxruntime-calibrate", "peer-eager", "full-calibrate", "verdict"]
     assert kit.main([*words, *chosen]) == 0
     assert ran == chosen[1:]
     assert "machine: passed already" in capsys.readouterr().out
@@ -192,7 +168,7 @@ def test_a_process_that_does_not_come_back_keeps_its_steps(
     monkeypatch.setattr(kit, "command", lambda *_, **__: [sys.executable, "-S", "-c", script])
     part = kit.named("machine")
     record.save(at.out, result("machine", [step("of an earlier run")]))
-    found = kit.apart(part, at, SimpleNamespace(limit=1.5, again=False))
+    found = kit.Run(at, limit=1.5).apart(part, at)
     assert (found["passed"], [one["step"] for one in found["steps"]]) == (False, ["first"])
     assert said in found["error"]
     assert record.read(at.out, "machine") == found
@@ -200,16 +176,6 @@ def test_a_process_that_does_not_come_back_keeps_its_steps(
     while alive(int(child.read_text())):
         assert time.monotonic() < deadline
         time.sleep(0.05)
-
-
-def alive(process: int) -> bool:
-    """A process that has ended may still stand in the table until its parent looks."""
-    try:
-        os.kill(process, 0)
-        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
-    except (OSError, ProcessLookupError):
-        return False
-    return state != "Z"
 
 
 def test_results_are_whole_or_not_there(at: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,27 +193,6 @@ def test_results_are_whole_or_not_there(at: Any, monkeypatch: pytest.MonkeyPatch
 
 
 # -- report and goals --------------------------------------------------------------------------------------------------
-
-
-def spoken(side: str, runtime: str, form: str, rate: float, share: float | None = None, batch: int = 1) -> Facts:
-    figures = {
-        "decode_tokens_s": rate, "first_token_s": 0.05, "prefill_tokens_s": 10240.0, "share_of_floor": share,
-        "bandwidth_bytes_s": 3.1e12, "machine": "left out",
-    }  # fmt: skip
-    return step(f"speed, batch {batch}", speed=speeds.speed(side, runtime, form, batch, figures))
-
-
-def everything(engine_rate: float = 260.0, share: float = 0.9, without_graph: float = 2.0) -> list[Facts]:
-    graph = step("CUDA graph and none", seconds_with_graph=1.0, seconds_without_graph=without_graph)
-    return [
-        result("machine", [step("memory bandwidth", found="3100 GB/s")]),
-        result("peer-eager", [spoken("peer", speeds.EAGER, "float16", 50.0)]),
-        result("peer-compiled", [spoken("peer", speeds.COMPILED, "float16", 200.0)]),
-        result("full-ort-float16", [spoken("ours", speeds.ONNXRUNTIME, "float16", 210.0, share), graph]),
-        result("full-ort-int8", [spoken("ours", speeds.ONNXRUNTIME, "int8-weights", 390.0, share)]),
-        result("full-engine-float16", [spoken("ours", "tensorrt 11.4", "float16", engine_rate, share), graph]),
-        result("full-engine-int8-weights", [spoken("ours", "tensorrt 11.4", "int8-weights", 400.0, share)]),
-    ]
 
 
 def test_report_has_machine_speeds_and_checks(at: Any) -> None:
