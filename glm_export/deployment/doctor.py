@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import platform
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from glm_export.artifacts.engine import Engine, load_engine
 from glm_export.artifacts.open import Kind, kind_of
 from glm_export.artifacts.program import OnnxProgram, load_program
+from glm_export.deployment.extras import installed, lacking
 from glm_export.engines.fit import Host, incompatibilities, probe_host
 from glm_export.errors import GlmExportError
 from glm_export.machine.gpu import driver_version
@@ -37,12 +37,16 @@ class FolderVerdict:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Diagnosis:
-    """The machine, and a verdict on each folder asked about. ``packages``: versions, None where not installed."""
+    """The machine, and a verdict on each folder asked about.
+
+    ``packages``: versions, None where not installed. ``lacking``: what is missing of each extra of this package.
+    """
 
     machine: Host
     driver: str | None
     python: str
     packages: dict[str, str | None]
+    lacking: dict[str, str]
     providers: tuple[str, ...]
     folders: tuple[FolderVerdict, ...]
 
@@ -71,7 +75,8 @@ def diagnose(folders: list[Path], *, thorough: bool = False) -> Diagnosis:
         machine=machine,
         driver=driver_version(),
         python=platform.python_version(),
-        packages={name: _version(name) for name in PACKAGES},
+        packages={name: installed(name) for name in PACKAGES},
+        lacking=lacking(machine),
         providers=tuple(providers()),
         folders=tuple(judge(folder, machine, thorough=thorough) for folder in found),
     )
@@ -110,10 +115,3 @@ def _damage(written: Engine | OnnxProgram) -> list[str]:
     except GlmExportError as error:
         return [str(error)]
     return []
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

@@ -22,7 +22,10 @@ from glm_export.machine.gpu import has_driver
 TENSORRT, TENSORRT_RTX = "tensorrt", "tensorrt-rtx"
 RUNTIMES = (TENSORRT, TENSORRT_RTX)
 MODULES = {TENSORRT: ("tensorrt",), TENSORRT_RTX: ("tensorrt_rtx", "tensorrt_rtx_bindings")}
-INSTALL = {TENSORRT: "pip install tensorrt", TENSORRT_RTX: "pip install 'glm-export[rtx]' (Linux, x86-64)"}
+INSTALL = {
+    TENSORRT: "pip install 'glm-export[tensorrt]' --extra-index-url https://pypi.nvidia.com",
+    TENSORRT_RTX: "pip install 'glm-export[rtx]' (Linux, x86-64)",
+}
 SERIOUS = ("ERROR", "INTERNAL_ERROR")
 
 

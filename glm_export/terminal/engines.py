@@ -205,6 +205,9 @@ def show_diagnosis(console: Console, diagnosis: Diagnosis) -> None:
     table.add_row("driver", escape(diagnosis.driver or "none found"))
     for name in RUNTIMES:
         table.add_row(name, escape(machine.versions.get(name) or machine.missing[name]))
+    for extra, why in diagnosis.lacking.items():
+        if why not in machine.missing.values():
+            table.add_row(extra, escape(why))
     table.add_row("providers", escape(", ".join(diagnosis.providers)))
     table.add_row("python", f"{diagnosis.python}, {machine.system}")
     for name, found in diagnosis.packages.items():

@@ -354,7 +354,7 @@ def test_a_runtime_that_is_not_installed(program: OnnxProgram, tmp_path: Path, m
     monkeypatch.setattr(vendor, "load", vendor.load.__wrapped__)
     monkeypatch.setitem(vendor.MODULES, vendor.TENSORRT, ("a_module_nobody_has",))
     line = fails(3, "build", program.folder, "--out", tmp_path / "engine", "--runtime", "tensorrt")
-    assert line == "Error: tensorrt is not installed; pip install tensorrt"
+    assert line == f"Error: tensorrt is not installed; {vendor.INSTALL[vendor.TENSORRT]}"
 
 
 def test_sources_that_are_nothing_to_build(engine: Engine, tmp_path: Path, demo_program: OnnxProgram) -> None:

@@ -103,7 +103,7 @@ MISSES = [
      machine(A10, tensorrt="10.9.0"),
      ["built for tensorrt 10.16.1.11 and later, found 10.9.0", "or build again with 10.9.0"]),
     ("no runtime", {}, machine(A10, tensorrt_rtx="1.7"),
-     ["tensorrt 10.16.1.11 is needed: not installed; pip install tensorrt"]),
+     ["tensorrt 10.16.1.11 is needed: not installed; pip install 'glm-export[tensorrt]' --extra-index"]),
     ("another GPU", {}, machine(L4, tensorrt="10.16.1"),
      ["built for NVIDIA A10 (compute capability 8.6), NVIDIA L4 has 8.9", "--hardware-compatible ampere-plus"]),
     ("a GPU before Ampere", {"compatibility": {"hardware": "ampere-plus"}}, machine(T4, tensorrt="10.16.1"),
@@ -281,16 +281,22 @@ def test_a_flipped_byte_is_seen_by_reading_all(
     assert f"{folder}: does not run" in result.stdout
 
 
-def test_the_doctor_shows_the_machine(here: Host) -> None:
+def test_the_doctor_shows_the_machine(here: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is missing of an extra has a line of its own, unless its runtime's line says the same."""
+    lacking = {"cuda": "too old; install it", "tensorrt": here.missing[vendor.TENSORRT]}
+    monkeypatch.setattr(doctor, "lacking", lambda _: lacking)
     result = run("doctor")
     assert result.exit_code == 0
     shown = " ".join(result.stdout.split())
     for words in (
         "NVIDIA A10, compute capability 8.6, 24.00 GB", f"tensorrt-rtx {here.versions[rtx.NAME]}",
-        "tensorrt not installed; pip install tensorrt", "driver none found", "CPUExecutionProvider", "torch 2.",
+        f"tensorrt not installed; {vendor.INSTALL[vendor.TENSORRT]}", "driver none found", "torch 2.",
+        "CPUExecutionProvider", "cuda too old; install it",
     ):  # fmt: skip
         assert words in shown
-    assert json.loads(run("doctor", "--json").stdout)["folders"] == []
+    assert shown.count(lacking["tensorrt"]) == 1
+    report = json.loads(run("doctor", "--json").stdout)
+    assert (report["folders"], report["lacking"]) == ([], lacking)
 
 
 def test_the_doctor_judges_folders(here: Host, built: Path, demo_program: OnnxProgram, tmp_path: Path) -> None:

@@ -78,14 +78,16 @@ def test_a_runtime_that_is_not_there_or_cannot_be_loaded(tmp_path: Path, monkeyp
     monkeypatch.setitem(vendor.MODULES, vendor.TENSORRT, ("a_module_nobody_has",))
     monkeypatch.setitem(vendor.MODULES, vendor.TENSORRT_RTX, ("a_module_nobody_has", "runtime_without_libraries"))
     monkeypatch.setattr(vendor, "load", vendor.load.__wrapped__)
-    with pytest.raises(EnvironmentMissingError, match="tensorrt is not installed; pip install tensorrt") as raised:
+    with pytest.raises(
+        EnvironmentMissingError, match=r"tensorrt is not installed; pip install 'glm-export\[tensorrt\]' "
+    ) as raised:
         vendor.load(vendor.TENSORRT)
     assert raised.value.exit_code == 3
     with pytest.raises(EnvironmentMissingError, match=r"cannot be loaded: libnvinfer\.so\.10: cannot open; pip"):
         vendor.load(vendor.TENSORRT_RTX)
     found = fit.probe_host()
     assert found.versions == {}
-    assert found.missing[vendor.TENSORRT] == "not installed; pip install tensorrt"
+    assert found.missing[vendor.TENSORRT] == f"not installed; {vendor.INSTALL[vendor.TENSORRT]}"
     assert "libnvinfer.so.10" in found.missing[vendor.TENSORRT_RTX]
 
 
