@@ -24,7 +24,9 @@ SKIP_NORM = {
     Norm.RMS: "com.microsoft.SkipSimplifiedLayerNormalization",
     Norm.LAYER: "com.microsoft.SkipLayerNormalization",
 }
-LENGTH_OPS = {"ReduceSum", "Sub", "Cast", "Shape", "Squeeze", "Min", "Unsqueeze", "GatherND", "Max", "Range", "Add"}
+LENGTH_OPS = {
+    "ReduceSum", "Sub", "Cast", "Shape", "Squeeze", "Min", "Unsqueeze", "GatherND", "Max", "CumSum", "Equal", "Add",
+}  # fmt: skip
 
 
 def cache(config: GlmConfig) -> Cache:

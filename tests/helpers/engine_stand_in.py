@@ -193,7 +193,7 @@ def _at(pointer: int, shape: Sequence[int], dtype: str) -> NDArray[Any]:
 
 def stand_in_session(
     program: OnnxProgram, *, max_batch: int = 4, prefill_tokens: int | None = None, prefill_batch: int | None = None,
-    cuda_graph: bool = True, runtime: str = vendor.TENSORRT,
+    cuda_graph: bool = True, runtime: str = vendor.TENSORRT, streamed: bool = False,
 ) -> tuple[EngineSession, StandInEngine]:  # fmt: skip
     """A session over a stand-in for the engine of a program."""
     limits = resolve_limits(
@@ -210,5 +210,5 @@ def stand_in_session(
     made = StandInEngine(program, profiles, device)
     # Of TensorRT the names are wanted alone, and TensorRT-RTX, which is a package, has them.
     tensorrt = replace(vendor.load(vendor.TENSORRT_RTX), name=runtime)
-    loaded = LoadedEngine(tensorrt=tensorrt, runtime=None, engine=made, device=device)
+    loaded = LoadedEngine(tensorrt=tensorrt, runtime=None, engine=made, device=device, streamed=streamed)
     return EngineSession(engine, loaded, cuda_graph=cuda_graph), made

@@ -6,7 +6,8 @@ import onnx_ir as ir
 
 from glm_export.graphs.queries import LAST
 from glm_export.graphs.rewriter import MATCHED, NOT_MINE, Emitter, MatchResult, refused
-from glm_export.spec.signature import ATTENTION_MASK, INPUT_IDS
+from glm_export.graphs.rules.ort import new_tokens
+from glm_export.spec.signature import ATTENTION_MASK
 
 
 class LastTokenOfEachRow:
@@ -32,7 +33,6 @@ class LastTokenOfEachRow:
         """``[B, S, H] -> [B, 1, H]``."""
         hidden = node.inputs[0]
         real = emit.op("ReduceSum", emit.inputs[ATTENTION_MASK], emit.ints(1), keepdims=1)
-        queries = emit.op("Shape", emit.inputs[INPUT_IDS], start=1, end=2)
         # In a prefill all real tokens are queries; later the last query of a row is its last token.
-        index = emit.op("Sub", emit.op("Min", real, queries), emit.ints(1))
+        index = emit.op("Sub", emit.op("Min", real, new_tokens.count(emit)), emit.ints(1))
         return [emit.op("GatherND", hidden, emit.op("Unsqueeze", index, emit.ints(LAST)), batch_dims=1)]

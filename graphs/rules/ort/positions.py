@@ -8,8 +8,8 @@ import onnx_ir as ir
 
 from glm_export.graphs.queries import last_dim
 from glm_export.graphs.rewriter import MATCHED, NOT_MINE, Emitter, MatchResult
-from glm_export.graphs.rules.ort import fuses_rotation
-from glm_export.spec.signature import ATTENTION_MASK, INPUT_IDS
+from glm_export.graphs.rules.ort import fuses_rotation, new_tokens
+from glm_export.spec.signature import ATTENTION_MASK
 
 
 class PositionsFromLengths:
@@ -31,11 +31,9 @@ class PositionsFromLengths:
         """Return the rotated ``x``."""
         if ("positions",) not in emit.shared:
             real = emit.op("ReduceSum", emit.inputs[ATTENTION_MASK], emit.ints(1), keepdims=1)
-            queries = emit.op("Shape", emit.inputs[INPUT_IDS], start=1, end=2)
             # A prefill's padding makes this negative; it starts at 0.
-            first = emit.op("Max", emit.op("Sub", real, queries), emit.ints(0))
-            zero, one = (emit.op("Squeeze", emit.ints(value)) for value in (0, 1))
-            steps = emit.op("Range", zero, emit.op("Squeeze", queries), one)
+            first = emit.op("Max", emit.op("Sub", real, new_tokens.count(emit)), emit.ints(0))
+            steps = emit.op("CumSum", new_tokens.ones(emit), emit.scalar(1, ir.DataType.INT64), exclusive=1)
             emit.shared["positions",] = emit.op("Add", first, steps)
         x, cos, sin, _ = node.inputs
         kept: dict[str, Any] = {name: attribute.as_int() for name, attribute in node.attributes.items()}
