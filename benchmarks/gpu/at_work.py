@@ -23,13 +23,25 @@ from glm_export.sessions.session import Session
 
 ANSWER = 24
 """Tokens of a greedy answer."""
+HOST, DEVICE = "the host", "the device"
+"""Who chooses tokens."""
+NEVER_WRITTEN = "\uffff"
+"""No character."""
 CONTEXT, STEPS = BenchOptions().context, BenchOptions().new_tokens
 """Tokens read before decoding is timed, and steps timed."""
 
 
-def greedy(session: Session, prompts: list[list[int]], tokens: int = ANSWER) -> list[list[int]]:
-    """What a session writes after each prompt, all in one batch, up to the end of what it knows by heart."""
-    return [row.ids for row in generate_ids(session, prompts, stopping=api.stopping_for(session, tokens))]
+def greedy(
+    session: Session, prompts: list[list[int]], tokens: int = ANSWER, *, by_host: bool = False
+) -> list[list[int]]:
+    """What a session writes after each prompt, all in one batch, up to the end of what it knows by heart.
+
+    ``by_host``: the host chooses every token; otherwise the device does where the session can.
+    """
+    # A stop string is looked for by the host, in the text.
+    stopping = api.stopping_for(session, tokens, (NEVER_WRITTEN,) if by_host else ())
+    decode = session.tokenizer.decode if by_host else None
+    return [row.ids for row in generate_ids(session, prompts, stopping=stopping, decode=decode)]
 
 
 def known_prompts(session: Session, model: str, count: int = 4) -> list[list[int]]:
@@ -96,17 +108,29 @@ def timed_decode(session: Session, batch: int = 1) -> tuple[float, list[list[int
 def in_turn(open_session: Callable[[bool], AbstractContextManager[Session]], model: str) -> Facts:
     """Two prompts, and the first again, one after the other in one session: with a CUDA graph as without.
 
-    A step that was captured for one prompt must not go on reading its cache for the next.
+    A step that was captured for one prompt must not go on reading its cache for the next. Steps whose tokens the host
+    chooses and those of the loop on the device are captured apart, so both are tried, where the session has both.
     """
-    ids: dict[bool, list[list[list[int]]]] = {}
+    ids: dict[tuple[bool, str], list[list[list[int]]]] = {}
     for graph in (False, True):
         with open_session(graph) as session:
             first, second, *_ = known_prompts(session, model)
-            ids[graph] = [greedy(session, [prompt]) for prompt in (first, second, first)]
-    alike = [one == other for one, other in zip(ids[True], ids[False], strict=True)]
-    distinct = ids[False][0] != ids[False][1]
-    found = ", ".join("the same" if one else "other tokens" for one in alike)
-    facts: Facts = {"passed": all(alike) and distinct, "found": f"with the graph {found}"}
+            for chooser in (HOST, DEVICE) if session.chooses_tokens else (HOST,):
+                ids[graph, chooser] = [
+                    greedy(session, [prompt], by_host=chooser == HOST) for prompt in (first, second, first)
+                ]
+    expected = ids[False, HOST]
+    found = {chooser: one for (graph, chooser), one in ids.items() if graph}
+    told = {
+        chooser: ", ".join(
+            "the same" if one == other else "other tokens" for one, other in zip(these, expected, strict=True)
+        )
+        for chooser, these in found.items()
+    }  # fmt: skip
+    facts: Facts = {
+        "passed": all(these == expected for these in found.values()) and expected[0] != expected[1],
+        "found": "; ".join(f"with the graph, chosen by {chooser}: {said}" for chooser, said in told.items()),
+    }
     return facts if facts["passed"] else facts | {"means": "a captured step answers for an earlier prompt"}
 
 

@@ -15,10 +15,11 @@ import pytest
 
 from glm_export import api
 from glm_export.artifacts.program import OnnxProgram
-from glm_export.sessions.onnxruntime.cuda_graph import CapturedGraph
+from glm_export.sessions.onnxruntime.cuda_graph import CapturedGraph, GraphIds
 from glm_export.sessions.onnxruntime.session import OrtSession
 from tests.benchmarks.planted_results import record, result, step
 from tests.helpers import rtx
+from tests.helpers.host_device import HostDevice
 
 at_work, attention, placement, report = map(
     import_module, ("at_work", "checks.attention", "checks.placement", "report")
@@ -31,27 +32,35 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> OnnxProgram:
     return api.export("demo", tmp_path_factory.mktemp("demo") / "program", dialect="ort")
 
 
-def opened(program: OnnxProgram, *, forgetful: bool) -> Any:
-    """A session whose steps are bound once as for a graph; a forgetful one keeps the first prompt's buffers."""
+def opened(program: OnnxProgram, *, forgetful: str | None) -> Any:
+    """A session whose steps are bound once as for a graph; a forgetful one keeps the first prompt's buffers.
+
+    ``forgetful``: which of its steps, by who chooses their tokens.
+    """
 
     @contextmanager
     def session_of(graph: bool) -> Iterator[OrtSession]:
         with OrtSession(program, ["CPUExecutionProvider"]) as session:
+            session.loop_on(HostDevice(), GraphIds() if graph else None)
             if graph:
-                session._captured = CapturedGraph(session.runtime, session.signature, "cpu")
-                if forgetful:
-                    session._captured.reset = lambda: None  # type: ignore[method-assign]
+                session._captured = CapturedGraph(session.runtime, session.signature, GraphIds(), "cpu")
+                steps = {at_work.HOST: session._captured, at_work.DEVICE: session._looped}
+                if forgetful is not None:
+                    steps[forgetful].reset = lambda: None  # type: ignore[method-assign]
                 session.cache = session.new_cache()
             yield session
 
     return session_of
 
 
-def test_two_prompts_in_turn_show_a_graph_that_answers_for_the_first(program: OnnxProgram) -> None:
-    found = at_work.in_turn(opened(program, forgetful=False), "demo")
-    assert found == {"passed": True, "found": "with the graph the same, the same, the same"}
-    found = at_work.in_turn(opened(program, forgetful=True), "demo")
+@pytest.mark.parametrize("forgetful", [at_work.HOST, at_work.DEVICE])
+def test_two_prompts_in_turn_show_a_graph_that_answers_for_the_first(program: OnnxProgram, forgetful: str) -> None:
+    right = at_work.in_turn(opened(program, forgetful=None), "demo")
+    assert right["passed"], right
+    assert right["found"].count("the same, the same, the same") == 2
+    found = at_work.in_turn(opened(program, forgetful=forgetful), "demo")
     assert (found["passed"], found["means"]) == (False, "a captured step answers for an earlier prompt")
+    assert f"chosen by {forgetful}: the same, other tokens" in found["found"]
 
 
 # -- one attention layer -----------------------------------------------------------------------------------------------
