@@ -14,6 +14,7 @@ from glm_export.artifacts.open import Kind, open_artifact
 from glm_export.artifacts.output_folder import require_writable
 from glm_export.artifacts.program import OnnxProgram
 from glm_export.calibration.trt_cache import CALIBRATION_CACHE
+from glm_export.deployment.explain import explain
 from glm_export.deployment.request import BuildKeywords, BuildRequest, ImplicitInt8
 from glm_export.deployment.source import program_to_build
 from glm_export.engines import implicit_int8 as implicit, vendor
@@ -87,11 +88,7 @@ def build_requested(
         program_to_build(source, tensorrt, request, progress) as program,
         closing(ScratchFolder()) as scratch,
     ):
-        limits = resolve_limits(
-            program.signature, program.config.max_columns, max_batch=request.max_batch,
-            max_context=request.max_context, prefill_tokens=request.prefill_tokens, prefill_batch=request.prefill_batch,
-        )  # fmt: skip
-        plan = plan_build(program, request.out, tensorrt, limits, request.options)
+        plan = _planned(program, tensorrt, request)
         cache = scratch.path / CALIBRATION_CACHE
         calibrator = _calibrator(tensorrt, plan, request.implicit_int8, cache) if request.implicit_int8 else None
         on_plan(plan)
@@ -99,6 +96,39 @@ def build_requested(
             plan, request.out, tensorrt, calibrator=calibrator, calibration_cache=cache, force=request.force,
             progress=progress, timing_cache=(request.timing_cache or TIMING_CACHE).expanduser(),
         )  # fmt: skip
+
+
+def explain_requested(request: BuildRequest) -> tuple[BuildPlan, str]:
+    """What a build would make, and a script that repeats it and compares its engine without this package.
+
+    Nothing is built, and a runtime that builds with a GPU needs none for this.
+
+    Args:
+        request: what of, and how; ``out`` may hold the engine already, which is compared as well.
+
+    Raises:
+        InputError: an option does not fit, or the source is a checkpoint, of which there is no file to name.
+        EnvironmentMissingError: the runtime is missing.
+    """
+    source = _opened(request)
+    if not isinstance(source, Path):
+        raise InputError("--explain names the files of an exported folder, found a checkpoint; export it first")
+    if request.implicit_int8 is not None:
+        raise InputError("--explain repeats what the program says; leave --implicit-int8 out")
+    tensorrt = vendor.load(request.runtime or usual_runtime())
+    request.options.require_offered(tensorrt)
+    request.require_consistent()
+    with program_to_build(source, tensorrt, request, NullProgress()) as program:
+        plan = _planned(program, tensorrt, request)
+        return plan, explain(plan, tensorrt, request.out)
+
+
+def _planned(program: OnnxProgram, tensorrt: vendor.TensorRT, request: BuildRequest) -> BuildPlan:
+    limits = resolve_limits(
+        program.signature, program.config.max_columns, max_batch=request.max_batch,
+        max_context=request.max_context, prefill_tokens=request.prefill_tokens, prefill_batch=request.prefill_batch,
+    )  # fmt: skip
+    return plan_build(program, request.out, tensorrt, limits, request.options)
 
 
 def _ready(request: BuildRequest) -> vendor.TensorRT:

@@ -75,7 +75,11 @@ class BuildRequest:
     )
     max_batch: int = field(default=4, metadata=described("Rows of a decode step."))
     max_context: int | None = field(
-        default=None, metadata=described("Tokens of a row, written and read; default: what the program holds.")
+        default=None,
+        metadata=described(
+            "Tokens of a row, written and read; default: what the program holds. With dialect tensorrt a decode step "
+            "reads all of them, filled or not."
+        ),
     )
     prefill_tokens: int | None = field(
         default=None, metadata=described("Tokens read at once; longer prompts take several calls. Default: 512.")

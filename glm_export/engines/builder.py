@@ -36,7 +36,7 @@ from glm_export.errors import InputError
 from glm_export.exporter.genai_config import GENAI_CONFIG
 from glm_export.graphs.queries import producer_of
 from glm_export.graphs.weight_traffic import program_weight_traffic
-from glm_export.machine.gpu import driver_version, gpus
+from glm_export.machine.gpu import driver_version, used_gpu
 from glm_export.model_folder import inside
 from glm_export.progress import NullProgress, Progress
 from glm_export.spec.optimization_profile import Limits, OptimizationProfile
@@ -153,8 +153,7 @@ def _manifest(
 ) -> dict[str, Any]:
     options, names = plan.options, [profile.name for profile in plan.profiles]
     activations = inspected.activations if inspected is not None else record.activations
-    found = gpus()
-    gpu = found[0] if found and not (tensorrt.rtx and options.compute_capabilities != (CURRENT,)) else None
+    gpu = None if tensorrt.rtx and options.compute_capabilities != (CURRENT,) else used_gpu()
     built_on = BuiltOn(
         system=platform.system(), gpu=gpu.name if gpu else None,
         compute_capability=gpu.compute_capability if gpu else None, driver=driver_version(),

@@ -9,7 +9,7 @@ from glm_export.artifacts.engine import Engine
 from glm_export.engines import vendor
 from glm_export.engines.options import AMPERE_PLUS
 from glm_export.errors import EnvironmentMissingError
-from glm_export.machine.gpu import Gpu, gpus
+from glm_export.machine.gpu import DEVICE, Gpu, gpus
 
 AMPERE = (8, 0)
 
@@ -44,9 +44,7 @@ def probe_host() -> Host:
         else:
             versions[name] = module.__version__
             targets = vendor.targets_of(module) or targets
-    return Host(
-        system=platform.system(), gpus=tuple(gpus()), versions=versions, missing=missing, targets=targets
-    )  # fmt: skip
+    return Host(system=platform.system(), gpus=tuple(gpus()), versions=versions, missing=missing, targets=targets)
 
 
 def incompatibilities(engine: Engine, machine: Host) -> list[str]:
@@ -58,7 +56,7 @@ def incompatibilities(engine: Engine, machine: Host) -> list[str]:
     if not machine.gpus:
         found.append("no NVIDIA GPU or driver was found; run it where there is one")
         return found
-    gpu = machine.gpus[0]
+    gpu = machine.gpus[DEVICE]
     found += (
         _target_incompatibilities(engine, gpu, machine.targets)
         if engine.runtime == vendor.TENSORRT_RTX

@@ -13,6 +13,7 @@ from glm_export.spec.signature import BATCH, LOGITS, PAST, SEQUENCE, TOTAL, past
 HOST_BYTES_PER_WEIGHT_BYTE = 2.6
 """Anonymous memory of a build over the weights' size: 2.0 in float16, 1.5 in int8, 2.6 in int4 (benchmarks/engines)."""
 BASE_HOST_BYTES = 300 << 20
+COLUMNS = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +30,10 @@ class MemoryPlan:
     workspace: int | None
     host: int
     free_disk: int
+
+    def bytes_of_columns(self, context: int) -> int:
+        """Keys and values of a thousand columns of one row, of a cache that holds ``context`` columns a row."""
+        return self.cache_row * COLUMNS // context
 
     def to_json(self) -> dict[str, int | None]:
         """Plain values."""

@@ -26,6 +26,9 @@ ENTROPY, MIN_MAX = "entropy", "min-max"
 MOST_BYTES = 1 << 63
 NEED_DRIVER_IN_RTX = ("version_compatible", "refittable", "stripped")
 """Seen in TensorRT-RTX 1.7: without a driver the builder gives up on these."""
+UNPROVEN_IN_PLACE = ("version_compatible", "refittable", "stripped")
+"""Options whose engines nobody has loaded where a cache is updated in place (``KV_CACHE_UPDATE``)."""
+UNPROVEN = " Unproven with dialect tensorrt."
 
 
 @listed
@@ -33,13 +36,14 @@ NEED_DRIVER_IN_RTX = ("version_compatible", "refittable", "stripped")
 class BuildOptions:
     """How to build. None leaves a choice to TensorRT."""
 
-    version_compatible: bool = field(default=False, metadata=described("Later versions of TensorRT load it."))
+    version_compatible: bool = field(default=False, metadata=described(f"Later versions load it.{UNPROVEN}"))
     hardware_compatible: str | None = field(
         default=None, metadata=described("Other GPUs load it.", choices=tuple(HARDWARE))
     )
-    refittable: bool = field(default=False, metadata=described("Weights can be exchanged."))
+    refittable: bool = field(default=False, metadata=described(f"Weights can be exchanged.{UNPROVEN}"))
     stripped: bool = field(
-        default=False, metadata=described("No weights in the plan: they are put in from ONNX when it is loaded.")
+        default=False,
+        metadata=described(f"No weights in the plan: they are put in from ONNX when it is loaded.{UNPROVEN}"),
     )
     weight_streaming: bool = field(default=False, metadata=described("Weights may stay in host memory."))
     workspace_bytes: int | None = field(

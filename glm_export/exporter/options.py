@@ -59,7 +59,10 @@ class ExportOptions:
         default=None, metadata=described("Of all tokens or the last; default: the dialect's.", choices=LOGITS_KINDS)
     )
     max_length: int | None = field(
-        default=None, metadata=described("Tokens a static cache holds (dialect tensorrt).", least=1)
+        default=None,
+        metadata=described(
+            "Tokens a static cache holds (dialect tensorrt); a decode step reads all of them, filled or not.", least=1
+        ),
     )
     excluded: Mapping[str, str] | None = field(
         default=None, metadata=described("Linear weights to leave in float besides the recipe's, and why.")

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 MAJOR, MINOR = 75, 76
 """CUdevice_attribute: compute capability (``cuda.h``)."""
 NAME_BYTES = 256
+DEVICE = 0
+"""The one device that engines are built on, held to and run on; CUDA_VISIBLE_DEVICES says which one that is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +46,11 @@ def gpus() -> list[Gpu]:
     count = ctypes.c_int(0)
     driver.cuDeviceGetCount(ctypes.byref(count))
     return [_gpu(driver, index) for index in range(count.value)]
+
+
+def used_gpu() -> Gpu | None:
+    """The device that counts, :data:`DEVICE`; None where there is none."""
+    return next(iter(gpus()[DEVICE:]), None)
 
 
 def _driver() -> ctypes.CDLL | None:

@@ -18,7 +18,7 @@ from rich.table import Table
 from glm_export.artifacts.engine import BUILD_LOG
 from glm_export.deployment.request import BuildRequest, CheckpointKeywords, ImplicitInt8
 from glm_export.deployment.source import DTYPE
-from glm_export.engines.options import BuildOptions
+from glm_export.engines.options import UNPROVEN_IN_PLACE, BuildOptions
 from glm_export.engines.vendor import RUNTIMES
 from glm_export.errors import InputError
 from glm_export.exporter.options import ExportOptions
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from glm_export.deployment.doctor import Diagnosis
     from glm_export.engines.builder import BuildPlan
 
-GIGABYTE = 10**9
+GIGABYTE, TERABYTE = 10**9, 10**12
 WORTH_SHOWING = (
     "KV_CACHE_UPDATE", "ROTARY_EMBEDDING", "ATTENTION_INPUT", "NORMALIZATION", "MATRIX_MULTIPLY", "QUANTIZE",
     "DEQUANTIZE",
@@ -70,12 +70,13 @@ def _bytes(ctx: click.Context, param: click.Parameter, gigabytes: float | None) 
 @flags(BuildOptions, "optimization_level", "version_compatible", "hardware_compatible", "refittable", "stripped")
 @flags(BuildOptions, "weight_streaming", "compute_capabilities")
 @flags(BuildRequest, "timing_cache", "force")
-def build(source: str, out: Path, implicit_int8: bool, **options: Any) -> None:
+@click.option("--explain", is_flag=True, help="Build nothing; print how others repeat the build and compare engines.")
+def build(source: str, out: Path, implicit_int8: bool, explain: bool, **options: Any) -> None:
     """Build a TensorRT engine of SOURCE, an exported folder or a checkpoint.
 
     TensorRT-RTX builds without a GPU; engines run where there is one.
     """
-    from glm_export.deployment.build import build_requested
+    from glm_export.deployment.build import build_requested, explain_requested
 
     measured = {name: value for name, value in picked(ImplicitInt8, options).items() if value}
     if measured and not implicit_int8:
@@ -91,6 +92,11 @@ def build(source: str, out: Path, implicit_int8: bool, **options: Any) -> None:
         implicit_int8=ImplicitInt8(**measured) if implicit_int8 else None,
         **options,
     )
+    if explain:
+        plan, script = explain_requested(request)
+        show_build_plan(MESSAGES, plan)
+        click.echo(script, nl=False)
+        return
     with ProgressBars(MESSAGES) as bars:
         engine = build_requested(request, progress=bars, on_plan=lambda plan: show_build_plan(MESSAGES, plan))
     show_built(MESSAGES, engine)
@@ -138,6 +144,30 @@ def show_build_plan(console: Console, plan: BuildPlan) -> None:
         f"  host    about {size(memory.host)} while building, {size(memory.free_disk)} disk free",
         soft_wrap=True,
     )
+    show_column_cost(console, plan)
+    show_unproven(console, plan)
+
+
+def show_column_cost(console: Console, plan: BuildPlan) -> None:
+    """What the length of a static cache costs: attention reads all of it, whatever its rows hold."""
+    if plan.program.signature.cache is Cache.STATIC:
+        count = plan.memory.bytes_of_columns(plan.limits.max_context)
+        console.print(
+            f"  cache   every decode step reads each column, filled or not: {size(count)} for 1,000 columns of a row, "
+            f"{count / TERABYTE * 1e6:.3g} us on a GPU of 1 TB/s",
+            soft_wrap=True,
+        )
+
+
+def show_unproven(console: Console, plan: BuildPlan) -> None:
+    """Options nobody has seen at work beside a cache that is updated in place."""
+    chosen = [flag(BuildOptions, name) for name in UNPROVEN_IN_PLACE if getattr(plan.options, name)]
+    if chosen and plan.program.signature.cache is Cache.STATIC:
+        console.print(
+            f"[yellow]Warning:[/] {', '.join(chosen)} beside a cache updated in place is unproven: no such engine has "
+            "been loaded yet; 'glm-export check' it before use",
+            soft_wrap=True,
+        )
 
 
 def show_built(console: Console, engine: Engine) -> None:
