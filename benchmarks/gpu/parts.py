@@ -147,6 +147,9 @@ PARTS: list[Part] = [
     Part("machine", "GPU, driver, versions, what `doctor` finds, how fast the GPU reads memory", 1,
          "machine_part", "machine"),
     *PROBES.values(),
+    Part("session-on-gpu", "our session over an engine that PyTorch computes: copies, capture, replay, tokens chosen "
+         "on the device as the host chooses them, captures and steps that fail, microseconds of a step", 1,
+         "session_part", "session_on_gpu"),
     Part("onnxruntime-demo", "ONNX Runtime CUDA, embedded ChatGLM2: every dialect and dtype equals PyTorch, recalls "
          "poems", 2, "onnxruntime_parts", "embedded", ("demo", False), runtimes=(ONNXRUNTIME,)),
     Part("onnxruntime-graphs", "decode steps of `ort` as CUDA graphs: the same tokens, for one prompt and for two in "
