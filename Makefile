@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint mutants attack attack-guided kills lock clean
+.PHONY: demo test lint mutants attack attack-guided kills rehearse-gpu lock clean
 
 demo: $(VENV)/.installed
 	$(BIN)/glm-export demo --out out/demo
@@ -51,6 +51,11 @@ attack-guided: $(VENV)/.installed-for-tests
 KILLS ?= 100
 kills: $(VENV)/.installed-for-tests
 	$(BIN)/python tests/attacks/kills.py --seed $(SEED) --count $(if $(filter file,$(origin COUNT)),$(KILLS),$(COUNT))
+
+# The GPU kit on a machine without network, played on this one: 5 GB of packages, and the minutes of the budget.
+GPU_SECONDS ?= 1800
+rehearse-gpu: $(VENV)/.installed-for-tests
+	bash benchmarks/gpu/run.sh --python $(CURDIR)/$(BIN)/python --rehearse --budget $(GPU_SECONDS)
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -21,6 +21,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from carry.pieces import pack
+from carry.there import ARCHIVE
 from parts import MEDIUM, PARTS, Part, probes_of
 from record import (
     ROOT,
@@ -67,7 +69,9 @@ def main(words: list[str] | None = None) -> int:
     run = Run(kit, limit=arguments.limit, again=arguments.again, budget=arguments.budget)
     kit.out.mkdir(parents=True, exist_ok=True)
     results = [run.one(part) for part in with_probes([named(name) for name in arguments.parts] or PARTS, kit)]
-    print(f"\nreport: {write_report(kit.out)}")
+    archive = kit.out.parent / ARCHIVE
+    pack(kit.out, archive, last_words=True)
+    print(f"\nreport: {write_report(kit.out)}\nall of it: {archive}")
     return int(any(result["passed"] is False for result in results))
 
 
