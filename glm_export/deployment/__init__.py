@@ -1,4 +1,4 @@
-"""From a checkpoint or program to an engine, and why one will not load: a few calls over the rooms below.
+"""From a checkpoint or program to an engine, how others repeat it, and why one will not load: calls over rooms below.
 
 Imports api, engines, exporter, artifacts.
 """

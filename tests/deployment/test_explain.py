@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -17,6 +18,7 @@ from types import SimpleNamespace
 import numpy as np
 import onnxruntime
 import pytest
+from rich.console import Console
 
 from glm_export import api
 from glm_export.artifacts.program import OnnxProgram
@@ -26,9 +28,11 @@ from glm_export.deployment.extras import LEAST_TENSORRT
 from glm_export.deployment.request import BuildRequest
 from glm_export.engines import vendor
 from glm_export.engines.builder import BuildPlan
-from glm_export.engines.options import BuildOptions
+from glm_export.engines.options import UNPROVEN_IN_PLACE, BuildOptions
 from glm_export.engines.vendor import BuildLog, TensorRT
 from glm_export.inputs.prompts import Prompt, prefill_feeds
+from glm_export.spec.option import flag, options_of
+from glm_export.terminal.engines import show_unproven
 from tests.helpers import rtx
 from tests.helpers.golden_data import Golden
 from tests.terminal.test_cli import fails, run
@@ -217,6 +221,19 @@ def test_what_a_columns_cost_is(program: OnnxProgram, tmp_path: Path) -> None:
     assert result.exit_code == 0
     assert "for 1,000 columns" not in result.stderr
     assert "trtexec --loadEngine=trtexec.plan --useProfile=1" in result.stdout
+
+
+@pytest.mark.parametrize("name", UNPROVEN_IN_PLACE)
+def test_what_is_unproven_beside_an_in_place_cache_is_said_where_it_is_chosen(name: str, program: OnnxProgram) -> None:
+    """On a machine without a GPU TensorRT-RTX refuses these options, so the warning is asked for by itself."""
+    plan = plan_of(program)
+    told = io.StringIO()
+    show_unproven(Console(file=told, width=400), replace(plan, options=BuildOptions(**{name: True})))
+    assert f"Warning: {flag(BuildOptions, name)} beside a cache updated in place is unproven" in told.getvalue()
+    assert "Unproven with dialect tensorrt." in options_of(BuildOptions)[name][1].help
+    quiet = io.StringIO()
+    show_unproven(Console(file=quiet), plan)
+    assert quiet.getvalue() == ""
 
 
 def test_the_image_says_what_the_package_says() -> None:

@@ -181,6 +181,7 @@ def test_machines_without_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(ctypes, "CDLL", opened)
         assert gpu.has_driver() is False
         assert gpu.gpus() == []
+        assert gpu.used_gpu() is None
         assert gpu.driver_version() is None
         with pytest.raises(EnvironmentMissingError, match="loading an engine needs an NVIDIA GPU and its driver"):
             runtime("10.9").require_driver("loading an engine")
@@ -193,6 +194,9 @@ def test_machines_with_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     assert gpu.gpus() == [
         gpu.Gpu(name=f"GPU {index}", compute_capability="8.9", memory_bytes=24 << 30) for index in range(2)
     ]
+    used = gpu.used_gpu()
+    assert used is not None
+    assert used.name == f"GPU {gpu.DEVICE}"
 
 
 def test_this_machine_answers_without_a_crash() -> None:
