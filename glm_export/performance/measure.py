@@ -8,6 +8,7 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from glm_export.artifacts.program import OnnxProgram, load_program
 from glm_export.checkpoints.checkpoint import Checkpoint
 from glm_export.errors import GlmExportError
 from glm_export.generation.finite import require_finite
-from glm_export.inputs.feeds import Feeds
+from glm_export.generation.generate import generate_steps
+from glm_export.generation.stopping import Stopping
 from glm_export.inputs.prompts import Prompt
 from glm_export.machine.memory import read_bandwidth, resident_bytes
 from glm_export.performance.report import BenchOptions
@@ -106,17 +108,17 @@ class _Rounds:
             **{f"step_p{percent}_ms": 1000 * percentile(steps, percent) for percent in (50, 90, 99)},
         }
 
-    def _prompt(self, tokens: int) -> Feeds:
+    def _prompts(self, tokens: int) -> list[Prompt]:
         config = self._session.config
         first = min(FIRST_PLAIN_ID, config.vocab_size - 1)
         rows = self._random.integers(first, config.vocab_size, (self._options.batch, tokens)).tolist()
         # A prefix family's context and its start-of-piece token; which ids they are changes no timing.
         context = tokens - 1 if config.prefix_mask else 0
-        return self._session.feeds([Prompt(ids=tuple(row), context_length=context) for row in rows])
+        return [Prompt(ids=tuple(row), context_length=context) for row in rows]
 
     def _prefill(self, tokens: int) -> tuple[float, float]:
         """Seconds to the logits, and to the first token chosen from them."""
-        feeds = self._prompt(tokens)
+        feeds = self._session.feeds(self._prompts(tokens))
         started = time.perf_counter()
         logits = self._session.prefill(feeds)
         read = time.perf_counter() - started
@@ -126,8 +128,14 @@ class _Rounds:
         return read, taken
 
     def _decode(self, steps: int) -> list[float]:
-        """Seconds of each greedy step: feeding, running, choosing."""
-        feeds = self._prompt(self._options.context)
+        """Seconds of each greedy step: feeding, running, choosing, by whomever the session leaves it to."""
+        prompts = self._prompts(self._options.context)
+        if self._session.chooses_tokens:
+            written = generate_steps(self._session, prompts, stopping=Stopping(max_new_tokens=steps + 1))
+            # The first follows the prompt.
+            ends = [time.perf_counter() for _ in written]
+            return [end - start for start, end in pairwise(ends)]
+        feeds = self._session.feeds(prompts)
         logits = self._session.prefill(feeds)
         require_finite(self._session, logits[:, -1], 1)
         chosen = _choose(logits)

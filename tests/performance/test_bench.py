@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 from rich.console import Console
 
+from glm_export import api
 from glm_export.artifacts.program import OnnxProgram
 from glm_export.cli import cli
 from glm_export.errors import EnvironmentMissingError, InputError
@@ -21,10 +22,12 @@ from glm_export.graphs.weight_traffic import program_weight_traffic
 from glm_export.machine.memory import read_bandwidth, resident_bytes
 from glm_export.performance import bench as bench_module
 from glm_export.performance.bench import bench
-from glm_export.performance.measure import measure, percentile
+from glm_export.performance.measure import _Rounds, measure, percentile
 from glm_export.performance.report import BenchOptions, BenchReport
+from glm_export.sessions.onnxruntime.session import OrtSession
 from glm_export.sessions.torch import torch_weight_traffic
 from glm_export.terminal.bench import show_bench
+from tests.helpers.host_device import HostDevice
 from tests.helpers.walked import poems
 
 TINY = BenchOptions(prompt_tokens=8, context=4, new_tokens=6, batch=2, rounds=2, threads=1)
@@ -188,3 +191,17 @@ def test_percentiles_and_bandwidth() -> None:
     bandwidth = read_bandwidth(1)
     assert bandwidth is not None
     assert bandwidth > 1e8
+
+
+def test_a_session_that_chooses_its_tokens_is_measured_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One time a step, and no logits fetched for it."""
+    program = api.export("demo", tmp_path / "ort", dialect="ort")
+    options = BenchOptions(context=5, new_tokens=7, batch=2, rounds=1)
+    with OrtSession(program, ["CPUExecutionProvider"]) as session:
+        rounds = _Rounds(session, options)
+        session.loop_on(HostDevice())
+        monkeypatch.setattr(OrtSession, "decode", lambda *_: pytest.fail("the host was asked to choose"))
+        taken = rounds._decode(7)
+        assert len(taken) == 7
+        assert min(taken) > 0
+        assert rounds.run()["decode_tokens_s"] > 0

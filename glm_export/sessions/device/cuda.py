@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from glm_export.errors import EnvironmentMissingError
+from glm_export.machine.gpu import DEVICE
 from glm_export.sessions.device.capture import Driver, StreamGraph, driver
 from glm_export.sessions.device.device import Launch
 from glm_export.spec.dtypes import torch_name
@@ -32,21 +33,26 @@ class CudaFetch:
 
 
 class CudaDevice:
-    """The CUDA device that is PyTorch's current one when it is made."""
+    """The one device there is for engines (``machine.gpu.DEVICE``)."""
 
     def __init__(self) -> None:
         """Take a stream.
 
         Raises:
-            EnvironmentMissingError: PyTorch cannot reach a GPU.
+            EnvironmentMissingError: PyTorch cannot reach a GPU, or works on another one, to which the runtime would
+                load the engine.
         """
         if not torch.cuda.is_available():
             raise EnvironmentMissingError(
                 f"PyTorch {torch.__version__} cannot reach a GPU, and engines keep their memory in it; "
                 "install PyTorch with CUDA (pytorch.org) in the range torch>=2.11,<2.14"
             )
-        # One index for all that follows, whichever device is current then.
         self._index = torch.cuda.current_device()
+        if self._index != DEVICE:
+            raise EnvironmentMissingError(
+                f"PyTorch's current device is cuda:{self._index}, and engines run on cuda:{DEVICE}; choose a GPU by "
+                f"CUDA_VISIBLE_DEVICES={self._index} in place of torch.cuda.set_device"
+            )
         self._stream = torch.cuda.Stream(self._index)
         self._staged: dict[tuple[torch.dtype, int], torch.Tensor] = {}
         self._slots: dict[tuple[torch.dtype, int, int], tuple[torch.Tensor, torch.cuda.Event]] = {}
