@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from carry.pieces import pack
 from carry.there import ARCHIVE
-from parts import MEDIUM, PARTS, Part, probes_of
+from parts import MEDIUM, PARTS, VERDICT, Part, probes_of
 from record import (
     ROOT,
     SHAPE,
@@ -47,6 +47,8 @@ LIMIT_S = 540
 SHAPES = (SHAPE, MEDIUM, TINY)
 LEAST_S = 30
 """A part that has begun goes on with no less; one that has not needs what it usually takes."""
+CUT_OFF = "cut off"
+"""How the error of a part begins that was ended before it had done its work."""
 NO_GPU = "no NVIDIA GPU or driver was found here: every part needs one (run.sh --list shows the parts)"
 
 
@@ -68,7 +70,8 @@ def main(words: list[str] | None = None) -> int:
         return inside(named(arguments.inside), kit, again=arguments.again)
     run = Run(kit, limit=arguments.limit, again=arguments.again, budget=arguments.budget)
     kit.out.mkdir(parents=True, exist_ok=True)
-    results = [run.one(part) for part in with_probes([named(name) for name in arguments.parts] or PARTS, kit)]
+    parts = with_probes([named(name) for name in arguments.parts] or PARTS, kit)
+    results = [run.one(part) for part in run.untried_first(parts)]
     archive = kit.out.parent / ARCHIVE
     pack(kit.out, archive, last_words=True)
     print(f"\nreport: {write_report(kit.out)}\nall of it: {archive}")
@@ -138,6 +141,18 @@ class Run:
         """Seconds."""
         return float("inf") if self.budget is None else self.budget - (time.monotonic() - self.started)
 
+    def untried_first(self, parts: Sequence[Part]) -> list[Part]:
+        """Parts in order, but what failed by itself in this very code comes after the rest: it would fail again."""
+        return sorted(parts, key=lambda part: (part.name == VERDICT, self.failed_before(part)))
+
+    def failed_before(self, part: Part) -> bool:
+        """Whether it ran to its end in this code, and failed; one that was cut off goes on, a probe is asked anew."""
+        kit = self.kit_of(part)
+        found = read(kit.out, part.name)
+        if part.always or found is None or found["passed"] is not False or found["code"] != identity(kit):
+            return False
+        return not str(found.get("error", "")).startswith(CUT_OFF)
+
     def one(self, part: Part) -> Facts:
         """One part's result, from its file if it has passed, and a line on the terminal."""
         kit = self.kit_of(part)
@@ -169,7 +184,7 @@ class Run:
         try:
             why = self._waited_for(part, kit, log, limit)
         except SystemExit:
-            cut_off(part, kit, time.perf_counter() - started, "cut off with the whole run", log)
+            cut_off(part, kit, time.perf_counter() - started, f"{CUT_OFF} with the whole run", log)
             raise
         result = read(kit.out, part.name)
         return result or cut_off(part, kit, time.perf_counter() - started, why, log)
@@ -185,7 +200,7 @@ class Run:
                 code = process.wait(limit)
                 return f"ended with {f'signal {-code}' if code < 0 else f'exit code {code}'}"
             except subprocess.TimeoutExpired:
-                return f"cut off at its limit of {limit:g} s; run it again to go on from there"
+                return f"{CUT_OFF} at its limit of {limit:g} s; run it again to go on from there"
             finally:
                 end_group(process)
 

@@ -15,6 +15,7 @@ MODELS = ("demo", "demo-glm")
 
 ONNXRUNTIME, TENSORRT86, COMPILED = "onnxruntime", "tensorrt-8.6", "transformers-compiled"
 MEDIUM = "medium"
+VERDICT = "verdict"
 PROBE_S = 60
 
 
@@ -181,5 +182,5 @@ PARTS: list[Part] = [
     Part("full-calibrate", "ranges of the full size, measured on the GPU (random ids: the weights are random, too)",
          4, "full_size_parts", "calibrate"),
     *_full_engines(),
-    Part("verdict", "goals met and missed, from the results that are there", 1, "verdict", "verdict", always=True),
+    Part(VERDICT, "goals met and missed, from the results that are there", 1, "verdict", "verdict", always=True),
 ]  # fmt: skip

@@ -69,7 +69,10 @@ def test_every_part_has_its_function() -> None:
 def test_what_passed_is_skipped_and_the_rest_runs(
     at: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Failed, not available, asked for again, always, of a rehearsal: each runs; other code alone is no reason."""
+    """Failed, not available, asked for again, always, of a rehearsal: each runs; other code alone is no reason.
+
+    What failed in this code runs after what is still untried or was cut off, but before the verdict.
+    """
     ran: list[str] = []
 
     def apart(_: Any, part: Any, *__: Any) -> Facts:
@@ -87,7 +90,12 @@ def test_what_passed_is_skipped_and_the_rest_runs(
     words = ["--work", str(at.work), "--out", str(at.out)]
     chosen = ["machine", "onnxruntime-calibrate", "peer-eager", "full-calibrate", "verdict"]
     assert kit.main([*words, *chosen]) == 0
-    assert ran == chosen[1:]
+    assert ran == ["peer-eager", "full-calibrate", "onnxruntime-calibrate", "verdict"]
+    for code, error in ((now, "cut off at its limit of 540 s"), ("ffffffffffff", "ended with exit code 1")):
+        ran.clear()
+        record.save(at.out, result("onnxruntime-calibrate", [], code=code, error=error, passed=False))
+        assert kit.main([*words, *chosen]) == 0
+        assert ran == chosen[1:], error
     assert "machine: passed already" in capsys.readouterr().out
     ran.clear()
     assert kit.main([*words, "--again", "machine"]) == 0
@@ -96,6 +104,17 @@ def test_what_passed_is_skipped_and_the_rest_runs(
         kit.main([*words, "nonsense"])
     assert refused.value.code == 2
     assert "part 'nonsense' is unknown" in capsys.readouterr().err
+
+
+def test_a_probe_that_failed_stays_before_its_parts(at: Any) -> None:
+    code = record.identity(at)
+    for name in ("probe-onnxruntime", "onnxruntime-graphs"):
+        record.save(at.out, result(name, [step("one", False)], code=code))
+    chosen = [kit.named(name) for name in ("onnxruntime-graphs", "onnxruntime-demo", "verdict")]
+    ordered = kit.Run(at).untried_first(kit.with_probes(chosen, at))
+    assert [part.name for part in ordered] == [
+        "probe-onnxruntime", "onnxruntime-demo", "onnxruntime-graphs", "verdict",
+    ]  # fmt: skip
 
 
 def test_steps_that_passed_are_not_done_again(at: Any) -> None:
