@@ -41,7 +41,7 @@ from record import (
     save,
     write_whole,
 )
-from report import headline, reason_of, render
+from report import LEFT_OUT, headline, reason_of, render
 
 LIMIT_S = 540
 SHAPES = (SHAPE, MEDIUM, TINY)
@@ -174,7 +174,7 @@ class Run:
         needed = part.limit or max(LEAST_S, 60 * part.minutes - done)
         if (part.always and part.limit is None) or needed <= self.left:
             return None
-        return f"left out: it takes about {needed:.0f} s, and {max(0, self.left):.0f} s of the budget were left"
+        return f"{LEFT_OUT}it takes about {needed:.0f} s, and {max(0, self.left):.0f} s of the budget were left"
 
     def apart(self, part: Part, kit: Kit) -> Facts:
         """Run a part in a process of its own, and end it with all it started where it takes too long."""

@@ -20,6 +20,8 @@ IN_ITS_PYTHON = (
     "assert tensorrt.Builder(logger) is not None, 'no builder: is there a GPU?'\n"
     "print(tensorrt.__version__)\n"
 )
+ADVICE = "Set TORCHDYNAMO_VERBOSE"
+"""Where a message of PyTorch's compiler goes on about debugging itself."""
 ROWS, COLUMNS = 4, 32
 
 
@@ -124,6 +126,7 @@ def compiled(recorder: Recorder) -> Facts:
         for _ in range(3):
             found = function(a).clone()
     except Exception as error:  # the compiler's errors share no public base
-        raise NotAvailableError(f"PyTorch {torch.__version__} cannot compile: {one_line(error)}") from error
+        reason = str(error).partition(ADVICE)[0]
+        raise NotAvailableError(f"PyTorch {torch.__version__} cannot compile: {one_line(reason)}") from error
     needed = float((found - torch.relu(a @ a.T).sum(-1)).abs().max())
     return {"found": f"transformers {transformers.__version__}", "needed": needed, "passed": needed < 0.01}

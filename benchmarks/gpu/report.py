@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from textwrap import shorten
 from typing import Any
@@ -26,6 +27,10 @@ MEANS = {
     False: "does not hold here, or broke on the way: do not rely on it on this device",
     None: "nothing is known of it from this run",
 }
+REHEARSED = "the code ran; nothing is known of a GPU"
+LEFT_OUT = "left out: "
+"""How the reason of a part begins for which there was no time."""
+MORE_TIME = "run again with more time: what passed is skipped"
 DO = {
     True: "nothing",
     False: "read the part's rows under Checks and its `.log`, mend, `run.sh {part}`",
@@ -98,8 +103,8 @@ def answers_table(results: Sequence[Facts]) -> str:
     rows = [
         [
             f"`{result['part']}`: {shows.get(result['part'], NONE)}", answer(result),
-            "; ".join((MEANS[result["passed"]], *told(result, "means"))),
-            "; ".join((*told(result, "do"),)) or DO[result["passed"]].format(part=result["part"]),
+            "; ".join((meaning(result), *told(result, "means"))),
+            "; ".join(told(result, "do")) or what_to_do(result),
         ]
         for result in results
     ]  # fmt: skip
@@ -111,8 +116,23 @@ def answers_table(results: Sequence[Facts]) -> str:
     return f"## Questions and answers\n\n{summary}\n\n{table(names, rows)}"
 
 
+def meaning(result: Facts) -> str:
+    """What a part's answer says, and of what."""
+    return REHEARSED if result["rehearsal"] and result["passed"] else MEANS[result["passed"]]
+
+
+def what_to_do(result: Facts) -> str:
+    """Where no check said it itself."""
+    if result["passed"] is None and str(result.get("reason", "")).startswith(LEFT_OUT):
+        return MORE_TIME
+    return DO[result["passed"]].format(part=result["part"])
+
+
 def answer(result: Facts) -> str:
-    """How a part went: its checks counted, or why there are none."""
+    """How a part went: its checks or goals counted, or why there are none."""
+    goals = [step["state"] for step in result["steps"] if "state" in step]
+    if goals:
+        return ", ".join(f"{count} {state}" for state, count in Counter(goals).items())
     steps = [step for step in result["steps"] if "state" not in step]
     counted = {state: sum(step["passed"] is state for step in steps) for state in WORDS}
     text = ", ".join(f"{count} {WORDS[state].lower()}" for state, count in counted.items() if count)

@@ -190,3 +190,20 @@ def test_the_report_asks_answers_and_says_what_to_do() -> None:
     assert answers["onnxruntime-placement"][1].endswith("; it stops")
     assert answers["onnxruntime-placement"][2] == "count on the GPU"
     assert "1 parts hold, 2 differ or failed, 1 are not available" in text
+
+
+def test_a_rehearsal_claims_nothing_and_a_part_left_out_asks_for_time(at: Any) -> None:
+    """A CPU's speeds meet and miss no goal; checks that failed there are counted all the same."""
+    verdict, planted = import_module("verdict"), import_module("tests.benchmarks.planted_results")
+    left = result("full-calibrate", [], reason="left out: it takes about 240 s, and 77 s of the budget were left")
+    for one in (*planted.everything(share=0.1), result("peer-eager", [step("a", False)]), left):
+        record.save(at.out, one | {"rehearsal": True})
+    judge = record.Recorder("verdict", replace(at, rehearse=True), "code")
+    verdict.verdict(judge)
+    judged = judge.finish()
+    assert [one["step"] for one in judged["steps"] if one["passed"] is not None] == ["checks that differ or failed"]
+    text = report.render([record.read(at.out, name) for name in ("machine", "full-calibrate", "verdict")])
+    rows = {line.split("`")[1]: line for line in text.splitlines() if line.startswith("| `")}
+    assert f"| {report.REHEARSED} |" in rows["machine"]
+    assert rows["full-calibrate"].endswith(f"| {report.MORE_TIME} |")
+    assert "| 1 missed |" in rows["verdict"]
