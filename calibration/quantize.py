@@ -107,6 +107,20 @@ def fake_quantize(values: Tensor, scale: float, *, qmax: int = INT8_QMAX) -> Ten
     return (values.float() / divisor).round_().clamp_(-qmax - 1, qmax).mul_(divisor)
 
 
+def round_each_token(values: Tensor) -> Tensor:
+    """Round the rows of a tensor to int8 and back, each with a scale of its own: its largest magnitude over 127.
+
+    Args:
+        values: ``[..., K]``, any float dtype.
+
+    Returns:
+        ``m * saturate(round(values / m / (1 / 127))) * (1 / 127)`` with ``m`` a row's largest magnitude, or the dtype's
+        smallest normal number where that is more; float32, in the shape of ``values``.
+    """
+    largest = values.float().abs().amax(dim=-1, keepdim=True).clamp_(min=torch.finfo(values.dtype).tiny)
+    return fake_quantize(values.float() / largest, 1 / INT8_QMAX).mul_(largest)
+
+
 def round_float8(values: Tensor, scale: float) -> Tensor:
     """Round a tensor to E4M3FN float8 with one scale, and back.
 

@@ -41,6 +41,7 @@ class Recipe:
     ``smoothing``: ``smoothquant`` or ``awq``, scales moved from activations into weights. ``rounding``: ``nearest`` or
     ``gptq``, which calibration itself does. ``observer``: which threshold of the ranges scales activations.
     ``usual``: what the median of a float32 program's cases must keep to besides, since ties are rare.
+    ``smoothing_with_ranges``: what ``smoothing`` is where ranges are given, which the recipe does not need.
     ``kv``: keys and values are kept as int8. ``excluded``: linear weights left in float.
     """
 
@@ -55,6 +56,7 @@ class Recipe:
     prompt: WeightFormat | None = None
     embedding: BlockWeights | None = TABLE_WEIGHTS
     smoothing: str | None = None
+    smoothing_with_ranges: str | None = None
     rounding: str = "nearest"
     observer: str = "min_max"
     usual: float | None = None
@@ -65,6 +67,12 @@ class Recipe:
     def static_activations(self) -> bool:
         """Whether activations are rounded with scales found beforehand."""
         return any(form is not None and form.activation_dtype for form in (self.layers, self.explicit))
+
+    @property
+    def rounds_activations(self) -> bool:
+        """Whether what products read is rounded, with scales found beforehand or as it comes."""
+        explicit = (self.explicit, self.layers)
+        return self.static_activations or any(form is not None and form.rounds_each_token for form in explicit)
 
     @property
     def needs(self) -> str:
@@ -86,7 +94,7 @@ class Recipe:
         """
         if can.stored_products and self.layers is not None:
             return self
-        tolerance = self.tolerance if self.static_activations or self.kv else 0.0
+        tolerance = self.tolerance if self.rounds_activations or self.kv else 0.0
         return replace(
             self, layers=self.explicit, head=self.explicit_head, prompt=None, embedding=None, tolerance=tolerance
         )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from glm_export.calibration.quantization import Quantization
-from glm_export.calibration.quantize import fake_quantize, round_float8
+from glm_export.calibration.quantize import fake_quantize, round_each_token, round_float8
 from glm_export.graphs.patterns.rotary import Rotation
 from glm_export.modeling import Attention, Decoder
 from glm_export.spec.weight_formats import WeightFormats
@@ -51,6 +51,8 @@ def _steps(
     if dtype is not None:
         rounding = round_float8 if dtype.startswith("float8") else fake_quantize
         steps.append(partial(rounding, scale=quantization.input_scales[name]))
+    if name in formats and formats[name].decode.rounds_each_token:
+        steps.append(round_each_token)
     return steps
 
 

@@ -30,9 +30,9 @@ PRODUCTS: Mapping[type[WeightFormat], StoredProduct] = {
 
 
 def quantizing_rules(
-    formats: Mapping[str, WeightFormats], dtype: str, numbers: InputNumbers | None = None
+    formats: Mapping[str, WeightFormats], dtype: str, numbers: InputNumbers | None = None, *, opset: int
 ) -> list[CountedRule]:
-    """The rules that put weights into these formats, and how often each must fire."""
+    """The rules that put weights into these formats in a dialect of an opset, and how often each must fire."""
     numbers = numbers or InputNumbers()
     explicit = sum(both.decode.explicit for both in formats.values())
     lookups = int(EMBEDDING in formats)
@@ -40,7 +40,7 @@ def quantizing_rules(
     table = cast("BlockWeights", formats[EMBEDDING].decode) if lookups else None
     rules: list[CountedRule] = [
         (QuantizedMatMul(formats, dtype, numbers, PRODUCTS), len(formats) - lookups - explicit),
-        (ExplicitMatMul(formats, dtype, numbers), explicit),
+        (ExplicitMatMul(formats, dtype, numbers, opset), explicit),
         (QuantizedGather(table, dtype), lookups),
     ]
     return rules if formats else []
@@ -66,6 +66,8 @@ def quantized_cache_rules(scales: KvScales, dtype: str, config: GlmConfig, can: 
 GROUP_QUERY = f"{MICROSOFT}.GroupQueryAttention"
 # Heads are set apart, and integers put behind integers.
 CACHE_OPS = {"Concat", "Reshape", "Transpose"}
+# Each row's largest magnitude, and what is divided and multiplied by it.
+TOKEN_OPS = {"Abs", "ReduceMax", "Max", "Div", "Mul"}
 
 
 def quantized_dialect(dialect: Dialect, formats: Mapping[str, WeightFormats], *, kv: bool = False) -> Dialect:
@@ -78,7 +80,8 @@ def quantized_dialect(dialect: Dialect, formats: Mapping[str, WeightFormats], *,
     """
     linear = [both for name, both in formats.items() if name != EMBEDDING]
     explicit = [both.decode for both in linear if both.decode.explicit]
-    rounded_inputs = sum(form.activation_dtype is not None for form in explicit)
+    tokens = sum(form.rounds_each_token for form in explicit)
+    rounded_inputs = sum(form.activation_dtype is not None for form in explicit) + tokens
     every = [form for both in linear for form in both if form is not None]
     products = Counter(f"{MICROSOFT}.{PRODUCTS[type(form)].operator}" for form in every if not form.explicit)
     if EMBEDDING in formats:
@@ -87,6 +90,8 @@ def quantized_dialect(dialect: Dialect, formats: Mapping[str, WeightFormats], *,
     extra = {"If", "Size", "Greater"} if choices else set()
     if explicit or kv:
         extra |= {"QuantizeLinear", "DequantizeLinear"}
+    if tokens:
+        extra |= TOKEN_OPS
     if kv:
         extra |= CACHE_OPS
 
@@ -99,7 +104,9 @@ def quantized_dialect(dialect: Dialect, formats: Mapping[str, WeightFormats], *,
             "If": choices,
             "QuantizeLinear": rounded_inputs + caches,
             "DequantizeLinear": rounded_inputs + len(explicit) + caches,
+            "ReduceMax": tokens,
         }
+        changed |= {name: counts[name] + tokens for name in TOKEN_OPS if tokens and name in counts}
         # Some dialects count operators that an integer cache is made of as well.
         free = CACHE_OPS if caches else set()
         return Counter({name: count for name, count in counts.items() if name not in free} | products | changed)

@@ -22,22 +22,21 @@ MODELS = ("demo", "demo-glm")
 CORPUS = "poems"
 
 
-def measured(model: str, recipe: str | None, work: Path) -> dict[str, Any]:
-    """The quality report of one recipe, and the size of its weights."""
+def measured(model: str, recipe: str | None, work: Path, *, smoothed: bool = False) -> dict[str, Any]:
+    """The quality report of one recipe, and the size of its weights; ``smoothed``: with ranges it could do without."""
     ranges = None
     chosen = recipes.load(recipe) if recipe else None
     dialect = "onnx" if chosen is None or "onnx" in dialects_of(chosen) else "ort"
-    if chosen is not None and chosen.needs != "nothing":
+    if chosen is not None and (smoothed or chosen.needs != "nothing"):
         own = recipe if chosen.rounding != "nearest" else None
         ranges = work / f"{model}-ranges{'-' + own if own else ''}"
         if not ranges.exists():
             api.calibrate(model, ranges, corpus=CORPUS, recipe=own)
-    program = api.export(
-        model, work / f"{model}-{recipe or 'float32'}", dialect=dialect, recipe=recipe, ranges=ranges, force=True
-    )
+    name = f"{recipe or 'float32'}{', smoothed' if smoothed else ''}"
+    program = api.export(model, work / f"{model}-{name}", dialect=dialect, recipe=recipe, ranges=ranges, force=True)
     verdict = api.quality(program, model, corpus=CORPUS)
     megabytes = program.manifest["sizes"]["model.onnx.data"] / 1e6
-    return verdict.report.to_json() | {"recipe": recipe or "float32", "dialect": dialect, "megabytes": megabytes}
+    return verdict.report.to_json() | {"recipe": name, "dialect": dialect, "megabytes": megabytes}
 
 
 def row(report: dict[str, Any]) -> str:
@@ -52,11 +51,15 @@ def row(report: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
-    work = parser.parse_args().work
+    parser.add_argument("--recipe", action="append", choices=recipes.names(), help="these alone (default: all)")
+    arguments = parser.parse_args()
+    work, chosen = arguments.work, [None, *(arguments.recipe or recipes.names())]
+    forms = [(name, False) for name in chosen]
+    forms += [(name, True) for name in chosen if name and recipes.load(name).smoothing_with_ranges]
     work.mkdir(parents=True, exist_ok=True)
     reports = {}
     for model in MODELS:
-        reports[model] = [measured(model, recipe, work) for recipe in (None, *recipes.names())]
+        reports[model] = [measured(model, name, work, smoothed=smoothed) for name, smoothed in forms]
         exact, perplexity = reports[model][0]["reference_exact"], reports[model][0]["reference_perplexity"]
         print(f"\n`{model}`; PyTorch, float32: {exact} exact, perplexity {perplexity:.4g}\n")
         print("| recipe | dialect | weights, MB | recalled | perplexity | KL, nats a token | same likeliest token |")

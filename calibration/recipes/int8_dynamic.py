@@ -7,7 +7,7 @@ from glm_export.spec.weight_formats import ChannelWeights
 
 RECIPE = Recipe(
     name="int8-dynamic",
-    summary="8-bit weights and activations, scales as they come",
+    summary="8-bit weights and activations, one scale for all rows: not for batches",
     layers=ChannelWeights(),
     head=ChannelWeights(),
     # The operator takes float32 activations only.

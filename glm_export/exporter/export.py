@@ -99,7 +99,7 @@ def _rules_of(
         return []
     numbers = InputNumbers(scales=quantization.input_scales, divisors=quantization.divisors(config))
     return [
-        *quantizing_rules(formats, target.dtype, numbers),
+        *quantizing_rules(formats, target.dtype, numbers, opset=target.dialect.opset),
         *quantized_cache_rules(quantization.kv_scales, target.dtype, config, target.dialect.can),
     ]
 

@@ -174,6 +174,8 @@ def _quantization(
     carried = recipe.carried_by(can)
     if kept is not None:
         return replace(kept, recipe=carried)
+    if ranges is not None and carried.smoothing_with_ranges is not None:
+        carried = replace(carried, smoothing=carried.smoothing_with_ranges)
     if carried.needs == "nothing":
         return Quantization(recipe=carried, excluded=options.excluded or {})
     if ranges is None:

@@ -68,6 +68,11 @@ class WeightFormat(ABC):
         return None
 
     @property
+    def rounds_each_token(self) -> bool:
+        """Whether inputs are rounded as they come, with one scale for each row."""
+        return False
+
+    @property
     def batch_invariant(self) -> bool:
         """Whether a row of the product depends on that row of the input alone."""
         return True
@@ -140,17 +145,24 @@ class QdqWeights(WeightFormat):
     ``dtype``: a key of :data:`QMAX`. ``block`` None: one scale per output channel, ``[K, N]`` has scales ``[N]`` on
     axis 1. Otherwise ``block`` neighbours along axis 0 share one: scales ``[ceil(K / block), N]``. ``activations``: the
     product's input goes through ``QuantizeLinear -> DequantizeLinear`` in the same dtype, with one scale per tensor
-    that calibration found. So a runtime may multiply integers, and one that cannot computes the same in floats.
+    that calibration found. ``per_token``: as they come, each row divided by its largest magnitude before, and the
+    product multiplied by it. So a runtime may multiply integers, and one that cannot computes the same in floats.
     """
 
     dtype: str = "int8"
     block: int | None = None
     activations: bool = False
+    per_token: bool = False
 
     def __post_init__(self) -> None:
         if self.dtype not in QMAX or (self.block is not None and self.block not in BLOCKS):
             raise InputError(
                 f"Q/DQ weights are {', '.join(QMAX)} with blocks of {BLOCKS} or none; found {self.dtype}, {self.block}"
+            )
+        if self.per_token and (self.activations or self.dtype != "int8" or self.block is not None):
+            raise InputError(
+                "tokens have scales of their own beside int8 weights with one scale per channel alone; found "
+                f"{self.dtype}, blocks of {self.block}, calibrated activations {self.activations}"
             )
 
     def stored_tensors(self, name: str, rows_N: int, columns_K: int, dtype: str) -> list[TensorSpec]:
@@ -175,6 +187,11 @@ class QdqWeights(WeightFormat):
     def activation_dtype(self) -> str | None:
         """The weight's own, with ``activations``."""
         return self.dtype if self.activations else None
+
+    @property
+    def rounds_each_token(self) -> bool:
+        """``per_token``."""
+        return self.per_token
 
 
 class WeightFormats(NamedTuple):

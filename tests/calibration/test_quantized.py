@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 
 from glm_export import api
 from glm_export.artifacts.program import WEIGHTS, OnnxProgram, load_program
-from glm_export.calibration import recipes
+from glm_export.calibration import recipes, simulate
 from glm_export.calibration.quantization import KV_SCALES, QUANTIZATION, SMOOTHING
 from glm_export.exporter.options import dialects_of
 from glm_export.graphs import dialects
@@ -87,9 +87,10 @@ def test_programs_compute_what_their_numbers_say(source: str, name: str, dialect
     assert report.passed
     assert report.recipe == name
     if explicit(name, dialect):
-        assert usual(report) <= PROMISE
         recipe = recipes.load(name).carried_by(dialects.load(dialect).can)
-        assert recipe.static_activations or recipe.kv or report.parity.required_tolerance <= TOLERANCES["float32"]
+        # Where every token of a long prompt is judged, one of its values is on a border in most cases.
+        assert usual(report) <= (recipe.usual if recipe.smoothing_with_ranges else PROMISE)
+        assert recipe.rounds_activations or recipe.kv or report.parity.required_tolerance <= TOLERANCES["float32"]
 
 
 @pytest.mark.parametrize("name", ["int4-awq", GPTQ])
@@ -115,6 +116,31 @@ def test_a_recipe_may_find_nothing_to_do(made: Made, tmp_path: Path) -> None:
     excluded = dict.fromkeys(ranges.inputs, "spared")
     program = api.export(checkpoint, tmp_path / "static", recipe="int8-static", ranges=ranges, excluded=excluded)
     assert api.check(program, checkpoint).parity.required_tolerance <= TOLERANCES["float32"]
+
+
+def test_tokens_are_rounded_without_ranges_and_smoothed_with_them(made: Made, tmp_path: Path) -> None:
+    """Each kept beside its program, so that a check computes with it."""
+    checkpoint = made.checkpoint("demo")
+    plain = api.export(checkpoint, tmp_path / "plain", dialect="ort", recipe="int8-token")
+    smoothed = made.program("demo", "int8-token", "ort")
+    assert not (plain.folder / QUANTIZATION).exists()
+    assert {name for name in load_file(smoothed.folder / QUANTIZATION) if name.endswith(SMOOTHING)}
+    for program in (plain, smoothed):
+        report = api.check(program, checkpoint)
+        assert report.passed
+        assert usual(report) <= PROMISE
+    changed = planted(smoothed, tmp_path / "planted", leave_out_smoothing)
+    assert usual(api.check(changed, checkpoint)) > PROMISE
+
+
+@pytest.mark.parametrize("factor", [100 / 127, 1.05])
+def test_control_tokens_rounded_to_another_number_of_steps_show(
+    factor: float, made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rounded = simulate.round_each_token
+    monkeypatch.setattr(simulate, "round_each_token", lambda values: rounded(values * factor) / factor**2)
+    report = api.check(made.program("demo", "int8-token", "ort"), made.checkpoint("demo"))
+    assert usual(report) > PROMISE
 
 
 @pytest.mark.parametrize("name", ["int8-smoothquant", "int8-kv", GPTQ])

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from onnx.reference import ReferenceEvaluator
 
 from glm_export.calibration.formats import decode
+from glm_export.calibration.quantize import round_each_token
+from glm_export.errors import InputError
 from glm_export.graphs.rules.qdq.matmul import ExplicitMatMul, InputNumbers
 from glm_export.spec.weight_formats import BlockWeights, QdqWeights, WeightFormats
 from tests.helpers.small_programs import assert_left_alone, program, random_arrays, rewritten, run, stored_tensors
@@ -50,6 +54,41 @@ def test_inputs_are_divided_and_rounded_where_calibrated() -> None:
     np.testing.assert_allclose(found, rounded @ kept, atol=1e-4)
     # The control: 127 steps of 0.02 do not hold every input, and the rounding of the others shows.
     assert np.abs(found - smoothed @ kept).max() > 0.1
+
+
+@pytest.mark.parametrize("opset", [17, 23])
+def test_each_token_is_rounded_by_its_own_largest_value(opset: int) -> None:
+    """A row of zeros stays one, and an outlier in one row changes no other."""
+    form = QdqWeights(per_token=True)
+    before = program(PRODUCT, WEIGHTS)
+    explicit = ExplicitMatMul({"weight": WeightFormats(form)}, "float32", InputNumbers(), opset)
+    after = rewritten(before, explicit, stored_tensors(form, WEIGHT, "weight"), opset=opset)
+    assert after.operators == {
+        "Abs": 1, "ReduceMax": 1, "Max": 1, "Div": 1, "QuantizeLinear": 1, "DequantizeLinear": 2, "MatMul": 1, "Mul": 1,
+    }  # fmt: skip
+    x = ARRAYS["x"].copy()
+    x[0, 1] = 0
+    x[1, 2] *= 1e-30
+    expected = round_each_token(torch.from_numpy(x)).numpy() @ decode(form, WEIGHT).numpy().T
+    found = run(after.model, {"x": x})["y"]
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-4)
+    assert (found[0, 1] == 0).all()
+    assert np.abs(found[1, 2]).max() > 0
+    if opset > 17:  # the standard's own evaluator has Q/DQ from opset 19 on
+        (reference,) = ReferenceEvaluator(after.model).run(None, {"x": x})
+        np.testing.assert_allclose(reference, expected, rtol=1e-5, atol=1e-4)
+    spoilt = x.copy()
+    spoilt[0, 0, 5] = 600
+    np.testing.assert_array_equal(run(after.model, {"x": spoilt})["y"][1], found[1])
+    assert np.abs(found - x @ decode(form, WEIGHT).numpy().T).max() > 0.01  # the control: rounding shows
+
+
+@pytest.mark.parametrize(
+    "settings", [{"activations": True}, {"dtype": "int4"}, {"dtype": "float8e4m3fn"}, {"block": 32}]
+)
+def test_scales_by_token_are_for_int8_by_channel_alone(settings: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="beside int8 weights with one scale per channel alone"):
+        QdqWeights(per_token=True, **settings)
 
 
 def test_other_weights_and_stored_ones_are_left_alone() -> None:
