@@ -93,7 +93,7 @@ GUARDED_ELSEWHERE = (
         for function in ("runtime_config", "save")
     ),
     Elsewhere(
-        file=f"{SESSIONS}/tensorrt/session.py", function="load_onto_device",
+        file=f"{SESSIONS}/tensorrt/weight_streaming.py", function="stream_weights",
         needs=("ICudaEngine.weight_streaming_budget_v2",),
         asked_in=f"{ENGINES}/options.py BuildOptions.require_offered", reaching=SINCE_10,
         why="only an engine built with weight streaming sets a budget, and no other version builds one",

@@ -24,8 +24,6 @@ from glm_export.spec.dtypes import FROM_TENSORRT
 from glm_export.spec.optimization_profile import OptimizationProfile
 from glm_export.spec.signature import BATCH, INPUT_IDS, LOGITS, SEQUENCE, Signature
 
-CAPTURABLE = "IExecutionContext.is_stream_capturable"
-
 
 class EnqueueError(EnvironmentMissingError):
     """The runtime could not run a step. What is on the device is not known any more."""
@@ -215,8 +213,8 @@ class EngineStep:
         """Record a step like the one just run: in that TensorRT settled on its shapes."""
         try:
             device = self._loaded.device
-            asks = self._loaded.tensorrt.find(CAPTURABLE) is not None
-            if asks and not self._context.is_stream_capturable(device.stream):
+            find, context = self._loaded.tensorrt.find, self._context
+            if find("IExecutionContext.is_stream_capturable") and not context.is_stream_capturable(device.stream):
                 raise EnvironmentMissingError(f"{self._loaded.tensorrt.name} has work that cannot be captured")
             replay = device.capture(self._execute)
         except EnvironmentMissingError as error:

@@ -35,7 +35,7 @@ def budget_bytes(streamable: int, free: int, taken: int) -> int:
     return min(streamable, left)
 
 
-def stream_weights(tensorrt: TensorRT, loaded: Any, engine: Engine, device: Device) -> bool:
+def stream_weights(tensorrt: TensorRT, engine: Any, built: Engine, device: Device) -> bool:
     """Set the budget of an engine that was built for it, before it has contexts.
 
     TensorRT's own choice is all memory that is free, before scratch and caches have theirs.
@@ -46,11 +46,11 @@ def stream_weights(tensorrt: TensorRT, loaded: Any, engine: Engine, device: Devi
     Raises:
         EnvironmentMissingError: device memory is short.
     """
-    streamable = int(loaded.streamable_weights_size)
-    loaded.weight_streaming_budget_v2 = budget_bytes(
-        streamable, device.free_memory(), max(activations(tensorrt, loaded)) + _cache_bytes(engine)
+    streamable = int(engine.streamable_weights_size)
+    engine.weight_streaming_budget_v2 = budget_bytes(
+        streamable, device.free_memory(), max(activations(tensorrt, engine)) + _cache_bytes(built)
     )
-    return int(loaded.weight_streaming_budget_v2) < streamable
+    return int(engine.weight_streaming_budget_v2) < streamable
 
 
 def _cache_bytes(engine: Engine) -> int:
