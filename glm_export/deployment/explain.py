@@ -15,7 +15,7 @@ from glm_export.artifacts.program import OnnxProgram
 from glm_export.engines.builder import BuildPlan
 from glm_export.engines.options import CURRENT, HARDWARE, SAME_COMPUTE_CAPABILITY
 from glm_export.engines.vendor import TensorRT
-from glm_export.spec.optimization_profile import OptimizationProfile, Shape
+from glm_export.spec.optimization_profile import DECODE, OptimizationProfile, Shape
 from glm_export.spec.signature import (
     ATTENTION_MASK,
     CACHE_LENGTH_AXIS,
@@ -149,7 +149,7 @@ def trtexec(plan: BuildPlan, tensorrt: TensorRT) -> list[str]:
 
 def trtexec_decode(plan: BuildPlan) -> list[str]:
     """Words of ``trtexec`` that times a decode step of what it built."""
-    decode = len(plan.profiles) - 1
+    decode = next(index for index, profile in enumerate(plan.profiles) if profile.name == DECODE)
     return [
         f"trtexec --loadEngine=trtexec.plan --useProfile={decode} --useCudaGraph --noDataTransfers",
         f"--shapes={_joined(plan.profiles[decode], USUAL)}",

@@ -6,6 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from glm_export.engines import vendor
 from glm_export.engines.fit import Host
+from glm_export.spec.session_entries import LEAST_ON_CUDA
 
 EXTRAS = {vendor.TENSORRT: vendor.TENSORRT, vendor.TENSORRT_RTX: "rtx"}
 """Of a runtime's name, in ``pyproject.toml``."""
@@ -13,8 +14,6 @@ CUDA_EXTRA, INSTALL_CUDA = "cuda", "pip install 'glm-export[cuda]'"
 WITH_CUDA, WITHOUT_CUDA = "onnxruntime-gpu", "onnxruntime"
 CUDA_LIBRARIES = "nvidia-cudnn-cu13"
 """Comes with the extra, and with a torch for CUDA 13."""
-LEAST_ONNXRUNTIME = (1, 31)
-"""Masks of bool, grouped heads and captured lookups on CUDA: the first version that has all of them."""
 LEAST_TENSORRT = (10, 15)
 """The first that reads the dialect ``tensorrt``."""
 
@@ -39,8 +38,8 @@ def _lacking_cuda() -> str | None:
         return f"{WITHOUT_CUDA} {other} stands in the place of {WITH_CUDA}; pip uninstall {WITHOUT_CUDA} {WITH_CUDA}"
     if found is None:
         return f"{WITH_CUDA} is not installed"
-    if _numbers(found) < LEAST_ONNXRUNTIME:
-        return f"{WITH_CUDA} {found} lacks kernels for CUDA, {_written(LEAST_ONNXRUNTIME)} and later have them"
+    if _numbers(found) < LEAST_ON_CUDA:
+        return f"{WITH_CUDA} {found} lacks kernels for CUDA, {_written(LEAST_ON_CUDA)} and later have them"
     if installed(CUDA_LIBRARIES) is None:
         return f"{WITH_CUDA} {found} is there, {CUDA_LIBRARIES} and the other libraries it loads are not"
     return None

@@ -72,9 +72,12 @@ def plan_build(
         EnvironmentMissingError: the disk cannot hold the plan.
     """
     require_dialect(program, tensorrt)
+    prefill, decode = profiles_of(program.signature, limits)
     return BuildPlan(
         program=program, runtime=tensorrt.name, version=tensorrt.version, limits=limits, options=options,
-        profiles=profiles_of(program.signature, limits),
+        # The builder keeps of its first profile what it made of the weights until the last is done: decoding first, it
+        # peaks at 1.2 times the weights instead of 1.7 (benchmarks/engines).
+        profiles=(decode, prefill),
         memory=plan_memory(program, limits, out, options.workspace_bytes),
     )  # fmt: skip
 

@@ -20,7 +20,7 @@ from glm_export.engines.vendor import TensorRT
 from glm_export.errors import EnvironmentMissingError, InputError
 from glm_export.machine.gpu import has_driver
 from glm_export.progress import Advance, Progress
-from glm_export.spec.optimization_profile import OptimizationProfile
+from glm_export.spec.optimization_profile import PREFILL, OptimizationProfile
 
 ACTIVATIONS, WEIGHTS = "Total Activation Memory: ", "Total Weights Memory: "
 LAYERS = "Layers:\n"
@@ -209,8 +209,9 @@ def _configured(tensorrt: TensorRT, job: BuildJob, network: Network, monitor: An
         config = backend.CreateConfig(**arguments, **weak)(network.builder, network.network)
         share_profiles(tensorrt, config)
         if calibrator is not None:
-            # Polygraphy calibrates at the last profile's shapes; ours are those of a prompt, the first one's.
-            shapes = profiles[0].to_trt(network.builder, network.network)
+            # Polygraphy calibrates at the last profile's shapes; ours are those of a prompt.
+            prompts = [profile.name for profile in job.profiles].index(PREFILL)
+            shapes = profiles[prompts].to_trt(network.builder, network.network)
             config.set_calibration_profile(shapes)
             backend.util.try_setup_polygraphy_calibrator(config, network.network, calib_profile=shapes)
         return config

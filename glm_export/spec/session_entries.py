@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+LEAST_ON_CUDA = (1, 31)
+"""Masks of bool, grouped heads and captured lookups on CUDA: the first version that has all of them."""
+
 ACCURACY = {"session.qdq_matmulnbits_accuracy_level": "1"}
 """Products with dequantized weights are float products; by default their inputs would be rounded to 8 bits as well."""
 OF_RECIPE = {

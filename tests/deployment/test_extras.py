@@ -15,12 +15,12 @@ from glm_export.deployment.extras import (
     CUDA_LIBRARIES,
     EXTRAS,
     INSTALL_CUDA,
-    LEAST_ONNXRUNTIME,
     LEAST_TENSORRT,
     lacking,
 )
 from glm_export.engines import vendor
 from glm_export.engines.fit import Host
+from glm_export.spec.session_entries import LEAST_ON_CUDA
 
 ROOT = Path(__file__).parents[2]
 DECLARED = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
@@ -58,7 +58,7 @@ def test_what_is_said_to_be_installed_is_declared_and_documented(extra: str) -> 
 
 @pytest.mark.parametrize(
     ("extra", "package", "least"),
-    [("tensorrt", "tensorrt", LEAST_TENSORRT), (CUDA_EXTRA, "onnxruntime-gpu", LEAST_ONNXRUNTIME)],
+    [("tensorrt", "tensorrt", LEAST_TENSORRT), (CUDA_EXTRA, "onnxruntime-gpu", LEAST_ON_CUDA)],
 )
 def test_least_versions_stand_once(extra: str, package: str, least: tuple[int, int]) -> None:
     (asked,) = map(Requirement, DECLARED[extra])

@@ -155,9 +155,9 @@ def test_layers_that_should_be_integers_are_named(
     out = tmp_path / "engine"
     result = run("build", exported_with("int8-static").folder, "--out", out, *RTX)
     assert load_engine(out).manifest["engine_layers"]["not_integer"] == [
-        "head/MatMul (prefill)", "head/MatMul (decode)",
+        "head/MatMul (decode)", "head/MatMul (prefill)",
     ]  # fmt: skip
-    assert "computed in float: head/MatMul (prefill), head/MatMul (decode)" in " ".join(result.stderr.split())
+    assert "computed in float: head/MatMul (decode), head/MatMul (prefill)" in " ".join(result.stderr.split())
 
 
 # -- the folder ----------------------------------------------------------------------------------------
@@ -185,7 +185,7 @@ def test_a_folder_has_what_runs_the_engine(engine: Engine, program: OnnxProgram)
 def test_an_engine_says_what_it_was_built_of(engine: Engine, program: OnnxProgram) -> None:
     assert (engine.runtime, engine.version) == (rtx.NAME, vendor.load(rtx.NAME).version)
     assert engine.limits == Limits(max_batch=4, max_context=LENGTH, prefill_tokens=LENGTH)
-    assert engine.profiles[1].shapes["past_key_values.3.value"][2] == (4, 2, LENGTH, 32)
+    assert engine.profiles[0].shapes["past_key_values.3.value"][2] == (4, 2, LENGTH, 32)
     assert engine.built_on == BuiltOn(system="Linux")
     assert engine.program == OnnxProgram(**{
         name: getattr(program, name) for name in ("config", "signature", "dialect", "dtype", "logits", "recipe")

@@ -188,7 +188,7 @@ def test_weights_kept_twice_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert manifest["engine_layers"]["weights"]["decode"]["float16"] == pytest.approx(program_weights, rel=0.01)
     assert f"the engine's weights are {memory['weight_ratio']:.2f} times the program's, at most 1.2" in result.stderr
     assert (
-        "weights of integers in the program, of floats in the engine: head/MatMul (prefill), head/MatMul (decode)"
+        "weights of integers in the program, of floats in the engine: head/MatMul (decode), head/MatMul (prefill)"
         in result.stderr
     )
 

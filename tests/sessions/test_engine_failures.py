@@ -101,14 +101,16 @@ def test_a_profile_that_is_refused_is_told(exported: Export, monkeypatch: pytest
         raise RuntimeError("Profile 0 is in use")
 
     monkeypatch.setattr(StandInContext, "set_optimization_profile_async", refused)
-    with pytest.raises(EnvironmentMissingError, match=r"profile prefill cannot be set: .*Profile 0 is in use"):
+    with pytest.raises(EnvironmentMissingError, match=r"profile decode cannot be set: .*Profile 0 is in use"):
         stand_in_session(exported("chatglm2"))
 
 
 def test_two_contexts_take_two_profiles(exported: Export) -> None:
+    """Up to TensorRT 9 a profile belongs to one context."""
     session, engine = stand_in_session(exported("chatglm2"))
     with session:
         assert engine.profiles_in_use == {0, 1}
+        engine.profile_sharing = False
         with pytest.raises(RuntimeError, match="in use by another context"):
             StandInContext(engine).set_optimization_profile_async(0, engine.device.stream)
 

@@ -12,6 +12,7 @@ import numpy as np
 import onnxruntime
 
 from glm_export.inputs.feeds import Feeds
+from glm_export.sessions.logits import in_float32
 from glm_export.sessions.onnxruntime.cache import InPlace
 from glm_export.sessions.session import Logits
 from glm_export.spec.signature import ATTENTION_MASK, BATCH, INPUT_IDS, LOGITS, SEQUENCE, TOTAL, Signature
@@ -87,8 +88,7 @@ class CapturedGraph:
         self._values[INPUT_IDS].update_inplace(np.ascontiguousarray(feeds.input_ids))
         self._values[ATTENTION_MASK].update_inplace(mask)
         self._runtime.run_with_iobinding(self._binding, self._run_options)
-        logits: Logits = self._values[LOGITS].numpy().astype(np.float32, copy=False)
-        return logits
+        return in_float32(self._values[LOGITS].numpy())
 
     def reset(self) -> None:
         """Give up what was captured, and the cache it was captured on: its buffers move."""

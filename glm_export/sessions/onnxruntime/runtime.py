@@ -11,7 +11,7 @@ from glm_export.artifacts.program import OnnxProgram
 from glm_export.errors import EnvironmentMissingError
 from glm_export.machine.gpu import has_driver
 from glm_export.sessions.onnxruntime.cuda_graph import ENABLE
-from glm_export.spec.session_entries import session_entries
+from glm_export.spec.session_entries import LEAST_ON_CUDA, session_entries
 
 CUDA = "CUDAExecutionProvider"
 PREFERRED_PROVIDERS = (CUDA, "CPUExecutionProvider")
@@ -42,6 +42,15 @@ def usable_threads() -> int:
     return len(cores) if len(cores) >= MANY_CORES else len(allowed)
 
 
+def _require_kernels(version: str) -> None:
+    numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
+    if numbers < LEAST_ON_CUDA:
+        raise EnvironmentMissingError(
+            f"ONNX Runtime {version} lacks kernels for CUDA, {'.'.join(map(str, LEAST_ON_CUDA))} and later have them; "
+            "pip install 'glm-export[cuda]', or choose the provider CPUExecutionProvider"
+        )
+
+
 def inference_session(
     program: OnnxProgram,
     chosen: list[str] | None = None,
@@ -60,7 +69,7 @@ def inference_session(
         stream: of CUDA, to compute on.
 
     Raises:
-        EnvironmentMissingError: this machine's providers cannot run it.
+        EnvironmentMissingError: this machine's providers cannot run it, or are too old for it.
     """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
@@ -69,6 +78,7 @@ def inference_session(
         options.add_session_config_entry(key, value)
     chosen = chosen or providers()
     if CUDA in chosen:
+        _require_kernels(onnxruntime.__version__)
         onnxruntime.preload_dlls()
     try:
         cuda = EXACT | (ENABLE if cuda_graph else {})

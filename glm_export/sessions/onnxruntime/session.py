@@ -18,6 +18,7 @@ from glm_export.inputs.feeds import Feeds
 from glm_export.inputs.prompts import Prompt, prefill_feeds
 from glm_export.machine.scratch import ScratchFolder
 from glm_export.sessions.batch_invariance import recipe_of, rows_apart
+from glm_export.sessions.logits import in_float32
 from glm_export.sessions.loop_request import LoopRequest
 from glm_export.sessions.onnxruntime.cache import Growing, InPlace, ort_cache
 from glm_export.sessions.onnxruntime.cuda_graph import CapturedGraph, GraphIds, without_capture
@@ -194,8 +195,7 @@ class OrtSession(Session):
         self.runtime.run_with_iobinding(binding, without_capture() if self._captured is not None else None)
         logits, *presents = binding.get_outputs()
         self.cache.take(presents)
-        result: Logits = logits.numpy().astype(np.float32, copy=False)
-        return result
+        return in_float32(logits.numpy())
 
     def _run(self, tensors: Tensors) -> Tensors:
         """One call with the cache handed in and out, in the canonical program's layout whatever the dialect's."""

@@ -33,7 +33,7 @@ from glm_export.sessions.tensorrt.cache import EngineCache, engine_cache
 from glm_export.sessions.tensorrt.kernel_cache import KernelCache
 from glm_export.sessions.tensorrt.step import CachePair, EngineStep, EnqueueError, LoadedEngine, contexts
 from glm_export.sessions.tensorrt.weight_streaming import stream_weights
-from glm_export.spec.optimization_profile import PREFILL
+from glm_export.spec.optimization_profile import DECODE, PREFILL
 from glm_export.spec.signature import INPUT_IDS, LOGITS, Cache, past_names, present_names
 
 LEAST_BUCKET = 16
@@ -80,10 +80,12 @@ class EngineSession(Session):
         self._kernels = KernelCache.of(self._loaded.tensorrt, engine.folder)
         needed = activations(self._loaded.tensorrt, self._loaded.engine)
         made, self._scratch = contexts(self._loaded, needed, self._kernels, cuda_graph=cuda_graph)
-        self._prefill_step, self._decode_step = (
-            EngineStep(self._loaded, index, profile, self.signature, context, self._scratch)
+        # By name: which profile comes first is the builder's.
+        steps = {
+            profile.name: EngineStep(self._loaded, index, profile, self.signature, context, self._scratch)
             for index, (profile, context) in enumerate(zip(engine.profiles, made, strict=True))
-        )
+        }
+        self._prefill_step, self._decode_step = steps[PREFILL], steps[DECODE]
         self.cache = self.new_cache()
         self._static = self.signature.cache is Cache.STATIC
         self._cuda_graph = cuda_graph
