@@ -214,10 +214,14 @@ def closed(part: Part, kit: Kit) -> str | None:
 
 
 def not_run(part: Part, kit: Kit, reason: str) -> Facts:
-    """A part's file that says why it did not run; one that ran before and is worth more stays."""
+    """A part's file that says why it did not run; one that ran before and is worth more stays.
+
+    What failed in this code has failed, whether or not there is time to try again.
+    """
     earlier = read(kit.out, part.name)
     if earlier is not None and earlier["steps"]:
-        return earlier | {"passed": None, "reason": reason}
+        failed = earlier["passed"] is False and earlier["code"] == identity(kit)
+        return earlier | {"passed": False if failed else None, "reason": reason}
     result = result_of(part.name, [], kit, 0.0, facts={}, code=identity(kit)) | {"reason": reason}
     save(kit.out, result)
     return result

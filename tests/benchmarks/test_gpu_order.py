@@ -22,9 +22,9 @@ kit, parts, full_size = map(import_module, ("kit", "parts", "full_size_parts"))
 def test_parts_run_by_what_they_are_worth() -> None:
     names = [part.name for part in parts.PARTS]
     first = [
-        "machine", "probe-onnxruntime", "onnxruntime-demo", "onnxruntime-graphs", "medium-ort-float16",
-        "medium-ort-int4", "medium-peer-compiled", "onnxruntime-demo-recipes", "full-ort-float16", "peer-compiled",
-        "tensorrt-demo", "full-ort-int8", "verdict",
+        "machine", "probe-onnxruntime", "session-on-gpu", "onnxruntime-demo", "onnxruntime-graphs",
+        "medium-ort-float16", "medium-ort-int4", "medium-peer-compiled", "onnxruntime-demo-recipes",
+        "full-ort-float16", "peer-compiled", "tensorrt-demo", "full-ort-int8", "verdict",
     ]  # fmt: skip
     assert sorted(first, key=names.index) == first
     for part in parts.PARTS:
@@ -96,6 +96,10 @@ def test_what_does_not_fit_the_budget_is_left_with_the_reason(at: Any, monkeypat
     record.save(at.out, result("peer-eager", [step("speed, batch 1")], passed=False))
     assert "left out" in run.one(kit.named("peer-eager"))["reason"]
     assert record.read(at.out, "peer-eager")["passed"] is False
+    # Of earlier code it has not failed; of this code it has, and the run ends with 1.
+    assert run.one(kit.named("peer-eager"))["passed"] is None
+    record.save(at.out, result("peer-eager", [step("speed")], passed=False, code=record.identity(at)))
+    assert run.one(kit.named("peer-eager"))["passed"] is False
     spent = kit.Run(at, budget=0.0)
     assert "left out" in spent.one(kit.PARTS[1])["reason"]
     spent.one(kit.named("verdict"))
