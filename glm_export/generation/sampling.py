@@ -116,6 +116,9 @@ class Sampler:
             seen: prompt and generated ids, for the repetition penalty.
         """
         sampling = self._sampling
+        if sampling.greedy and sampling.repetition_penalty == 1.0:
+            # The largest is the largest in any width.
+            return int(scores_V.argmax())
         scores_V = penalize_repetition(scores_V.astype(np.float64), seen, sampling.repetition_penalty)
         if sampling.greedy:
             return int(scores_V.argmax())

@@ -8,7 +8,7 @@ Shapes: B batch, S new tokens, P past columns, T = P + S, K key-value heads, D h
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -171,13 +171,20 @@ def _to_static(tensors: Tensors, signature: Signature) -> Tensors:
 class CallLayout:
     """How a program of this signature is called, by callers who know the canonical layout and floats alone.
 
-    ``kv_scales`` ``[L, 2]``: of key and value by layer, where the program keeps int8.
+    ``kv_scales`` ``[L, 2]``: of key and value by layer, where the program keeps int8. ``fed``: names of the inputs that
+    are no keys or values; every step asks for them.
     """
 
     signature: Signature
     kv_scales: NDArray[np.float32] | None = None
+    fed: tuple[str, ...] = field(init=False)
+    padded_columns: bool = field(init=False)
+    """Whether a mask as wide as the cache is wanted, and where to write."""
 
     def __post_init__(self) -> None:
+        signature = self.signature
+        object.__setattr__(self, "fed", tuple(spec.name for spec in signature.inputs if not spec.is_cache))
+        object.__setattr__(self, "padded_columns", signature.prefix_mask and signature.cache is Cache.STATIC)
         if self.signature.cache_is_integer and self.kv_scales is None:
             raise ConfigError("the program's cache keeps integers, and no scales were given; pass those of its ranges")
 
@@ -210,9 +217,9 @@ class CallLayout:
     def inputs_without_cache(self, feeds: Feeds) -> Tensors:
         """What a call is given besides keys and values, by name."""
         named = feeds.named()
-        if self.signature.prefix_mask and self.signature.cache is Cache.STATIC:
+        if self.padded_columns:
             named = _on_static_columns(named, self.signature)
-        return {spec.name: named[spec.name] for spec in self.signature.inputs if not spec.is_cache}
+        return {name: named[name] for name in self.fed}
 
     def quantize_past(self, tensors: Tensors) -> Tensors:
         """Pasts as the program keeps them."""

@@ -167,8 +167,13 @@ class CudaDevice:
                 work()
         self.synchronize()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
-            work()
+        with self.on_stream():
+            # Not by torch.cuda.graph, which collects garbage and empties the allocator's cache before each.
+            graph.capture_begin(capture_error_mode="thread_local")
+            try:
+                work()
+            finally:
+                graph.capture_end()
 
         def replay() -> None:
             with self.on_stream():

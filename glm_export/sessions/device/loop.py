@@ -104,8 +104,9 @@ class TokenLoop:
             ids_B = drawn(logits_BV, draws_B, self._draw)
         # NaN comes out of amax as it went in.
         lost_B = ~logits_BV.amax(dim=-1).isfinite()
-        code_B = torch.where(logits_BV.isnan().any(dim=-1), NOT_A_NUMBER, INFINITE)
-        ids_B = torch.where(self._finished_B, request.pad_token_id, ids_B)
+        # Filled, not chosen between: a number of the host's as an operand is copied to the device, and not captured.
+        code_B = torch.full_like(ids_B, INFINITE).masked_fill(logits_BV.isnan().any(dim=-1), NOT_A_NUMBER)
+        ids_B = ids_B.masked_fill(self._finished_B, request.pad_token_id)
         self._chosen_B.copy_(torch.where(lost_B & ~self._finished_B, code_B, ids_B))
         self._remaining_B.sub_(1)
         self._taken.add_(1)

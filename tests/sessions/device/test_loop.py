@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from glm_export.artifacts.program import OnnxProgram
 from glm_export.errors import NonFiniteError
@@ -233,3 +234,44 @@ def test_what_cannot_be_recorded_is_chosen_all_the_same(
         found = generate_ids(session, [prompt], stopping=Stopping(max_new_tokens=8))
     assert told(found) == told(expected)
     assert caplog.messages == ["tokens are chosen without a CUDA graph: operation not permitted"]
+
+
+class HostOperands(TorchDispatchMode):
+    """Operators that are given numbers of the host as tensors, each of which would be copied to the device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = ("aten.scalar_tensor", "aten._to_copy", "aten.lift_fresh", "aten._local_scalar_dense", "aten.item")
+        if str(func).startswith(made):
+            self.found.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=0.8, top_k=5, top_p=0.9, seed=1)])
+@pytest.mark.parametrize(("family", "dialect"), [("chatglm2", "tensorrt"), ("glm", "tensorrt"), ("chatglm2", "ort")])
+def test_choosing_needs_nothing_of_the_host(
+    family: str, dialect: str, sampling: Sampling, exported: Export, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So it can be captured: nothing is copied from the host's memory or read by it."""
+    program = exported(family, dialect)
+    prompt = random_prompt(np.random.default_rng(0), 6, program.config)
+    choose = loops.TokenLoop._choose
+    found: list[str] = []
+
+    def watched(loop: loops.TokenLoop) -> None:
+        with HostOperands() as operands:
+            choose(loop)
+        found.extend(operands.found)
+
+    with looping(program) as session:
+        monkeypatch.setattr(loops.TokenLoop, "_choose", watched)
+        generate_ids(session, [prompt], stopping=Stopping(max_new_tokens=4), sampling=sampling)
+    # A change of dtype is a kernel, whose input and output are the device's.
+    assert [name for name in found if not name.startswith("aten._to_copy")] == []
+    condition = torch.tensor([True])
+    with HostOperands() as operands:
+        torch.where(condition, 1, 2)
+    assert operands.found  # the control
