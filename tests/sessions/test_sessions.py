@@ -21,7 +21,7 @@ from glm_export.inputs.feeds import Feeds
 from glm_export.inputs.prompts import Prompt
 from glm_export.machine.gpu import has_driver
 from glm_export.sessions.batch_invariance import rows_apart
-from glm_export.sessions.onnxruntime import cache as buffers
+from glm_export.sessions.onnxruntime import cache as buffers, cuda_graph
 from glm_export.sessions.onnxruntime.cache import InPlace
 from glm_export.sessions.onnxruntime.cuda_graph import CapturedGraph, GraphIds
 from glm_export.sessions.onnxruntime.runtime import usable_threads
@@ -236,3 +236,22 @@ def test_on_a_device_buffers_stay_where_captured_steps_know_them(fused: OnnxProg
         cache.start(rows, columns)
         assert told
         assert cache._values[0] is not values[0]
+
+
+def test_no_more_graphs_are_captured_than_memory_should_hold(
+    captured: OrtSession, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The runtime keeps them all until the session ends; what comes after runs without, and the same."""
+    monkeypatch.setattr(cuda_graph, "MOST_GRAPHS", 2)
+    graph = captured._captured
+    assert graph is not None
+    found = []
+    for _ in range(4):
+        feeds = captured.feeds([Prompt(ids=tuple(IDS))])
+        captured.cache.clear()
+        captured.prefill(feeds)
+        found.append(steps_of(captured, feeds, 1)[1][0])
+    assert graph._ids.taken == 2
+    assert len(caplog.messages) == 2
+    assert "2 CUDA graphs were captured" in caplog.messages[0]
+    assert all(np.array_equal(one, found[0]) for one in found)
