@@ -8,7 +8,7 @@ Shapes: B rows, S new tokens, M columns of the cache, K heads, D head size, H hi
 from __future__ import annotations
 
 import ctypes
-import tempfile
+import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -20,9 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from glm_export.artifacts.engine import BuiltOn, Compatibility, Engine
-from glm_export.artifacts.program import OnnxProgram
-from glm_export.engines.profiles import profiles_of, resolve_limits
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from planless_engine import planless_engine
+
+from glm_export.engines.profiles import resolve_limits
 from glm_export.engines.vendor import TENSORRT, BuildLog, TensorRT
 from glm_export.sessions.device.device import Device
 from glm_export.sessions.tensorrt.session import EngineSession
@@ -234,18 +236,9 @@ def torch_engine_session(
 ) -> tuple[EngineSession, TorchEngine]:
     """A session over the engine."""
     signature = decoder_signature(CONFIG, dtype="float32", logits="last", cache=Cache.STATIC, max_length=M)
-    folder = Path(tempfile.gettempdir())
-    program = OnnxProgram(
-        folder=folder, config=CONFIG, signature=signature, dialect="tensorrt", dtype="float32", logits="last",
-        manifest={},
-    )  # fmt: skip
     limits = resolve_limits(signature, M, max_batch=max_batch, prefill_tokens=prefill_tokens, prefill_batch=2)
-    profiles = profiles_of(signature, limits)
-    engine = Engine(
-        folder=folder, program=program, runtime=TENSORRT, version="0", limits=limits, profiles=profiles,
-        built_on=BuiltOn(system="Linux"), compatibility=Compatibility(), manifest={},
-    )  # fmt: skip
-    made = TorchEngine(signature, profiles, device)
+    engine = planless_engine(CONFIG, signature, limits)
+    made = TorchEngine(signature, engine.profiles, device)
     names: Any = SimpleNamespace(
         IExecutionContext=SimpleNamespace(set_device_memory=True),
         ExecutionContextAllocationStrategy=SimpleNamespace(USER_MANAGED="USER_MANAGED"),

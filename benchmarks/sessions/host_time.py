@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -26,11 +25,10 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from make_checkpoint import SHAPES
+from planless_engine import planless_engine
 
 from glm_export import families
-from glm_export.artifacts.engine import BuiltOn, Compatibility, Engine
-from glm_export.artifacts.program import OnnxProgram
-from glm_export.engines.profiles import profiles_of, resolve_limits
+from glm_export.engines.profiles import resolve_limits
 from glm_export.generation.generate import generate_ids
 from glm_export.generation.stopping import Stopping
 from glm_export.inputs.prompts import Prompt
@@ -99,17 +97,8 @@ def session_of(rows: int) -> EngineSession:
     """A session over an engine of the shape that is not there."""
     config = families.read_config(SHAPES["chatglm2-6b"])
     signature = decoder_signature(config, dtype="float16", logits="last", cache=Cache.STATIC, max_length=COLUMNS)
-    folder = Path(tempfile.gettempdir())
-    program = OnnxProgram(
-        folder=folder, config=config, signature=signature, dialect="tensorrt", dtype="float16", logits="last",
-        manifest={},
-    )  # fmt: skip
     limits = resolve_limits(signature, config.max_positions, max_batch=rows, prefill_tokens=PROMPT, prefill_batch=rows)
-    profiles = profiles_of(signature, limits)
-    engine = Engine(
-        folder=folder, program=program, runtime="tensorrt", version="0", limits=limits, profiles=profiles,
-        built_on=BuiltOn(system="Linux"), compatibility=Compatibility(), manifest={},
-    )  # fmt: skip
+    engine = planless_engine(config, signature, limits)
     dtypes = {spec.name: TABLE[spec.dtype].tensorrt for spec in (*signature.inputs, *signature.outputs)}
     made: Any = SimpleNamespace(
         get_tensor_dtype=lambda name: SimpleNamespace(name=dtypes[name]), num_optimization_profiles=2,

@@ -1,9 +1,12 @@
-"""Results as the GPU kit writes them, made up, and whether a process it started has ended."""
+"""Results as the GPU kit writes them, made up; a Python that never answers, and whether what was started has ended."""
 
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 import sys
+import time
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -58,3 +61,24 @@ def alive(process: int) -> bool:
     except (OSError, ProcessLookupError):
         return False
     return state != "Z"
+
+
+def silent_python(folder: Path) -> tuple[Path, Path]:
+    """A ``trt86-python`` that waits for ever, and the file in which it says its process when it has begun."""
+    python, started = folder / "bin" / "trt86-python", folder / "started"
+    python.parent.mkdir()
+    python.write_text(f"#!/bin/sh\necho $$ > {started}.partial && mv {started}.partial {started}\nexec sleep 600\n")
+    python.chmod(0o755)
+    return python, started
+
+
+def ended_by_sigterm(command: list[str], started: Path, environment: dict[str, str]) -> str:
+    """What a command says that is ended once a file is there; it must end by that."""
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    while not started.is_file():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 128 + signal.SIGTERM, said
+    return said

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 import zipfile
 from collections.abc import Iterator
 from importlib import import_module
@@ -17,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.benchmarks.planted_results import HOME, ROOT, alive, record
+from tests.benchmarks.planted_results import HOME, ROOT, alive, ended_by_sigterm, record, silent_python
 
 chain, main, pieces, there, wheels = (
     import_module(f"carry.{name}") for name in ("chain", "main", "pieces", "there", "wheels")
@@ -216,25 +214,12 @@ def test_a_piece_has_the_room_that_the_checkout_leaves() -> None:
 
 def test_a_call_that_is_cut_off_brings_its_results(tmp_path: Path) -> None:
     """SIGTERM, as from the limit of a call, while a part waits; nothing it started stays behind."""
-    state, back, started = tmp_path / "state", tmp_path / "back", tmp_path / "started"
+    state, back = tmp_path / "state", tmp_path / "back"
     (state / "site").mkdir(parents=True)
-    python = tmp_path / "bin" / "trt86-python"
-    python.parent.mkdir()
-    python.write_text(f"#!/bin/sh\necho $$ > {started}.partial && mv {started}.partial {started}\nexec sleep 600\n")
-    python.chmod(0o755)
+    python, started = silent_python(tmp_path)
     command = ["bash", str(HOME / "carry/run_there.sh"), str(state), str(tmp_path / "none"), str(back), "540"]
     environment = os.environ | {"PATH": f"{python.parent}:{os.environ['PATH']}", "PYTHON": sys.executable}
-    process = subprocess.Popen(
-        [*command, "--on-cpu", "tensorrt-8.6"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        env=environment,
-    )  # fmt: skip
-    deadline = time.monotonic() + 60
-    while not started.is_file():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
-    said, _ = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGTERM, said
+    ended_by_sigterm([*command, "--on-cpu", "tensorrt-8.6"], started, environment)
     assert not alive(int(started.read_text()))
     assert main.brought_back([back], tmp_path / "here/results", tmp_path / "earlier") > 1
     found = record.read(tmp_path / "here/results", "probe-tensorrt-8.6")

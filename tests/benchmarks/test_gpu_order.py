@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -14,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.benchmarks.planted_results import HOME, alive, record, result, step
+from tests.benchmarks.planted_results import HOME, alive, ended_by_sigterm, record, result, silent_python, step
 
 kit, parts, full_size = map(import_module, ("kit", "parts", "full_size_parts"))
 
@@ -130,25 +128,13 @@ def test_the_disk_holds_one_checkpoint(at: Any) -> None:
 
 def test_a_run_that_is_ended_writes_what_it_knows(at: Any, tmp_path: Path) -> None:
     """By SIGTERM, as the limit of a call ends it, while a probe waits for a Python that does not answer."""
-    python, started = tmp_path / "bin" / "trt86-python", tmp_path / "started"
-    python.parent.mkdir()
-    python.write_text(f"#!/bin/sh\necho $$ > {started}.partial && mv {started}.partial {started}\nexec sleep 600\n")
-    python.chmod(0o755)
+    python, started = silent_python(tmp_path)
     words = ["--on-cpu", "--work", str(at.work), "--out", str(at.out), "tensorrt-8.6"]
     environment = os.environ | {"PATH": f"{python.parent}:{os.environ['PATH']}"}
-    process = subprocess.Popen(
-        [sys.executable, str(HOME / "kit.py"), *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        env=environment,
-    )  # fmt: skip
-    deadline = time.monotonic() + 60
-    while not started.is_file():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
-    said, _ = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGTERM, said
+    ended_by_sigterm([sys.executable, str(HOME / "kit.py"), *words], started, environment)
     found = record.read(at.out, "probe-tensorrt-8.6")
     assert (found["passed"], found["error"]) == (False, "cut off with the whole run")
+    deadline = time.monotonic() + 60
     while alive(int(started.read_text())):
         assert time.monotonic() < deadline
         time.sleep(0.05)

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 
 from glm_export import api
 from glm_export.artifacts.program import OnnxProgram
 from glm_export.exporter import export as exporter
+from glm_export.inputs.prompts import Prompt
+from glm_export.proof.cases import random_prompt
 from tests.helpers.golden_data import Golden
 
 LENGTH = 64
 """Columns of a static cache."""
+
+
+def prompts_for(program: OnnxProgram, *lengths: int) -> list[Prompt]:
+    """Random ones of these lengths, the same each time."""
+    random = np.random.default_rng(0)
+    return [random_prompt(random, length, program.config) for length in lengths]
 
 
 @pytest.fixture(scope="session")

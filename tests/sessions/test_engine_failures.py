@@ -17,8 +17,6 @@ from glm_export.engines import vendor
 from glm_export.errors import EnvironmentMissingError
 from glm_export.generation.generate import generate_ids
 from glm_export.generation.stopping import Stopping
-from glm_export.inputs.prompts import Prompt
-from glm_export.proof.cases import random_prompt
 from glm_export.sessions.loop_request import LoopRequest
 from glm_export.sessions.onnxruntime.session import OrtSession
 from glm_export.sessions.tensorrt.kernel_cache import KernelCache
@@ -31,14 +29,10 @@ pytest.importorskip(
 
 from tests.helpers.engine_stand_in import SCRATCH, StandInContext, stand_in_session
 from tests.helpers.host_device import HostDevice
+from tests.sessions.conftest import prompts_for
 
 STOPPING = Stopping(max_new_tokens=6)
 Export = Callable[..., OnnxProgram]
-
-
-def prompts_for(program: OnnxProgram, *lengths: int) -> list[Prompt]:
-    random = np.random.default_rng(0)
-    return [random_prompt(random, length, program.config) for length in lengths]
 
 
 @pytest.mark.parametrize("where", ["prompt", "step", "loop"])

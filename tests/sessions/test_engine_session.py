@@ -19,10 +19,9 @@ from glm_export.errors import EnvironmentMissingError, InputError
 from glm_export.generation.generate import generate_ids
 from glm_export.generation.stopping import Stopping
 from glm_export.inputs.feeds import Feeds
-from glm_export.inputs.prompts import Prompt
 from glm_export.performance.measure import facts_of
 from glm_export.performance.report import BenchOptions
-from glm_export.proof.cases import parity_cases, random_prompt
+from glm_export.proof.cases import parity_cases
 from glm_export.proof.runners import canonical_signature
 from glm_export.sessions.onnxruntime.session import OrtSession
 from glm_export.sessions.session import SessionDescription
@@ -32,7 +31,7 @@ from glm_export.sessions.torch import TorchSession
 from glm_export.spec.signature import Cache
 from tests.helpers.golden_data import Golden
 from tests.helpers.host_device import MEMORY_IN_USE
-from tests.sessions.conftest import LENGTH
+from tests.sessions.conftest import LENGTH, prompts_for
 
 pytest.importorskip(
     "tensorrt_rtx_bindings", reason="TensorRT-RTX is not installed: pip install 'glm-export[rtx]' (Linux, x86-64)"
@@ -42,11 +41,6 @@ from tests.helpers.engine_stand_in import StandInContext, StandInEngine, stand_i
 
 STOPPING = Stopping(max_new_tokens=12)
 Export = Callable[..., OnnxProgram]
-
-
-def prompts_for(program: OnnxProgram, *lengths: int) -> list[Prompt]:
-    random = np.random.default_rng(0)
-    return [random_prompt(random, length, program.config) for length in lengths]
 
 
 @pytest.mark.parametrize(
