@@ -22,7 +22,8 @@ class Dialect:
     ``can``: what its runtimes are able to do. ``expected_counts`` gives, for a config, how often each operator that
     carries the model appears; the graph is refused when it differs. ``rules`` makes what lowers the canonical program,
     in order: a call, because rules load onnx, and who asks what a dialect can do need not. ``expected_rewrites`` gives
-    how often each must fire. ``runs_on`` is for people.
+    how often each must fire. ``ragged_rules`` and ``expected_ragged``: the same, to a program's twin that is told how
+    many tokens of a call each row has; where nothing is expected there is none. ``runs_on`` is for people.
 
     Raises:
         InputError: the capabilities contradict the opset.
@@ -37,6 +38,8 @@ class Dialect:
     can: Capabilities = field(default_factory=Capabilities)
     rules: Callable[[], tuple[Rule, ...]] = tuple
     expected_rewrites: Callable[[GlmConfig, Signature], Counter[str]] = lambda *_: Counter()
+    ragged_rules: Callable[[], tuple[Rule, ...]] = tuple
+    expected_ragged: Callable[[GlmConfig, Signature], Counter[str]] = lambda *_: Counter()
     cache: Callable[[GlmConfig], Cache] = lambda _: Cache.GROWING
     logits: Callable[[GlmConfig], str] = lambda _: "all"
 

@@ -38,13 +38,22 @@ def check_invariants(model: ir.Model, dialect: Dialect, config: GlmConfig, signa
             )
     if model.opset_imports.get("") != dialect.opset:
         raise InvariantError(f"dialect {dialect.name} is opset {dialect.opset}, found {model.opset_imports.get('')}")
-    _check_border("input", tuple(model.graph.inputs), signature.inputs)
-    _check_border("output", tuple(model.graph.outputs), signature.outputs)
+    require_border(model, signature)
     orphans = [
         name for name, value in model.graph.initializers.items() if not value.uses() and not value.is_graph_output()
     ]
     if orphans:
         raise InvariantError(f"initializers nobody reads: {', '.join(orphans[:5])}")
+
+
+def require_border(model: ir.Model, signature: Signature) -> None:
+    """See that inputs and outputs are those of a signature, in order.
+
+    Raises:
+        InvariantError: one differs.
+    """
+    _check_border("input", tuple(model.graph.inputs), signature.inputs)
+    _check_border("output", tuple(model.graph.outputs), signature.outputs)
 
 
 def _check_border(side: str, values: Sequence[ir.Value], specs: tuple[TensorSpec, ...]) -> None:

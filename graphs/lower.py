@@ -8,7 +8,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
 from glm_export.graphs.dialect import Dialect
-from glm_export.graphs.invariants import InvariantError
+from glm_export.graphs.invariants import InvariantError, require_border
 from glm_export.graphs.rewriter import MICROSOFT, CountedRule, apply_rule
 from glm_export.spec.config import GlmConfig
 from glm_export.spec.dtypes import ONNX_DTYPES
@@ -35,21 +35,51 @@ def lower(
     Raises:
         InvariantError: a rule fired more or less often than the config demands, with the reasons it gave.
     """
+    expected = dialect.expected_rewrites(config, signature)
+    counted = [*((rule, expected[rule.name]) for rule in dialect.rules()), *extra]
+    model.opset_imports[""] = dialect.opset
+    model.ir_version = dialect.ir_version
+    fired = _apply(model, dialect, counted, signature)
+    if any(node.domain == MICROSOFT for node in model.graph):
+        model.opset_imports[MICROSOFT] = 1
+    return fired
+
+
+def lower_to_ragged(model: ir.Model, dialect: Dialect, config: GlmConfig, signature: Signature) -> Signature | None:
+    """Make of a dialect's program, in place, the twin that is told how many tokens of a call each row has.
+
+    Args:
+        model: lowered, checked; its weights stay where they are.
+        dialect: its own.
+        config: the sizes.
+        signature: the program's.
+
+    Returns:
+        The twin's signature; None where the dialect has no twin for the family.
+
+    Raises:
+        InvariantError: a rule fired more or less often than the config demands, or the twin's inputs are others.
+    """
+    expected = dialect.expected_ragged(config, signature)
+    if not expected:
+        return None
+    told = signature.told_query_lengths()
+    _apply(model, dialect, [(rule, expected[rule.name]) for rule in dialect.ragged_rules()], told)
+    require_border(model, told)
+    return told
+
+
+def _apply(model: ir.Model, dialect: Dialect, rules: Sequence[CountedRule], signature: Signature) -> dict[str, int]:
     fired: dict[str, int] = {}
     constants: dict[tuple[object, ...], ir.Value] = {}
-    expected = dialect.expected_rewrites(config, signature)
     inputs = _declare_inputs(model, signature)
-    for rule, count in (*((rule, expected[rule.name]) for rule in dialect.rules()), *extra):
+    for rule, count in rules:
         fired[rule.name], reasons = apply_rule(model, rule, constants, inputs)
         if fired[rule.name] != count:
             why = f"; {'; '.join(reasons[:SHOWN_REASONS])}" if reasons else ""
             raise InvariantError(
                 f"dialect {dialect.name}: rule {rule.name} should fire {count} times, fired {fired[rule.name]}{why}"
             )
-    model.opset_imports[""] = dialect.opset
-    if any(node.domain == MICROSOFT for node in model.graph):
-        model.opset_imports[MICROSOFT] = 1
-    model.ir_version = dialect.ir_version
     ir.passes.Sequential(common_passes.CommonSubexpressionEliminationPass(), common_passes.RemoveUnusedNodesPass())(
         model
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -188,10 +188,20 @@ def apply_rule(
         for before, after in emit.replaced:
             before.replace_all_uses_with(after)
         fired += 1
-    for value in constants.values():
-        if value.name not in model.graph.initializers and value.uses():
-            model.graph.register_initializer(value)
+    _register(model.graph, constants.values())
     return fired, reasons
+
+
+def _register(graph: ir.Graph, constants: Iterable[ir.Value]) -> None:
+    """Make initializers of constants that are read; a program that is lowered once more has some of these names."""
+    for value in constants:
+        assert value.name is not None
+        if graph.initializers.get(value.name) is value or not value.uses():
+            continue
+        number = len(graph.initializers)
+        while value.name in graph.initializers:
+            value.name, number = f"constant_{number}", number + 1
+        graph.register_initializer(value)
 
 
 def _carry_notes(node: ir.Node, replacements: Sequence[ir.Value], emit: Emitter) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,17 @@ from glm_export.spec.dtypes import DTYPES
 from glm_export.spec.signature import LOGITS_KINDS, Signature, past_names
 
 MODEL = "model.onnx"
+RAGGED = "ragged.onnx"
+"""The same program told how many tokens of a call each row has; it reads the same weights."""
 WEIGHTS = "model.onnx.data"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OnnxProgram:
-    """An exported folder: ``model.onnx``, ``model.onnx.data``, tokenizer files, configs, manifest."""
+    """An exported folder: ``model.onnx``, ``model.onnx.data``, tokenizer files, configs, manifest.
+
+    ``graph``: which of the folder's graphs is meant.
+    """
 
     folder: Path
     config: GlmConfig
@@ -28,11 +33,19 @@ class OnnxProgram:
     logits: str
     manifest: dict[str, Any]
     recipe: str | None = None
+    graph: str = MODEL
 
     @property
     def model_path(self) -> Path:
         """The graph; its weights lie beside it."""
-        return self.folder / MODEL
+        return self.folder / self.graph
+
+    @property
+    def ragged(self) -> OnnxProgram | None:
+        """The same program by its graph for rows with different numbers of tokens; None where the folder has none."""
+        if RAGGED not in self.manifest["sizes"]:
+            return None
+        return replace(self, graph=RAGGED, signature=self.signature.told_query_lengths())
 
     def require_undamaged(self) -> None:
         """Hash every file, the weights as well.

@@ -24,7 +24,7 @@ import torch
 from glm_export.artifacts.initial_cache import InitialCache, write_initial_cache
 from glm_export.artifacts.manifest import MANIFEST, MANIFEST_FORMAT, package_versions, recorded_files, write_json
 from glm_export.artifacts.output_folder import require_writable, whole_folder
-from glm_export.artifacts.program import MODEL, WEIGHTS, OnnxProgram, load_program
+from glm_export.artifacts.program import MODEL, RAGGED, WEIGHTS, OnnxProgram, load_program
 from glm_export.calibration.keep import KEPT, kept_sizes
 from glm_export.calibration.quantization import Quantization
 from glm_export.calibration.smoothed_weights import SmoothedWeights
@@ -39,7 +39,7 @@ from glm_export.exporter.weight_stream import CancelledError, write_weights
 from glm_export.graphs import dialects
 from glm_export.graphs.canonicalize import canonicalize
 from glm_export.graphs.invariants import check_invariants
-from glm_export.graphs.lower import lower
+from glm_export.graphs.lower import lower, lower_to_ragged
 from glm_export.graphs.precision.activation_names import annotate
 from glm_export.graphs.precision.float32_regions import dialect_with_float32_regions, make_float32_regions
 from glm_export.graphs.quantized import quantized_cache_rules, quantized_dialect, quantizing_rules
@@ -244,6 +244,8 @@ def _write_model(
             raise
     attach_weights(model, plan.stored, folder)
     ir.save(model, folder / MODEL)
+    if lower_to_ragged(model, target.dialect, checkpoint.config, target.signature) is not None:
+        ir.save(model, folder / RAGGED)
     tracing(1)
     return _Written(
         hashes=hashes.result(), seconds=seconds, float32_regions=model.meta[FLOAT32_REGIONS], sha256=written

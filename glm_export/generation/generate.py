@@ -14,8 +14,9 @@ from glm_export.errors import InputError
 from glm_export.generation.finite import not_finite_by_name, place_of, require_finite
 from glm_export.generation.sampling import Sampler, Sampling
 from glm_export.generation.stopping import Decode, Stopping
-from glm_export.inputs.feeds import Feeds, RightPaddedFeeds
+from glm_export.inputs.feeds import Feeds
 from glm_export.inputs.prompts import Prompt
+from glm_export.inputs.right_padded import RightPaddedFeeds
 from glm_export.sessions.loop_request import LOST, LoopRequest
 from glm_export.sessions.session import Session
 

@@ -23,6 +23,7 @@ from glm_export.spec.signature import (
     LAST_TOKEN_IDS,
     LOGITS,
     POSITION_IDS,
+    QUERY_LENGTHS,
     WRITE_INDICES,
     Cache,
     Signature,
@@ -77,6 +78,7 @@ def _to_own_lengths(tensors: Tensors, signature: Signature) -> Tensors:
         ATTENTION_MASK: (np.arange(total.max()) < total[:, None]).astype(np.int64),
         POSITION_IDS: rows.before[:, None] + np.arange(queries),
         LAST_TOKEN_IDS: np.maximum(rows.new.sum(axis=1) - 1, 0),
+        QUERY_LENGTHS: rows.new.sum(axis=1).astype(np.int32),
     }
     for spec in signature.inputs:
         if spec.name in given:

@@ -6,7 +6,7 @@ The operations on rows are those of ``sessions/kv_cache.py``, on the caller's si
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Self
 
@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glm_export.errors import InputError
-from glm_export.inputs.padding import left_padded, right_padded
+from glm_export.inputs.padding import left_padded
 from glm_export.inputs.rows import rows_staying, rows_there
-from glm_export.spec.signature import ATTENTION_MASK, INPUT_IDS, LAST_TOKEN_IDS, POSITION_IDS
+from glm_export.spec.signature import ATTENTION_MASK, INPUT_IDS, POSITION_IDS
 
 Ids = NDArray[np.int64]
 Mask = NDArray[Any]
@@ -174,107 +174,10 @@ class Feeds:
     @classmethod
     def _standing(cls, standings: dict[str, Ids]) -> Self:
         """A call without tokens, over rows that stand so."""
-        prefix_length = _prefix_length(standings)
+        prefix_length = prefix_length_of(standings)
         mask = left_padded(standings[LENGTHS], prefix_length).astype(np.int64)
         nothing = np.zeros((len(mask), 0), np.int64)
         return cls(input_ids=nothing, attention_mask=mask, position_ids=nothing, prefix_length=prefix_length)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RightPaddedFeeds(Feeds):
-    """One call of a causal family whose rows have lengths of their own: padding stands on the right.
-
-    ``lengths`` ``[B]`` counts each row's real tokens, those of this call included. A token's position is its column in
-    the cache; ``attention_mask`` is ``[B, longest row]``.
-    """
-
-    lengths: Ids
-
-    @property
-    def row_lengths(self) -> Ids:
-        """As they are given."""
-        return self.lengths
-
-    @property
-    def tokens_before(self) -> Ids:
-        """Those before its first position; what a row held from there on is written over, or it is at rest."""
-        before: Ids = np.minimum(self.position_ids[:, :1].min(axis=1, initial=self.columns), self.lengths)
-        return before
-
-    def named(self) -> dict[str, NDArray[Any]]:
-        """As :meth:`Feeds.named`, and which row of logits is wanted."""
-        # Not super(): slots make the class anew, and the one super() knows is gone.
-        return Feeds.named(self) | {LAST_TOKEN_IDS: self.last_token_ids}
-
-    @property
-    def columns(self) -> int:
-        """Padding takes columns as well: those of the longest row, written and then written over."""
-        return max(int(self.position_ids.max(initial=-1)) + 1, int(self.lengths.max(initial=0)))
-
-    @property
-    def last_token_ids(self) -> Ids:
-        """Where in this call each row's last real token stands, ``[B]``; 0 for a row that had none left."""
-        width = self.input_ids.shape[1]
-        last: Ids = np.clip(self.lengths - self.position_ids[:, 0], 1, width) - 1
-        return last
-
-    def next_step(self, next_ids: Sequence[int], last_position: int) -> RightPaddedFeeds:
-        """The next decode step: each row's token goes behind its last one."""
-        column = np.asarray(next_ids, dtype=np.int64)[:, None]
-        positions = np.minimum(self.lengths, last_position)[:, None]
-        return RightPaddedFeeds(
-            input_ids=column,
-            attention_mask=right_padded(positions[:, 0] + 1),
-            position_ids=positions,
-            lengths=positions[:, 0] + 1,
-            prefix_length=self.prefix_length,
-        )
-
-    def rows(self, chosen: slice) -> RightPaddedFeeds:
-        """The same call for some rows, no wider than the longest of them."""
-        lengths, positions = self.lengths[chosen], self.position_ids[chosen]
-        width = max(1, int((lengths - positions[:, 0]).max()))
-        return RightPaddedFeeds(
-            input_ids=self.input_ids[chosen, :width],
-            attention_mask=right_padded(lengths),
-            position_ids=positions[:, :width],
-            lengths=lengths,
-            prefix_length=self.prefix_length,
-        )
-
-    def widened(self, width: int) -> RightPaddedFeeds:
-        """The same call with padding up to a width; it stands behind every row, and is written over."""
-        more = width - self.input_ids.shape[1]
-        if more <= 0:
-            return self
-        behind = self.position_ids[:, -1:] + np.arange(1, more + 1)
-        return replace(
-            self,
-            input_ids=np.pad(self.input_ids, ((0, 0), (0, more))),
-            position_ids=np.concatenate([self.position_ids, behind], axis=1),
-        )
-
-    def _piece(self, start: int, end: int) -> RightPaddedFeeds:
-        lengths = np.minimum(self.lengths, self.position_ids[:, 0] + end)
-        return RightPaddedFeeds(
-            input_ids=self.input_ids[:, start:end],
-            attention_mask=right_padded(lengths),
-            position_ids=self.position_ids[:, start:end],
-            lengths=lengths,
-            prefix_length=self.prefix_length,
-        )
-
-    @classmethod
-    def _standing(cls, standings: dict[str, Ids]) -> Self:
-        lengths = standings[LENGTHS]
-        nothing = np.zeros((len(lengths), 0), np.int64)
-        return cls(
-            input_ids=nothing,
-            attention_mask=right_padded(lengths),
-            position_ids=nothing,
-            lengths=lengths,
-            prefix_length=_prefix_length(standings),
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -365,7 +268,7 @@ class PrefixFeeds(Feeds):
 
     @classmethod
     def _standing(cls, standings: dict[str, Ids]) -> Self:
-        prefix_length = _prefix_length(standings)
+        prefix_length = prefix_length_of(standings)
         real = left_padded(standings[LENGTHS], prefix_length)
         rows, columns = real.shape
         return cls(
@@ -379,6 +282,6 @@ class PrefixFeeds(Feeds):
         )
 
 
-def _prefix_length(standings: dict[str, Ids]) -> int:
+def prefix_length_of(standings: dict[str, Ids]) -> int:
     """One for all rows; a batch without rows has none until some join."""
     return int(standings[PREFIX_LENGTHS].max(initial=0))

@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glm_export.errors import InputError
-from glm_export.inputs.feeds import Feeds, Ids, PrefixFeeds, RightPaddedFeeds
+from glm_export.inputs.feeds import Feeds, Ids, PrefixFeeds
 from glm_export.inputs.padding import behind_prefix, right_padded
+from glm_export.inputs.right_padded import RightPaddedFeeds
 from glm_export.spec.config import GlmConfig
 
 

@@ -21,8 +21,9 @@ from glm_export.artifacts.initial_cache import InitialCache
 from glm_export.calibration.quantization import kv_scales
 from glm_export.errors import InputError
 from glm_export.inputs.call_layout import CallLayout
-from glm_export.inputs.feeds import Feeds, RightPaddedFeeds
+from glm_export.inputs.feeds import Feeds
 from glm_export.inputs.prompts import Prompt, prefill_feeds, prefix_prompt
+from glm_export.inputs.right_padded import RightPaddedFeeds
 from glm_export.inputs.rows import rows_staying
 from glm_export.sessions.kv_cache import KvCache, RowValues
 from glm_export.sessions.loop_request import LoopRequest
@@ -45,7 +46,7 @@ class SessionDescription:
 
     ``runtime``: the library, and ``version``: its own. ``device``: cpu or cuda. ``dialect``: of the program;
     None where the checkpoint itself runs. ``dtype``: of what is not quantized. ``threads``: of one operator; None where
-    no processor computes.
+    no processor computes. ``ragged``: rows with different numbers of tokens are read in one call; else in several.
     """
 
     runtime: str
@@ -55,6 +56,7 @@ class SessionDescription:
     dtype: str
     cache: Cache
     threads: int | None
+    ragged: bool = False
 
 
 def call_layout(signature: Signature, folder: Path) -> CallLayout:

@@ -5,6 +5,9 @@ from __future__ import annotations
 LEAST_ON_CUDA = (1, 31)
 """Masks of bool, grouped heads and captured lookups on CUDA: the first version that has all of them."""
 
+LEAST_FOR_RAGGED = (1, 32)
+"""GroupQueryAttention's ``query_seqlens``, on the CPU."""
+
 ACCURACY = {"session.qdq_matmulnbits_accuracy_level": "1"}
 """Products with dequantized weights are float products; by default their inputs would be rounded to 8 bits as well."""
 OF_RECIPE = {

@@ -25,6 +25,7 @@ ATTENTION_MASK = "attention_mask"
 POSITION_IDS = "position_ids"
 WRITE_INDICES = "write_indices"
 LAST_TOKEN_IDS = "last_token_ids"
+QUERY_LENGTHS = "query_seqlens"
 LOGITS = "logits"
 CACHE_LENGTH_AXIS = 2
 LOGITS_KINDS = ("all", "last")
@@ -147,6 +148,17 @@ class Signature:
     def own_lengths(self) -> bool:
         """Whether each row fills the cache from column 0 on; otherwise rows are padded on the left together."""
         return self.cache is not Cache.GROWING and not self.prefix_mask
+
+    @property
+    def ragged(self) -> bool:
+        """Whether the program is told how many tokens of a call each row has: some, one, or none."""
+        return any(spec.name == QUERY_LENGTHS for spec in self.inputs)
+
+    def told_query_lengths(self) -> Signature:
+        """The same program, told of each row how many of a call's columns are its own, int32 ``[B]``."""
+        told = TensorSpec(name=QUERY_LENGTHS, dtype="int32", dims=(BATCH,))
+        first_cache = next(index for index, spec in enumerate(self.inputs) if spec.is_cache)
+        return Signature(inputs=(*self.inputs[:first_cache], told, *self.inputs[first_cache:]), outputs=self.outputs)
 
     @property
     def last_logits_only(self) -> bool:

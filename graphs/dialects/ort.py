@@ -62,6 +62,14 @@ def expected_rewrites(config: GlmConfig, signature: Signature) -> Counter[str]:
     )
 
 
+def expected_ragged(config: GlmConfig, signature: Signature) -> Counter[str]:
+    """Where attention is causal; new tokens are counted for the last one's place, and for rotations beside it."""
+    if config.prefix_mask:
+        return Counter()
+    counted = signature.last_logits_only or apart(config) > 0
+    return Counter({"told_lengths": config.num_layers, "told_new_tokens": int(counted)})
+
+
 def expected_counts(config: GlmConfig) -> Counter[str]:
     """The canonical products; rotations and splits of q, k and v are gone where attention holds them."""
     counts = canonical.expected_counts(config)
@@ -96,6 +104,13 @@ def rules() -> tuple[Rule, ...]:
     return PositionsFromLengths(), AttentionToGroupQuery(), AddAndNorm(), LastTokenOfEachRow()
 
 
+def ragged_rules() -> tuple[Rule, ...]:
+    """How many tokens each row has is told, in place of counted."""
+    from glm_export.graphs.rules.ort.query_lengths import AttentionToldLengths, NewTokensTold
+
+    return AttentionToldLengths(), NewTokensTold()
+
+
 DIALECT = Dialect(
     name="ort",
     opset=23,
@@ -103,6 +118,8 @@ DIALECT = Dialect(
     expected_counts=expected_counts,
     rules=rules,
     expected_rewrites=expected_rewrites,
+    ragged_rules=ragged_rules,
+    expected_ragged=expected_ragged,
     cache=cache,
     logits=lambda config: "all" if config.prefix_mask else "last",
     # Block and 4-bit Q/DQ say nothing here that its own operators do not say faster.

@@ -16,9 +16,7 @@ from glm_export.generation.generate import generate_ids, generate_steps
 from glm_export.generation.sampling import Sampling
 from glm_export.generation.stopping import Stopping, TextStream, cut_at_stop
 from glm_export.inputs.prompts import prefill_feeds
-from glm_export.sessions.onnxruntime.session import OrtSession
 from glm_export.sessions.session import Session
-from glm_export.spec.signature import Cache
 from tests.helpers.golden_data import BOUND, Golden, difference
 
 FIRST_LINES = ["千山鸟飞绝，万径人踪灭。", "床前明月光，疑是地上霜。", "白日依山尽，黄河入海流。"]
@@ -46,10 +44,7 @@ def test_batch_of_different_lengths_equals_each_alone(session: Session) -> None:
 
 def test_chunked_prefill_and_steps_equal_one_prefill(session: Session) -> None:
     ids = session.tokenizer.encode("".join(FIRST_LINES))
-    shared = isinstance(session, OrtSession) and session.program.signature.cache is Cache.SHARED
-    # GroupQueryAttention reads several tokens on a past for one row only.
-    prompts = [ids] if shared else [ids, ids[:9]]
-    feeds = session.feeds([session.prompt(prompt) for prompt in prompts])
+    feeds = session.feeds([session.prompt(prompt) for prompt in (ids, ids[:9])])
     whole = session.prefill(feeds)
     for size in (1, 7):
         first, *others = feeds.chunks(size)

@@ -5,6 +5,7 @@ Shapes: B batch, K key-value heads, P past columns, L columns reserved, D head s
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -143,6 +144,14 @@ class InPlace(OrtCache):
         for spec, name, value in zip(self._specs, self._presents, self._values, strict=True):
             binding.bind_ortvalue_input(spec.name, value)
             binding.bind_ortvalue_output(name, value)
+
+    def bind_row(self, binding: onnxruntime.IOBinding, row: int) -> None:
+        """The same memory on both sides, one row's part of it: ``[1, K, L, D]``."""
+        for spec, name, value in zip(self._specs, self._presents, self._values, strict=True):
+            shape, kind = [1, *value.shape()[1:]], np.dtype(spec.dtype)
+            place = value.data_ptr() + row * math.prod(shape) * kind.itemsize
+            for bind, bound in ((binding.bind_input, spec.name), (binding.bind_output, name)):
+                bind(bound, self._device, 0, kind, shape, place)
 
     def take(self, presents: list[onnxruntime.OrtValue]) -> None:
         """Nothing: they are where they were."""

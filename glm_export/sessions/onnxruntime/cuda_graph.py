@@ -15,7 +15,16 @@ from glm_export.inputs.feeds import Feeds
 from glm_export.sessions.logits import in_float32
 from glm_export.sessions.onnxruntime.cache import InPlace
 from glm_export.sessions.session import Logits
-from glm_export.spec.signature import ATTENTION_MASK, BATCH, INPUT_IDS, LOGITS, SEQUENCE, TOTAL, Signature
+from glm_export.spec.signature import (
+    ATTENTION_MASK,
+    BATCH,
+    INPUT_IDS,
+    LOGITS,
+    QUERY_LENGTHS,
+    SEQUENCE,
+    TOTAL,
+    Signature,
+)
 
 ENABLE = {"enable_cuda_graph": "1"}
 GRAPH_ID = "gpu_graph_id"
@@ -98,7 +107,9 @@ class CapturedGraph:
         batch, columns = shape
         sizes = {BATCH: batch, SEQUENCE: 1, TOTAL: columns}
         logits = next(spec for spec in self._signature.outputs if spec.name == LOGITS)
-        specs = [self._signature.input(INPUT_IDS), self._signature.input(ATTENTION_MASK), logits]
+        told = [QUERY_LENGTHS] if self._signature.ragged else []
+        given = [INPUT_IDS, ATTENTION_MASK, *told]
+        specs = [*(self._signature.input(name) for name in given), logits]
         self._values = {
             spec.name: onnxruntime.OrtValue.ortvalue_from_shape_and_type(
                 spec.shape(**sizes), np.dtype(spec.dtype).type, self._device
@@ -106,7 +117,9 @@ class CapturedGraph:
             for spec in specs
         }
         self._binding = self._runtime.io_binding()
-        for name in (INPUT_IDS, ATTENTION_MASK):
+        for name in told:
+            self._values[name].update_inplace(np.ones(batch, np.int32))
+        for name in given:
             self._binding.bind_ortvalue_input(name, self._values[name])
         self._binding.bind_ortvalue_output(LOGITS, self._values[LOGITS])
         cache.bind(self._binding)

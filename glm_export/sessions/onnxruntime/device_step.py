@@ -12,7 +12,16 @@ from glm_export.sessions.device.loop_step import LoopStep
 from glm_export.sessions.onnxruntime.cache import InPlace
 from glm_export.sessions.onnxruntime.cuda_graph import GraphIds, run_options
 from glm_export.spec.dtypes import torch_name
-from glm_export.spec.signature import ATTENTION_MASK, BATCH, INPUT_IDS, LOGITS, SEQUENCE, TOTAL, Signature
+from glm_export.spec.signature import (
+    ATTENTION_MASK,
+    BATCH,
+    INPUT_IDS,
+    LOGITS,
+    QUERY_LENGTHS,
+    SEQUENCE,
+    TOTAL,
+    Signature,
+)
 
 
 class DeviceStep:
@@ -59,14 +68,16 @@ class DeviceStep:
         batch, columns = shape
         sizes = {BATCH: batch, SEQUENCE: 1, TOTAL: columns}
         logits = next(spec for spec in self._signature.outputs if spec.name == LOGITS)
-        specs = [self._signature.input(INPUT_IDS), self._signature.input(ATTENTION_MASK), logits]
+        told = [QUERY_LENGTHS] if self._signature.ragged else []
+        specs = [*(self._signature.input(name) for name in (INPUT_IDS, ATTENTION_MASK, *told)), logits]
         self._binding = self._runtime.io_binding()
         self._tensors: dict[str, torch.Tensor] = {}
         target = self._device.target
         for spec in specs:
             with self._device.on_stream():
                 dtype = getattr(torch, torch_name(spec.dtype))
-                tensor = torch.zeros(spec.shape(**sizes), dtype=dtype, device=target)
+                # Each row has one token, from step to step; the rest is put in before a step reads it.
+                tensor = torch.full(spec.shape(**sizes), spec.name == QUERY_LENGTHS, dtype=dtype, device=target)
             self._tensors[spec.name] = tensor
             bind = self._binding.bind_output if spec.name == LOGITS else self._binding.bind_input
             bind(spec.name, target.type, target.index or 0, np.dtype(spec.dtype), list(tensor.shape), address(tensor))

@@ -11,10 +11,11 @@ from glm_export.artifacts.program import OnnxProgram
 from glm_export.errors import EnvironmentMissingError
 from glm_export.machine.gpu import has_driver
 from glm_export.sessions.onnxruntime.cuda_graph import ENABLE
-from glm_export.spec.session_entries import LEAST_ON_CUDA, session_entries
+from glm_export.spec.session_entries import LEAST_FOR_RAGGED, LEAST_ON_CUDA, session_entries
 
 CUDA = "CUDAExecutionProvider"
-PREFERRED_PROVIDERS = (CUDA, "CPUExecutionProvider")
+CPU = "CPUExecutionProvider"
+PREFERRED_PROVIDERS = (CUDA, CPU)
 EXACT = {"use_tf32": "0"}
 """By default products of float32 are rounded to 11 bits on GPUs that can."""
 MANY_CORES = 4
@@ -42,9 +43,17 @@ def usable_threads() -> int:
     return len(cores) if len(cores) >= MANY_CORES else len(allowed)
 
 
+def reads_ragged(chosen: list[str] | None) -> bool:
+    """Whether the runtime takes rows with different numbers of tokens in one call: on the CPU, in late versions."""
+    return (chosen or providers())[0] == CPU and _numbers(onnxruntime.__version__) >= LEAST_FOR_RAGGED
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
+
+
 def _require_kernels(version: str) -> None:
-    numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
-    if numbers < LEAST_ON_CUDA:
+    if _numbers(version) < LEAST_ON_CUDA:
         raise EnvironmentMissingError(
             f"ONNX Runtime {version} lacks kernels for CUDA, {'.'.join(map(str, LEAST_ON_CUDA))} and later have them; "
             "pip install 'glm-export[cuda]', or choose the provider CPUExecutionProvider"

@@ -11,18 +11,20 @@ import numpy as np
 import onnxruntime
 
 from glm_export.artifacts.initial_cache import read_initial_cache
-from glm_export.artifacts.program import MODEL, WEIGHTS, OnnxProgram
+from glm_export.artifacts.program import WEIGHTS, OnnxProgram
 from glm_export.errors import EnvironmentMissingError, InputError
 from glm_export.inputs.call_layout import run_rows_apart
 from glm_export.inputs.feeds import Feeds
 from glm_export.inputs.prompts import Prompt, prefill_feeds
+from glm_export.inputs.right_padded import RightPaddedFeeds
 from glm_export.machine.scratch import ScratchFolder
 from glm_export.sessions.batch_invariance import recipe_of, rows_apart
 from glm_export.sessions.logits import in_float32
 from glm_export.sessions.loop_request import LoopRequest
 from glm_export.sessions.onnxruntime.cache import Growing, InPlace, ort_cache
 from glm_export.sessions.onnxruntime.cuda_graph import CapturedGraph, GraphIds, without_capture
-from glm_export.sessions.onnxruntime.runtime import CUDA, inference_session, providers
+from glm_export.sessions.onnxruntime.rows_apart import decode_apart, reads_evenly
+from glm_export.sessions.onnxruntime.runtime import CUDA, inference_session, providers, reads_ragged
 from glm_export.sessions.session import Logits, Session, SessionDescription, Tensors, call_layout
 from glm_export.spec.dtypes import NUMPY_DTYPES
 from glm_export.spec.signature import CACHE_LENGTH_AXIS, INPUT_IDS, LOGITS, Cache, past_names
@@ -54,6 +56,7 @@ class OrtSession(Session):
     ) -> None:
         super().__init__(program.folder, program.config)
         self._twin: ScratchFolder | None = None
+        program = (program.ragged if reads_ragged(chosen) else None) or program
         if program.dtype not in NUMPY_DTYPES:
             self._twin = ScratchFolder()
             program = _upcast(program, self._twin.path)
@@ -126,6 +129,7 @@ class OrtSession(Session):
             dtype=self.program.dtype,
             cache=self.signature.cache,
             threads=self.runtime.get_session_options().intra_op_num_threads,
+            ragged=self.signature.ragged,
         )
 
     @property
@@ -150,44 +154,49 @@ class OrtSession(Session):
 
     def _prefill(self, feeds: Feeds) -> Logits:
         """Start a batch from an empty cache, or from the model's prefix."""
-        if feeds.prefix_length and self._reads_rows_apart(feeds.input_ids.shape):
-            return self._prefill_rows_apart(feeds)
         self.cache.start(feeds.batch, feeds.columns)
         return self._decode(feeds)
-
-    def _reads_rows_apart(self, ids_shape: tuple[int, ...]) -> bool:
-        """Whether GroupQueryAttention takes so many tokens on a past only one row at a time."""
-        rows, new = ids_shape
-        return self.signature.cache is Cache.SHARED and rows > 1 and new > 1
-
-    def _prefill_rows_apart(self, feeds: Feeds) -> Logits:
-        """Each row on its own, then all together."""
-        read, found = [], []
-        for row in range(feeds.batch):
-            alone = feeds.rows(slice(row, row + 1))
-            self.cache.start(1, alone.columns)
-            logits = self._decode(alone)
-            missing = feeds.input_ids.shape[1] - logits.shape[1] if not self.signature.last_logits_only else 0
-            found.append(np.pad(logits, ((0, 0), (0, missing), (0, 0))))
-            read.append(self.cache.row(0))
-        self.cache.clear()
-        self.cache.join(read)
-        return np.concatenate(found)
 
     def _decode(self, feeds: Feeds) -> Logits:
         """Read on from the cache."""
         self.cache.require(feeds)
-        if self._reads_rows_apart(feeds.input_ids.shape) and feeds.input_ids.shape[1] < feeds.columns:
-            raise InputError("GroupQueryAttention reads several tokens on a past one row at a time; pass rows alone")
-        self.cache.make_room(feeds.columns)
-        logits = self._call(feeds)
+        if isinstance(feeds, RightPaddedFeeds) and isinstance(self.cache, InPlace) and not self._at_once(feeds):
+            logits = decode_apart(self, feeds, self.cache)
+        else:
+            self.cache.make_room(feeds.columns)
+            logits = self.call(feeds)
         self.cache.wrote(feeds)
         return logits
 
-    def _call(self, feeds: Feeds) -> Logits:
-        if self._captured is not None and feeds.input_ids.shape[1] == 1 and isinstance(self.cache, InPlace):
+    def _at_once(self, feeds: RightPaddedFeeds) -> bool:
+        """Whether one call can be of all rows."""
+        if self.signature.cache is not Cache.SHARED:
+            return True
+        if self.signature.ragged:
+            # Padding takes columns too, and the operator wants them there.
+            return feeds.columns <= self.config.max_positions
+        return reads_evenly(feeds)
+
+    def call(self, feeds: Feeds, row: int | None = None) -> Logits:
+        """Run the program once; the caller has seen to the cache, and says what was written.
+
+        Args:
+            feeds: for all rows, or for the one.
+            row: whose part of a shared cache it is.
+        """
+        if (
+            self._captured is not None
+            and row is None
+            and feeds.input_ids.shape[1] == 1
+            and isinstance(self.cache, InPlace)
+        ):
             return self._captured.replay(feeds, self.cache)
-        binding = self.cache.binding(self.runtime)
+        if row is not None and isinstance(self.cache, InPlace):
+            binding = self.runtime.io_binding()
+            binding.bind_output(LOGITS, "cpu")
+            self.cache.bind_row(binding, row)
+        else:
+            binding = self.cache.binding(self.runtime)
         for name, array in self.layout.inputs_without_cache(feeds).items():
             binding.bind_cpu_input(name, np.ascontiguousarray(array))
         # Anew each time: a binding keeps the array it got last, and with it its shape.
@@ -200,7 +209,9 @@ class OrtSession(Session):
     def _run(self, tensors: Tensors) -> Tensors:
         """One call with the cache handed in and out, in the canonical program's layout whatever the dialect's."""
         past = tensors[past_names(0)[0]].shape[CACHE_LENGTH_AXIS]
-        if past and self._reads_rows_apart(tensors[INPUT_IDS].shape):
+        rows, new = tensors[INPUT_IDS].shape
+        one_by_one = self.signature.cache is Cache.SHARED and not self.signature.ragged
+        if one_by_one and past and rows > 1 and new > 1:
             return run_rows_apart(self._run, tensors, self.signature)
         names = [spec.name for spec in self.signature.outputs]
         outputs = self.runtime.run(names, self.layout.to_program(tensors))
@@ -221,7 +232,7 @@ class OrtSession(Session):
 def _upcast(program: OnnxProgram, folder: Path) -> OnnxProgram:
     from glm_export.graphs.precision.upcast import upcast, upcast_signature
 
-    upcast(program.model_path, folder / MODEL, WEIGHTS)
+    upcast(program.model_path, folder / program.graph, WEIGHTS)
     return replace(program, folder=folder, dtype="float32", signature=upcast_signature(program.signature))
 
 

@@ -20,8 +20,9 @@ from glm_export.engines import vendor
 from glm_export.engines.fit import require_fit
 from glm_export.engines.inspection import activations, deserialize, refit
 from glm_export.errors import CheckpointError, EnvironmentMissingError, InputError
-from glm_export.inputs.feeds import Feeds, RightPaddedFeeds
+from glm_export.inputs.feeds import Feeds
 from glm_export.inputs.prompts import Prompt, prefill_feeds
+from glm_export.inputs.right_padded import RightPaddedFeeds
 from glm_export.sessions.batch_invariance import recipe_of, rows_apart
 from glm_export.sessions.device.cuda import CudaDevice
 from glm_export.sessions.device.loop import TokenLoop

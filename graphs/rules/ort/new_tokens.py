@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from glm_export.graphs.queries import producer_of
 from glm_export.graphs.rewriter import Emitter
 from glm_export.spec.signature import INPUT_IDS
 
@@ -27,3 +28,10 @@ def count(emit: Emitter) -> ir.Value:
     if ("new tokens",) not in emit.shared:
         emit.shared["new tokens",] = emit.op("ReduceSum", ones(emit), emit.ints(1), keepdims=1)
     return emit.shared["new tokens",]
+
+
+def is_count(node: ir.Node) -> bool:
+    """Whether a node is the one that :func:`count` made."""
+    cast = producer_of(node.inputs[0], "Cast") if node.op_type == "ReduceSum" else None
+    equal = producer_of(cast.inputs[0], "Equal") if cast is not None else None
+    return equal is not None and equal.inputs[0] is equal.inputs[1]

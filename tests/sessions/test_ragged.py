@@ -1,0 +1,150 @@
+"""Rows of one call with different numbers of tokens: each answers as it does alone, whichever runtime reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from glm_export import api
+from glm_export.artifacts.program import OnnxProgram
+from glm_export.errors import InputError
+from glm_export.inputs.prompts import Prompt
+from glm_export.inputs.right_padded import RightPaddedFeeds
+from glm_export.sessions.onnxruntime.session import OrtSession
+from tests.helpers.golden_data import Golden
+from tests.helpers.walked import random_corpus
+
+CPU = ["CPUExecutionProvider"]
+FAMILIES = ("chatglm2", "chatglm3", "glm4_hf", "glm4_remote", "glm4_moe")
+WITHIN = 2e-5
+A, B, C = (tuple(int(i) for i in row) for row in np.random.default_rng(3).integers(5, 60, (3, 20)))
+
+Steps = Sequence[tuple[Sequence[int], Sequence[int], Sequence[int]]]
+STEPS: dict[str, Steps] = {
+    "a prompt beside rows at rest": [(A[:7], (), ()), ((), B[:4], ())],
+    "a decoding row beside a prompt": [(A[:7], (), ()), (A[7:8], B[:4], ()), (A[8:9], B[4:5], C[:9])],
+    "a decoding row beside a chunk on a past": [(A[:7], B[:4], ()), (A[7:8], B[4:9], ()), (A[8:9], B[9:12], ())],
+    "drafts of several rows": [(A[:7], B[:4], C[:2]), (A[7:10], B[4:8], C[2:3]), (A[10:12], (), C[3:6])],
+    "one row waits": [(A[:7], B[:4], C[:5]), (A[7:8], (), C[5:6]), (A[8:9], (), C[6:7]), ((), B[4:5], ())],
+}  # fmt: skip
+
+
+def standing(session: OrtSession, rows: int) -> RightPaddedFeeds:
+    """A batch of rows that hold nothing."""
+    session.cache.start(rows, 1)
+    nothing = np.zeros((rows, 0), np.int64)
+    return RightPaddedFeeds(
+        input_ids=nothing, attention_mask=nothing, position_ids=nothing, lengths=np.zeros(rows, np.int64)
+    )
+
+
+def alone(session: OrtSession, tokens: Sequence[int]) -> np.ndarray:
+    """Logits behind every token of a row that is read at once, ``[S, V]``."""
+    return session.prefill(session.feeds([Prompt(ids=tuple(tokens))]))[0]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rows_of_one_call_answer_as_alone(family: str, exported: Callable[..., OnnxProgram]) -> None:
+    with OrtSession(exported(family, "ort", "all"), CPU) as session:
+        expected = [alone(session, row) for row in (A[:13], B[:13], C[:13])]
+        for steps in STEPS.values():
+            feeds = standing(session, 3)
+            for tokens in steps:
+                before = feeds.lengths
+                feeds = feeds.next_tokens(tokens)
+                logits = session.decode(feeds)
+                for row, own in enumerate(tokens):
+                    wanted = expected[row][before[row] : before[row] + len(own)]
+                    np.testing.assert_allclose(logits[row, : len(own)], wanted, atol=WITHIN)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_last_token_of_each_row(family: str, exported: Callable[..., OnnxProgram]) -> None:
+    """A program of last logits gives each row those behind its own last token."""
+    with OrtSession(exported(family, "ort", "all"), CPU) as session:
+        expected = [alone(session, row) for row in (A, B)]
+    with OrtSession(exported(family, "ort", "last"), CPU) as session:
+        feeds = standing(session, 2).next_tokens([A[:6], ()])
+        session.decode(feeds)
+        feeds = feeds.next_tokens([A[6:7], B[:5]])
+        logits = session.decode(feeds)
+        np.testing.assert_allclose(logits[:, 0], [expected[0][6], expected[1][4]], atol=WITHIN)
+
+
+def test_a_step_of_one_token_a_row_is_the_same_to_the_bit(exported: Callable[..., OnnxProgram]) -> None:
+    """In any company, rows at rest included; read in one call with a chunk, it may move by the last bits."""
+    with OrtSession(exported("chatglm2", "ort", "last"), CPU) as session:
+        found = []
+        for neighbours in ([], [B[:6]], [B[:6], C[:3]], [(), C[:3]]):
+            feeds = standing(session, 1 + len(neighbours))
+            for row, tokens in enumerate((A[:7], *neighbours)):
+                if tokens:
+                    feeds = feeds.next_tokens([tokens if i == row else () for i in range(feeds.batch)])
+                    session.decode(feeds)
+            feeds = feeds.next_tokens([A[7:8], *[(9,) if i % 2 == 0 else () for i in range(len(neighbours))]])
+            found.append(session.decode(feeds)[0])
+        for other in found[1:]:
+            np.testing.assert_array_equal(other, found[0])
+
+
+def test_rows_join_and_leave_between_ragged_calls(exported: Callable[..., OnnxProgram]) -> None:
+    with OrtSession(exported("glm4_hf", "ort", "last"), CPU) as session:
+        expected = [session.prefill(session.feeds([Prompt(ids=row)]))[0, -1] for row in (A[:9], C[:8])]
+        feeds = standing(session, 2).next_tokens([A[:7], B[:9]])
+        session.decode(feeds)
+        joined, _ = session.join(session.leave(feeds, [1]), session.feeds([Prompt(ids=C[:3])]))
+        assert isinstance(joined, RightPaddedFeeds)
+        logits = session.decode(joined.next_tokens([A[7:9], C[3:8]]))
+        np.testing.assert_allclose(logits[:, 0], expected, atol=WITHIN)
+
+
+def test_a_row_at_the_end_of_the_context_beside_a_chunk(exported: Callable[..., OnnxProgram]) -> None:
+    """Padding behind a full row has no columns to stand in: then rows are read apart."""
+    program = exported("chatglm2", "ort", "last")
+    context = program.config.max_positions
+    long = tuple(int(i) for i in np.random.default_rng(0).integers(5, 60, context))
+    with OrtSession(program, CPU) as session:
+        expected = [session.prefill(session.feeds([Prompt(ids=row)]))[0, -1] for row in (long, B[:6])]
+        feeds = standing(session, 2).next_tokens([long[:-1], B[:2]])
+        session.decode(feeds)
+        feeds = feeds.next_tokens([long[-1:], B[2:6]])
+        np.testing.assert_allclose(session.decode(feeds)[:, 0], expected, atol=WITHIN)
+        with pytest.raises(InputError, match="1 too many"):
+            session.decode(feeds.next_tokens([(7,), (7, 8)]))
+
+
+@pytest.mark.parametrize(("recipe", "within"), [("int8-token", WITHIN), ("int8-kv", 0.05)])
+def test_quantized_programs(recipe: str, within: float, tmp_path: Path) -> None:
+    """Also over a cache of integers: there chunks see a rounded past, and a prompt read at once does not."""
+    checkpoint = api.open_checkpoint(Golden("chatglm2").folder)
+    corpus = random_corpus(checkpoint.config)
+    ranges = api.calibrate(checkpoint, tmp_path / "ranges", corpus=corpus) if recipe == "int8-kv" else None
+    program = api.export(checkpoint, tmp_path / "program", dialect="ort", recipe=recipe, ranges=ranges)
+    with OrtSession(program, CPU) as session:
+        expected = [session.prefill(session.feeds([Prompt(ids=row)]))[0, -1] for row in (A[:8], B[:9])]
+        feeds = standing(session, 2).next_tokens([A[:7], B[:4]])
+        session.decode(feeds)
+        logits = session.decode(feeds.next_tokens([A[7:8], B[4:9]]))
+        np.testing.assert_allclose(logits[:, 0], expected, atol=within)
+
+
+def test_the_control_a_row_told_another_number(exported: Callable[..., OnnxProgram]) -> None:
+    """One token fewer than the row has: the comparison above would see it."""
+    with OrtSession(exported("chatglm2", "ort", "all"), CPU) as session:
+        expected = alone(session, A[:9])
+        feeds = standing(session, 2).next_tokens([A[:7], B[:2]])
+        session.decode(feeds)
+        wrong = feeds.next_tokens([A[7:8], B[2:6]])
+        logits = session.decode(wrong)
+        assert np.abs(logits[0, 0] - expected[8]).max() > 100 * WITHIN
+
+
+def test_tokens_are_wanted_for_each_row(exported: Callable[..., OnnxProgram]) -> None:
+    with OrtSession(exported("chatglm2", "ort", "last"), CPU) as session:
+        feeds = standing(session, 2)
+        for tokens in ([(), ()], [(5,)]):
+            with pytest.raises(InputError, match="at least one"):
+                feeds.next_tokens(tokens)
