@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
+from glm_export.spec.batch_invariance import BatchInvariance, weakest
 from glm_export.spec.capabilities import Capabilities
 from glm_export.spec.weight_formats import EMBEDDING, HEAD, BlockWeights, QdqWeights, WeightFormat, WeightFormats
 
@@ -81,9 +82,18 @@ class Recipe:
             return "ranges of its own"
         return "ranges" if self.static_activations or self.smoothing or self.kv else "nothing"
 
+    @property
+    def batch_invariance(self) -> BatchInvariance:
+        """How far a row depends on the rows beside it, by the formats of its products."""
+        formats = (self.layers, self.head, self.prompt)
+        return weakest(*(form.batch_invariance for form in formats if form is not None))
+
     def to_json(self) -> dict[str, Any]:
-        """Every field by its name and :attr:`needs`; two have the names that ``recipes --json`` gave them first."""
-        values = asdict(self) | {"needs": self.needs}
+        """Every field by its name, :attr:`needs` and :attr:`batch_invariance`.
+
+        Two fields have the names that ``recipes --json`` gave them first.
+        """
+        values = asdict(self) | {"needs": self.needs, "batch_invariance": self.batch_invariance.value}
         return values | {"bound": values.pop("tolerance"), "spared": values.pop("excluded")}
 
     def carried_by(self, can: Capabilities) -> Recipe:

@@ -16,6 +16,7 @@ from glm_export.artifacts.program import MODEL, load_program
 from glm_export.calibration.ranges import load_ranges
 from glm_export.checkpoints.checkpoint import Checkpoint
 from glm_export.errors import CheckpointError, GlmExportError, InputError
+from glm_export.sessions.batch_invariance import invariance_of
 from glm_export.spec.config import ExpertsConfig, GlmConfig
 from glm_export.tokenizers import load_tokenizer, stop_ids
 
@@ -80,6 +81,7 @@ def program_facts(folder: Path) -> dict[str, Any]:
         "dtype": program.dtype,
         "logits": program.logits,
         "recipe": program.recipe or "none",
+        "batch_invariance": invariance_of(program, "cpu").value,
         "parameters": program.manifest["parameters"],
         "operators": dict(Counter(node.op_type for node in graph.node).most_common()),
         "inputs": [f"{spec['name']} {spec['dtype']}{spec['dims']}" for spec in signature["inputs"]],

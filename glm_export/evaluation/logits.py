@@ -61,7 +61,7 @@ def row_logits(session: Session, prompts: Sequence[Prompt], first: Sequence[int]
 
 def rows_at_once(session: Session) -> int:
     """How many rows may stand in a batch and not change each other's answers; alone is how one user runs."""
-    return min(BATCH_ROWS, session.max_rows or BATCH_ROWS) if session.batch_invariant else 1
+    return min(BATCH_ROWS, session.max_rows or BATCH_ROWS) if session.batch_invariance.usable else 1
 
 
 def _groups(session: Session, rows: Sequence[_Row]) -> Iterator[list[_Row]]:

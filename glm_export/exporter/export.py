@@ -46,6 +46,7 @@ from glm_export.graphs.quantized import quantized_cache_rules, quantized_dialect
 from glm_export.graphs.rewriter import CountedRule
 from glm_export.graphs.rules.qdq.matmul import InputNumbers
 from glm_export.progress import NullProgress, Progress
+from glm_export.spec.batch_invariance import BatchInvariance, of_layout, weakest
 from glm_export.spec.config import GlmConfig
 from glm_export.spec.option import merged, takes
 from glm_export.spec.signature import decoder_signature
@@ -177,12 +178,18 @@ def _manifest(
         "recipe": recipe.name if recipe else None,
         **({KEPT: kept_sizes(recipe)} if recipe and recipe.rounding == KEPT else {}),
         "left_in_float": dict(target.quantization.excluded) if target.quantization else {},
+        "batch_invariance": _batch_invariance(checkpoint.config, target).value,
         FLOAT32_REGIONS: written.float32_regions,
         "parameters": plan.parameters,
         "signature": target.signature.to_json(),
         "packages": package_versions(),
         **recorded_files(folder, written.sha256),
     }
+
+
+def _batch_invariance(config: GlmConfig, target: ResolvedOptions) -> BatchInvariance:
+    recipe = [target.recipe.batch_invariance] if target.recipe else []
+    return weakest(of_layout(config, target.signature), *recipe)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,6 +16,7 @@ from glm_export.generation.finite import way_out
 from glm_export.generation.generate import generate_ids
 from glm_export.generation.stopping import Stopping
 from glm_export.proof.cases import parity_cases, random_prompt
+from glm_export.proof.company import CompanyReport, measure_company, outlier_token
 from glm_export.proof.compare import TOLERANCES, ParityReport, compare_runs
 from glm_export.proof.origin import require_same_checkpoint
 from glm_export.proof.runners import canonical_signature, run_both
@@ -40,6 +41,8 @@ class CheckReport:
     usual_bound: float | None = None
     others: tuple[ParityReport, ...] = ()
     """The same cases through other runners of the same program."""
+    company: CompanyReport | None = None
+    """Whether a row answers the same beside others; None where the program takes one row alone."""
     not_finite: str | None = None
     """Where the program computes NaN or infinity while the reference computes numbers, and what to do."""
 
@@ -56,6 +59,7 @@ class CheckReport:
         """Outputs within tolerance; in float32 the greedy tokens equal too, or the usual where the recipe bounds it."""
         within = self.parity.passed and all(other.passed for other in self.others)
         within = within and (self.usual_bound is None or self.usual <= self.usual_bound)
+        within = within and (self.company is None or self.company.passed)
         exact = self.parity.dtype == "float32" and self.recipe is None
         return within and (not exact or self.greedy_equal == self.greedy_total)
 
@@ -65,6 +69,7 @@ class CheckReport:
             "passed": self.passed, "recipe": self.recipe, "usual": self.usual, "usual_bound": self.usual_bound,
             "greedy_tokens_equal": self.greedy_equal, "greedy_tokens": self.greedy_total,
             "others": [other.to_json() for other in self.others], "not_finite": self.not_finite,
+            "company": None if self.company is None else self.company.to_json(),
         }  # fmt: skip
 
 
@@ -103,10 +108,11 @@ def check(program: OnnxProgram, checkpoint: Checkpoint, reference_dtype: str = "
         parity = compare_runs(results, [case.name for case in cases], looser, tolerance)
         equal, total = greedy_agreement(reference, candidate)
         lost = candidate_not_finite(parity, candidate)
+        company = measure_company(candidate, outlier_token(reference)) if lost is None else None
     usual_bound = recipe.usual if recipe is not None and looser == "float32" else None
     return CheckReport(
         parity=parity, greedy_equal=equal, greedy_total=total, recipe=program.recipe, usual_bound=usual_bound,
-        not_finite=lost,
+        not_finite=lost, company=company,
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Whether a row's numbers depend on what stands beside it: the recipe decides."""
+"""How far a row's numbers depend on what stands beside it: recipe, dialect and device decide."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from glm_export.calibration import recipes
 from glm_export.calibration.keep import recipe_kept
 from glm_export.calibration.recipe import Recipe
 from glm_export.graphs import dialects
+from glm_export.spec.batch_invariance import BatchInvariance, of_layout, weakest
 
 
 def recipe_of(program: OnnxProgram) -> Recipe | None:
@@ -17,11 +18,9 @@ def recipe_of(program: OnnxProgram) -> Recipe | None:
     return recipe.carried_by(dialects.load(program.dialect).can)
 
 
-def rows_apart(recipe: Recipe | None) -> bool:
-    """Whether products of a recipe give a row the same whatever stands beside it.
-
-    One scale for the whole tensor (int8-dynamic) rounds a row by its neighbours, and formats that change with the
-    number of tokens (int4-int8-prompt) are another model in a batch.
-    """
-    formats = (recipe.layers, recipe.head, recipe.prompt) if recipe is not None else ()
-    return all(one is None or one.batch_invariant for one in formats)
+def invariance_of(program: OnnxProgram, device: str) -> BatchInvariance:
+    """How far a row depends on others, by recipe, dialect and family; to the bit on a CPU alone."""
+    recipe = recipe_of(program)
+    levels = [of_layout(program.config, program.signature)]
+    levels += [recipe.batch_invariance] if recipe is not None else []
+    return weakest(*levels) if device == "cpu" else weakest(BatchInvariance.CLOSE, *levels)

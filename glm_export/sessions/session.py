@@ -28,6 +28,7 @@ from glm_export.inputs.rows import rows_staying
 from glm_export.sessions.kv_cache import KvCache, RowValues
 from glm_export.sessions.loop_request import LoopRequest
 from glm_export.sessions.turns import Turn, Turns
+from glm_export.spec.batch_invariance import BatchInvariance
 from glm_export.spec.config import GlmConfig
 from glm_export.spec.signature import Cache, Signature, past_names
 from glm_export.tokenizers import Tokenizer, load_tokenizer
@@ -182,8 +183,8 @@ class Session(ABC):
 
     @property
     @abstractmethod
-    def batch_invariant(self) -> bool:
-        """Whether a row's numbers are the same alone and in a batch, noise of the last bits left aside."""
+    def batch_invariance(self) -> BatchInvariance:
+        """How far a row's numbers of a decode step are the same alone and in a batch."""
 
     @abstractmethod
     def weight_traffic(self, rows: int) -> int:

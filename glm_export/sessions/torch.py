@@ -23,9 +23,9 @@ from glm_export.errors import EnvironmentMissingError
 from glm_export.inputs.feeds import Feeds
 from glm_export.machine.memory import available_memory
 from glm_export.modeling import Decoder, KeyValue, building_in, linear_weights
-from glm_export.sessions.batch_invariance import rows_apart
 from glm_export.sessions.kv_cache import KvCache, Part, put
 from glm_export.sessions.session import Logits, Session, SessionDescription, Tensors
+from glm_export.spec.batch_invariance import BatchInvariance, of_layout, weakest
 from glm_export.spec.dtypes import DTYPE_BYTES
 from glm_export.spec.signature import (
     ATTENTION_MASK,
@@ -185,7 +185,7 @@ class TorchSession(Session):
             self._prompt_model = load_reference(checkpoint, dtype, quantization, PROMPT_TOKENS + 1).to(device)
         self.initial_cache = _initial_cache(checkpoint, quantization)
         self.cache = self.new_cache()
-        self._rows_apart = rows_apart(quantization.recipe if quantization is not None else None)
+        self._recipe = quantization.recipe if quantization is not None else None
 
     def describe(self) -> SessionDescription:
         """PyTorch, where the weights are."""
@@ -201,9 +201,10 @@ class TorchSession(Session):
         )
 
     @property
-    def batch_invariant(self) -> bool:
-        """Unless it computes as a recipe that is not."""
-        return self._rows_apart
+    def batch_invariance(self) -> BatchInvariance:
+        """But for last bits, unless it computes as a recipe that is not."""
+        levels = [of_layout(self.config, self.signature)]
+        return weakest(*levels, *([self._recipe.batch_invariance] if self._recipe is not None else []))
 
     def weight_traffic(self, rows: int) -> int:
         """Of the parameters, whatever a quantization would make of them."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from glm_export.errors import InputError
+from glm_export.spec.batch_invariance import BatchInvariance
 from glm_export.spec.signature import TensorSpec
 
 HEAD, EMBEDDING = "head.weight", "embedding.weight"
@@ -73,9 +74,9 @@ class WeightFormat(ABC):
         return False
 
     @property
-    def batch_invariant(self) -> bool:
-        """Whether a row of the product depends on that row of the input alone."""
-        return True
+    def batch_invariance(self) -> BatchInvariance:
+        """How far a row of the product depends on other rows of the input."""
+        return BatchInvariance.EXACT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +117,11 @@ class BlockWeights(WeightFormat):
         """``block``."""
         return self.block
 
+    @property
+    def batch_invariance(self) -> BatchInvariance:
+        """Close: MatMulNBits multiplies one row by another kernel than several (1e-6)."""
+        return BatchInvariance.CLOSE
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChannelWeights(WeightFormat):
@@ -133,9 +139,9 @@ class ChannelWeights(WeightFormat):
         ]
 
     @property
-    def batch_invariant(self) -> bool:
-        """No: one scale serves all rows."""
-        return False
+    def batch_invariance(self) -> BatchInvariance:
+        """None: one scale serves all rows."""
+        return BatchInvariance.NONE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -75,6 +75,13 @@ def show_parity(console: Console, report: CheckReport) -> None:
     )
     if report.usual_bound is not None:
         console.print(f"usually, over cases: {report.usual:.1e} ({report.usual_bound:.0e} allowed)")
+    if report.company is not None:
+        company = report.company
+        console.print(
+            f"a row in company: {company.difference:.1e} apart from itself alone, claimed {company.claimed.value}"
+        )
+        if not company.passed:
+            console.print(company.advice, soft_wrap=True, markup=False)
     for other in report.others:
         console.print(f"{other.candidate}: smallest passing tolerance {other.required_tolerance:.1e}")
     console.print("[bold green]PASSED[/]" if report.passed else "[bold red]FAILED[/]")

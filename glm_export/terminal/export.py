@@ -156,8 +156,9 @@ def show_recipes(console: Console, known: Sequence[Recipe]) -> None:
 
     table = Table(box=SIMPLE, show_lines=False, padding=(0, 1))
     table.add_column("recipe", no_wrap=True)
-    for name in ("what", "needs", "dialects"):
+    for name in ("what", "needs", "in a batch", "dialects"):
         table.add_column(name)
     for recipe in known:
-        table.add_row(recipe.name, recipe.summary, recipe.needs, " ".join(dialects_of(recipe)))
+        company = recipe.batch_invariance.value
+        table.add_row(recipe.name, recipe.summary, recipe.needs, company, " ".join(dialects_of(recipe)))
     console.print(table)

@@ -8,6 +8,7 @@ from typing import Any
 from glm_export.inputs.feeds import Feeds
 from glm_export.sessions.kv_cache import KvCache
 from glm_export.sessions.session import Logits, Session, SessionDescription, Tensors
+from glm_export.spec.batch_invariance import BatchInvariance
 
 
 class Altered(Session):
@@ -23,8 +24,8 @@ class Altered(Session):
         return self._inner.describe()
 
     @property
-    def batch_invariant(self) -> bool:
-        return self._inner.batch_invariant
+    def batch_invariance(self) -> BatchInvariance:
+        return self._inner.batch_invariance
 
     def weight_traffic(self, rows: int) -> int:
         return self._inner.weight_traffic(rows)

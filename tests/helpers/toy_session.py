@@ -27,6 +27,7 @@ from glm_export.sessions.onnxruntime.cache import Growing, InPlace, OrtCache, or
 from glm_export.sessions.session import Logits, Session, SessionDescription, Tensors
 from glm_export.sessions.tensorrt.cache import EngineCache, StaticEngineCache, engine_cache
 from glm_export.sessions.torch import TorchCache
+from glm_export.spec.batch_invariance import BatchInvariance
 from glm_export.spec.config import GlmConfig
 from glm_export.spec.signature import (
     ATTENTION_MASK,
@@ -240,8 +241,8 @@ class ToySession(Session):
         raise NotImplementedError
 
     @property
-    def batch_invariant(self) -> bool:
-        return True
+    def batch_invariance(self) -> BatchInvariance:
+        return BatchInvariance.EXACT
 
     def weight_traffic(self, rows: int) -> int:
         return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,11 @@ import pytest
 import torch
 
 from glm_export import api
+from glm_export.deployment.inspect import inspect_folder
 from glm_export.inputs.prompts import Prompt
+from glm_export.proof.company import measure_company, outlier_token
 from glm_export.sessions.onnxruntime.session import OrtSession
+from glm_export.spec.batch_invariance import BatchInvariance
 from tests.helpers.golden_data import Golden
 
 ROW = Prompt(ids=(5, 17, 40, 8, 9))
@@ -34,27 +38,42 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     raise AssertionError("no embedding was found")
 
 
-EXACT, CLOSE, APART = 0.0, 1e-5, 0.01
+EXACT, CLOSE, NONE = BatchInvariance.EXACT, BatchInvariance.CLOSE, BatchInvariance.NONE
 
 
 @pytest.mark.parametrize(
-    ("recipe", "moved"),
+    ("recipe", "claimed"),
     [
-        (None, EXACT), ("int8-token", EXACT),
-        # One row is multiplied by another kernel than several.
-        ("int8-weights", CLOSE), ("int4-weights", CLOSE),
+        (None, EXACT), ("int8-token", EXACT), ("int8-weights", CLOSE), ("int4-weights", CLOSE),
         # The control: all rows share one scale.
-        ("int8-dynamic", APART),
+        ("int8-dynamic", NONE),
     ],
 )  # fmt: skip
-def test_a_row_in_company(recipe: str | None, moved: float, checkpoint: Path, tmp_path: Path) -> None:
-    """Prompts read alone, then decoded beside outliers: to the bit, to the last bits, or not at all."""
+def test_a_row_in_company(recipe: str | None, claimed: BatchInvariance, checkpoint: Path, tmp_path: Path) -> None:
+    """Prompts read alone, then decoded beside outliers: to the bit, but for last bits, or not at all."""
     program = api.export(checkpoint, tmp_path / "program", dialect="ort", recipe=recipe)
+    assert (
+        program.manifest["batch_invariance"] == inspect_folder(str(program.folder))["batch_invariance"] == claimed.value
+    )
     with OrtSession(program, ["CPUExecutionProvider"]) as session:
-        assert session.batch_invariant == (moved != APART)
+        assert session.batch_invariance is claimed
         alone, in_company = decoded(session, []), decoded(session, NEIGHBOURS)
         apart = float(np.abs(in_company - alone).max() / np.abs(alone).max())
-        assert apart > moved if moved == APART else apart <= moved
+    assert {EXACT: apart == 0, CLOSE: apart <= 1e-5, NONE: apart > 0.01}[claimed]
+    company = api.check(program, checkpoint).company
+    assert company is not None
+    assert (company.claimed, company.passed) == (claimed, True)
+    assert {EXACT: company.difference == 0, CLOSE: company.difference <= 1e-5, NONE: company.difference > 0.01}[claimed]
+
+
+def test_a_program_that_claims_too_much_fails_its_check(checkpoint: Path, tmp_path: Path) -> None:
+    program = api.export(checkpoint, tmp_path / "program", dialect="ort", recipe="int8-dynamic")
+    with OrtSession(program, ["CPUExecutionProvider"]) as session, api.load_session(checkpoint) as reference:
+        found = measure_company(session, outlier_token(reference))
+        assert found is not None
+        for claimed in (EXACT, CLOSE):
+            assert not replace(found, claimed=claimed).passed
+        assert "int8-token" in replace(found, claimed=CLOSE).advice
 
 
 def decoded(session: OrtSession, neighbours: list[Prompt]) -> np.ndarray:

@@ -28,6 +28,7 @@ from glm_export.sessions.session import SessionDescription
 from glm_export.sessions.tensorrt.kernel_cache import KERNELS
 from glm_export.sessions.tensorrt.session import EngineSession
 from glm_export.sessions.torch import TorchSession
+from glm_export.spec.batch_invariance import BatchInvariance
 from glm_export.spec.signature import Cache
 from tests.helpers.golden_data import Golden
 from tests.helpers.host_device import MEMORY_IN_USE
@@ -333,7 +334,7 @@ def test_an_engine_is_described_and_measured(exported: Export) -> None:
             cache=Cache.STATIC,
             threads=None,
         )
-        assert session.batch_invariant
+        assert session.batch_invariance is BatchInvariance.CLOSE
         options = BenchOptions(context=4, new_tokens=6, batch=2)
         facts, config = facts_of(session, options), program.config
     assert facts == {

@@ -20,7 +20,6 @@ from glm_export.graphs import dialects
 from glm_export.inputs.feeds import Feeds
 from glm_export.inputs.prompts import Prompt
 from glm_export.machine.gpu import has_driver
-from glm_export.sessions.batch_invariance import rows_apart
 from glm_export.sessions.onnxruntime import cache as buffers, cuda_graph
 from glm_export.sessions.onnxruntime.cache import InPlace
 from glm_export.sessions.onnxruntime.cuda_graph import CapturedGraph, GraphIds
@@ -28,6 +27,7 @@ from glm_export.sessions.onnxruntime.runtime import reads_ragged, usable_threads
 from glm_export.sessions.onnxruntime.session import OrtSession
 from glm_export.sessions.session import SessionDescription
 from glm_export.sessions.torch import TorchSession
+from glm_export.spec.batch_invariance import BatchInvariance
 from glm_export.spec.signature import Cache
 
 IDS = [5, 900, 31, 7, 12]
@@ -116,7 +116,8 @@ def test_a_session_says_what_it_is(fused: OnnxProgram, static: OnnxProgram, demo
                 threads=1,
                 ragged=dialect == "ort" and reads_ragged(None),
             )
-            assert session.batch_invariant
+            expected = BatchInvariance.CLOSE if cache is Cache.GROWING else BatchInvariance.EXACT
+            assert session.batch_invariance is expected
             assert session.device_memory() is None
             row_bytes = session.weight_traffic(3) - session.weight_traffic(2)
             assert 4 * session.config.hidden_size <= row_bytes < 4 * session.config.hidden_size + 2000
@@ -126,22 +127,21 @@ def test_a_session_says_what_it_is(fused: OnnxProgram, static: OnnxProgram, demo
         assert (described.runtime, described.version, described.dialect) == ("pytorch", torch.__version__, None)
         assert (described.device, described.dtype, described.cache) == ("cpu", "bfloat16", Cache.GROWING)
         assert described.threads == torch.get_num_threads()
-        assert session.batch_invariant
+        assert session.batch_invariance is BatchInvariance.CLOSE
         traffic.add(2 * session.weight_traffic(0) // 100_000)
     assert len(traffic) == 1
 
 
 @pytest.mark.parametrize(
-    ("name", "dialect", "apart"),
+    ("name", "dialect", "expected"),
     [
-        ("int8-dynamic", "ort", False), ("int8-dynamic", "onnx", True), ("int4-int8-prompt", "ort", False),
-        ("int8-weights", "ort", True), ("int8-smoothquant", "tensorrt", True),
+        ("int8-dynamic", "ort", "none"), ("int8-dynamic", "onnx", "exact"), ("int4-int8-prompt", "ort", "none"),
+        ("int8-weights", "ort", "close"), ("int8-smoothquant", "tensorrt", "exact"), ("int8-token", "ort", "exact"),
     ],
 )  # fmt: skip
-def test_recipes_whose_rows_stand_apart(name: str, dialect: str, apart: bool) -> None:
+def test_how_far_rows_of_a_recipe_depend_on_others(name: str, dialect: str, expected: str) -> None:
     """In explicit form a recipe's activations have scales found beforehand, or none."""
-    assert rows_apart(recipes.load(name).carried_by(dialects.load(dialect).can)) == apart
-    assert rows_apart(None)
+    assert recipes.load(name).carried_by(dialects.load(dialect).can).batch_invariance.value == expected
 
 
 @pytest.mark.skipif(has_driver(), reason="speaks of machines without an NVIDIA driver")

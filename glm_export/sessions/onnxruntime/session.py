@@ -18,7 +18,7 @@ from glm_export.inputs.feeds import Feeds
 from glm_export.inputs.prompts import Prompt, prefill_feeds
 from glm_export.inputs.right_padded import RightPaddedFeeds
 from glm_export.machine.scratch import ScratchFolder
-from glm_export.sessions.batch_invariance import recipe_of, rows_apart
+from glm_export.sessions.batch_invariance import invariance_of
 from glm_export.sessions.logits import in_float32
 from glm_export.sessions.loop_request import LoopRequest
 from glm_export.sessions.onnxruntime.cache import Growing, InPlace, ort_cache
@@ -26,6 +26,7 @@ from glm_export.sessions.onnxruntime.cuda_graph import CapturedGraph, GraphIds, 
 from glm_export.sessions.onnxruntime.rows_apart import decode_apart, reads_evenly
 from glm_export.sessions.onnxruntime.runtime import CUDA, inference_session, providers, reads_ragged
 from glm_export.sessions.session import Logits, Session, SessionDescription, Tensors, call_layout
+from glm_export.spec.batch_invariance import BatchInvariance
 from glm_export.spec.dtypes import NUMPY_DTYPES
 from glm_export.spec.signature import CACHE_LENGTH_AXIS, INPUT_IDS, LOGITS, Cache, past_names
 
@@ -133,9 +134,9 @@ class OrtSession(Session):
         )
 
     @property
-    def batch_invariant(self) -> bool:
-        """As the recipe is."""
-        return rows_apart(recipe_of(self.program))
+    def batch_invariance(self) -> BatchInvariance:
+        """As recipe, dialect and device are."""
+        return invariance_of(self.program, self._device)
 
     def weight_traffic(self, rows: int) -> int:
         """Of the program's initializers."""

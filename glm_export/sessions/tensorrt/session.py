@@ -23,7 +23,7 @@ from glm_export.errors import CheckpointError, EnvironmentMissingError, InputErr
 from glm_export.inputs.feeds import Feeds
 from glm_export.inputs.prompts import Prompt, prefill_feeds
 from glm_export.inputs.right_padded import RightPaddedFeeds
-from glm_export.sessions.batch_invariance import recipe_of, rows_apart
+from glm_export.sessions.batch_invariance import invariance_of
 from glm_export.sessions.device.cuda import CudaDevice
 from glm_export.sessions.device.loop import TokenLoop
 from glm_export.sessions.device.loop_step import LoopStep
@@ -34,6 +34,7 @@ from glm_export.sessions.tensorrt.cache import EngineCache, engine_cache
 from glm_export.sessions.tensorrt.kernel_cache import KernelCache
 from glm_export.sessions.tensorrt.step import CachePair, EngineStep, EnqueueError, LoadedEngine, contexts
 from glm_export.sessions.tensorrt.weight_streaming import stream_weights
+from glm_export.spec.batch_invariance import BatchInvariance
 from glm_export.spec.optimization_profile import DECODE, PREFILL
 from glm_export.spec.signature import INPUT_IDS, LOGITS, Cache, past_names, present_names
 
@@ -112,9 +113,9 @@ class EngineSession(Session):
         )
 
     @property
-    def batch_invariant(self) -> bool:
-        """As the recipe is."""
-        return rows_apart(recipe_of(self.program))
+    def batch_invariance(self) -> BatchInvariance:
+        """As recipe, dialect and device are."""
+        return invariance_of(self.program, "cuda")
 
     def weight_traffic(self, rows: int) -> int:
         """As the build found it."""
