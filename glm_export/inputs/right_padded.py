@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glm_export.errors import InputError
-from glm_export.inputs.feeds import LENGTHS, Feeds, Ids, prefix_length_of
+from glm_export.inputs.feeds import LENGTHS, PREFIX_LENGTHS, Feeds, Ids, prefix_length_of
 from glm_export.inputs.padding import right_padded
 from glm_export.spec.signature import LAST_TOKEN_IDS, QUERY_LENGTHS
 
@@ -138,6 +138,12 @@ class RightPaddedFeeds(Feeds):
             lengths=lengths,
             prefix_length=self.prefix_length,
         )
+
+    @classmethod
+    def holding(cls, lengths: Sequence[int], prefix_length: int = 0) -> Self:
+        """What stands in a cache whose rows have so many tokens; :meth:`next_tokens` goes on from there."""
+        held = np.array(lengths, np.int64)
+        return cls._standing({LENGTHS: held, PREFIX_LENGTHS: np.full(len(held), prefix_length, np.int64)})
 
     @classmethod
     def _standing(cls, standings: dict[str, Ids]) -> Self:

@@ -312,6 +312,21 @@ class Session(ABC):
         self.cache.join(read)
         return feeds.join(new), logits
 
+    def admit(self, feeds: RightPaddedFeeds, rows: Sequence[RowValues[Any]]) -> RightPaddedFeeds:
+        """Rows stand behind the batch's with what they hold already, or with nothing: they are read as it goes on.
+
+        Raises:
+            InputError: rows of this session are padded together, there would be more of them than it takes, or
+                ``feeds`` are not the last call's.
+            SessionBusyError: the session has another user, or had one since the batch was read.
+        """
+        with self._turns.continues if self.cache.rows else self._turns.begins:
+            if not self.signature.own_lengths:
+                raise InputError("rows of this program are padded together; read their prompts with join")
+            self._require_rows(feeds, feeds.batch + len(rows))
+            self.cache.join(rows)
+            return RightPaddedFeeds.holding(self.cache.lengths.tolist(), self.cache.prefix)
+
     def select(self, feeds: Feeds, rows: Sequence[int]) -> Feeds:
         """Go on with these rows, in this order; one that is named twice is copied, as beams want it.
 

@@ -13,6 +13,7 @@ from glm_export.artifacts.program import OnnxProgram
 from glm_export.errors import InputError
 from glm_export.inputs.prompts import Prompt
 from glm_export.inputs.right_padded import RightPaddedFeeds
+from glm_export.sessions.kv_cache import RowValues
 from glm_export.sessions.onnxruntime.session import OrtSession
 from tests.helpers.golden_data import Golden
 from tests.helpers.walked import random_corpus
@@ -34,11 +35,8 @@ STEPS: dict[str, Steps] = {
 
 def standing(session: OrtSession, rows: int) -> RightPaddedFeeds:
     """A batch of rows that hold nothing."""
-    session.cache.start(rows, 1)
-    nothing = np.zeros((rows, 0), np.int64)
-    return RightPaddedFeeds(
-        input_ids=nothing, attention_mask=nothing, position_ids=nothing, lengths=np.zeros(rows, np.int64)
-    )
+    session.cache.clear()
+    return session.admit(RightPaddedFeeds.holding([]), [RowValues(length=0)] * rows)
 
 
 def alone(session: OrtSession, tokens: Sequence[int]) -> np.ndarray:
@@ -98,6 +96,43 @@ def test_rows_join_and_leave_between_ragged_calls(exported: Callable[..., OnnxPr
         joined, _ = session.join(session.leave(feeds, [1]), session.feeds([Prompt(ids=C[:3])]))
         assert isinstance(joined, RightPaddedFeeds)
         logits = session.decode(joined.next_tokens([A[7:9], C[3:8]]))
+        np.testing.assert_allclose(logits[:, 0], expected, atol=WITHIN)
+
+
+def test_rows_that_come_and_go_leave_the_others_where_they_are(exported: Callable[..., OnnxProgram]) -> None:
+    """With rows reserved no buffer is made anew; those whose place changes are moved, the rest is not touched."""
+    with OrtSession(exported("chatglm2", "ort", "last"), CPU) as session:
+        expected = [session.prefill(session.feeds([Prompt(ids=row)]))[0, -1] for row in (A[:9], B[:9], C[:9])]
+        session.cache.clear()
+        session.cache.reserve_rows(4)
+        feeds = session.admit(RightPaddedFeeds.holding([]), [RowValues(length=0)] * 2).next_tokens([A[:7], B[:5]])
+        session.decode(feeds)
+        places = [value.data_ptr() for value in session.cache._values]
+        kept = session.cache.row(0)
+        feeds = session.admit(feeds, [RowValues(length=0), kept]).next_tokens([(), (), C[:4], (1, 2)])
+        session.decode(feeds)
+        # The last takes the place of the first, which leaves: it is the same row as it was.
+        chosen = session.select(feeds, [3, 1, 2])
+        assert isinstance(chosen, RightPaddedFeeds)
+        feeds = session.truncate(chosen, 0, 7)
+        assert isinstance(feeds, RightPaddedFeeds)
+        logits = session.decode(feeds.next_tokens([A[7:9], B[5:9], C[4:9]]))
+        np.testing.assert_allclose(logits[:, 0], expected, atol=WITHIN)
+        assert [value.data_ptr() for value in session.cache._values] == places
+
+
+def test_rows_change_places_in_place(exported: Callable[..., OnnxProgram]) -> None:
+    """Each takes the other's: no order of copying does without a copy apart."""
+    with OrtSession(exported("glm4_hf", "ort", "last"), CPU) as session:
+        expected = [session.prefill(session.feeds([Prompt(ids=row)]))[0, -1] for row in (C[:9], A[:9], B[:9])]
+        session.cache.clear()
+        session.cache.reserve_rows(3)
+        feeds = session.admit(RightPaddedFeeds.holding([]), [RowValues(length=0)] * 3)
+        feeds = feeds.next_tokens([A[:8], B[:6], C[:7]])
+        session.decode(feeds)
+        turned = session.select(feeds, [2, 0, 1])
+        assert isinstance(turned, RightPaddedFeeds)
+        logits = session.decode(turned.next_tokens([C[7:9], A[8:9], B[6:9]]))
         np.testing.assert_allclose(logits[:, 0], expected, atol=WITHIN)
 
 

@@ -15,7 +15,8 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from glm_export.artifacts.initial_cache import InitialCache
-from glm_export.sessions.kv_cache import KvCache, Part, put
+from glm_export.inputs.feeds import Ids
+from glm_export.sessions.kv_cache import KvCache, Part, RowValues, put
 from glm_export.spec.signature import LOGITS, Cache, Signature
 
 # Room for an answer of usual length; doubled when it is full.
@@ -124,8 +125,13 @@ class InPlace(OrtCache):
         initial: InitialCache | None = None,
     ) -> None:
         super().__init__(signature, device, capacity=capacity, moving=moving, initial=initial)
-        self._context, self.reserved = capacity, 0
-        self._binding: onnxruntime.IOBinding | None = None
+        self._context, self.reserved, self.reserved_rows = capacity, 0, 0
+        self._least_rows = 0
+        self._bindings: dict[int, onnxruntime.IOBinding] = {}
+
+    def reserve_rows(self, rows: int) -> None:
+        """Buffers made from now on have room for so many rows: one that joins or leaves moves nobody else's."""
+        self._least_rows = rows
 
     def make_room(self, columns: int) -> None:
         """Double the columns where they do not suffice; what is in stays."""
@@ -135,23 +141,21 @@ class InPlace(OrtCache):
 
     def binding(self, runtime: onnxruntime.InferenceSession) -> onnxruntime.IOBinding:
         """The same from call to call, while the buffers are."""
-        if self._binding is None:
-            self._binding = super().binding(runtime)
-        return self._binding
+        if self.rows not in self._bindings:
+            self._bindings[self.rows] = super().binding(runtime)
+        return self._bindings[self.rows]
 
     def bind(self, binding: onnxruntime.IOBinding) -> None:
-        """The same memory on both sides."""
-        for spec, name, value in zip(self._specs, self._presents, self._values, strict=True):
-            binding.bind_ortvalue_input(spec.name, value)
-            binding.bind_ortvalue_output(name, value)
+        """The same memory on both sides: ``[B, K, L, D]``, of rows in use."""
+        self.bind_rows(binding, 0, self.rows)
 
-    def bind_row(self, binding: onnxruntime.IOBinding, row: int) -> None:
-        """The same memory on both sides, one row's part of it: ``[1, K, L, D]``."""
+    def bind_rows(self, binding: onnxruntime.IOBinding, first: int, rows: int) -> None:
+        """The same memory on both sides, of some rows: ``[rows, K, L, D]``."""
         for spec, name, value in zip(self._specs, self._presents, self._values, strict=True):
-            shape, kind = [1, *value.shape()[1:]], np.dtype(spec.dtype)
-            place = value.data_ptr() + row * math.prod(shape) * kind.itemsize
+            row_shape, kind = value.shape()[1:], np.dtype(spec.dtype)
+            place = value.data_ptr() + first * math.prod(row_shape) * kind.itemsize
             for bind, bound in ((binding.bind_input, spec.name), (binding.bind_output, name)):
-                bind(bound, self._device, 0, kind, shape, place)
+                bind(bound, self._device, 0, kind, [rows, *row_shape], place)
 
     def take(self, presents: list[onnxruntime.OrtValue]) -> None:
         """Nothing: they are where they were."""
@@ -169,7 +173,7 @@ class InPlace(OrtCache):
 
     def _reserve(self, rows: int, columns: int) -> None:
         """For the prompt and an answer. On a device, buffers that suffice stay where captured steps know them."""
-        if self._device != "cpu" and rows == self.rows and columns <= self.reserved:
+        if self._device != "cpu" and rows == self.reserved_rows and columns <= self.reserved:
             for index, value in enumerate(self._values):
                 value.update_inplace(self._filled(index, rows, self.reserved, self._beginnings(index, rows)))
             return
@@ -179,12 +183,41 @@ class InPlace(OrtCache):
             self._hold(index, rows, width, self._beginnings(index, rows))
 
     def _hold(self, index: int, rows: int, width: int, parts: Sequence[Part[HostArray]]) -> None:
+        rows = max(rows, self._least_rows)
         super()._hold(index, rows, width, parts)
-        self.reserved, self._binding = width, None
+        self.reserved, self.reserved_rows = width, rows
+        self._bindings.clear()
 
     def _free(self) -> None:
         super()._free()
-        self.reserved, self._binding = 0, None
+        self.reserved = self.reserved_rows = 0
+        self._bindings.clear()
+
+    def _place(
+        self, kept: Sequence[int], lengths: Ids, joining: Sequence[RowValues[HostArray]] = (), *, room: int = 0
+    ) -> None:
+        """As for every cache; where the buffers suffice, only rows that change their place are moved."""
+        after = np.concatenate([lengths, np.array([max(row.length, self.prefix) for row in joining], np.int64)])
+        columns = int(after.max(initial=0))
+        fits = 0 < len(after) <= self.reserved_rows and max(columns, room) <= self.reserved
+        if not fits or not self.own_lengths or self._device != "cpu":
+            super()._place(kept, lengths, joining, room=room)
+            return
+        self._require(columns)
+        self._move()
+        for index in range(len(self._specs)):
+            held = self._held(index)
+            moved = [(at, held[row, :, : lengths[at]].copy()) for at, row in enumerate(kept) if at != row]
+            for at, values in moved:
+                held[at, :, : values.shape[1]] = values
+            beginnings = self._beginnings(index, len(joining))
+            for at, row in enumerate(joining):
+                place = held[len(kept) + at]
+                for part in beginnings[at : at + 1]:
+                    place[:, part.columns] = part.values
+                if row.arrays:
+                    place[:, self.prefix : row.length] = row.arrays[index]
+        self.lengths = after
 
 
 def ort_cache(

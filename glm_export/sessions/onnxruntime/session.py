@@ -195,7 +195,7 @@ class OrtSession(Session):
         if row is not None and isinstance(self.cache, InPlace):
             binding = self.runtime.io_binding()
             binding.bind_output(LOGITS, "cpu")
-            self.cache.bind_row(binding, row)
+            self.cache.bind_rows(binding, row, 1)
         else:
             binding = self.cache.binding(self.runtime)
         for name, array in self.layout.inputs_without_cache(feeds).items():
