@@ -88,7 +88,7 @@ class _Asked:
     @property
     def needs_no_text(self) -> bool:
         """Whether a device can go on alone, from its own ids."""
-        return not self.stopping.stop_strings and self.sampling.repetition_penalty == 1.0
+        return not self.stopping.stop_strings and not self.sampling.reads_text and self.sampling.min_p == 0
 
     def request(self, pad_token_id: int, last_position: int) -> LoopRequest:
         """What a device needs to know to go on from where rows are."""
@@ -117,7 +117,7 @@ def _tokens(session: Session, feeds: Feeds, asked: _Asked) -> Generator[list[int
         ids = [session.config.pad_token_id] * len(asked.rows)
         for at in living:
             row = asked.rows[at]
-            ids[at] = samplers[at].choose(logits_BV[at], [*row.prompt.ids, *row.ids])
+            ids[at] = samplers[at].choose(logits_BV[at], [*row.prompt.ids, *row.ids], row.ids)
         yield ids
         feeds = feeds.next_step(ids, last_position)
         if session.chooses_tokens and asked.needs_no_text:

@@ -1,7 +1,7 @@
-"""From logits to the next token: greedy, or drawn with temperature, top-k, top-p and repetition penalty.
+"""From logits to the next token: greedy, or drawn with temperature, top-k, top-p, min-p and penalties.
 
-The order is that of transformers' ``generate``: penalty, temperature, top-k, top-p. Scores are float64 from the penalty
-on, and the largest is taken off before the temperature divides: no setting overflows.
+The order is that of transformers' ``generate``: penalties, temperature, top-k, top-p, min-p. Scores are float64 from
+the penalties on, and the largest is taken off before the temperature divides: no setting overflows.
 """
 
 from __future__ import annotations
@@ -27,6 +27,9 @@ BOUNDS: dict[str, tuple[Any, float, float, str]] = {
     "temperature": (Real, 0, sys.float_info.max, "a number, 0 (greedy) or more"),
     "top_k": (Integral, 0, math.inf, "a whole number, 0 (off) or more"),
     "top_p": (Real, 0, 1, "from 0 (the likeliest alone) to 1 (all)"),
+    "min_p": (Real, 0, 1, "from 0 (off) to 1 (the likeliest alone)"),
+    "presence_penalty": (Real, -2, 2, "from -2 to 2, 0 (off)"),
+    "frequency_penalty": (Real, -2, 2, "from -2 to 2, 0 (off)"),
     "repetition_penalty": (Real, math.ulp(0), sys.float_info.max, "a number above 0"),
     "seed": (Integral, 0, math.inf, "a whole number, 0 or more"),
 }
@@ -41,6 +44,9 @@ class Sampling:
     temperature: float = field(default=0.0, metadata=described("0 is greedy."))
     top_k: int = field(default=0, metadata=described("Draw from the k likeliest; 0: all."))
     top_p: float = field(default=1.0, metadata=described("Draw from this probability mass."))
+    min_p: float = field(default=0.0, metadata=described("Draw from tokens this share as likely as the first."))
+    presence_penalty: float = field(default=0.0, metadata=described("Taken off scores of tokens written before."))
+    frequency_penalty: float = field(default=0.0, metadata=described("Taken off for each time a token was written."))
     repetition_penalty: float = field(default=1.0, metadata=described("Above 1 avoids repeats."))
     seed: int | None = field(default=None, metadata=described("Makes draws repeatable."))
 
@@ -48,6 +54,11 @@ class Sampling:
     def greedy(self) -> bool:
         """Whether nothing is drawn."""
         return self.temperature < COLDEST
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether what was read and written before changes what is chosen."""
+        return self.repetition_penalty != 1.0 or self.presence_penalty != 0 or self.frequency_penalty != 0
 
     def __post_init__(self) -> None:
         # Whoever calls may give anything.
@@ -71,6 +82,24 @@ def penalize_repetition(scores_V: Scores, seen: Sequence[int], penalty: float) -
     most = np.finfo(scores_V.dtype).max
     scores_V[ids] = np.where(np.isfinite(scores_V[ids]), np.clip(penalized, -most, most), scores_V[ids])
     return scores_V
+
+
+def penalize_written(scores_V: Scores, written: Sequence[int], sampling: Sampling) -> Scores:
+    """Take presence and frequency penalties off tokens that were written (OpenAI's formula; the prompt is left out)."""
+    if not written or (sampling.presence_penalty == 0 and sampling.frequency_penalty == 0):
+        return scores_V
+    ids, counts = np.unique(np.asarray(written), return_counts=True)
+    scores_V = scores_V.copy()
+    scores_V[ids] -= sampling.presence_penalty + sampling.frequency_penalty * counts
+    return scores_V
+
+
+def keep_min_p(scores_V: Scores, min_p: float) -> Scores:
+    """Keep tokens at least ``min_p`` times as likely as the likeliest (arXiv:2407.01082)."""
+    if min_p == 0:
+        return scores_V
+    with np.errstate(divide="ignore"):
+        return np.where(scores_V < scores_V.max() + np.log(min_p), -np.inf, scores_V)
 
 
 def keep_top_k(scores_V: Scores, top_k: int) -> Scores:
@@ -108,25 +137,27 @@ class Sampler:
         self._sampling = sampling
         self._random = np.random.default_rng(sampling.seed)
 
-    def choose(self, scores_V: Scores, seen: Sequence[int]) -> int:
+    def choose(self, scores_V: Scores, seen: Sequence[int], written: Sequence[int] = ()) -> int:
         """The next id.
 
         Args:
-            scores_V: float32 logits ``[V]``.
+            scores_V: float32 logits ``[V]``; minus infinity is never chosen while there is anything else.
             seen: prompt and generated ids, for the repetition penalty.
+            written: generated ids, for presence and frequency penalties.
         """
         sampling = self._sampling
-        if sampling.greedy and sampling.repetition_penalty == 1.0:
+        if sampling.greedy and not sampling.reads_text:
             # The largest is the largest in any width.
             return int(scores_V.argmax())
         scores_V = penalize_repetition(scores_V.astype(np.float64), seen, sampling.repetition_penalty)
+        scores_V = penalize_written(scores_V, written, sampling)
         if sampling.greedy:
             return int(scores_V.argmax())
         # What overflows here is minus infinity: never drawn.
         with np.errstate(over="ignore"):
             scores_V = (scores_V - scores_V.max()) / sampling.temperature
         scores_V = keep_top_k(scores_V, sampling.top_k)
-        chances_V = probabilities(keep_top_p(scores_V, sampling.top_p))
+        chances_V = probabilities(keep_min_p(keep_top_p(scores_V, sampling.top_p), sampling.min_p))
         return int(self._random.choice(chances_V.size, p=chances_V))
 
     def draws(self, count: int) -> NDArray[np.float64]:

@@ -15,7 +15,15 @@ from transformers.generation.logits_process import (
 )
 
 from glm_export.errors import InputError
-from glm_export.generation.sampling import Sampler, Sampling, keep_top_k, keep_top_p, penalize_repetition, probabilities
+from glm_export.generation.sampling import (
+    Sampler,
+    Sampling,
+    keep_min_p,
+    keep_top_k,
+    keep_top_p,
+    penalize_repetition,
+    probabilities,
+)
 
 SCORES = st.integers(0, 10_000).map(lambda seed: np.random.default_rng(seed).normal(0, 3, 64).astype(np.float32))
 
@@ -118,3 +126,29 @@ def test_impossible_options_are_named(bad: dict[str, float]) -> None:
     with pytest.raises(InputError, match=f"^{next(iter(bad))} must be .*, found ") as raised:
         Sampling(**bad)
     assert len(str(raised.value)) < 200
+
+
+def test_min_p_keeps_what_is_likely_enough() -> None:
+    """A half of the likeliest, to the last bit: 0.4 / 0.8 stays, 0.39 goes."""
+    scores = np.log(np.array([0.8, 0.4, 0.39, 0.01]))
+    kept = keep_min_p(scores, 0.5 - 1e-12)
+    assert np.isfinite(kept).tolist() == [True, True, False, False]
+    assert keep_min_p(scores, 0.0) is scores
+    draws = {Sampler(Sampling(temperature=1, min_p=0.49, seed=seed)).choose(scores, []) for seed in range(60)}
+    assert draws == {0, 1}
+
+
+def test_presence_and_frequency_count_what_was_written_alone() -> None:
+    scores = np.array([1.0, 1.4, 0.9], np.float32)
+    frequent, present = Sampling(frequency_penalty=0.3), Sampling(presence_penalty=0.45)
+    assert Sampler(frequent).choose(scores, [1, 1], [1]) == 1
+    assert Sampler(frequent).choose(scores, [1, 1], [1, 1]) == 0
+    assert Sampler(present).choose(scores, [1, 1, 1], []) == 1
+    assert Sampler(present).choose(scores, [], [1]) == 0
+    assert Sampler(Sampling(presence_penalty=-0.6)).choose(scores, [], [2]) == 2
+
+
+def test_tokens_of_minus_infinity_are_never_chosen() -> None:
+    scores = np.array([-np.inf, 0.0, -np.inf], np.float32)
+    for sampling in (Sampling(), Sampling(temperature=2, top_p=0.9, min_p=0.1, repetition_penalty=1.5, seed=1)):
+        assert Sampler(sampling).choose(scores, [1], [1]) == 1
