@@ -49,10 +49,8 @@ class CompanyReport:
 
     def to_json(self) -> dict[str, object]:
         """Plain values."""
-        return {
-            "claimed": self.claimed.value, "difference": self.difference, "tolerance": self.tolerance,
-            "passed": self.passed,
-        }  # fmt: skip
+        measured = {"difference": self.difference, "tolerance": self.tolerance, "passed": self.passed}
+        return {"claimed": self.claimed.value} | measured
 
 
 def outlier_token(reference: TorchSession) -> int:
@@ -75,9 +73,8 @@ def measure_company(session: Session, outlier: int) -> CompanyReport | None:
     row, *neighbours = (random_prompt(random, length, config) for length in (ROW_TOKENS, *NEIGHBOUR_TOKENS))
     tokens = [int(token) for token in random.integers(0, config.vocab_size, STEPS)]
     alone = _decoded(session, [row], 0, tokens, outlier)
-    company = (_decoded(session, prompts, place, tokens, outlier) for prompts, place in (
-        ([row, *neighbours], 0), ([*neighbours, row], len(neighbours)),
-    ))  # fmt: skip
+    first, last = ([row, *neighbours], 0), ([*neighbours, row], len(neighbours))
+    company = (_decoded(session, prompts, place, tokens, outlier) for prompts, place in (first, last))
     apart = max(float(np.abs(found - alone).max()) for found in company)
     return CompanyReport(
         claimed=session.batch_invariance,

@@ -30,7 +30,10 @@ def test_ragged_calls() -> None:
     done = subprocess.run(
         [sys.executable, "-c", RUN, *tests, "-q", "-n", "0", "-p", "no:cacheprovider", "-rs"],
         env=os.environ | {"PYTHONPATH": os.pathsep.join([str(LATER), str(ROOT)])},
-        cwd=ROOT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
     assert "SKIPPED" not in done.stdout, done.stdout[-1000:]

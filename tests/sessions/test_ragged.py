@@ -114,9 +114,9 @@ def test_rows_that_come_and_go_leave_the_others_where_they_are(exported: Callabl
         # The last takes the place of the first, which leaves: it is the same row as it was.
         chosen = session.select(feeds, [3, 1, 2])
         assert isinstance(chosen, RightPaddedFeeds)
-        feeds = session.truncate(chosen, 0, 7)
-        assert isinstance(feeds, RightPaddedFeeds)
-        logits = session.decode(feeds.next_tokens([A[7:9], B[5:9], C[4:9]]))
+        cut = session.truncate(chosen, 0, 7)
+        assert isinstance(cut, RightPaddedFeeds)
+        logits = session.decode(cut.next_tokens([A[7:9], B[5:9], C[4:9]]))
         np.testing.assert_allclose(logits[:, 0], expected, atol=WITHIN)
         assert [value.data_ptr() for value in session.cache._values] == places
 

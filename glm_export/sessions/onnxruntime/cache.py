@@ -199,7 +199,8 @@ class InPlace(OrtCache):
         """As for every cache; where the buffers suffice, only rows that change their place are moved."""
         after = np.concatenate([lengths, np.array([max(row.length, self.prefix) for row in joining], np.int64)])
         columns = int(after.max(initial=0))
-        fits = 0 < len(after) <= self.reserved_rows and max(columns, room) <= self.reserved
+        least = 0 if self._least_rows else 1
+        fits = least <= len(after) <= self.reserved_rows and max(columns, room) <= self.reserved
         if not fits or not self.own_lengths or self._device != "cpu":
             super()._place(kept, lengths, joining, room=room)
             return

@@ -1,0 +1,150 @@
+"""Who reads how many tokens in the next step: a state machine without clock, thread or model.
+
+Rows that decode read their one token in every step. What is left of a step's budget goes to prompts, in order, a chunk
+each. A request that waits takes a free row, or that of one of lower priority, which waits again and is read anew.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from glm_export.errors import InputError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerOptions:
+    """What a step may be.
+
+    ``max_rows``: at once. ``step_tokens``: read in a step at most, one a row that decodes and the rest of prompts.
+    ``chunk_tokens``: of one prompt in a step at most. ``whole_prompts``: the runtime reads a prompt at once, one a
+    step. ``exact``: rows decode in calls of their own, whose answers are the same in any company.
+    """
+
+    max_rows: int = 8
+    step_tokens: int = 256
+    chunk_tokens: int = 128
+    whole_prompts: bool = False
+    exact: bool = False
+
+    def __post_init__(self) -> None:
+        if self.max_rows < 1 or self.chunk_tokens < 1 or self.step_tokens <= self.max_rows:
+            raise InputError(
+                "a step wants at least a row, a token of a prompt, and more tokens than rows; found "
+                f"{self.max_rows} rows, chunks of {self.chunk_tokens}, {self.step_tokens} tokens a step"
+            )
+
+
+@dataclass(slots=True, kw_only=True)
+class Place:
+    """Where a request stands. ``known``: tokens of prompt and answer; ``read``: of those, in the cache.
+
+    ``one_by_one``: its prompt is read a token a step, as who asks for the prompt's log-probabilities needs it.
+    """
+
+    key: str
+    order: int
+    known: int
+    priority: int = 0
+    read: int = 0
+    one_by_one: bool = False
+
+    @property
+    def unread(self) -> int:
+        """Tokens before the next one can be chosen."""
+        return self.known - self.read
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        """What comes first is smallest: higher priority, then who came earlier."""
+        return -self.priority, self.order
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """Who gives up a row before the next step, and who gets one."""
+
+    preempted: tuple[str, ...]
+    admitted: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class Scheduler:
+    """Requests that wait and those that have a row, by key."""
+
+    options: SchedulerOptions
+    waiting: dict[str, Place] = field(default_factory=dict)
+    running: dict[str, Place] = field(default_factory=dict)
+    _orders: int = 0
+
+    def submit(self, key: str, known: int, *, priority: int = 0, one_by_one: bool = False) -> None:
+        """A request with so many tokens waits.
+
+        Raises:
+            InputError: there is one of this key.
+        """
+        if key in self.waiting or key in self.running:
+            raise InputError(f"there is a request {key!r} already; give each a key of its own")
+        self.waiting[key] = Place(key=key, order=self._orders, known=known, priority=priority, one_by_one=one_by_one)
+        self._orders += 1
+
+    def forget(self, key: str) -> None:
+        """A request is done, or nobody waits for it any more."""
+        self.waiting.pop(key, None)
+        self.running.pop(key, None)
+
+    def give_up(self, key: str) -> None:
+        """A running request loses its row and waits, before those that came later."""
+        place = self.running.pop(key)
+        place.read = 0
+        self.waiting[key] = place
+
+    def change_rows(self) -> Change:
+        """Before a step: who waits may get a row."""
+        preempted = self._preempt()
+        return Change(preempted=preempted, admitted=self._admit())
+
+    def began_with(self, key: str, read: int) -> None:
+        """A row that was admitted has this many tokens in the cache already; one is left to read at least."""
+        place = self.running[key]
+        place.read = min(read, place.known - 1)
+
+    def advanced(self, key: str, read: int, *, written: int = 0) -> None:
+        """A row read so many tokens, and as many were written behind it."""
+        place = self.running[key]
+        place.read += read
+        place.known += written
+
+    def calls(self) -> list[dict[str, int]]:
+        """The next step's calls: how many tokens each row reads. Rows that decode come first where they are apart."""
+        options = self.options
+        rows = sorted(self.running.values(), key=lambda place: place.rank)
+        decoding = {place.key: 1 for place in rows if place.unread == 1}
+        left, prompts = options.step_tokens - len(decoding), {}
+        for place in rows:
+            if place.unread == 1 or left <= 0:
+                continue
+            most = 1 if place.one_by_one else min(options.chunk_tokens, left)
+            count = place.unread if options.whole_prompts else min(place.unread, most)
+            prompts[place.key] = count
+            left = 0 if options.whole_prompts else left - count
+        apart = options.exact or options.whole_prompts
+        return list(filter(None, [decoding, prompts] if apart else [decoding | prompts]))
+
+    def _preempt(self) -> tuple[str, ...]:
+        """Rows of lower priority make way, the last of them first; never for an equal."""
+        given_up: list[str] = []
+        waiting = sorted(self.waiting.values(), key=lambda place: place.rank)
+        for place in waiting[self.options.max_rows - len(self.running) :]:
+            last = max(self.running.values(), key=lambda row: row.rank, default=None)
+            if last is None or last.priority >= place.priority:
+                break
+            self.give_up(last.key)
+            given_up.append(last.key)
+        return tuple(given_up)
+
+    def _admit(self) -> tuple[str, ...]:
+        free = self.options.max_rows - len(self.running)
+        chosen = sorted(self.waiting.values(), key=lambda place: place.rank)[:free]
+        for place in chosen:
+            self.running[place.key] = self.waiting.pop(place.key)
+        return tuple(place.key for place in chosen)

@@ -1,0 +1,7 @@
+"""Golden models behind an engine."""
+
+from __future__ import annotations
+
+from tests.sessions.conftest import exported
+
+__all__ = ["exported"]
