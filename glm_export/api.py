@@ -22,9 +22,8 @@ from glm_export.progress import Progress
 from glm_export.sessions.load import session_of
 from glm_export.sessions.session import Session
 from glm_export.spec.option import merged, takes
-from glm_export.tokenizers import stop_ids
-from glm_export.tokenizers.chat import Message
-from glm_export.tokenizers.chat.messages import Tools
+from glm_export.tokenizers import ends_in_thought, stop_ids
+from glm_export.tokenizers.chat.messages import Message, Tools
 from glm_export.tokenizers.chat.prompt import Options
 
 if TYPE_CHECKING:  # an exported folder runs without torch; what needs it imports it when it is called
@@ -211,7 +210,8 @@ def chat_message(
         InputError: the format cannot express the conversation, or it exceeds the context.
     """
     prompt = session.tokenizer.chat(messages, tools=tools, documents=documents, options=options)
-    return session.tokenizer.parse_reply(_reply(session, prompt, max_new_tokens, sampling), tools)
+    ids = _reply(session, prompt, max_new_tokens, sampling)
+    return session.tokenizer.parse_reply(ids, tools, thinking=ends_in_thought(session.tokenizer, prompt))
 
 
 def _reply(session: Session, prompt: list[int], max_new_tokens: int, sampling: Sampling | None) -> list[int]:

@@ -18,13 +18,17 @@ from glm_export.spec.config import GlmConfig
 from glm_export.tokenizers.chat import Message
 from glm_export.tokenizers.chat.messages import Tools
 from glm_export.tokenizers.chat.prompt import Options
+from glm_export.tokenizers.chat.replies import THINK
 from glm_export.tokenizers.library import reading
+from glm_export.tokenizers.streams import Detokenizer, ReplyStream
 
 INFILLING_FILES = ("cog-pretrain.model", "vocab.json", "vocab.txt")
 FILE_OF = {
     "sentencepiece": "tokenizer.model", "tiktoken": "tokenizer.model", "tokenizer_json": "tokenizer.json",
     "ice_text": "ice_text.model",
 }  # fmt: skip
+LONGEST_TAG = 16
+"""Ids that ``<think>`` and blanks behind it take at most."""
 # Only of these families does the publisher also release tokenizer.json.
 JSON_INSTEAD = ("sentencepiece", "tiktoken")
 
@@ -67,12 +71,32 @@ class Tokenizer(Protocol):
             InputError: the prompt cannot express the conversation.
         """
 
-    def parse_reply(self, reply: str | Sequence[int], tools: Tools | None = None) -> Message:
+    def parse_reply(
+        self, reply: str | Sequence[int], tools: Tools | None = None, *, thinking: bool | None = None
+    ) -> Message:
         """A reply as the assistant's message: text, thoughts, tool calls.
 
         Args:
             reply: its ids, or what :meth:`decode` made of them; ids say more where calls stand in several turns.
             tools: those the model was given.
+            thinking: whether the prompt ended inside a thought (:func:`ends_in_thought`). None: it did where the reply
+                ends one.
+        """
+
+    def reply_stream(self, tools: Tools | None = None, *, thinking: bool = False) -> ReplyStream:
+        """What a reply says while it is written, from text or from ids.
+
+        Args:
+            tools: those the model was given; an empty list where there are none.
+            thinking: whether the prompt ended inside a thought (:func:`ends_in_thought`).
+        """
+
+    def detokenizer(self, *, names: bool = False) -> Detokenizer:
+        """Ids to text while they are written.
+
+        Args:
+            names: with the special tokens that :meth:`parse_reply` sees, where their names say something. Else the text
+                is that of :meth:`decode`.
         """
 
 
@@ -127,6 +151,18 @@ def _load(folder: Path, config: GlmConfig) -> Tokenizer:
     from glm_export.tokenizers.tokenizer_json import JsonTokenizer
 
     return JsonTokenizer(folder, config.family)
+
+
+def ends_in_thought(tokenizer: Tokenizer, prompt: Sequence[int]) -> bool:
+    """Whether what follows a prompt is thought, as where a template ends in ``<think>`` (GLM-Z1).
+
+    Args:
+        tokenizer: the prompt's.
+        prompt: its ids.
+    """
+    detokenizer = tokenizer.detokenizer(names=True)
+    end = detokenizer.feed(prompt[-LONGEST_TAG:]) + detokenizer.finish()
+    return end.rstrip().endswith(THINK)
 
 
 def stop_ids(config: GlmConfig, tokenizer: Tokenizer) -> tuple[int, ...]:

@@ -27,6 +27,7 @@ from glm_export.tokenizers import Tokenizer, sentencepiece, tiktoken
 from glm_export.tokenizers.added_tokens import AddedToken as ModelToken
 from glm_export.tokenizers.chat.carried import carried_template
 from glm_export.tokenizers.chat.templates import GUARD, built_in
+from glm_export.tokenizers.streams.runs import byte_letters
 
 BLANK = "▁"
 ANY_NUMBER = 1 << 20
@@ -243,16 +244,6 @@ def merges(ranked: Sequence[str], index: Mapping[str, int]) -> list[tuple[str, s
         known = [pair for pair in cuts if pair[0] in index and pair[1] in index]
         pairs += sorted(known, key=lambda pair: (index[pair[0]], index[pair[1]]))
     return pairs
-
-
-def byte_letters() -> dict[int, str]:
-    """The letter that stands for each byte in byte-level vocabularies.
-
-    Bytes that print stand for themselves, the others for U+0100 and on, in their order (GPT-2).
-    """
-    printing = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(0x100) if byte not in printing]
-    return {byte: chr(byte) for byte in printing} | {byte: chr(0x100 + place) for place, byte in enumerate(others)}
 
 
 def _require_own_ids(path: Path, added: Sequence[ModelToken], others: Mapping[str, int]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 from glm_export.errors import CheckpointError
@@ -20,6 +21,7 @@ from glm_export.tokenizers.chat.prompt import Options
 from glm_export.tokenizers.chat.replies import parse_reply
 from glm_export.tokenizers.chat.rounds import counted_rounds_prompt
 from glm_export.tokenizers.marks import (
+    CLEAN_UP,
     Mark,
     MarkSplitter,
     clean_up,
@@ -28,6 +30,10 @@ from glm_export.tokenizers.marks import (
     read_mark,
     read_roles,
 )
+from glm_export.tokenizers.streams import Detokenizer, ReplyStream
+from glm_export.tokenizers.streams.detokenizer import AroundShown
+from glm_export.tokenizers.streams.filters import ReplaceFilter, TagFilter, TextFilter
+from glm_export.tokenizers.streams.runs import PiecesRun, PieceTexts
 from glm_export.tokenizers.valid_text import require_valid_text
 
 ICE_ROLES = {
@@ -37,6 +43,7 @@ MASKS = ("[MASK]", "[sMASK]", "[gMASK]")
 NEWLINE, TAB = "<n>", "<|tab|>"
 BLANKS = re.compile(" {2,80}")
 BLANK_TOKEN = re.compile(r"<\|blank_([2-9]|[1-7]\d|80)\|>")
+WHITESPACE = {NEWLINE: "\n", TAB: "\t"} | {f"<|blank_{size}|>": " " * size for size in range(2, 81)}
 # Options that change ids; every v1.1 release has these values.
 FIXED = {"num_image_tokens": 0, "do_lower_case": False, "remove_space": False}
 
@@ -158,6 +165,24 @@ class IceTextTokenizer:
         # Without it the model does not know where to write; [gMASK] has no name that a template could give.
         return ids if self.sop_id in ids else [*ids, self.gmask_id, self.sop_id]
 
-    def parse_reply(self, reply: str | Sequence[int], tools: Tools | None = None) -> Message:
+    def parse_reply(
+        self, reply: str | Sequence[int], tools: Tools | None = None, *, thinking: bool | None = None
+    ) -> Message:
         """The reply's text."""
-        return parse_reply(reply if isinstance(reply, str) else self.decode(list(reply)), "chatglm", "rounds", tools)
+        text = reply if isinstance(reply, str) else self.decode(list(reply))
+        return parse_reply(text, "chatglm", "rounds", tools, thinking=thinking)
+
+    def reply_stream(self, tools: Tools | None = None, *, thinking: bool = False) -> ReplyStream:
+        """As :meth:`parse_reply`, while it is written."""
+        detokenizer = self.detokenizer(names=True)
+        return ReplyStream("chatglm", "rounds", tools, thinking=thinking, detokenizer=detokenizer)
+
+    def detokenizer(self, *, names: bool = False) -> Detokenizer:  # noqa: ARG002 - no name says anything in a reply
+        """Text of ids while they are written, as :meth:`decode` gives it."""
+        filters: list[TextFilter] = [TagFilter(WHITESPACE)]
+        filters += [ReplaceFilter(spaced, tight) for spaced, tight in CLEAN_UP.items() if self._clean_up]
+        return Detokenizer(AroundShown(lambda: PiecesRun(self._texts), self._hidden, self._shown), filters)
+
+    @cached_property
+    def _texts(self) -> PieceTexts:
+        return PieceTexts(self._pieces)

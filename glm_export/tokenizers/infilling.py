@@ -22,16 +22,22 @@ from glm_export.errors import CheckpointError, InputError
 from glm_export.model_folder import inside, read_json
 from glm_export.tokenizers.chat import Message
 from glm_export.tokenizers.chat.messages import Tools
+from glm_export.tokenizers.chat.replies import parse_reply
 from glm_export.tokenizers.library import reading
 from glm_export.tokenizers.marks import (
+    CLEAN_UP,
     Mark,
     MarkSplitter,
     clean_up,
     load_sentencepiece,
     optional_json,
-    read_mark,
+    read_added,
     read_roles,
 )
+from glm_export.tokenizers.streams import Detokenizer, ReplyStream
+from glm_export.tokenizers.streams.detokenizer import AroundShown
+from glm_export.tokenizers.streams.filters import ReplaceFilter
+from glm_export.tokenizers.streams.runs import BytesRun, PiecesRun, PieceTexts, Run, WordPiecesRun, bytes_of_letters
 from glm_export.tokenizers.valid_text import require_valid_text
 
 SOP, EOP = "<|startofpiece|>", "<|endofpiece|>"
@@ -73,6 +79,9 @@ class Pieces(Protocol):
     def unknown_id(self) -> int | None:
         """Id of what the vocabulary cannot write, where it has one of its own."""
 
+    def run(self) -> Run:
+        """:meth:`decode` while ids come."""
+
 
 class SentencePieces:
     """``cog-pretrain.model``."""
@@ -104,6 +113,14 @@ class SentencePieces:
         """``<unk>``."""
         index: int = self._library.unk_id()
         return index
+
+    def run(self) -> Run:
+        """Of pieces."""
+        return PiecesRun(self._texts)
+
+    @cached_property
+    def _texts(self) -> PieceTexts:
+        return PieceTexts(self._library)
 
 
 class BytePairs:
@@ -149,6 +166,10 @@ class BytePairs:
     def unknown_id(self) -> int | None:
         """None: bytes write everything."""
         return None
+
+    def run(self) -> Run:
+        """Of bytes."""
+        return BytesRun(lambda index: bytes_of_letters(self._surfaces[index]) if index in self._surfaces else None)
 
 
 class WordPieces:
@@ -198,35 +219,9 @@ class WordPieces:
         """``[UNK]``."""
         return self._ids["[UNK]"]
 
-
-# -- special tokens ----------------------------------------------------------------------------------------------------
-
-
-def read_added(folder: Path, pieces: Pieces) -> dict[str, tuple[int, Mark, bool]]:
-    """Tokens numbered outside the vocabulary: id, mark, and whether the file calls it special.
-
-    ``added_tokens.json``, or ``added_tokens_decoder`` in ``tokenizer_config.json`` as later transformers save it.
-
-    Raises:
-        CheckpointError: a file is damaged, or gives a token the id of another piece.
-    """
-    name, added = "added_tokens.json", {}
-    entries: list[tuple[Any, Any]] = [(index, text) for text, index in optional_json(folder, name).items()]
-    later = optional_json(folder, "tokenizer_config.json").get("added_tokens_decoder")
-    if later:
-        name, entries = "tokenizer_config.json", list(later.items())
-    for key, value in entries:
-        mark = read_mark(value, f"token {key} in {folder / name}")
-        if not str(key).isdecimal():
-            raise CheckpointError(f"{folder / name} should number {mark.text}, found {key!r}; download it again")
-        index = int(key)
-        if index < pieces.size and pieces.surface(index) != mark.text:
-            raise CheckpointError(
-                f"{folder / name} gives {mark.text} the id {index}, which is {pieces.surface(index)!r} in the "
-                "vocabulary; the files belong to different models"
-            )
-        added[mark.text] = (index, mark, isinstance(value, Mapping) and bool(value.get("special")))
-    return added
+    def run(self) -> Run:
+        """Of words."""
+        return WordPiecesRun(self.surface, self.size)
 
 
 # -- the tokenizer -----------------------------------------------------------------------------------------------------
@@ -242,7 +237,7 @@ class InfillingTokenizer:
         """Put the folder's special tokens on a vocabulary; see :func:`load_infilling_tokenizer`."""
         self._pieces, self._folder = pieces, folder
         named, extra = read_roles(folder, roles)
-        added = read_added(folder, pieces)
+        added = read_added(folder, pieces.size, pieces.surface)
         extra = extra or [Mark(text=text) for text in (SOP, EOP, *MASKS) if text in added]
         self._marks = {text: mark for text, (_, mark, _) in added.items()}
         self._marks |= {mark.text: mark for mark in (*named.values(), *extra)}
@@ -355,10 +350,22 @@ class InfillingTokenizer:
             "and infill it"
         )
 
-    def parse_reply(self, reply: str | Sequence[int], tools: Tools | None = None) -> Message:  # noqa: ARG002
+    def parse_reply(
+        self, reply: str | Sequence[int], tools: Tools | None = None, *, thinking: bool | None = None
+    ) -> Message:
         """What was filled in, as text."""
         text = reply if isinstance(reply, str) else self.decode(list(reply))
-        return Message(role="assistant", content=text.strip())
+        return parse_reply(text, "glm_infilling", "none", tools, thinking=thinking)
+
+    def reply_stream(self, tools: Tools | None = None, *, thinking: bool = False) -> ReplyStream:
+        """As :meth:`parse_reply`, while it is written."""
+        detokenizer = self.detokenizer(names=True)
+        return ReplyStream("glm_infilling", "none", tools, thinking=thinking, detokenizer=detokenizer)
+
+    def detokenizer(self, *, names: bool = False) -> Detokenizer:  # noqa: ARG002 - no name says anything in a reply
+        """Text of ids while they are written, as :meth:`decode` gives it."""
+        filters = [ReplaceFilter(spaced, tight) for spaced, tight in CLEAN_UP.items() if self._clean_up]
+        return Detokenizer(AroundShown(self._pieces.run, self._hidden, self._shown, empty_runs=True), filters)
 
 
 def load_infilling_tokenizer(folder: Path) -> InfillingTokenizer:

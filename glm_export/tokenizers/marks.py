@@ -8,7 +8,7 @@ Source: ``PreTrainedTokenizer`` of transformers 4.30.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,3 +107,35 @@ def read_roles(folder: Path, defaults: Mapping[str, str]) -> tuple[dict[str, Mar
                 raise CheckpointError(f"{EXTRA} in {folder / name} should be a list; download the file again")
             extra = [read_mark(value, f"{EXTRA} in {folder / name}") for value in values[EXTRA]]
     return roles, extra
+
+
+def read_added(folder: Path, size: int, surface: Callable[[int], str]) -> dict[str, tuple[int, Mark, bool]]:
+    """Tokens numbered outside the vocabulary: id, mark, and whether the file calls it special.
+
+    ``added_tokens.json``, or ``added_tokens_decoder`` in ``tokenizer_config.json`` as later transformers save it.
+
+    Args:
+        folder: the model's.
+        size: of the vocabulary.
+        surface: its pieces.
+
+    Raises:
+        CheckpointError: a file is damaged, or gives a token the id of another piece.
+    """
+    name, added = "added_tokens.json", {}
+    entries: list[tuple[Any, Any]] = [(index, text) for text, index in optional_json(folder, name).items()]
+    later = optional_json(folder, "tokenizer_config.json").get("added_tokens_decoder")
+    if later:
+        name, entries = "tokenizer_config.json", list(later.items())
+    for key, value in entries:
+        mark = read_mark(value, f"token {key} in {folder / name}")
+        if not str(key).isdecimal():
+            raise CheckpointError(f"{folder / name} should number {mark.text}, found {key!r}; download it again")
+        index = int(key)
+        if index < size and surface(index) != mark.text:
+            raise CheckpointError(
+                f"{folder / name} gives {mark.text} the id {index}, which is {surface(index)!r} in the "
+                "vocabulary; the files belong to different models"
+            )
+        added[mark.text] = (index, mark, isinstance(value, Mapping) and bool(value.get("special")))
+    return added

@@ -13,6 +13,7 @@ from glm_export.tokenizers.chat.folder_template import FolderTemplate
 from glm_export.tokenizers.chat.messages import Tools
 from glm_export.tokenizers.chat.prompt import ChatPrompt, Options
 from glm_export.tokenizers.chat.replies import parse_reply
+from glm_export.tokenizers.streams import Detokenizer, ReplyStream
 
 
 class NamedRolesTokenizer(ABC):
@@ -35,6 +36,10 @@ class NamedRolesTokenizer(ABC):
     def surface(self, ids: Sequence[int]) -> str:
         """The text with its special tokens."""
 
+    @abstractmethod
+    def detokenizer(self, *, names: bool = False) -> Detokenizer:
+        """Text of ids while they are written, with special tokens or without."""
+
     @property
     def folder_template(self) -> FolderTemplate | None:
         """The folder's own chat template; None where the family's prompt counts."""
@@ -51,7 +56,16 @@ class NamedRolesTokenizer(ABC):
         """The folder's chat template, or the family's prompt where there is none."""
         return self.encode_plain(self._prompt.text(messages, tools, documents, options))
 
-    def parse_reply(self, reply: str | Sequence[int], tools: Tools | None = None) -> Message:
+    def parse_reply(
+        self, reply: str | Sequence[int], tools: Tools | None = None, *, thinking: bool | None = None
+    ) -> Message:
         """Text, thoughts, and calls of tools."""
         text = reply if isinstance(reply, str) else self.surface(reply)
-        return parse_reply(text, self._family, families.load(self._family).CHAT, tools)
+        return parse_reply(text, self._family, families.load(self._family).CHAT, tools, thinking=thinking)
+
+    def reply_stream(self, tools: Tools | None = None, *, thinking: bool = False) -> ReplyStream:
+        """As :meth:`parse_reply`, while it is written."""
+        detokenizer = self.detokenizer(names=True)
+        return ReplyStream(
+            self._family, families.load(self._family).CHAT, tools, thinking=thinking, detokenizer=detokenizer
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property, partial
 from pathlib import Path
 
 import sentencepiece
@@ -24,6 +25,9 @@ from glm_export.tokenizers.chat.role_parts import role_parts
 from glm_export.tokenizers.chat.rounds import rounds_prompt
 from glm_export.tokenizers.chat.templates import GUARD, WRAPPED
 from glm_export.tokenizers.library import reading
+from glm_export.tokenizers.streams import Detokenizer, ReplyStream
+from glm_export.tokenizers.streams.detokenizer import AroundShown, WithNames
+from glm_export.tokenizers.streams.runs import PiecesRun, PieceTexts
 from glm_export.tokenizers.valid_text import require_valid_text
 
 PREFIX = ("[gMASK]", "sop")
@@ -132,10 +136,29 @@ class SentencePieceTokenizer:
             ids += [self.special[f"<|{role}|>"], *self.encode_plain(f"{metadata}\n"), *self.encode_plain(content)]
         return [*ids, self.special["<|assistant|>"]]
 
-    def parse_reply(self, reply: str | Sequence[int], tools: Tools | None = None) -> Message:
+    def parse_reply(
+        self, reply: str | Sequence[int], tools: Tools | None = None, *, thinking: bool | None = None
+    ) -> Message:
         """Text, and for ChatGLM3 calls of tools."""
         text = reply if isinstance(reply, str) else self._decode_with_names(list(reply))
-        return parse_reply(text, self._family, families.load(self._family).CHAT, tools)
+        return parse_reply(text, self._family, families.load(self._family).CHAT, tools, thinking=thinking)
+
+    def reply_stream(self, tools: Tools | None = None, *, thinking: bool = False) -> ReplyStream:
+        """As :meth:`parse_reply`, while it is written."""
+        detokenizer = self.detokenizer(names=True)
+        return ReplyStream(
+            self._family, families.load(self._family).CHAT, tools, thinking=thinking, detokenizer=detokenizer
+        )
+
+    def detokenizer(self, *, names: bool = False) -> Detokenizer:
+        """Text of ids while they are written, with the family's own tokens by their names or without."""
+        stream = partial(AroundShown, lambda: PiecesRun(self._texts), self._hidden, self._shown)
+        own = {index: text for text, index in self.special.items()}
+        return Detokenizer(WithNames(stream, own) if names else stream())
+
+    @cached_property
+    def _texts(self) -> PieceTexts:
+        return PieceTexts(self._pieces)
 
     def _decode_with_names(self, ids: list[int]) -> str:
         """Text with the family's own tokens by their names."""

@@ -21,6 +21,8 @@ from glm_export.tokenizers.added_tokens import (
 from glm_export.tokenizers.chat.templates import built_in
 from glm_export.tokenizers.library import first_line, is_library_error, reading
 from glm_export.tokenizers.named_roles import NamedRolesTokenizer
+from glm_export.tokenizers.streams.detokenizer import AroundShown, Detokenizer
+from glm_export.tokenizers.streams.runs import BytesRun
 from glm_export.tokenizers.valid_text import require_valid_text
 
 PREFIX = ("[gMASK]", "<sop>")
@@ -111,4 +113,12 @@ class TiktokenTokenizer(NamedRolesTokenizer):
 
     def surface(self, ids: Sequence[int]) -> str:
         """The text with its special tokens."""
-        return self._decode_ranks(list(ids))
+        return decode_around(ids, frozenset(), self._shown, self._decode_ranks)
+
+    def detokenizer(self, *, names: bool = False) -> Detokenizer:
+        """Text of ids while they are written, with special tokens or without."""
+        hidden = frozenset[int]() if names else self._hidden
+        return Detokenizer(AroundShown(lambda: BytesRun(self._bytes_of), hidden, self._shown))
+
+    def _bytes_of(self, index: int) -> bytes | None:
+        return self._encoding.decode_single_token_bytes(index) if 0 <= index < self._encoding.n_vocab else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -15,6 +16,9 @@ from glm_export.tokenizers.added_tokens import read_added_tokens
 from glm_export.tokenizers.chat.templates import GUARD, built_in
 from glm_export.tokenizers.library import reading
 from glm_export.tokenizers.named_roles import NamedRolesTokenizer
+from glm_export.tokenizers.streams.detokenizer import AroundShown, Detokenizer
+from glm_export.tokenizers.streams.filters import ReplaceFilter
+from glm_export.tokenizers.streams.runs import BytesRun, FallbackRun, HeldRun, Run, bytes_of_letters, fallback_blanks
 from glm_export.tokenizers.valid_text import require_valid_text
 
 logger = logging.getLogger(__name__)
@@ -89,6 +93,30 @@ class JsonTokenizer(NamedRolesTokenizer):
     def surface(self, ids: Sequence[int]) -> str:
         """The text with its special tokens."""
         return self._decoded(ids, skip_special_tokens=False).replace(GUARD, "")
+
+    def detokenizer(self, *, names: bool = False) -> Detokenizer:
+        """Text of ids while they are written, with special tokens or without; held back of a decoder nobody knows."""
+        added = self._tokenizer.get_added_tokens_decoder()
+        hidden = frozenset(index for index, token in added.items() if token.special and not names)
+        filters = [ReplaceFilter(GUARD, "")] if names else []
+        return Detokenizer(AroundShown(lambda: self._run(names=names), hidden), filters)
+
+    def _run(self, *, names: bool) -> Run:
+        state = self._tokenizer.decoder.__getstate__() if self._tokenizer.decoder is not None else b"{}"
+        if json.loads(state).get("type") == "ByteLevel":
+            return BytesRun(self._bytes_of)
+        blanks = fallback_blanks(state)
+        if blanks is not None:
+            return FallbackRun(self._piece, blanks)
+        return HeldRun(lambda ids: self._decoded(ids, skip_special_tokens=not names))
+
+    def _piece(self, index: int) -> str | None:
+        piece: str | None = self._tokenizer.id_to_token(index) if 0 <= index < LARGEST_ID else None
+        return piece
+
+    def _bytes_of(self, index: int) -> bytes | None:
+        piece = self._piece(index)
+        return None if piece is None else bytes_of_letters(piece)
 
     def _decoded(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         known = [i for i in ids if 0 <= i < LARGEST_ID]

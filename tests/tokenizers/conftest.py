@@ -16,8 +16,7 @@ TEMPLATE = (
 )
 
 
-@pytest.fixture
-def native_folder(tmp_path: Path) -> Path:
+def write_native(folder: Path) -> None:
     """A small byte-level ``tokenizer.json`` in the manner of GLM-4-0414, with a template of its own."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: index for index, token in enumerate([*alphabet, "he", "ll", "hell"])}
@@ -27,6 +26,12 @@ def native_folder(tmp_path: Path) -> Path:
     library.add_special_tokens(SPECIALS)
     prefix = [(token, library.token_to_id(token)) for token in ("[gMASK]", "<sop>")]
     library.post_processor = processors.TemplateProcessing("[gMASK] <sop> $A", special_tokens=prefix)
-    library.save(str(tmp_path / "tokenizer.json"))
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": TEMPLATE}))
+    library.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": TEMPLATE}))
+
+
+@pytest.fixture
+def native_folder(tmp_path: Path) -> Path:
+    """A folder with :func:`write_native`'s files."""
+    write_native(tmp_path)
     return tmp_path

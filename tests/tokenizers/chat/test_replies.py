@@ -77,6 +77,15 @@ def parsed(text: str, family: str, tools: Any = None) -> tuple[Any, list[Call], 
             ),
             (None, [("f", {"n": [1, None], "t": "a < b"})], None),
         ),
+        # what only looks like a call leaves the others calls
+        (
+            "<tool_call>\n</tool_call> or <tool_call>f\n</tool_call>",
+            ("<tool_call>\n</tool_call> or", [("f", {})], None),
+        ),
+        ("<tool_call> is a tag </tool_call>", ("<tool_call> is a tag </tool_call>", [], None)),
+        # vllm#46040: a call ends a thought that nothing else ends
+        ("<think>I call\n<tool_call>f\n</tool_call>", (None, [("f", {})], "I call")),
+        ("<think>not <tool_call>f\n</think>yet", ("yet", [], "not <tool_call>f")),
         ("\n<think></think>\nDone.", ("Done.", [], None)),
         ("\n<think>it goes on", ("", [], "it goes on")),
     ],
@@ -93,6 +102,17 @@ def test_glm_4_5_reads_values_by_their_schema() -> None:
     for tools in ([WEATHER], [{"type": "function", "function": WEATHER}]):
         assert parsed(text, "glm4_moe", tools) == (None, [("get_weather", {"city": "10111", "days": 2})], None)
     assert parsed(text, "glm4_moe")[1] == [("get_weather", {"city": 10111, "days": 2})]
+
+
+def test_a_thought_that_the_prompt_began() -> None:
+    """GLM-Z1's template ends in ``<think>``."""
+    for text, thinking, expected in (
+        ("so</think>4", None, ("so", "4")), ("so</think>4", True, ("so", "4")), ("so", True, ("so", "")),
+        ("so</think>4", False, (None, "so</think>4")), ("so", None, (None, "so")),
+        ("<think>so</think>4", True, ("so", "4")), ("<think>a</think>b</think>", False, ("a", "b</think>")),
+    ):  # fmt: skip
+        message = parse_reply(text, "glm4", "role_lines", thinking=thinking)
+        assert (message.get("reasoning_content"), message["content"]) == expected
 
 
 @pytest.mark.parametrize("family", ["glm4_remote", "glm", "glm4"])
@@ -113,6 +133,13 @@ def test_glm_4_5_reads_values_by_their_schema() -> None:
 )
 def test_glm_4(family: str, text: str, expected: Any) -> None:
     assert parsed(text, family) == expected
+
+
+def test_tools_without_a_schema_are_no_error() -> None:
+    text = "<tool_call>f<arg_key>a</arg_key><arg_value>1</arg_value></tool_call>"
+    shapes: list[Any] = [[], "x", {"properties": ["a"]}, {"properties": {"a": "x"}}]
+    for parameters in shapes:
+        assert parsed(text, "glm4_moe", [{"name": "f", "parameters": parameters}])[1] == [("f", {"a": 1})]
 
 
 def test_glm_4_knows_the_tools_it_was_given() -> None:
@@ -140,6 +167,10 @@ def test_glm_4_knows_the_tools_it_was_given() -> None:
             "track\n ```python\ntool_call(symbol=__import__('os').getcwd())\n```",
             ("```python\ntool_call(symbol=__import__('os').getcwd())\n```", [], "track"),
         ),
+        # what JSON cannot say
+        ("track\n ```python\ntool_call(x={1})\n```", ("```python\ntool_call(x={1})\n```", [], "track")),
+        ("track\n ```python\ntool_call(x=1e999)\n```", ("```python\ntool_call(x=1e999)\n```", [], "track")),
+        ("track\n ```python\ntool_call(x=(1, {2: 3}))\n```", (None, [("track", {"x": [1, {"2": 3}]})], None)),
         ("track\n ```python\ntool_call(*x)\n```", ("```python\ntool_call(*x)\n```", [], "track")),
     ],
 )
