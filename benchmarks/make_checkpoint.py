@@ -64,6 +64,29 @@ SHAPES["glm-edge-1.5b"] = NATIVE | {
     "intermediate_size": 6144, "vocab_size": 59264, "max_position_embeddings": 8192, "attention_bias": False,
     "partial_rotary_factor": 1.0, "tie_word_embeddings": True,
 }  # fmt: skip
+MIXTURE = {
+    "model_type": "glm4_moe", "architectures": ["Glm4MoeForCausalLM"], "attention_bias": True, "hidden_act": "silu",
+    "head_dim": 128, "partial_rotary_factor": 0.5, "rms_norm_eps": 1e-5, "rope_theta": 1000000, "n_group": 1,
+    "topk_group": 1, "n_shared_experts": 1, "first_k_dense_replace": 1, "norm_topk_prob": True,
+    "routed_scaling_factor": 1.0, "use_qk_norm": False, "num_nextn_predict_layers": 0, "tie_word_embeddings": False,
+    "torch_dtype": "float16", "eos_token_id": [2], "pad_token_id": 0,
+}  # fmt: skip
+SHAPES |= {
+    # Published sizes of zai-org/GLM-4.5-Air; its 46 layers are 211 GB, so say --layers.
+    "glm-4.5-air": MIXTURE
+    | {
+        "hidden_size": 4096, "num_attention_heads": 96, "num_key_value_heads": 8, "num_hidden_layers": 46,
+        "intermediate_size": 10944, "moe_intermediate_size": 1408, "n_routed_experts": 128, "num_experts_per_tok": 8,
+        "vocab_size": 151552, "max_position_embeddings": 131072,
+    },
+    # The same cut to a quarter: half as wide, half the experts, six layers; a token still has one expert in sixteen.
+    "experts": MIXTURE
+    | {
+        "hidden_size": 2048, "num_attention_heads": 24, "num_key_value_heads": 4, "num_hidden_layers": 6,
+        "intermediate_size": 5472, "moe_intermediate_size": 704, "n_routed_experts": 64, "num_experts_per_tok": 4,
+        "vocab_size": 37888, "max_position_embeddings": 8192,
+    },
+}  # fmt: skip
 SHARD_BYTES = 1_900_000_000
 
 
@@ -71,8 +94,9 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("shape", choices=sorted(SHAPES))
     options.add_argument("out", type=Path)
+    options.add_argument("--layers", type=int, help="of a native shape, so many only")
     arguments = options.parse_args()
-    values = SHAPES[arguments.shape]
+    values = SHAPES[arguments.shape] | ({"num_hidden_layers": arguments.layers} if arguments.layers else {})
     config = families.read_config(values)
     rules = families.load(config.family).weight_map(config).rules
     # A tied head is read from the embedding, which is written once.

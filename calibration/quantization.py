@@ -20,7 +20,7 @@ from glm_export.calibration.methods.smoothing_fold import folds
 from glm_export.calibration.recipe import Recipe
 from glm_export.errors import CheckpointError, shown
 from glm_export.spec.config import GlmConfig
-from glm_export.spec.weight_formats import WeightFormats
+from glm_export.spec.weight_formats import WeightFormats, expert_stacks
 
 if TYPE_CHECKING:  # a program is loaded without torch
     from glm_export.calibration.formats import PrequantizedWeight
@@ -59,8 +59,11 @@ class Quantization:
     folded_into_parameters: bool = True
 
     def formats(self, linear_weights: list[str], config: GlmConfig) -> dict[str, WeightFormats]:
-        """The form of each weight that is quantized, by parameter name."""
-        return self.recipe.formats(linear_weights, config.hidden_size, self.excluded)
+        """The form of each weight that is quantized, by parameter name; routed experts' come of themselves."""
+        stacks = expert_stacks(config)
+        linear = [name for name in linear_weights if name not in stacks]
+        experts = self.recipe.expert_formats(config, self.excluded)
+        return self.recipe.formats(linear, config.hidden_size, self.excluded) | experts
 
     def divisors(self, config: GlmConfig) -> dict[str, Scales]:
         """Smoothing that the program itself does, because no parameter can take it; by weight."""

@@ -9,7 +9,17 @@ from typing import Any, NamedTuple
 
 from glm_export.spec.batch_invariance import BatchInvariance, weakest
 from glm_export.spec.capabilities import Capabilities
-from glm_export.spec.weight_formats import EMBEDDING, HEAD, BlockWeights, QdqWeights, WeightFormat, WeightFormats
+from glm_export.spec.config import GlmConfig
+from glm_export.spec.weight_formats import (
+    EMBEDDING,
+    HEAD,
+    BlockWeights,
+    ExpertWeights,
+    QdqWeights,
+    WeightFormat,
+    WeightFormats,
+    expert_stacks,
+)
 
 ROUTED_TOLERANCE = 0.5
 """A rounded activation can send a token to another expert, and its values jump: golden GLM-4.5 needs 0.25."""
@@ -35,7 +45,8 @@ class Recipe:
     None spares it.
     ``prompt``: a second form of the same layers that reads prompts, kept beside the first, which then decodes.
     ``embedding``: of the table tokens are looked up in, which costs no speed and leaves 9 bits of a value; None spares
-    it. ``dtypes``: of programs, where the form has operators; in which dialects, their capabilities say.
+    it. ``experts``: of routed experts, where the dialect computes the chosen ones alone; None leaves them.
+    ``dtypes``: of programs, where the form has operators; in which dialects, their capabilities say.
     ``tolerance``: what ``check`` grants the rounding of activations, as a share of an output's largest value; weights
     are rounded in its reference as well.
 
@@ -56,6 +67,7 @@ class Recipe:
     explicit_head: QdqWeights | None = None
     prompt: WeightFormat | None = None
     embedding: BlockWeights | None = TABLE_WEIGHTS
+    experts: ExpertWeights | None = None
     smoothing: str | None = None
     smoothing_with_ranges: str | None = None
     rounding: str = "nearest"
@@ -102,11 +114,18 @@ class Recipe:
         Args:
             can: the dialect's capabilities.
         """
+        experts = self.experts if can.grouped_experts else None
         if can.stored_products and self.layers is not None:
-            return self
+            return replace(self, experts=experts)
         tolerance = self.tolerance if self.rounds_activations or self.kv else 0.0
         return replace(
-            self, layers=self.explicit, head=self.explicit_head, prompt=None, embedding=None, tolerance=tolerance
+            self,
+            layers=self.explicit,
+            head=self.explicit_head,
+            prompt=None,
+            embedding=None,
+            experts=experts,
+            tolerance=tolerance,
         )
 
     def fits(self, can: Capabilities) -> bool:
@@ -146,6 +165,19 @@ class Recipe:
         kept = [name for name in linear_weights if name not in excluded and self.excludes(name) is None]
         return table | self._linear_formats(kept)
 
+    def expert_formats(self, config: GlmConfig, excluded: Collection[str] = ()) -> dict[str, WeightFormats]:
+        """The formats of the routed experts' weights, by parameter name; none where a width is no multiple of a block.
+
+        Args:
+            config: the sizes.
+            excluded: parameters to leave in float; a layer's two stacks go together.
+        """
+        form, experts = self.experts, config.experts
+        if form is None or experts is None or config.hidden_size % form.block or experts.ffn_size % form.block:
+            return {}
+        left = {name.rpartition(".")[0] for name in excluded}
+        return {name: WeightFormats(form) for name in expert_stacks(config) if name.rpartition(".")[0] not in left}
+
     def excludes(self, name: str) -> ExcludedWeights | None:
         """The first rule that leaves this weight in float."""
         return next((rule for rule in self.excluded if fnmatchcase(name, rule.pattern)), None)
@@ -153,6 +185,10 @@ class Recipe:
     def _linear_formats(self, linear_weights: list[str]) -> dict[str, WeightFormats]:
         chosen = {name: (self.head, None) if name == HEAD else (self.layers, self.prompt) for name in linear_weights}
         return {name: WeightFormats(step, prompt) for name, (step, prompt) in chosen.items() if step is not None}
+
+    def usual_for(self, config: GlmConfig) -> float | None:
+        """:attr:`usual`; None where experts' operator rounds activations in a way of its own, in every case."""
+        return None if self.expert_formats(config) else self.usual
 
     def tolerance_for(self, *, experts: bool) -> float:
         """:attr:`tolerance`, or where tokens are routed :data:`ROUTED_TOLERANCE`."""

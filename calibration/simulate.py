@@ -15,7 +15,7 @@ from glm_export.calibration.quantization import Quantization
 from glm_export.calibration.quantize import fake_quantize, round_each_token, round_float8
 from glm_export.graphs.patterns.rotary import Rotation
 from glm_export.modeling import Attention, Decoder
-from glm_export.spec.weight_formats import WeightFormats
+from glm_export.spec.weight_formats import WeightFormats, expert_stacks
 
 Rounding = Callable[[Tensor], Tensor]
 
@@ -29,7 +29,7 @@ def simulate(model: Decoder, quantization: Quantization, formats: Mapping[str, W
         formats: of the weights that are quantized.
     """
     divisors = quantization.divisors(model.config)
-    for name in quantization.smoothing.keys() | formats.keys():
+    for name in quantization.smoothing.keys() | formats.keys() - set(expert_stacks(model.config)):
         module = model.get_submodule(name.removesuffix(".weight"))
         if isinstance(module, nn.Linear):
             steps = _steps(name, quantization, formats, divisors.get(name) is not None)

@@ -153,6 +153,8 @@ class Experts(nn.Module):
             per_token=self.experts.per_token,
             normalize=self.experts.normalize,
             scale=self.experts.scale,
+            groups=self.experts.groups,
+            chosen_groups=self.experts.chosen_groups,
         )
         mixed_BSH = mix_experts(x_XH, weights_XK, experts_XK, self.gate_up, self.down).reshape(x_BSH.shape)
         return mixed_BSH if self.shared is None else mixed_BSH + self.shared(x_BSH)

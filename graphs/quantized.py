@@ -12,6 +12,7 @@ import numpy as np
 from glm_export.graphs.dialect import Dialect
 from glm_export.graphs.rewriter import MICROSOFT, CountedRule
 from glm_export.graphs.rules.ort import dynamic_quantize_matmul, matmul_nbits
+from glm_export.graphs.rules.ort.experts import MOE, QMOE, QuantizedExperts
 from glm_export.graphs.rules.ort.gather_block_quantized import LOOKUP, QuantizedGather
 from glm_export.graphs.rules.ort.int8_kv_cache import GroupQueryOfIntegers
 from glm_export.graphs.rules.ort.quantized_matmul import QuantizedMatMul, StoredProduct
@@ -20,7 +21,14 @@ from glm_export.graphs.rules.qdq.matmul import ExplicitMatMul, InputNumbers
 from glm_export.spec.capabilities import Capabilities, IntegerCache
 from glm_export.spec.config import GlmConfig
 from glm_export.spec.signature import past_names
-from glm_export.spec.weight_formats import EMBEDDING, BlockWeights, ChannelWeights, WeightFormat, WeightFormats
+from glm_export.spec.weight_formats import (
+    EMBEDDING,
+    BlockWeights,
+    ChannelWeights,
+    ExpertWeights,
+    WeightFormat,
+    WeightFormats,
+)
 
 PRODUCTS: Mapping[type[WeightFormat], StoredProduct] = {
     BlockWeights: matmul_nbits.PRODUCT,
@@ -38,12 +46,25 @@ def quantizing_rules(
     lookups = int(EMBEDDING in formats)
     # Recipes give the embedding block weights: the runtime looks up in no other format.
     table = cast("BlockWeights", formats[EMBEDDING].decode) if lookups else None
+    stacks = expert_names(formats)
+    # What experts were made of still reads their stacks until lowering is done.
+    linear = {name: both for name, both in formats.items() if name not in stacks}
     rules: list[CountedRule] = [
-        (QuantizedMatMul(formats, dtype, numbers, PRODUCTS), len(formats) - lookups - explicit),
-        (ExplicitMatMul(formats, dtype, numbers, opset), explicit),
+        (QuantizedMatMul(linear, dtype, numbers, PRODUCTS), len(linear) - lookups - explicit),
+        (ExplicitMatMul(linear, dtype, numbers, opset), explicit),
         (QuantizedGather(table, dtype), lookups),
+        (QuantizedExperts(formats, dtype), len(stacks) // STACKS),
     ]
     return rules if formats else []
+
+
+STACKS = 2
+"""A mixture's: gate and up, and down."""
+
+
+def expert_names(formats: Mapping[str, WeightFormats]) -> list[str]:
+    """The stacks of routed experts among quantized weights."""
+    return [name for name, both in formats.items() if isinstance(both.decode, ExpertWeights)]
 
 
 KvScales = Sequence[tuple[float, float]]
@@ -78,7 +99,8 @@ def quantized_dialect(dialect: Dialect, formats: Mapping[str, WeightFormats], *,
         formats: of the weights that are quantized.
         kv: keys and values are kept as integers.
     """
-    linear = [both for name, both in formats.items() if name != EMBEDDING]
+    stacks = expert_names(formats)
+    linear = [both for name, both in formats.items() if name != EMBEDDING and name not in stacks]
     explicit = [both.decode for both in linear if both.decode.explicit]
     tokens = sum(form.rounds_each_token for form in explicit)
     rounded_inputs = sum(form.activation_dtype is not None for form in explicit) + tokens
@@ -86,6 +108,9 @@ def quantized_dialect(dialect: Dialect, formats: Mapping[str, WeightFormats], *,
     products = Counter(f"{MICROSOFT}.{PRODUCTS[type(form)].operator}" for form in every if not form.explicit)
     if EMBEDDING in formats:
         products[f"{MICROSOFT}.{LOOKUP}"] = 1
+    mixtures = len(stacks) // STACKS
+    if mixtures:
+        products[f"{MICROSOFT}.{QMOE}"] = mixtures
     choices = sum(both.prefill is not None for both in formats.values())
     extra = {"If", "Size", "Greater"} if choices else set()
     if explicit or kv:
@@ -106,6 +131,8 @@ def quantized_dialect(dialect: Dialect, formats: Mapping[str, WeightFormats], *,
             "DequantizeLinear": rounded_inputs + len(explicit) + caches,
             "ReduceMax": tokens,
         }
+        if mixtures:
+            changed[f"{MICROSOFT}.{MOE}"] = counts[f"{MICROSOFT}.{MOE}"] - mixtures
         changed |= {name: counts[name] + tokens for name in TOKEN_OPS if tokens and name in counts}
         # Some dialects count operators that an integer cache is made of as well.
         free = CACHE_OPS if caches else set()

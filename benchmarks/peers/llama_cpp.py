@@ -39,6 +39,14 @@ LAYER_TENSORS = {
     "ffn_down.weight": ("mlp.down_proj.weight",),
 }
 """llama.cpp's name → the names of transformers' native GLM, laid one after another."""
+MIXTURE_TENSORS = {
+    "attn_norm.weight": "input_layernorm.weight",
+    **{f"attn_{name}.{part}": f"self_attn.{name}_proj.{part}" for name in "qkv" for part in ("weight", "bias")},
+    "attn_output.weight": "self_attn.o_proj.weight",
+    "post_attention_norm.weight": "post_attention_layernorm.weight",
+}
+"""The same of GLM-4.5, beside its MLPs."""
+GATED = ("gate", "up", "down")
 
 
 def convert(checkpoint: Path, out: Path, model: str) -> None:
@@ -57,8 +65,11 @@ def write_f16(checkpoint: Path, out: Path) -> None:
 
     values = json.loads((checkpoint / "config.json").read_text())
     part = out.with_name(out.name + ".part")
-    writer = gguf.GGUFWriter(part, "chatglm")
+    mixture = values["model_type"] == "glm4_moe"
+    writer = gguf.GGUFWriter(part, "glm4moe" if mixture else "chatglm")
     describe(writer, values)
+    if mixture:
+        describe_mixture(writer, values)
     arrays = dict(read_tensors(checkpoint))
     tensors: list[tuple[str, list[Any]]] = [
         ("token_embd.weight", [arrays["model.embed_tokens.weight"]]),
@@ -66,19 +77,23 @@ def write_f16(checkpoint: Path, out: Path) -> None:
         ("output.weight", [arrays["lm_head.weight"]]),
     ]
     for layer in range(values["num_hidden_layers"]):
-        for name, sources in LAYER_TENSORS.items():
+        table = mixture_tensors(values, layer) if mixture else LAYER_TENSORS
+        for name, sources in table.items():
             tensors.append((f"blk.{layer}.{name}", [arrays[f"model.layers.{layer}.{source}"] for source in sources]))
+    # llama.cpp keeps vectors and routers in float32.
+    singles = {name for name, parts in tensors if parts[0].ndim == 1 or "gate_inp" in name}
     for name, parts in tensors:
-        shape = (sum(part.shape[0] for part in parts), *parts[0].shape[1:])
-        # llama.cpp keeps vectors in float32.
-        dtype = np.dtype(np.float32 if len(shape) == 1 else np.float16)
+        rows = sum(part.shape[0] for part in parts)
+        stack = (len(parts), rows // len(parts)) if "_exps" in name else (rows,)
+        shape = (*stack, *parts[0].shape[1:])
+        dtype = np.dtype(np.float32 if name in singles else np.float16)
         writer.add_tensor_info(name, shape, dtype, int(np.prod(shape)) * dtype.itemsize)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    for _, parts in tensors:
+    for name, parts in tensors:
         whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        writer.write_tensor_data(whole.astype(np.float32) if whole.ndim == 1 else whole)
+        writer.write_tensor_data(whole.astype(np.float32) if name in singles else whole)
     writer.close()
     part.rename(out)
 
@@ -99,6 +114,33 @@ def describe(writer: Any, values: dict[str, Any]) -> None:
     writer.add_file_type(1)
     writer.add_tokenizer_model("none")
     writer.add_vocab_size(values["vocab_size"])
+
+
+def describe_mixture(writer: Any, values: dict[str, Any]) -> None:
+    """What it reads of GLM-4.5 besides."""
+    import gguf
+
+    writer.add_expert_count(values["n_routed_experts"])
+    writer.add_expert_used_count(values["num_experts_per_tok"])
+    writer.add_expert_feed_forward_length(values["moe_intermediate_size"])
+    writer.add_expert_shared_count(values["n_shared_experts"])
+    writer.add_leading_dense_block_count(values["first_k_dense_replace"])
+    writer.add_expert_weights_scale(values["routed_scaling_factor"])
+    writer.add_expert_weights_norm(values["norm_topk_prob"])
+    writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
+
+
+def mixture_tensors(values: dict[str, Any], layer: int) -> dict[str, tuple[str, ...]]:
+    """llama.cpp's name of a layer's tensors → those it is made of; experts' are stacked."""
+    table: dict[str, tuple[str, ...]] = {name: (source,) for name, source in MIXTURE_TENSORS.items()}
+    if layer < values["first_k_dense_replace"]:
+        return table | {f"ffn_{name}.weight": (f"mlp.{name}_proj.weight",) for name in GATED}
+    experts = range(values["n_routed_experts"])
+    table |= {"ffn_gate_inp.weight": ("mlp.gate.weight",), "exp_probs_b.bias": ("mlp.gate.e_score_correction_bias",)}
+    for name in GATED:
+        table[f"ffn_{name}_exps.weight"] = tuple(f"mlp.experts.{number}.{name}_proj.weight" for number in experts)
+        table[f"ffn_{name}_shexp.weight"] = (f"mlp.shared_experts.{name}_proj.weight",)
+    return table
 
 
 def read_tensors(checkpoint: Path) -> Iterator[tuple[str, Any]]:

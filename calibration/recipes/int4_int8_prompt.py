@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from glm_export.calibration.recipe import Recipe
-from glm_export.spec.weight_formats import BlockWeights, ChannelWeights
+from glm_export.spec.weight_formats import BlockWeights, ChannelWeights, ExpertWeights
 
 RECIPE = Recipe(
     name="int4-int8-prompt",
@@ -11,6 +11,7 @@ RECIPE = Recipe(
     layers=BlockWeights(bits=4, block=64),
     head=BlockWeights(bits=8, block=128),
     prompt=ChannelWeights(),
+    experts=ExpertWeights(bits=4, block=32),
     dtypes=frozenset({"float32"}),
     # As int8-dynamic, whose products read the prompt.
     tolerance=0.1,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from glm_export.calibration.recipe import Recipe
-from glm_export.spec.weight_formats import BlockWeights, QdqWeights
+from glm_export.spec.weight_formats import BlockWeights, ExpertWeights, QdqWeights
 
 RECIPE = Recipe(
     name="int4-weights",
@@ -12,6 +12,7 @@ RECIPE = Recipe(
     head=BlockWeights(bits=8, block=128),
     explicit=QdqWeights(dtype="int4", block=64),
     explicit_head=QdqWeights(dtype="int8"),
+    experts=ExpertWeights(bits=4, block=32),
     dtypes=frozenset({"float32", "float16", "bfloat16"}),
     # As int8-weights: the bits of the weights do not matter here.
     tolerance=0.08,

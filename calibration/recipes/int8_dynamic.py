@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from glm_export.calibration.recipe import Recipe
-from glm_export.spec.weight_formats import ChannelWeights
+from glm_export.spec.weight_formats import ChannelWeights, ExpertWeights
 
 RECIPE = Recipe(
     name="int8-dynamic",
@@ -11,6 +11,7 @@ RECIPE = Recipe(
     layers=ChannelWeights(),
     head=ChannelWeights(),
     # The operator takes float32 activations only.
+    experts=ExpertWeights(bits=8, block=32),
     dtypes=frozenset({"float32"}),
     # One scale for a whole tensor rounds more coarsely than one for each block: golden models need 0.05.
     tolerance=0.1,

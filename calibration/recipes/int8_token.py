@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from glm_export.calibration.recipe import Recipe
-from glm_export.spec.weight_formats import QdqWeights
+from glm_export.spec.weight_formats import ExpertWeights, QdqWeights
 
 TOKENS = QdqWeights(dtype="int8", per_token=True)
 
@@ -14,6 +14,7 @@ RECIPE = Recipe(
     head=None,
     explicit=TOKENS,
     explicit_head=TOKENS,
+    experts=ExpertWeights(bits=8, block=32),
     dtypes=frozenset({"float32", "float16", "bfloat16"}),
     smoothing_with_ranges="smoothquant",
     # As int8-static: equal to 1e-6, until a value on the border between two steps falls to either.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from glm_export.spec.signature import LOGITS_KINDS, Signature, past_names
 MODEL = "model.onnx"
 RAGGED = "ragged.onnx"
 """The same program told how many tokens of a call each row has; it reads the same weights."""
+NEEDS, VERSION = "needs", re.compile(r"[0-9]{1,4}\.[0-9]{1,4}")
+"""The manifest's key for runtimes that are too old below a version, and how a version is written there."""
 WEIGHTS = "model.onnx.data"
 
 
@@ -34,6 +37,11 @@ class OnnxProgram:
     manifest: dict[str, Any]
     recipe: str | None = None
     graph: str = MODEL
+
+    @property
+    def least_onnxruntime(self) -> tuple[int, ...]:
+        """The oldest ONNX Runtime that has the program's operators, as numbers; empty where any will do."""
+        return tuple(int(number) for number in self.manifest.get(NEEDS, {}).get("onnxruntime", "").split(".") if number)
 
     @property
     def model_path(self) -> Path:
@@ -86,6 +94,9 @@ def program_of(folder: Path, manifest: dict[str, Any]) -> OnnxProgram:
             raise ValueError(f"{key} is {shown(manifest[key])}")
     if not isinstance(manifest["dialect"], str) or not isinstance(manifest.get("recipe"), str | None):
         raise TypeError(f"dialect and recipe are {shown([manifest['dialect'], manifest.get('recipe')])}")
+    needs = manifest.get(NEEDS, {})
+    if not isinstance(needs, dict) or not all(VERSION.fullmatch(str(version)) for version in needs.values()):
+        raise ValueError(f"{NEEDS} is {shown(needs)}")
     pasts = [spec.name for spec in signature.inputs if spec.is_cache]
     if pasts != [name for layer in range(config.num_layers) for name in past_names(layer)]:
         raise ValueError(f"the signature has {len(pasts)} keys and values for {config.num_layers} layers")

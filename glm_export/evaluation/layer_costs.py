@@ -24,7 +24,6 @@ from glm_export.modeling import Decoder, KeyValue, linear_weights
 from glm_export.progress import Advance, NullProgress, Progress
 from glm_export.proof.check import quantization_of
 from glm_export.sessions.torch import load_reference
-from glm_export.spec.weight_formats import EMBEDDING
 
 LOGITS_BYTES = 512 << 20
 """Predictions of the float model are kept while the others are compared with them; a corpus is thinned to fit."""
@@ -62,7 +61,8 @@ class _Simulation:
         self.model = load_reference(checkpoint, dtype)
         self.quantized = load_reference(checkpoint, dtype, alone)
         names = linear_weights(self.model)
-        self.weights = [name for name in alone.formats(names, checkpoint.config) if name != EMBEDDING]
+        # Routed experts are stacks of weights and no modules to exchange: they stay as they are in both.
+        self.weights = [name for name in alone.formats(names, checkpoint.config) if name in names]
         self._float = {name: self.model.get_submodule(_module(name)) for name in self.weights}
         initial = checkpoint.initial_cache
         self._past = [(key.to(kind), value.to(kind)) for key, value in initial] if initial is not None else None

@@ -24,7 +24,7 @@ import torch
 from glm_export.artifacts.initial_cache import InitialCache, write_initial_cache
 from glm_export.artifacts.manifest import MANIFEST, MANIFEST_FORMAT, package_versions, recorded_files, write_json
 from glm_export.artifacts.output_folder import require_writable, whole_folder
-from glm_export.artifacts.program import MODEL, RAGGED, WEIGHTS, OnnxProgram, load_program
+from glm_export.artifacts.program import MODEL, NEEDS, RAGGED, WEIGHTS, OnnxProgram, load_program
 from glm_export.calibration.keep import KEPT, kept_sizes
 from glm_export.calibration.quantization import Quantization
 from glm_export.calibration.smoothed_weights import SmoothedWeights
@@ -49,8 +49,9 @@ from glm_export.progress import NullProgress, Progress
 from glm_export.spec.batch_invariance import BatchInvariance, of_layout, weakest
 from glm_export.spec.config import GlmConfig
 from glm_export.spec.option import merged, takes
+from glm_export.spec.session_entries import LEAST_WITH
 from glm_export.spec.signature import decoder_signature
-from glm_export.spec.weight_formats import EMBEDDING, WeightFormats
+from glm_export.spec.weight_formats import EMBEDDING, WeightFormats, expert_stacks
 
 TRACE_STEPS = 3
 
@@ -77,7 +78,9 @@ def program_graph(config: GlmConfig, target: ResolvedOptions, stored: tuple[Stor
     quantized = {entry.source for entry in stored if entry.form is not None}
     quantization = target.quantization
     formats = quantization.formats(sorted(quantized - {EMBEDDING}), config) if quantization else {}
+    # As the canonical program has them: all that products read. Rules turn those back that are stored otherwise.
     transposed = frozenset(entry.source for entry in stored if entry.transposed) | quantized - {EMBEDDING}
+    transposed |= frozenset(expert_stacks(config))
     canonicalize(model, signature, wrapper=WRAPPER, transposed=transposed)
     check_invariants(model, canonical, config, signature)
     annotate(model, target.maxima)
@@ -141,7 +144,7 @@ def export(
     given, out = out, require_writable(out, force=force, sources=checkpoint.folders)
     checkpoint.audit()
     initial = checkpoint.initial_cache
-    plan = plan_export(checkpoint, out, target.dtype, target.quantization)
+    plan = plan_export(checkpoint, out, target.dtype, target.quantization, target.dialect.can)
     with whole_folder(out, force=force) as folder:
         # First: converting a tokenizer takes memory that tracing takes again.
         recipe = target.recipe.name if target.recipe is not None else None
@@ -180,6 +183,7 @@ def _manifest(
         "left_in_float": dict(target.quantization.excluded) if target.quantization else {},
         "batch_invariance": _batch_invariance(checkpoint.config, target).value,
         FLOAT32_REGIONS: written.float32_regions,
+        NEEDS: written.needs,
         "parameters": plan.parameters,
         "signature": target.signature.to_json(),
         "packages": package_versions(),
@@ -196,12 +200,13 @@ def _batch_invariance(config: GlmConfig, target: ResolvedOptions) -> BatchInvari
 class _Written:
     """What was found out while writing: hashes of the source files, seconds each part took, what stays float32.
 
-    ``sha256``: of the weights that were written.
+    ``needs``: the oldest runtimes that have the graph's operators. ``sha256``: of the weights that were written.
     """
 
     hashes: dict[str, str]
     seconds: dict[str, float]
     float32_regions: list[str]
+    needs: dict[str, str]
     sha256: dict[str, str]
 
 
@@ -255,8 +260,19 @@ def _write_model(
         ir.save(model, folder / RAGGED)
     tracing(1)
     return _Written(
-        hashes=hashes.result(), seconds=seconds, float32_regions=model.meta[FLOAT32_REGIONS], sha256=written
+        hashes=hashes.result(),
+        seconds=seconds,
+        float32_regions=model.meta[FLOAT32_REGIONS],
+        needs=runtime_needs(model),
+        sha256=written,
     )
+
+
+def runtime_needs(model: ir.Model) -> dict[str, str]:
+    """The oldest version of each runtime that has the operators of a graph, where not every one has them."""
+    found = {f"{node.domain}.{node.op_type}" for node in model.graph.all_nodes()}
+    least = max((version for operator, version in LEAST_WITH.items() if operator in found), default=None)
+    return {"onnxruntime": ".".join(map(str, least))} if least is not None else {}
 
 
 @contextmanager

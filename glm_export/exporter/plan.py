@@ -19,7 +19,9 @@ from glm_export.exporter.trace import untied
 from glm_export.exporter.weight_layout import StoredTensor, plan_weights
 from glm_export.machine.memory import total_memory
 from glm_export.modeling import Decoder, building_in, linear_weights
+from glm_export.spec.capabilities import Capabilities
 from glm_export.spec.dtypes import DTYPE_BYTES
+from glm_export.spec.weight_formats import SCALES, ExpertWeights
 from glm_export.spec.weight_map import as_stored
 
 # What importing torch and tracing a decoder takes, whatever its size (measured, benchmarks/export).
@@ -41,8 +43,21 @@ class ExportPlan:
     stored: tuple[StoredTensor, ...]
 
 
-def plan_export(checkpoint: Checkpoint, out: Path, dtype: str, quantization: Quantization | None = None) -> ExportPlan:
-    """Work out sizes and memory; ``quantization`` says which weights are quantized.
+def plan_export(
+    checkpoint: Checkpoint,
+    out: Path,
+    dtype: str,
+    quantization: Quantization | None = None,
+    can: Capabilities | None = None,
+) -> ExportPlan:
+    """Work out sizes and memory.
+
+    Args:
+        checkpoint: to export.
+        out: where to.
+        dtype: of the program.
+        quantization: says which weights are quantized.
+        can: the dialect's capabilities; None: nothing beyond the standard's operators.
 
     Raises:
         EnvironmentMissingError: the disk cannot hold the output, or the machine what is worked out.
@@ -50,7 +65,8 @@ def plan_export(checkpoint: Checkpoint, out: Path, dtype: str, quantization: Qua
     config = checkpoint.config
     with torch.device("meta"), building_in(getattr(torch, dtype)):
         model = Decoder(untied(config))
-    stored = plan_weights(model, quantization.formats(linear_weights(model), config) if quantization else None)
+    formats = quantization.formats(linear_weights(model), config) if quantization else None
+    stored = plan_weights(model, formats, grouped_experts=can is not None and can.grouped_experts)
     output = stored[-1].offset + stored[-1].length + config.num_layers * GRAPH_BYTES_PER_LAYER
     free = free_disk_for(out, output, "the export needs")
     tables = 2 * config.max_positions * config.rotary.dim * 4 if config.rotary else 0
@@ -59,7 +75,7 @@ def plan_export(checkpoint: Checkpoint, out: Path, dtype: str, quantization: Qua
     smoothed = max((p.numel() for name, p in model.named_parameters() if name in changed), default=0)
     kept = quantization is not None and quantization.recipe.rounding == KEPT
     memory = BASE_MEMORY_BYTES + tables + DTYPE_BYTES["float32"] * smoothed
-    memory += computed_bytes(checkpoint, stored, kept=kept)
+    memory += computed_bytes(checkpoint, stored, kept=kept) + held_scales(stored)
     _require_memory(memory)
     return ExportPlan(
         parameters=sum(p.numel() for p in Decoder.parameters(model))
@@ -70,6 +86,12 @@ def plan_export(checkpoint: Checkpoint, out: Path, dtype: str, quantization: Qua
         memory_bytes=memory,
         stored=tuple(stored),
     )
+
+
+def held_scales(stored: Sequence[StoredTensor]) -> int:
+    """Memory for the scales of a layer's experts, held while their integers are written."""
+    of_experts = (entry for entry in stored if isinstance(entry.form, ExpertWeights))
+    return max((entry.length for entry in of_experts if entry.name.endswith(SCALES)), default=0)
 
 
 def _require_memory(needed: int) -> None:

@@ -12,7 +12,7 @@ from glm_export.calibration.formats.pieces import blocks
 from glm_export.calibration.quantization import RoundedWeights
 from glm_export.errors import CheckpointError
 from glm_export.exporter.weight_layout import StoredTensor
-from glm_export.spec.weight_formats import SCALES, WeightFormats
+from glm_export.spec.weight_formats import SCALES, ExpertWeights, WeightFormats
 
 
 def stored_blocks(
@@ -35,19 +35,54 @@ def stored_blocks(
     form = entries[0].form
     if form is None:
         dtype = getattr(torch, entries[0].dtype)
-        for tensor in parts(dtype):
+        for part in parts(dtype):
+            tensor = alternating(part) if entries[0].alternating else part
             for block in blocks(tensor, dtype, transposed=entries[0].transposed):
                 _check_finite(block, origin, tensor.dtype)
                 yield entries[0], block
+        return
+    if isinstance(form, ExpertWeights):
+        yield from _expert_blocks(entries, form, parts, origin)
         return
     formats = WeightFormats(form)
     given = rounded.given(entries[0].source, formats, entries[0].columns) if rounded is not None else None
     weight_NK = given.integers if given is not None else next(iter(parts(None)))
     for index, block in encode(form, weight_NK, given):
         if entries[index].name.endswith(SCALES):
-            block = block.to(getattr(torch, entries[index].dtype))
-            _check_finite(block, origin, weight_NK.dtype)
+            block = _scales(block, entries[index], origin, weight_NK.dtype)
         yield entries[index], block
+
+
+def _expert_blocks(
+    entries: list[StoredTensor],
+    form: ExpertWeights,
+    parts: Callable[[torch.dtype | None], Iterable[Tensor]],
+    origin: str,
+) -> Iterator[tuple[StoredTensor, Tensor]]:
+    """Integers expert by expert; of all experts scales alone, which follow in the file, are held meanwhile."""
+    packed, scales = entries
+    held_ENC: list[Tensor] = []
+    for part_NK in parts(None):
+        expert_NK = alternating(part_NK) if packed.alternating else part_NK
+        for index, block in encode(form, expert_NK):
+            if index == 0:
+                yield packed, block
+            else:
+                held_ENC.append(_scales(block, scales, origin, part_NK.dtype))
+    for scales_NC in held_ENC:
+        yield scales, scales_NC
+
+
+def alternating(part_NK: Tensor) -> Tensor:
+    """The first row of each half, then the second of each: a copy."""
+    halves_2nK = part_NK.reshape(2, -1, part_NK.shape[-1])
+    return halves_2nK.transpose(0, 1).flatten(0, 1)
+
+
+def _scales(block: Tensor, entry: StoredTensor, origin: str, source_dtype: torch.dtype) -> Tensor:
+    scales = block.to(getattr(torch, entry.dtype))
+    _check_finite(scales, origin, source_dtype)
+    return scales
 
 
 def _check_finite(block: Tensor, origin: str, source_dtype: torch.dtype) -> None:

@@ -28,8 +28,6 @@ def config(values: Mapping[str, Any]) -> GlmConfig:
         ConfigError: an unknown key, a value this project does not compute, or inconsistent sizes.
     """
     keys = ConfigKeys(values, family="glm4_moe")
-    keys.fixed("n_group", 1, why="routing within groups of experts is not supported")
-    keys.fixed("topk_group", 1, why="routing within groups of experts is not supported")
     keys.fixed("num_nextn_predict_layers", *range(9), why="how many layers beyond the model the files hold")
     keys.fixed(
         "topk_method", "noaux_tc", why="experts are chosen by score and bias, as the class inside transformers does"
@@ -45,6 +43,8 @@ def config(values: Mapping[str, Any]) -> GlmConfig:
         first_layer=keys.count("first_k_dense_replace", 0),
         normalize=keys.flag("norm_topk_prob", True),
         scale=keys.number("routed_scaling_factor", 1.0),
+        groups=keys.count("n_group", 1),
+        chosen_groups=keys.count("topk_group", 1),
     )
     return _native_layout.read(
         keys, sandwich_norms=False, interleaved=False, experts=experts, qk_norm=keys.flag("use_qk_norm", False)

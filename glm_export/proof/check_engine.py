@@ -93,7 +93,7 @@ def check_engine(
         )
         equal, total = greedy_agreement(reference, candidate, rows=limits.max_batch, max_tokens=limits.max_context)
         lost = candidate_not_finite(first, candidate)
-    usual_bound = recipe.usual if recipe is not None and looser == "float32" else None
+    usual_bound = recipe.usual_for(program.config) if recipe is not None and looser == "float32" else None
     return CheckReport(
         parity=first, greedy_equal=equal, greedy_total=total, recipe=program.recipe, usual_bound=usual_bound,
         others=tuple(others), not_finite=lost,

@@ -11,7 +11,7 @@ import torch
 
 from glm_export.artifacts.program import OnnxProgram
 from glm_export.calibration.formats import PrequantizedWeight, read_back
-from glm_export.spec.weight_formats import PACKED, SCALES, WeightFormats
+from glm_export.spec.weight_formats import PACKED, SCALES, ExpertWeights, WeightFormats
 
 
 class ProgramIntegers:
@@ -29,6 +29,9 @@ class ProgramIntegers:
             formats: what it is stored as.
             columns: K.
         """
+        if isinstance(formats.decode, ExpertWeights):
+            # Rounded to the nearest by every recipe, and stacked: the reference rounds them again.
+            return None
         packed, scales = self._tensors.get(f"{name}.{PACKED}"), self._tensors.get(f"{name}.{SCALES}")
         if packed is None or scales is None:
             return None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from glm_export.artifacts.program import OnnxProgram
+from dataclasses import replace
+
+from glm_export.artifacts.program import NEEDS, OnnxProgram
 from glm_export.calibration import recipes
 from glm_export.calibration.keep import recipe_kept
 from glm_export.calibration.recipe import Recipe
@@ -15,7 +17,9 @@ def recipe_of(program: OnnxProgram) -> Recipe | None:
     if program.recipe is None:
         return None
     recipe = recipe_kept(program.manifest) if program.recipe == recipes.KEEP else recipes.load(program.recipe)
-    return recipe.carried_by(dialects.load(program.dialect).can)
+    carried = recipe.carried_by(dialects.load(program.dialect).can)
+    # Programs that say nothing of what they need were written before experts were rounded.
+    return carried if NEEDS in program.manifest else replace(carried, experts=None)
 
 
 def invariance_of(program: OnnxProgram, device: str) -> BatchInvariance:

@@ -66,7 +66,8 @@ def load_reference(
         if name in formats:
             columns, beforehand = weight.shape[-1], smoothed.rounded
             given = beforehand.given(name, formats[name], columns) if beforehand is not None else None
-            weight = decode(formats[name].of(tokens), weight, given)
+            # Experts are stacked, and each row has its own blocks.
+            weight = decode(formats[name].of(tokens), weight.flatten(0, -2), given).view(weight.shape)
         return weight.to(dtypes[name])
 
     names = [rule.target for rule in checkpoint.weight_map.rules]

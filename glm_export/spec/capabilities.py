@@ -31,6 +31,8 @@ class Capabilities:
     ``stored_products``: there are operators for weights in formats that are not explicit (float32 and float16).
     ``qdq_dtypes``: what explicit weights may be; ``qdq_blocks``: in blocks, too; ``half_scales``: their scales may be
     float16 and bfloat16. ``integer_cache``: how int8 keys and values are kept; None where they cannot be.
+    ``grouped_experts``: there is an operator that computes a token's own experts alone, from stacked weights whose rows
+    are as they are, those of gate and up in turn; elsewhere every expert sees every token.
     ``implicit_int8``: its runtimes can quantize a float program by a calibration cache. ``tensorrt``: TensorRT's parser
     reads it; ``tensorrt_needs``: where it has a call of this name.
     """
@@ -40,6 +42,7 @@ class Capabilities:
     qdq_blocks: bool = False
     half_scales: bool = False
     integer_cache: Callable[[GlmConfig], IntegerCache] | None = None
+    grouped_experts: bool = False
     implicit_int8: bool = False
     tensorrt: bool = False
     tensorrt_needs: str | None = None

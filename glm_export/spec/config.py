@@ -16,6 +16,8 @@ SIZES = {
 """Counts, and what no model has more of: four times the largest there is, or more. What asks for more is damaged."""
 MOST_EXPERTS = 1 << 17
 """Over all layers; GLM-4.6 has 14,720."""
+BEST_OF_GROUP = 2
+"""A group of experts is as good as this many of its best together."""
 MOST_PREFIX = 1 << 16
 EPSILONS = (1e-12, 0.1)
 BASES, SCALES = (1.0, 1e12), (1e-6, 1e6)
@@ -132,7 +134,8 @@ class ExpertsConfig:
     """A mixture of experts in place of the MLP, from layer ``first_layer`` on.
 
     Each token goes to ``per_token`` of ``routed`` experts of width ``ffn_size``, weighted by its sigmoid scores times
-    ``scale`` (made to sum to 1 before, where ``normalize``); ``shared`` experts see every token.
+    ``scale`` (made to sum to 1 before, where ``normalize``); ``shared`` experts see every token. With several
+    ``groups`` of neighbouring experts they are chosen within the best ``chosen_groups`` of them alone.
     """
 
     routed: int
@@ -142,6 +145,8 @@ class ExpertsConfig:
     first_layer: int
     normalize: bool = True
     scale: float = 1.0
+    groups: int = 1
+    chosen_groups: int = 1
 
     def __post_init__(self) -> None:
         _require_types(self)
@@ -152,6 +157,19 @@ class ExpertsConfig:
             raise ConfigError(
                 f"{self.per_token} of {self.routed} experts of width {self.ffn_size} cannot be chosen; "
                 "check config.json"
+            )
+        self._require_groups()
+
+    def _require_groups(self) -> None:
+        """A group is scored by its two best experts, and the chosen ones must hold enough."""
+        if self.groups == self.chosen_groups == 1:
+            return
+        size = self.routed // max(self.groups, 1)
+        whole = 1 <= self.chosen_groups <= self.groups <= self.routed and self.routed % self.groups == 0
+        if not whole or size < BEST_OF_GROUP or self.chosen_groups * size < self.per_token:
+            raise ConfigError(
+                f"{self.per_token} of {self.routed} experts cannot be chosen from {self.chosen_groups} of "
+                f"{self.groups} groups; check config.json"
             )
 
 
@@ -203,6 +221,11 @@ class GlmConfig:
     prefix_length: int = 0
     text_part_of: str = ""
     notes: tuple[str, ...] = field(default=(), compare=False)
+
+    @property
+    def expert_layers(self) -> range:
+        """Indices of the layers that have experts in place of the MLP."""
+        return range(min(self.experts.first_layer, self.num_layers), self.num_layers) if self.experts else range(0)
 
     def __post_init__(self) -> None:
         for name, most in SIZES.items():

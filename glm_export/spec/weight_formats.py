@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from glm_export.errors import InputError
 from glm_export.spec.batch_invariance import BatchInvariance
+from glm_export.spec.config import GlmConfig
 from glm_export.spec.signature import TensorSpec
 
 HEAD, EMBEDDING = "head.weight", "embedding.weight"
@@ -124,6 +125,23 @@ class BlockWeights(WeightFormat):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertWeights(BlockWeights):
+    """Weights of a layer's experts, ``[E, N, K]``, as ``QMoE`` reads them: each expert's are block weights.
+
+    Symmetric, and K is a multiple of the block. With ``accuracy_level`` 4 activations are rounded to 8 bits a block;
+    0 keeps them where integers have 4 bits, and of 8 bits the operator has no such kernel.
+    """
+
+    def stacked_tensors(self, name: str, experts_E: int, rows_N: int, columns_K: int, dtype: str) -> list[TensorSpec]:
+        """Integers uint8 ``[E, N, K * bits / 8]``, and scales ``[E, N, K / block]``."""
+        packed = columns_K * self.bits // 8
+        return [
+            TensorSpec(name=f"{name}.{PACKED}", dtype="uint8", dims=(experts_E, rows_N, packed)),
+            TensorSpec(name=f"{name}.{SCALES}", dtype=dtype, dims=(experts_E, rows_N, columns_K // self.block)),
+        ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ChannelWeights(WeightFormat):
     """8-bit integers, symmetric, one scale per output channel: ``[K, N]`` has scales ``[N]``.
 
@@ -198,6 +216,15 @@ class QdqWeights(WeightFormat):
     def rounds_each_token(self) -> bool:
         """``per_token``."""
         return self.per_token
+
+
+GATE_UP, DOWN = "mlp.gate_up", "mlp.down"
+"""Within a layer of experts: the stacks of their weights, named like no linear layer's weight."""
+
+
+def expert_stacks(config: GlmConfig) -> list[str]:
+    """Parameter names of the routed experts' weights, ``[E, 2 F, H]`` and ``[E, H, F]`` of each layer in turn."""
+    return [f"layers.{layer}.{stack}" for layer in config.expert_layers for stack in (GATE_UP, DOWN)]
 
 
 class WeightFormats(NamedTuple):

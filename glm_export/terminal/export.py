@@ -73,7 +73,7 @@ def export(
         show_mixed_precision(MESSAGES, mixed)
         chosen = replace(chosen, excluded=mixed.excluded)
         target = resolve_options(opened, chosen)
-    show_plan(MESSAGES, opened, plan_export(opened, out, target.dtype, target.quantization), target)
+    show_plan(MESSAGES, opened, plan_export(opened, out, target.dtype, target.quantization, target.dialect.can), target)
     show_float16_risk(MESSAGES, target, measured=chosen.ranges is not None)
     with ProgressBars(MESSAGES) as bars:
         program = api.export(opened, out, chosen, force=force, progress=bars)

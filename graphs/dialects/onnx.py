@@ -40,7 +40,9 @@ def expected_counts(config: GlmConfig) -> Counter[str]:
     layer of experts has the router's product, and two of the shared experts.
     """
     layers = config.num_layers
-    of_experts = max(0, layers - config.experts.first_layer) if config.experts else 0
+    of_experts = len(config.expert_layers)
+    # Scores of groups and the best of those, where experts are chosen in groups.
+    choices = 3 if config.experts and config.experts.groups > 1 else 1
     shared = of_experts if config.experts and config.experts.shared else 0
     gates = layers + shared if config.activation is Activation.SWIGLU else 0
     norms = 2 + 2 * config.sandwich_norms + 2 * config.qk_norm
@@ -54,7 +56,7 @@ def expected_counts(config: GlmConfig) -> Counter[str]:
             "MatMul": 4 * layers + of_experts + 2 * shared + 1,
             "Split": layers + gates,
             "Gelu": layers if config.activation is not Activation.SWIGLU else 0,
-            "TopK": of_experts,
+            "TopK": choices * of_experts,
             NORM_OP[config.norm]: layers * norms + config.final_norm,
         }
     )

@@ -1,4 +1,6 @@
-"""ONNX Runtime's fused operators: attention with rotation and a shared cache, norms with their residual (opset 23).
+"""ONNX Runtime's fused operators: attention with its rotation and a shared cache, norms with their residual, experts.
+
+Opset 23. Routing stays as it is, in float32; the chosen experts alone are computed, see ``docs/adr/0021``.
 
 Families with a prefix mask keep the standard ``Attention``, the runtime's only one that takes a mask and a cache at
 once; see ``docs/adr/0006``.
@@ -24,6 +26,9 @@ SKIP_NORM = {
     Norm.RMS: "com.microsoft.SkipSimplifiedLayerNormalization",
     Norm.LAYER: "com.microsoft.SkipLayerNormalization",
 }
+MIXTURE = "com.microsoft.MoE"
+# Weights as the operator takes them: logarithms, and their sum behind it.
+MIXTURE_OPS = {MIXTURE, "Log", "Max"}
 LENGTH_OPS = {
     "ReduceSum", "Sub", "Cast", "Shape", "Squeeze", "Min", "Unsqueeze", "GatherND", "Max", "CumSum", "Equal", "Add",
 }  # fmt: skip
@@ -57,6 +62,7 @@ def expected_rewrites(config: GlmConfig, signature: Signature) -> Counter[str]:
             "positions": apart(config),
             "attention": config.num_layers if shared else 0,
             "skip_norm": skip_norms(config),
+            "experts": len(config.expert_layers),
             "last_token": int(shared and signature.last_logits_only),
         }
     )
@@ -86,7 +92,12 @@ def expected_counts(config: GlmConfig) -> Counter[str]:
     }
     # What counts lengths are operators that experts are made of as well.
     kept = {name: count for name, count in counts.items() if not shared or count or name not in LENGTH_OPS}
-    return Counter(kept | norms | (attention if shared else {}))
+    mixtures = len(config.expert_layers)
+    products = {"MatMul": counts["MatMul"] - 2 * mixtures, MIXTURE: mixtures}
+    counted = Counter(kept | norms | (attention if shared else {}) | products)
+    # Each mixture's gate and up are split within the operator.
+    counted["Split"] -= mixtures
+    return counted
 
 
 def integer_cache(config: GlmConfig) -> IntegerCache:
@@ -95,13 +106,14 @@ def integer_cache(config: GlmConfig) -> IntegerCache:
 
 
 def rules() -> tuple[Rule, ...]:
-    """Attention with its rotation and cache, norms with their sums, the last token."""
+    """Attention with its rotation and cache, norms with their sums, the chosen experts, the last token."""
+    from glm_export.graphs.rules.ort.experts import ChosenExperts
     from glm_export.graphs.rules.ort.group_query_attention import AttentionToGroupQuery
     from glm_export.graphs.rules.ort.last_token import LastTokenOfEachRow
     from glm_export.graphs.rules.ort.positions import PositionsFromLengths
     from glm_export.graphs.rules.ort.skip_norm import AddAndNorm
 
-    return PositionsFromLengths(), AttentionToGroupQuery(), AddAndNorm(), LastTokenOfEachRow()
+    return PositionsFromLengths(), AttentionToGroupQuery(), AddAndNorm(), ChosenExperts(), LastTokenOfEachRow()
 
 
 def ragged_rules() -> tuple[Rule, ...]:
@@ -114,7 +126,9 @@ def ragged_rules() -> tuple[Rule, ...]:
 DIALECT = Dialect(
     name="ort",
     opset=23,
-    allowed_ops=frozenset(canonical.DIALECT.allowed_ops | LENGTH_OPS | {GROUP_QUERY, *SKIP_NORM.values()}),
+    allowed_ops=frozenset(
+        canonical.DIALECT.allowed_ops | LENGTH_OPS | MIXTURE_OPS | {GROUP_QUERY, *SKIP_NORM.values()}
+    ),
     expected_counts=expected_counts,
     rules=rules,
     expected_rewrites=expected_rewrites,
@@ -123,6 +137,6 @@ DIALECT = Dialect(
     cache=cache,
     logits=lambda config: "all" if config.prefix_mask else "last",
     # Block and 4-bit Q/DQ say nothing here that its own operators do not say faster.
-    can=Capabilities(stored_products=True, half_scales=True, integer_cache=integer_cache),
+    can=Capabilities(stored_products=True, half_scales=True, integer_cache=integer_cache, grouped_experts=True),
     runs_on="ONNX Runtime (CPU, CUDA), onnxruntime-genai",
 )

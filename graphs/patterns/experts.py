@@ -9,9 +9,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from glm_export.spec.config import BEST_OF_GROUP
+
 
 def route(
-    scores_XE: Tensor, choice_bias_E: Tensor, *, per_token: int, normalize: bool, scale: float
+    scores_XE: Tensor,
+    choice_bias_E: Tensor,
+    *,
+    per_token: int,
+    normalize: bool,
+    scale: float,
+    groups: int = 1,
+    chosen_groups: int = 1,
 ) -> tuple[Tensor, Tensor]:
     """Choose experts and weigh them.
 
@@ -21,19 +30,33 @@ def route(
         per_token: K.
         normalize: make each token's weights sum to 1.
         scale: multiplies the weights.
+        groups: of neighbouring experts; a group's score is that of its two best.
+        chosen_groups: how many of them a token may choose from.
 
     Returns:
         Weights ``[X, K]`` float32 and expert numbers ``[X, K]`` int64.
 
-    Source: ``modeling_glm4_moe.py`` of transformers, ``Glm4MoeTopkRouter`` (one group of experts).
+    Source: ``modeling_glm4_moe.py`` of transformers, ``Glm4MoeTopkRouter``.
     """
     # The bias balances load: it decides who is chosen, not how much that counts (arXiv:2408.15664).
-    experts_XK = torch.topk(scores_XE + choice_bias_E, per_token, dim=-1).indices
+    choice_XE = scores_XE + choice_bias_E
+    if groups > 1:
+        choice_XE = choice_XE * _in_best_groups(choice_XE, groups, chosen_groups)
+    experts_XK = torch.topk(choice_XE, per_token, dim=-1).indices
     weights_XK = scores_XE.gather(1, experts_XK)
     if normalize:
         # The official floor: sigmoid scores can underflow together.
         weights_XK = weights_XK / (weights_XK.sum(dim=-1, keepdim=True) + 1e-20)
     return weights_XK * scale, experts_XK
+
+
+def _in_best_groups(choice_XE: Tensor, groups: int, chosen: int) -> Tensor:
+    """1 for experts of the best groups, 0 for the others: those count as 0, as in transformers, not as lowest."""
+    choice_XGE = choice_XE.reshape(-1, groups, choice_XE.shape[1] // groups)
+    best_XG = torch.topk(choice_XGE, BEST_OF_GROUP, dim=-1).values.sum(dim=-1)
+    chosen_XG = torch.topk(best_XG, chosen, dim=-1).indices
+    inside_XG = torch.zeros_like(best_XG).scatter(1, chosen_XG, torch.ones_like(chosen_XG, dtype=best_XG.dtype))
+    return inside_XG.unsqueeze(-1).expand_as(choice_XGE).reshape(choice_XE.shape)
 
 
 def mix_experts(x_XH: Tensor, weights_XK: Tensor, experts_XK: Tensor, gate_up_EFH: Tensor, down_EHF: Tensor) -> Tensor:

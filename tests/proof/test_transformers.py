@@ -53,6 +53,13 @@ CASES = {
          "num_experts_per_tok": 3, "n_shared_experts": 2, "routed_scaling_factor": 2.5, "norm_topk_prob": True,
          "use_qk_norm": True, "attention_bias": True, "partial_rotary_factor": 0.5, "n_group": 1, "topk_group": 1},
     ),
+    "glm4_moe: four experts from two of three groups, weights as they are": (
+        Glm4MoeConfig, Glm4MoeForCausalLM,
+        {"hidden_size": 40, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "intermediate_size": 72,
+         "moe_intermediate_size": 24, "num_hidden_layers": 3, "first_k_dense_replace": 1, "n_routed_experts": 12,
+         "num_experts_per_tok": 4, "n_shared_experts": 1, "routed_scaling_factor": 0.7, "norm_topk_prob": False,
+         "use_qk_norm": False, "attention_bias": False, "partial_rotary_factor": 0.5, "n_group": 3, "topk_group": 2},
+    ),
 }  # fmt: skip
 
 

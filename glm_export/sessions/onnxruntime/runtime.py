@@ -52,6 +52,15 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
 
 
+def _require_operators(program: OnnxProgram, version: str) -> None:
+    least = program.least_onnxruntime
+    if _numbers(version) < least:
+        raise EnvironmentMissingError(
+            f"{program.folder} needs ONNX Runtime {'.'.join(map(str, least))} or later, whose experts multiply "
+            f"integers; found {version}: pip install -U onnxruntime, or export without --recipe"
+        )
+
+
 def _require_kernels(version: str) -> None:
     if _numbers(version) < LEAST_ON_CUDA:
         raise EnvironmentMissingError(
@@ -85,6 +94,7 @@ def inference_session(
     options.intra_op_num_threads = threads or usable_threads()
     for key, value in session_entries(program.recipe).items():
         options.add_session_config_entry(key, value)
+    _require_operators(program, onnxruntime.__version__)
     chosen = chosen or providers()
     if CUDA in chosen:
         _require_kernels(onnxruntime.__version__)
