@@ -12,7 +12,7 @@ import onnx
 from glm_export import api
 from glm_export.artifacts.engine import load_engine
 from glm_export.artifacts.open import Artifact, Kind, open_artifact
-from glm_export.artifacts.program import MODEL, load_program
+from glm_export.artifacts.program import MODEL, NEEDS, load_program
 from glm_export.calibration.ranges import load_ranges
 from glm_export.checkpoints.checkpoint import Checkpoint
 from glm_export.errors import CheckpointError, GlmExportError, InputError
@@ -82,6 +82,7 @@ def program_facts(folder: Path) -> dict[str, Any]:
         "logits": program.logits,
         "recipe": program.recipe or "none",
         "batch_invariance": invariance_of(program, "cpu").value,
+        **{f"needs {name}": f"{least} or later" for name, least in program.manifest.get(NEEDS, {}).items()},
         "parameters": program.manifest["parameters"],
         "operators": dict(Counter(node.op_type for node in graph.node).most_common()),
         "inputs": [f"{spec['name']} {spec['dtype']}{spec['dims']}" for spec in signature["inputs"]],
@@ -181,8 +182,9 @@ def _rotary_fact(config: GlmConfig) -> str:
 
 
 def _experts_fact(experts: ExpertsConfig) -> str:
+    groups = f", of the best {experts.chosen_groups} of {experts.groups} groups" if experts.groups > 1 else ""
     return (
-        f"{experts.per_token} of {experts.routed} and {experts.shared} shared, width {experts.ffn_size}, "
+        f"{experts.per_token} of {experts.routed}{groups} and {experts.shared} shared, width {experts.ffn_size}, "
         f"from layer {experts.first_layer}"
     )
 

@@ -21,6 +21,7 @@ from glm_export.artifacts.manifest import MANIFEST
 from glm_export.artifacts.program import WEIGHTS, OnnxProgram, load_program
 from glm_export.calibration import recipes
 from glm_export.calibration.formats import decode
+from glm_export.deployment.inspect import inspect_folder
 from glm_export.errors import CheckpointError, ConfigError, EnvironmentMissingError
 from glm_export.exporter.plan import plan_export
 from glm_export.exporter.weight_blocks import alternating, stored_blocks
@@ -120,6 +121,7 @@ def test_recipes_round_experts(recipe: str, bits: int, tmp_path: Path) -> None:
     assert len(nodes) == len(program.config.expert_layers)
     assert all(attribute.i == bits for n in nodes for attribute in n.attribute if attribute.name.endswith("bits"))
     assert program.manifest["needs"] == {"onnxruntime": "1.31"}
+    assert inspect_folder(str(program.folder))["needs onnxruntime"] == "1.31 or later"
     assert api.check(program, api.open_checkpoint(checkpoint)).passed
 
 
