@@ -11,11 +11,11 @@ import numpy as np
 
 from glm_export.graphs.dialect import Dialect
 from glm_export.graphs.rewriter import MICROSOFT, CountedRule
-from glm_export.graphs.rules.ort import dynamic_quantize_matmul, matmul_nbits
 from glm_export.graphs.rules.ort.experts import MOE, QMOE, QuantizedExperts
-from glm_export.graphs.rules.ort.gather_block_quantized import LOOKUP, QuantizedGather
-from glm_export.graphs.rules.ort.int8_kv_cache import GroupQueryOfIntegers
-from glm_export.graphs.rules.ort.quantized_matmul import QuantizedMatMul, StoredProduct
+from glm_export.graphs.rules.ort.quantized import dynamic_quantize_matmul, matmul_nbits
+from glm_export.graphs.rules.ort.quantized.gather_block_quantized import LOOKUP, QuantizedGather
+from glm_export.graphs.rules.ort.quantized.int8_kv_cache import GroupQueryOfIntegers
+from glm_export.graphs.rules.ort.quantized.quantized_matmul import QuantizedMatMul, StoredProduct
 from glm_export.graphs.rules.qdq.kv_cache import AttentionOfIntegers, ConcatOfIntegers
 from glm_export.graphs.rules.qdq.matmul import ExplicitMatMul, InputNumbers
 from glm_export.spec.capabilities import Capabilities, IntegerCache

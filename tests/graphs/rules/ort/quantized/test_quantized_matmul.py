@@ -8,7 +8,7 @@ import torch
 
 from glm_export.calibration.formats import decode
 from glm_export.graphs.quantized import PRODUCTS
-from glm_export.graphs.rules.ort.quantized_matmul import QuantizedMatMul
+from glm_export.graphs.rules.ort.quantized.quantized_matmul import QuantizedMatMul
 from glm_export.graphs.rules.qdq.matmul import InputNumbers
 from glm_export.spec.weight_formats import PROMPT, PROMPT_TOKENS, BlockWeights, QdqWeights, WeightFormats
 from tests.helpers.small_programs import assert_left_alone, program, random_arrays, rewritten, run, stored_tensors

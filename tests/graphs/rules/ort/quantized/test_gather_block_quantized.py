@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from glm_export.calibration.formats import decode
-from glm_export.graphs.rules.ort.gather_block_quantized import LOOKUP, QuantizedGather
+from glm_export.graphs.rules.ort.quantized.gather_block_quantized import LOOKUP, QuantizedGather
 from glm_export.spec.weight_formats import EMBEDDING, BlockWeights
 from tests.helpers.small_programs import assert_left_alone, program, random_arrays, rewritten, run, stored_tensors
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from glm_export.graphs.rewriter import MICROSOFT, Emitter
-from glm_export.graphs.rules.ort.quantized_matmul import ProductInputs, StoredProduct
+from glm_export.graphs.rules.ort.quantized.quantized_matmul import ProductInputs, StoredProduct
 from glm_export.spec.weight_formats import ChannelWeights
 
 

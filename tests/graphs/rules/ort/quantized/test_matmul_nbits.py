@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from glm_export.calibration.formats import decode
-from glm_export.graphs.rules.ort import matmul_nbits
-from glm_export.graphs.rules.ort.quantized_matmul import QuantizedMatMul
+from glm_export.graphs.rules.ort.quantized import matmul_nbits
+from glm_export.graphs.rules.ort.quantized.quantized_matmul import QuantizedMatMul
 from glm_export.graphs.rules.qdq.matmul import InputNumbers
 from glm_export.spec.weight_formats import BlockWeights, WeightFormats
 from tests.helpers.small_programs import program, random_arrays, rewritten, run, stored_tensors

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from glm_export.graphs.rules.ort.int8_kv_cache import GroupQueryOfIntegers
+from glm_export.graphs.rules.ort.quantized.int8_kv_cache import GroupQueryOfIntegers
 from tests.helpers.small_programs import assert_left_alone, program, random_arrays, rewritten, run
 
 HEADS, KV_HEADS, HEAD_DIM, PAST, QUERIES = 4, 2, 16, 4, 3

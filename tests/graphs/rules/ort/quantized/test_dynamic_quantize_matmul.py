@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from glm_export.calibration.formats import decode
-from glm_export.graphs.rules.ort import dynamic_quantize_matmul
-from glm_export.graphs.rules.ort.quantized_matmul import QuantizedMatMul
+from glm_export.graphs.rules.ort.quantized import dynamic_quantize_matmul
+from glm_export.graphs.rules.ort.quantized.quantized_matmul import QuantizedMatMul
 from glm_export.graphs.rules.qdq.matmul import InputNumbers
 from glm_export.spec.weight_formats import ChannelWeights, WeightFormats
 from tests.helpers.small_programs import program, random_arrays, rewritten, run, stored_tensors

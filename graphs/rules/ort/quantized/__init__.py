@@ -1,0 +1,1 @@
+"""ONNX Runtime's own products, lookups and caches of integers."""

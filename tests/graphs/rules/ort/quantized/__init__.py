@@ -1,0 +1,1 @@
+"""Tests of the rules in ``graphs/rules/ort/quantized``."""
