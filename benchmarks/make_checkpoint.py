@@ -87,6 +87,27 @@ SHAPES |= {
         "vocab_size": 37888, "max_position_embeddings": 8192,
     },
 }  # fmt: skip
+# ChatGLM-6B's layout at 0.7 B: as many heads for keys as for queries, so its cache is large beside its weights.
+SHAPES["medium-prefix"] = {
+    "_name_or_path": "THUDM/chatglm-6b",
+    "architectures": ["ChatGLMModel"],
+    "model_type": "chatglm",
+    "hidden_size": 2048,
+    "inner_hidden_size": 8192,
+    "num_attention_heads": 16,
+    "num_layers": 12,
+    "vocab_size": 32768,
+    "max_sequence_length": 4096,
+    "layernorm_epsilon": 1e-5,
+    "position_encoding_2d": True,
+    "use_cache": True,
+    "torch_dtype": "float16",
+    "bos_token_id": 32764,
+    "eos_token_id": 32765,
+    "mask_token_id": 32760,
+    "gmask_token_id": 32761,
+    "pad_token_id": 3,
+}
 SHARD_BYTES = 1_900_000_000
 
 

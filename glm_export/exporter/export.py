@@ -271,6 +271,7 @@ def _write_model(
 def runtime_needs(model: ir.Model) -> dict[str, str]:
     """The oldest version of each runtime that has the operators of a graph, where not every one has them."""
     found = {f"{node.domain}.{node.op_type}" for node in model.graph.all_nodes()}
+    found |= {f"{node.domain}.{node.op_type}.{name}" for node in model.graph.all_nodes() for name in node.attributes}
     least = max((version for operator, version in LEAST_WITH.items() if operator in found), default=None)
     return {"onnxruntime": ".".join(map(str, least))} if least is not None else {}
 

@@ -45,7 +45,7 @@ def generate_steps(
 
     Args:
         session: its cache is taken over.
-        prompts: token ids, or prompts, one a row; padded on the left together.
+        prompts: token ids, or prompts, one a row.
         stopping: when rows end. Stop strings need ``decode``.
         sampling: greedy when absent. Each row draws from its own stream, seeded ``seed + row``.
         decode: ids to text.

@@ -43,9 +43,10 @@ class OwnLengths:
 
     @classmethod
     def of(cls, tensors: Tensors) -> OwnLengths:
-        """Read them from a causal family's ``attention_mask`` ``[B, T]``."""
-        real = tensors[ATTENTION_MASK].astype(bool)
-        columns = real.shape[1] - tensors[INPUT_IDS].shape[1]
+        """Read them from ``attention_mask``: of tokens ``[B, T]``, or of pairs ``[B, 1, S, T]``."""
+        mask = tensors[ATTENTION_MASK].astype(bool)
+        columns = mask.shape[-1] - tensors[INPUT_IDS].shape[1]
+        real = mask if mask.ndim == 2 else _real_of_pairs(mask[:, 0])
         return cls(past=real[:, :columns], new=real[:, columns:])
 
     @property
@@ -60,8 +61,18 @@ class OwnLengths:
         return np.concatenate([self.past, self.new], axis=1)
 
 
+def _real_of_pairs(mask_BST: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Real columns ``[B, T]``: all behind the first that sees or is seen. Padding on the left is neither."""
+    columns = mask_BST.shape[2] - mask_BST.shape[1]
+    real: NDArray[np.bool_] = np.logical_or.reduce(mask_BST, axis=1)
+    real[:, columns:] |= np.logical_or.reduce(mask_BST, axis=2)
+    real[:, -1:] = True
+    found: NDArray[np.bool_] = np.logical_or.accumulate(real, axis=1)
+    return found
+
+
 def _to_own_lengths(tensors: Tensors, signature: Signature) -> Tensors:
-    """A causal family's canonical inputs as a program with own lengths takes them.
+    """Canonical inputs as a program with own lengths takes them.
 
     Args:
         tensors: by canonical name, left padded.
@@ -75,11 +86,16 @@ def _to_own_lengths(tensors: Tensors, signature: Signature) -> Tensors:
         ids[index, : new.sum()] = tensors[INPUT_IDS][index, new]
     given: Tensors = {
         INPUT_IDS: ids,
-        ATTENTION_MASK: (np.arange(total.max()) < total[:, None]).astype(np.int64),
-        POSITION_IDS: rows.before[:, None] + np.arange(queries),
+        WRITE_INDICES: rows.before,
         LAST_TOKEN_IDS: np.maximum(rows.new.sum(axis=1) - 1, 0),
         QUERY_LENGTHS: rows.new.sum(axis=1).astype(np.int32),
     }
+    if signature.prefix_mask:
+        given |= _pairs_of_own_lengths(tensors, rows)
+        given[ATTENTION_MASK] = _as_wide_as_the_cache(given[ATTENTION_MASK], signature)
+    else:
+        given[ATTENTION_MASK] = (np.arange(total.max()) < total[:, None]).astype(np.int64)
+        given[POSITION_IDS] = rows.before[:, None] + np.arange(queries)
     for spec in signature.inputs:
         if spec.name in given:
             continue
@@ -91,6 +107,23 @@ def _to_own_lengths(tensors: Tensors, signature: Signature) -> Tensors:
             cache[index, :, : real.sum()] = past[index][:, real]
         given[spec.name] = cache
     return {spec.name: given[spec.name] for spec in signature.inputs}
+
+
+def _pairs_of_own_lengths(tensors: Tensors, rows: OwnLengths) -> Tensors:
+    """Mask ``[B, 1, S, T]`` and places ``[B, 2, S]``, each row from its own first column on."""
+    batch, queries = rows.new.shape
+    mask = np.zeros((batch, 1, queries, int(rows.before.max()) + queries), bool)
+    places = np.zeros((batch, 2, queries), np.int64)
+    for index, (new, real) in enumerate(zip(rows.new, rows.all, strict=True)):
+        mask[index, 0, : new.sum(), : real.sum()] = tensors[ATTENTION_MASK][index, 0][new][:, real]
+        places[index, :, : new.sum()] = tensors[POSITION_IDS][index][:, new]
+    return {ATTENTION_MASK: mask, POSITION_IDS: places}
+
+
+def _as_wide_as_the_cache(mask_B1ST: NDArray[Any], signature: Signature) -> NDArray[Any]:
+    """Where the cache is static the mask of pairs says of every column who sees it."""
+    free = signature.static_length - mask_B1ST.shape[-1] if signature.cache is Cache.STATIC else 0
+    return np.pad(mask_B1ST, ((0, 0), (0, 0), (0, 0), (0, free))) if free else mask_B1ST
 
 
 def _own_lengths_to_canonical(outputs: Tensors, tensors: Tensors) -> Tensors:
@@ -123,7 +156,7 @@ def without_padding(outputs: Tensors, tensors: Tensors) -> Tensors:
 
 
 def run_rows_apart(run: Callable[[Tensors], Tensors], tensors: Tensors, signature: Signature) -> Tensors:
-    """A causal family's canonical call one row at a time, each without its padding; padding of outputs is 0."""
+    """A canonical call one row at a time, each without its padding; padding of outputs is 0."""
     found = [_run_alone(run, tensors, row, signature) for row in range(len(tensors[INPUT_IDS]))]
     return {name: np.concatenate([outputs[name] for outputs in found]) for name in found[0]}
 
@@ -132,9 +165,11 @@ def _run_alone(run: Callable[[Tensors], Tensors], tensors: Tensors, row: int, si
     real = OwnLengths.of(tensors)
     past, padding = real.past.shape[1], int(real.new[row].argmax())
     alone = {name: array[row : row + 1] for name, array in tensors.items()}
-    mask = alone[ATTENTION_MASK]
-    alone |= {name: alone[name][:, padding:] for name in (INPUT_IDS, POSITION_IDS)}
-    outputs = run(alone | {ATTENTION_MASK: np.concatenate([mask[:, :past], mask[:, past + padding :]], axis=1)})
+    mask = np.delete(alone[ATTENTION_MASK], np.s_[past : past + padding], axis=-1)
+    if signature.prefix_mask:
+        mask = mask[:, :, padding:]
+    alone |= {name: alone[name][..., padding:] for name in (INPUT_IDS, POSITION_IDS)}
+    outputs = run(alone | {ATTENTION_MASK: mask})
     result = {
         name: np.insert(output, [past] * padding, 0, axis=CACHE_LENGTH_AXIS)
         for name, output in outputs.items()
@@ -142,31 +177,6 @@ def _run_alone(run: Callable[[Tensors], Tensors], tensors: Tensors, row: int, si
     }
     missing = 0 if signature.last_logits_only else padding
     return {LOGITS: np.pad(outputs[LOGITS], ((0, 0), (missing, 0), (0, 0)))} | result
-
-
-def _on_static_columns(named: Tensors, signature: Signature) -> Tensors:
-    """Inputs of a prefix family with what a static cache wants besides: it is padded on the left all the same.
-
-    The mask covers every column, and the program is told where to write.
-    """
-    mask = named[ATTENTION_MASK]
-    batch, queries = named[INPUT_IDS].shape
-    free = signature.static_length - mask.shape[-1]
-    return named | {
-        ATTENTION_MASK: np.pad(mask, ((0, 0), (0, 0), (0, 0), (0, free))),
-        WRITE_INDICES: np.full(batch, mask.shape[-1] - queries, np.int64),
-        LAST_TOKEN_IDS: np.full(batch, queries - 1, np.int64),
-    }
-
-
-def _to_static(tensors: Tensors, signature: Signature) -> Tensors:
-    """A prefix family's canonical inputs over a static cache: the same columns, and free ones behind."""
-    given = _on_static_columns(tensors, signature)
-    for spec in signature.inputs:
-        if spec.is_cache:
-            past = tensors[spec.name]
-            given[spec.name] = np.pad(past, ((0, 0), (0, 0), (0, signature.static_length - past.shape[2]), (0, 0)))
-    return {spec.name: given[spec.name] for spec in signature.inputs}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,13 +190,9 @@ class CallLayout:
     signature: Signature
     kv_scales: NDArray[np.float32] | None = None
     fed: tuple[str, ...] = field(init=False)
-    padded_columns: bool = field(init=False)
-    """Whether a mask as wide as the cache is wanted, and where to write."""
 
     def __post_init__(self) -> None:
-        signature = self.signature
-        object.__setattr__(self, "fed", tuple(spec.name for spec in signature.inputs if not spec.is_cache))
-        object.__setattr__(self, "padded_columns", signature.prefix_mask and signature.cache is Cache.STATIC)
+        object.__setattr__(self, "fed", tuple(spec.name for spec in self.signature.inputs if not spec.is_cache))
         if self.signature.cache_is_integer and self.kv_scales is None:
             raise ConfigError("the program's cache keeps integers, and no scales were given; pass those of its ranges")
 
@@ -198,29 +204,18 @@ class CallLayout:
     def to_program(self, tensors: Tensors) -> Tensors:
         """Canonical inputs as the program takes them."""
         tensors = self.quantize_past(tensors)
-        if self.signature.cache is Cache.GROWING:
-            return tensors
-        return (
-            _to_own_lengths(tensors, self.signature)
-            if self.signature.own_lengths
-            else _to_static(tensors, self.signature)
-        )
+        return _to_own_lengths(tensors, self.signature) if self.signature.own_lengths else tensors
 
     def to_canonical(self, outputs: Tensors, tensors: Tensors) -> Tensors:
         """The program's outputs in canonical columns; ``tensors`` are the canonical inputs."""
         outputs = self.dequantize_present(outputs)
-        if self.signature.cache is Cache.GROWING:
-            return outputs
-        if self.signature.own_lengths:
-            return _own_lengths_to_canonical(outputs, tensors)
-        total = tensors[ATTENTION_MASK].shape[-1]
-        return {name: output if name == LOGITS else output[:, :, :total] for name, output in outputs.items()}
+        return _own_lengths_to_canonical(outputs, tensors) if self.signature.own_lengths else outputs
 
     def inputs_without_cache(self, feeds: Feeds) -> Tensors:
         """What a call is given besides keys and values, by name."""
         named = feeds.named()
-        if self.padded_columns:
-            named = _on_static_columns(named, self.signature)
+        if self.signature.prefix_mask:
+            named[ATTENTION_MASK] = _as_wide_as_the_cache(named[ATTENTION_MASK], self.signature)
         return {name: named[name] for name in self.fed}
 
     def quantize_past(self, tensors: Tensors) -> Tensors:

@@ -21,8 +21,7 @@ from glm_export.spec.signature import ATTENTION_MASK, INPUT_IDS, POSITION_IDS
 Ids = NDArray[np.int64]
 Mask = NDArray[Any]
 """Integer ``[B, T]`` for causal families, bool ``[B, 1, S, T]`` for prefix families."""
-LENGTHS, CONTEXT_LENGTHS, MASK_POSITIONS = "lengths", "context_lengths", "mask_positions"
-PREFIX_LENGTHS = "prefix_lengths"
+LENGTHS, PREFIX_LENGTHS = "lengths", "prefix_lengths"
 """What says where a row stands, whatever its padding."""
 
 
@@ -178,108 +177,6 @@ class Feeds:
         mask = left_padded(standings[LENGTHS], prefix_length).astype(np.int64)
         nothing = np.zeros((len(mask), 0), np.int64)
         return cls(input_ids=nothing, attention_mask=mask, position_ids=nothing, prefix_length=prefix_length)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PrefixFeeds(Feeds):
-    """One call of a prefix family: ``position_ids`` ``[B, 2, S]``, ``attention_mask`` bool ``[B, 1, S, P + S]``.
-
-    ``real`` ``[B, P + S]`` says which tokens are not padding. ``context_lengths`` and ``mask_positions`` ``[B]`` are
-    those of :class:`Prompt`.
-    """
-
-    real: NDArray[np.bool_]
-    context_lengths: Ids
-    mask_positions: Ids
-
-    @property
-    def row_lengths(self) -> Ids:
-        """The mask is of pairs, and ``real`` of tokens."""
-        lengths: Ids = self.real.sum(axis=1)
-        return lengths
-
-    @property
-    def tokens_before(self) -> Ids:
-        """As :attr:`row_lengths`."""
-        before: Ids = self.real[:, : self.columns - self.input_ids.shape[1]].sum(axis=1)
-        return before
-
-    @property
-    def read_at_once(self) -> int:
-        """The context, whose tokens see each other, of the row in which it ends last."""
-        return int((self.columns - self.row_lengths + self.context_lengths).max(initial=0))
-
-    def next_step(self, next_ids: Sequence[int], last_position: int) -> PrefixFeeds:
-        """The next decode step: it sees every real token; the place in the text stays, the place within counts on."""
-        column = np.asarray(next_ids, dtype=np.int64)[:, None]
-        real = np.concatenate([self.real, np.ones_like(column, dtype=bool)], axis=1)
-        # <sop>, the first token behind the context, stands at 1; a P-Tuning prefix takes no position.
-        written = self.row_lengths - self.prefix_length - self.context_lengths
-        places = np.stack([self.mask_positions, written + 1], axis=1)
-        return PrefixFeeds(
-            input_ids=column,
-            attention_mask=real[:, None, None, :],
-            position_ids=np.minimum(places, last_position)[:, :, None],
-            prefix_length=self.prefix_length,
-            real=real,
-            context_lengths=self.context_lengths,
-            mask_positions=self.mask_positions,
-        )
-
-    def rows(self, chosen: slice) -> PrefixFeeds:
-        """The same call for some rows."""
-        return PrefixFeeds(
-            input_ids=self.input_ids[chosen],
-            attention_mask=self.attention_mask[chosen],
-            position_ids=self.position_ids[chosen],
-            prefix_length=self.prefix_length,
-            real=self.real[chosen],
-            context_lengths=self.context_lengths[chosen],
-            mask_positions=self.mask_positions[chosen],
-        )
-
-    def _piece(self, start: int, end: int) -> PrefixFeeds:
-        before = self.columns - self.input_ids.shape[1]
-        return PrefixFeeds(
-            input_ids=self.input_ids[:, start:end],
-            attention_mask=self.attention_mask[:, :, start:end, : before + end],
-            position_ids=self.position_ids[:, :, start:end],
-            prefix_length=self.prefix_length,
-            real=self.real[:, : before + end],
-            context_lengths=self.context_lengths,
-            mask_positions=self.mask_positions,
-        )
-
-    def truncate(self, row: int, length: int) -> Self:
-        """As :meth:`Feeds.truncate`; the context saw itself whole, so it stays whole.
-
-        Raises:
-            InputError: the row has fewer tokens, or its context more.
-        """
-        (row,) = rows_there(self.batch, [row])
-        context = int(self.context_lengths[row])
-        if length < self.prefix_length + context:
-            raise InputError(f"row {row} has a context of {context} tokens, and cannot be cut back to {length}")
-        return Feeds.truncate(self, row, length)
-
-    def _standings(self) -> dict[str, Ids]:
-        numbers = {CONTEXT_LENGTHS: self.context_lengths, MASK_POSITIONS: self.mask_positions}
-        return Feeds._standings(self) | numbers
-
-    @classmethod
-    def _standing(cls, standings: dict[str, Ids]) -> Self:
-        prefix_length = prefix_length_of(standings)
-        real = left_padded(standings[LENGTHS], prefix_length)
-        rows, columns = real.shape
-        return cls(
-            input_ids=np.zeros((rows, 0), np.int64),
-            attention_mask=np.zeros((rows, 1, 0, columns), bool),
-            position_ids=np.zeros((rows, 2, 0), np.int64),
-            prefix_length=prefix_length,
-            real=real,
-            context_lengths=standings[CONTEXT_LENGTHS],
-            mask_positions=standings[MASK_POSITIONS],
-        )
 
 
 def prefix_length_of(standings: dict[str, Ids]) -> int:

@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glm_export.errors import InputError
-from glm_export.inputs.feeds import Feeds, Ids, PrefixFeeds
+from glm_export.inputs.feeds import Feeds, Ids
 from glm_export.inputs.padding import behind_prefix, right_padded
+from glm_export.inputs.prefix_feeds import PrefixFeeds, RightPaddedPrefixFeeds
 from glm_export.inputs.right_padded import RightPaddedFeeds
 from glm_export.spec.config import GlmConfig
 
@@ -46,8 +47,8 @@ class Prompt:
 def prefill_feeds(prompts: Sequence[Prompt], config: GlmConfig, *, own_lengths: bool = False) -> Feeds:
     """Pad prompts to one length: on the left, or with ``own_lengths`` on the right.
 
-    Prefix families stand on the left always: their mask says what is padding. Where the model has a P-Tuning prefix the
-    cache holds it already: its columns are the first of the mask, and padding stands behind them.
+    Where the model has a P-Tuning prefix the cache holds it already: its columns are the first of the mask, and padding
+    on the left stands behind them.
 
     Raises:
         InputError: no prompt, an empty one, an id beyond the vocabulary, or one longer than the position table.
@@ -65,7 +66,7 @@ def prefill_feeds(prompts: Sequence[Prompt], config: GlmConfig, *, own_lengths: 
     if strange:
         raise InputError(f"token ids {strange[:5]} lie outside the vocabulary of {config.vocab_size}; wrong tokenizer?")
     width = max(len(prompt.ids) for prompt in prompts)
-    if own_lengths and not config.prefix_mask:
+    if own_lengths:
         return _row_feeds(prompts, width, config)
     ids = np.full((len(prompts), width), config.pad_token_id, dtype=np.int64)
     real = np.zeros((len(prompts), width), dtype=bool)
@@ -80,43 +81,72 @@ def prefill_feeds(prompts: Sequence[Prompt], config: GlmConfig, *, own_lengths: 
 
 
 def _row_feeds(prompts: Sequence[Prompt], width: int, config: GlmConfig) -> RightPaddedFeeds:
-    lengths = np.array([config.prefix_length + len(prompt.ids) for prompt in prompts], dtype=np.int64)
+    begun = config.prefix_length
+    lengths = np.array([begun + len(prompt.ids) for prompt in prompts], dtype=np.int64)
     ids = np.full((len(prompts), width), config.pad_token_id, dtype=np.int64)
     for row, prompt in zip(ids, prompts, strict=True):
         row[: len(prompt.ids)] = prompt.ids
-    positions = np.broadcast_to(config.prefix_length + np.arange(width, dtype=np.int64), ids.shape)
+    if config.prefix_mask:
+        mask, places = _pairs_and_places(prompts, np.zeros(len(prompts), np.int64), width)
+        context_lengths, mask_positions = _contexts(prompts)
+        return RightPaddedPrefixFeeds(
+            input_ids=ids,
+            attention_mask=behind_prefix(mask, begun),
+            position_ids=places,
+            lengths=lengths,
+            first_columns=np.full(len(prompts), begun, np.int64),
+            prefix_length=begun,
+            context_lengths=context_lengths,
+            mask_positions=mask_positions,
+            # <sop> is the first of the written part, at 1.
+            last_columns=begun + context_lengths + config.max_positions - 2,
+        )
     return RightPaddedFeeds(
         input_ids=ids,
         attention_mask=right_padded(lengths),
-        position_ids=positions,
+        position_ids=np.broadcast_to(begun + np.arange(width, dtype=np.int64), ids.shape),
         lengths=lengths,
-        prefix_length=config.prefix_length,
+        prefix_length=begun,
     )
 
 
 def _prefix_feeds(prompts: Sequence[Prompt], ids: Ids, real: NDArray[np.bool_], prefix_length: int) -> PrefixFeeds:
-    """Tokens of the context see each other; those from ``<sop>`` on also what was written before them."""
-    batch, width = ids.shape
-    causal = np.tri(width, dtype=bool)
-    mask = np.zeros((batch, 1, width, width), dtype=bool)
-    positions = np.zeros((batch, 2, width), dtype=np.int64)
-    for index, prompt in enumerate(prompts):
-        start = width - len(prompt.ids)
-        sop = start + prompt.context_length
-        mask[index, 0] = (causal | (np.arange(width) < sop)) & real[index] & real[index][:, None]
-        positions[index, 0, start:sop] = np.arange(prompt.context_length)
-        positions[index, 0, sop:] = prompt.mask_position
-        positions[index, 1, sop:] = np.arange(1, width - sop + 1)
+    starts = np.array([ids.shape[1] - len(prompt.ids) for prompt in prompts])
+    mask, positions = _pairs_and_places(prompts, starts, ids.shape[1])
+    context_lengths, mask_positions = _contexts(prompts)
     return PrefixFeeds(
         input_ids=ids,
-        # Every token sees a P-Tuning prefix.
         attention_mask=behind_prefix(mask, prefix_length),
         position_ids=positions,
         prefix_length=prefix_length,
         real=behind_prefix(real, prefix_length),
-        context_lengths=np.array([prompt.context_length for prompt in prompts], dtype=np.int64),
-        mask_positions=np.array([prompt.mask_position for prompt in prompts], dtype=np.int64),
+        context_lengths=context_lengths,
+        mask_positions=mask_positions,
     )
+
+
+def _pairs_and_places(prompts: Sequence[Prompt], starts: Ids, width: int) -> tuple[NDArray[np.bool_], Ids]:
+    """Who sees whom ``[B, 1, S, S]``, and two places of every token ``[B, 2, S]``; padding sees nobody and stands at 0.
+
+    Tokens of the context see each other; those from ``<sop>`` on also what was written before them.
+    """
+    causal, columns = np.tri(width, dtype=bool), np.arange(width)
+    mask = np.zeros((len(prompts), 1, width, width), dtype=bool)
+    places = np.zeros((len(prompts), 2, width), dtype=np.int64)
+    for index, (prompt, start) in enumerate(zip(prompts, starts, strict=True)):
+        sop, end = start + prompt.context_length, start + len(prompt.ids)
+        real = (start <= columns) & (columns < end)
+        mask[index, 0] = (causal | (columns < sop)) & real & real[:, None]
+        places[index, 0, start:sop] = np.arange(prompt.context_length)
+        places[index, 0, sop:end] = prompt.mask_position
+        places[index, 1, sop:end] = np.arange(1, end - sop + 1)
+    return mask, places
+
+
+def _contexts(prompts: Sequence[Prompt]) -> tuple[Ids, Ids]:
+    """Lengths of the contexts and places of the masks, ``[B]`` each."""
+    lengths, places = zip(*((prompt.context_length, prompt.mask_position) for prompt in prompts), strict=True)
+    return np.array(lengths, np.int64), np.array(places, np.int64)
 
 
 def prefix_prompt(ids: Sequence[int], sop_id: int, masks: Sequence[set[int]]) -> Prompt:

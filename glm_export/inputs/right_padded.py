@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from glm_export.errors import InputError
 from glm_export.inputs.feeds import LENGTHS, PREFIX_LENGTHS, Feeds, Ids, prefix_length_of
 from glm_export.inputs.padding import right_padded
-from glm_export.spec.signature import LAST_TOKEN_IDS, QUERY_LENGTHS
+from glm_export.spec.signature import LAST_TOKEN_IDS, QUERY_LENGTHS, WRITE_INDICES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,20 +32,26 @@ class RightPaddedFeeds(Feeds):
 
     @property
     def tokens_before(self) -> Ids:
-        """Those before its first position; what a row held from there on is written over, or it is at rest."""
-        before: Ids = np.minimum(self.position_ids[:, :1].min(axis=1, initial=self.columns), self.lengths)
+        """Those before its first column; what a row held from there on is written over, or it is at rest."""
+        before: Ids = np.minimum(self.write_indices, self.lengths)
         return before
 
+    @property
+    def write_indices(self) -> Ids:
+        """Column of the cache that each row's first token of this call goes to, ``[B]``; the others follow."""
+        return self.position_ids[:, 0] if self.input_ids.shape[1] else self.lengths
+
     def named(self) -> dict[str, NDArray[Any]]:
-        """As :meth:`Feeds.named`, which row of logits is wanted, and how many tokens each row has."""
+        """As :meth:`Feeds.named`; where rows are written, which logits are wanted, how many tokens each row has."""
         # Not super(): slots make the class anew, and the one super() knows is gone.
         query_lengths: NDArray[Any] = self.new_tokens.astype(np.int32)
-        return Feeds.named(self) | {LAST_TOKEN_IDS: self.last_token_ids, QUERY_LENGTHS: query_lengths}
+        told = {WRITE_INDICES: self.write_indices, LAST_TOKEN_IDS: self.last_token_ids, QUERY_LENGTHS: query_lengths}
+        return Feeds.named(self) | told
 
     @property
     def new_tokens(self) -> Ids:
         """Of this call's columns, how many are each row's own, ``[B]``; none for a row at rest."""
-        counts: Ids = np.clip(self.lengths - self.position_ids[:, 0], 0, self.input_ids.shape[1])
+        counts: Ids = np.clip(self.lengths - self.write_indices, 0, self.input_ids.shape[1])
         return counts
 
     def next_tokens(self, tokens: Sequence[Sequence[int]]) -> RightPaddedFeeds:
@@ -54,12 +60,7 @@ class RightPaddedFeeds(Feeds):
         Raises:
             InputError: there are no tokens at all, or not a list for each row.
         """
-        counts = np.array([len(row) for row in tokens], np.int64)
-        if len(counts) != self.batch or not counts.any():
-            raise InputError(f"tokens are wanted for {self.batch} rows, at least one; found {counts.tolist()}")
-        ids = np.zeros((self.batch, int(counts.max())), np.int64)
-        for row, own in enumerate(tokens):
-            ids[row, : len(own)] = own
+        ids, counts = padded_tokens(tokens, self.batch)
         lengths = self.lengths + counts
         return RightPaddedFeeds(
             input_ids=ids,
@@ -84,13 +85,13 @@ class RightPaddedFeeds(Feeds):
     @property
     def columns(self) -> int:
         """Padding takes columns as well: those of the longest row, written and then written over."""
-        return max(int(self.position_ids.max(initial=-1)) + 1, int(self.lengths.max(initial=0)))
+        return columns_of(self.write_indices, self.input_ids.shape[1], self.lengths)
 
     @property
     def last_token_ids(self) -> Ids:
         """Where in this call each row's last real token stands, ``[B]``; 0 for a row that had none left."""
         width = self.input_ids.shape[1]
-        last: Ids = np.clip(self.lengths - self.position_ids[:, 0], 1, width) - 1
+        last: Ids = np.clip(self.lengths - self.write_indices, 1, width) - 1
         return last
 
     def next_step(self, next_ids: Sequence[int], last_position: int) -> RightPaddedFeeds:
@@ -156,3 +157,23 @@ class RightPaddedFeeds(Feeds):
             lengths=lengths,
             prefix_length=prefix_length_of(standings),
         )
+
+
+def columns_of(write_indices: Ids, new: int, lengths: Ids) -> int:
+    """Columns of the cache in use after a call of ``new`` tokens a row, padding included."""
+    return max(int(write_indices.max(initial=0)) + new, int(lengths.max(initial=0)))
+
+
+def padded_tokens(tokens: Sequence[Sequence[int]], batch: int) -> tuple[Ids, Ids]:
+    """Tokens ``[B, S]`` with padding behind each row's own, and how many those are, ``[B]``.
+
+    Raises:
+        InputError: there are no tokens at all, or not a list for each row.
+    """
+    counts = np.array([len(row) for row in tokens], np.int64)
+    if len(counts) != batch or not counts.any():
+        raise InputError(f"tokens are wanted for {batch} rows, at least one; found {counts.tolist()}")
+    ids = np.zeros((batch, int(counts.max())), np.int64)
+    for row, own in enumerate(tokens):
+        ids[row, : len(own)] = own
+    return ids, counts

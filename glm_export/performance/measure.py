@@ -139,7 +139,7 @@ class _Rounds:
         logits = self._session.prefill(feeds)
         require_finite(self._session, logits[:, -1], 1)
         chosen = _choose(logits)
-        last_position = self._session.config.max_positions - 1
+        last_position = self._session.last_position(feeds)
         taken = []
         for step in range(2, steps + 2):
             started = time.perf_counter()

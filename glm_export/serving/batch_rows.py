@@ -98,7 +98,7 @@ class OwnLengthRows(BatchRows):
 
 
 class PaddedRows(BatchRows):
-    """Rows padded together: a prompt is read alone and joins; then all of them decode in step."""
+    """Rows whose prompts are read alone and join; then all of them decode in step."""
 
     whole_prompts = True
 
@@ -159,4 +159,4 @@ class PaddedRows(BatchRows):
 
 def batch_rows(session: Session, max_rows: int) -> BatchRows:
     """The rows of a session, by its kind of cache."""
-    return OwnLengthRows(session, max_rows) if session.signature.own_lengths else PaddedRows(session)
+    return PaddedRows(session) if session.signature.whole_prompts else OwnLengthRows(session, max_rows)

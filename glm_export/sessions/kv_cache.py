@@ -10,8 +10,7 @@ How rows stand, by kind (``spec.signature.Cache``):
   move all others to the right or to the left.
 - SHARED: each row from column 0 on, in one buffer that doubles when a row outgrows it. What lies behind a row's length
   is seen by nobody and written over: a row is cut back by its length alone.
-- STATIC: as SHARED, in a buffer of fixed size. Prefix families stand as in GROWING, on the first of its columns: their
-  mask is of columns, and tells every row's from padding.
+- STATIC: as SHARED, in a buffer of fixed size.
 
 Where a batch starts from an initial cache (a P-Tuning prefix) its columns are the first of every row, and lengths count
 them; padding on the left stands behind them. They are never cut, and a row apart from its batch goes without them.
@@ -239,8 +238,7 @@ class KvCache(ABC, Generic[Array]):
     def truncate(self, row: int, length: int) -> None:
         """A row forgets all but its first ``length`` tokens.
 
-        GROWING, and STATIC of prefix families: the rest of it moves to the right, up to the last column. Else nothing
-        moves.
+        GROWING: the rest of it moves to the right, up to the last column. Else nothing moves.
 
         Raises:
             InputError: the row holds fewer, or begins with a longer prefix.

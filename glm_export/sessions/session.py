@@ -172,10 +172,10 @@ class Session(ABC):
         return remaining if self.capacity is None else min(remaining, self.capacity - held)
 
     def last_position(self, feeds: Feeds) -> int:
-        """Where a row that is finished waits for others: where a position is a column, not beyond the cache."""
-        positions = self.config.max_positions
-        columns = self.capacity if isinstance(feeds, RightPaddedFeeds) and self.capacity is not None else positions
-        return min(positions, columns) - 1
+        """Where a row that is finished waits for others: the last position, or where rows have own lengths, column."""
+        if not isinstance(feeds, RightPaddedFeeds):
+            return self.config.max_positions - 1
+        return min(self.config.most_columns, self.capacity or self.config.most_columns) - 1
 
     @abstractmethod
     def describe(self) -> SessionDescription:
@@ -316,13 +316,13 @@ class Session(ABC):
         """Rows stand behind the batch's with what they hold already, or with nothing: they are read as it goes on.
 
         Raises:
-            InputError: rows of this session are padded together, there would be more of them than it takes, or
-                ``feeds`` are not the last call's.
+            InputError: prompts of this session are read at once, there would be more rows than it takes, or ``feeds``
+                are not the last call's.
             SessionBusyError: the session has another user, or had one since the batch was read.
         """
         with self._turns.continues if self.cache.rows else self._turns.begins:
-            if not self.signature.own_lengths:
-                raise InputError("rows of this program are padded together; read their prompts with join")
+            if self.signature.whole_prompts:
+                raise InputError("prompts of this program are read at once; read them with join")
             self._require_rows(feeds, feeds.batch + len(rows))
             self.cache.join(rows)
             return RightPaddedFeeds.holding(self.cache.lengths.tolist(), self.cache.prefix)

@@ -273,6 +273,14 @@ class GlmConfig:
         return self.text_positions + self.prefix_length
 
     @property
+    def most_columns(self) -> int:
+        """Columns that all tokens with a position could fill: a prefix family's written part has positions of its own.
+
+        The first that is written stands at 1.
+        """
+        return self.max_columns + (self.max_positions - 1 if self.prefix_mask else 0)
+
+    @property
     def q_size(self) -> int:
         """Channels of all query heads together."""
         return self.num_heads * self.head_dim

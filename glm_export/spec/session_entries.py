@@ -8,9 +8,10 @@ LEAST_ON_CUDA = (1, 31)
 LEAST_FOR_RAGGED = (1, 32)
 """GroupQueryAttention's ``query_seqlens``, on the CPU."""
 
-LEAST_WITH = {"com.microsoft.QMoE": (1, 31)}
-"""Operators as programs use them, and the first version that has them so: of ``QMoE`` router weights came with 1.26,
-raw weights with 1.28, ``accuracy_level`` and products of integers with 1.31."""
+LEAST_WITH = {"com.microsoft.QMoE": (1, 31), "com.microsoft.GroupQueryAttention.causal": (1, 30)}
+"""Operators and attributes as programs use them, and the first version that has them so: of ``QMoE`` router weights
+came with 1.26, raw weights with 1.28, ``accuracy_level`` and products of integers with 1.31. ``causal`` is what
+prefix families switch off."""
 
 ACCURACY = {"session.qdq_matmulnbits_accuracy_level": "1"}
 """Products with dequantized weights are float products; by default their inputs would be rounded to 8 bits as well."""

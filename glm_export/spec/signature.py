@@ -36,8 +36,9 @@ class Cache(Enum):
     """How a program keeps keys and values from one call to the next.
 
     ``GROWING``: present is past and new tokens, one after another; rows are padded on the left together.
-    ``SHARED``: one buffer is past and present at once; each row has a length of its own, is padded on the right, and
-    position and column of a token are the same. The program counts positions itself, from ``attention_mask``.
+    ``SHARED``: one buffer is past and present at once; each row has a length of its own and is padded on the right.
+    Causal families: a token's position is its column, and the program counts it itself, from ``attention_mask``.
+    Prefix families: positions are given, and so is the column where each row is written.
     ``STATIC``: as SHARED, with a buffer of fixed size, and the program is told where each token stands.
     """
 
@@ -119,8 +120,8 @@ class Signature:
         """How the program keeps keys and values; its inputs say it."""
         if isinstance(self.input(past_names(0)[0]).dims[CACHE_LENGTH_AXIS], int):
             return Cache.STATIC
-        names = {spec.name for spec in self.inputs}
-        return Cache.GROWING if POSITION_IDS in names else Cache.SHARED
+        told = {spec.name for spec in self.inputs}
+        return Cache.GROWING if POSITION_IDS in told and WRITE_INDICES not in told else Cache.SHARED
 
     @property
     def static_length(self) -> int:
@@ -147,7 +148,17 @@ class Signature:
     @property
     def own_lengths(self) -> bool:
         """Whether each row fills the cache from column 0 on; otherwise rows are padded on the left together."""
-        return self.cache is not Cache.GROWING and not self.prefix_mask
+        return self.cache is not Cache.GROWING
+
+    @property
+    def whole_prompts(self) -> bool:
+        """Whether a prompt is read before its row joins: its context sees itself, or rows are padded together."""
+        return self.prefix_mask or not self.own_lengths
+
+    @property
+    def counts_positions(self) -> bool:
+        """Whether the program counts positions itself, from a mask of tokens."""
+        return all(spec.name != POSITION_IDS for spec in self.inputs)
 
     @property
     def ragged(self) -> bool:
@@ -212,6 +223,7 @@ def decoder_signature(
     """
     layers = range(config.num_layers)
     static = cache is Cache.STATIC
+    by_index = logits == "last" and (static or (cache is Cache.SHARED and config.prefix_mask))
     past, present = (max_length, max_length) if static else (PAST, TOTAL)
 
     def pairs(names: tuple[str, str], length: int | str) -> list[TensorSpec]:
@@ -223,7 +235,7 @@ def decoder_signature(
         inputs=(
             TensorSpec(name=INPUT_IDS, dtype="int64", dims=(BATCH, SEQUENCE)),
             *_masks_and_positions(config, cache, present),
-            *((TensorSpec(name=LAST_TOKEN_IDS, dtype="int64", dims=(BATCH,)),) if static and rows == 1 else ()),
+            *((TensorSpec(name=LAST_TOKEN_IDS, dtype="int64", dims=(BATCH,)),) if by_index else ()),
             *(spec for i in layers for spec in pairs(past_names(i), past)),
         ),
         outputs=(
@@ -236,17 +248,16 @@ def decoder_signature(
 def _masks_and_positions(config: GlmConfig, cache: Cache, total: int | str) -> list[TensorSpec]:
     """What tells a program who sees whom, and where each token stands.
 
-    Prefix families are told which token sees which; causal ones only which tokens are real, and with a static cache
-    not even that: a token sees the columns up to its position.
+    Prefix families are told which token sees which, and where a cache is written in place; causal ones only which
+    tokens are real, and with a static cache not even that: a token sees the columns up to its position.
     """
     mask = TensorSpec(name=ATTENTION_MASK, dtype="int64", dims=(BATCH, total))
     if config.prefix_mask:
         mask = TensorSpec(name=ATTENTION_MASK, dtype="bool", dims=(BATCH, 1, SEQUENCE, total))
     axes = () if config.position_axes == 1 else (config.position_axes,)
     positions = TensorSpec(name=POSITION_IDS, dtype="int64", dims=(BATCH, *axes, SEQUENCE))
-    if cache is Cache.SHARED:
-        return [mask]
-    if cache is Cache.STATIC:
-        write = TensorSpec(name=WRITE_INDICES, dtype="int64", dims=(BATCH,))
-        return [mask, positions, write] if config.prefix_mask else [positions]
-    return [mask, positions]
+    if cache is Cache.GROWING:
+        return [mask, positions]
+    if config.prefix_mask:
+        return [mask, positions, TensorSpec(name=WRITE_INDICES, dtype="int64", dims=(BATCH,))]
+    return [positions] if cache is Cache.STATIC else [mask]

@@ -2,8 +2,7 @@
 
 Opset 23. Routing stays as it is, in float32; the chosen experts alone are computed, see ``docs/adr/0021``.
 
-Families with a prefix mask keep the standard ``Attention``, the runtime's only one that takes a mask and a cache at
-once; see ``docs/adr/0006``.
+Families with a prefix mask give it to the same operator as a bias; see ``docs/adr/0020``.
 """
 
 from __future__ import annotations
@@ -31,19 +30,20 @@ MIXTURE = "com.microsoft.MoE"
 MIXTURE_OPS = {MIXTURE, "Log", "Max"}
 LENGTH_OPS = {
     "ReduceSum", "Sub", "Cast", "Shape", "Squeeze", "Min", "Unsqueeze", "GatherND", "Max", "CumSum", "Equal", "Add",
+    "Range", "Or", "Where",
 }  # fmt: skip
 
 
-def cache(config: GlmConfig) -> Cache:
-    """One shared buffer where the operator can mask by itself, which is causally."""
-    return Cache.GROWING if config.prefix_mask else Cache.SHARED
-
-
-def apart(config: GlmConfig) -> int:
-    """Rotations that stand before the attention instead of within it."""
+def rotations_counted(config: GlmConfig) -> int:
+    """Rotations before the attention whose positions the program counts: those of tables too narrow for it."""
     if config.rotary is None or config.prefix_mask or fuses_rotation(config.rotary.dim // 2):
         return 0
     return 2 * config.num_layers
+
+
+def apart(config: GlmConfig) -> int:
+    """Rotations that stand before the attention instead of within it: also those by two positions a token."""
+    return 2 * config.num_layers if config.rotary and config.prefix_mask else rotations_counted(config)
 
 
 def skip_norms(config: GlmConfig) -> int:
@@ -56,14 +56,14 @@ def skip_norms(config: GlmConfig) -> int:
 
 def expected_rewrites(config: GlmConfig, signature: Signature) -> Counter[str]:
     """One attention a layer; every norm of a sum; the last token where only its logits are wanted."""
-    shared = cache(config) is Cache.SHARED
+    attention = "prefix_attention" if config.prefix_mask else "attention"
     return Counter(
         {
-            "positions": apart(config),
-            "attention": config.num_layers if shared else 0,
+            "positions": rotations_counted(config),
+            attention: config.num_layers,
             "skip_norm": skip_norms(config),
             "experts": len(config.expert_layers),
-            "last_token": int(shared and signature.last_logits_only),
+            "last_token": int(signature.last_logits_only),
         }
     )
 
@@ -80,7 +80,6 @@ def expected_counts(config: GlmConfig) -> Counter[str]:
     """The canonical products; rotations and splits of q, k and v are gone where attention holds them."""
     counts = canonical.expected_counts(config)
     layers = config.num_layers
-    shared = cache(config) is Cache.SHARED
     norm = canonical.NORM_OP[config.norm]
     norms = {SKIP_NORM[config.norm]: skip_norms(config), norm: counts[norm] - skip_norms(config)}
     attention = {
@@ -91,18 +90,13 @@ def expected_counts(config: GlmConfig) -> Counter[str]:
         "Split": counts["Split"] - (0 if config.qk_norm or apart(config) else layers),
     }
     # What counts lengths are operators that experts are made of as well.
-    kept = {name: count for name, count in counts.items() if not shared or count or name not in LENGTH_OPS}
+    kept = {name: count for name, count in counts.items() if count or name not in LENGTH_OPS}
     mixtures = len(config.expert_layers)
     products = {"MatMul": counts["MatMul"] - 2 * mixtures, MIXTURE: mixtures}
-    counted = Counter(kept | norms | (attention if shared else {}) | products)
+    lowered = Counter(kept | norms | attention | products)
     # Each mixture's gate and up are split within the operator.
-    counted["Split"] -= mixtures
-    return counted
-
-
-def integer_cache(config: GlmConfig) -> IntegerCache:
-    """The fused operator rounds by itself; where it does not serve, attention keeps its cache."""
-    return IntegerCache.FUSED if cache(config) is Cache.SHARED else IntegerCache.ATTENTION
+    lowered["Split"] -= mixtures
+    return lowered
 
 
 def rules() -> tuple[Rule, ...]:
@@ -111,9 +105,17 @@ def rules() -> tuple[Rule, ...]:
     from glm_export.graphs.rules.ort.group_query_attention import AttentionToGroupQuery
     from glm_export.graphs.rules.ort.last_token import LastTokenOfEachRow
     from glm_export.graphs.rules.ort.positions import PositionsFromLengths
+    from glm_export.graphs.rules.ort.prefix_group_query import PrefixAttentionToGroupQuery
     from glm_export.graphs.rules.ort.skip_norm import AddAndNorm
 
-    return PositionsFromLengths(), AttentionToGroupQuery(), AddAndNorm(), ChosenExperts(), LastTokenOfEachRow()
+    return (
+        PositionsFromLengths(),
+        AttentionToGroupQuery(),
+        PrefixAttentionToGroupQuery(),
+        AddAndNorm(),
+        ChosenExperts(),
+        LastTokenOfEachRow(),
+    )
 
 
 def ragged_rules() -> tuple[Rule, ...]:
@@ -134,9 +136,15 @@ DIALECT = Dialect(
     expected_rewrites=expected_rewrites,
     ragged_rules=ragged_rules,
     expected_ragged=expected_ragged,
-    cache=cache,
-    logits=lambda config: "all" if config.prefix_mask else "last",
+    cache=lambda _: Cache.SHARED,
+    logits=lambda _: "last",
     # Block and 4-bit Q/DQ say nothing here that its own operators do not say faster.
-    can=Capabilities(stored_products=True, half_scales=True, integer_cache=integer_cache, grouped_experts=True),
+    can=Capabilities(
+        stored_products=True,
+        half_scales=True,
+        # The fused operator rounds by itself.
+        integer_cache=lambda _: IntegerCache.FUSED,
+        grouped_experts=True,
+    ),
     runs_on="ONNX Runtime (CPU, CUDA), onnxruntime-genai",
 )

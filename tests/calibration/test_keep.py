@@ -18,7 +18,6 @@ from glm_export.calibration.recipes import KEEP
 from glm_export.checkpoints.checkpoint import Checkpoint
 from glm_export.checkpoints.quantized.official import RowwiseIntegers
 from glm_export.errors import InputError
-from glm_export.inputs.prompts import prefill_feeds
 from glm_export.sessions.session import Session
 from tests.helpers.golden_data import BOUND, difference
 from tests.helpers.golden_folders import folder, golden_of, logits_of
@@ -46,7 +45,7 @@ HELD = [
 def whole_prompt(session: Session, input_ids: np.ndarray) -> np.ndarray:
     """ChatGLM-6B makes masks and positions of the ids."""
     if session.config.prefix_mask:
-        return session.prefill(prefill_feeds([session.prompt(row.tolist()) for row in input_ids], session.config))
+        return session.prefill(session.feeds([session.prompt(row.tolist()) for row in input_ids]))
     return logits_of(session, input_ids)
 
 

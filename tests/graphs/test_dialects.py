@@ -54,7 +54,7 @@ def test_numbers_operators_and_opset(lowered: tuple[OnnxProgram, Golden]) -> Non
     assert set(counts) <= dialect.allowed_ops
     if dialect.name == "portable":
         assert not {"Attention", "RotaryEmbedding", "RMSNormalization", "Gelu"} & set(counts)
-    if dialect.name == "ort" and not program.config.prefix_mask:
+    if dialect.name == "ort":
         assert counts["com.microsoft.GroupQueryAttention"] == program.config.num_layers
         assert not counts["Attention"]
 

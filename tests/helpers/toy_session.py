@@ -47,8 +47,9 @@ CAPACITY = 20
 KINDS = {
     "torch": ("chatglm2", Cache.GROWING), "torch, prefix": ("glm_infilling", Cache.GROWING),
     "growing": ("chatglm2", Cache.GROWING), "growing, prefix": ("glm_infilling", Cache.GROWING),
-    "shared": ("chatglm2", Cache.SHARED), "static": ("chatglm2", Cache.STATIC),
-    "static, prefix": ("glm_infilling", Cache.STATIC), "engine, growing": ("chatglm2", Cache.GROWING),
+    "shared": ("chatglm2", Cache.SHARED), "shared, prefix": ("glm_infilling", Cache.SHARED),
+    "static": ("chatglm2", Cache.STATIC), "static, prefix": ("glm_infilling", Cache.STATIC),
+    "engine, growing": ("chatglm2", Cache.GROWING),
     "engine, static": ("chatglm2", Cache.STATIC), "engine, static, prefix": ("glm_infilling", Cache.STATIC),
 }  # fmt: skip
 MODULUS = 1_000_003
@@ -231,7 +232,8 @@ class ToySession(Session):
     def _sees(self, given: Tensors, row: int, query: int, column: int, width: int) -> Array:
         mask = given.get(ATTENTION_MASK)
         if mask is not None and mask.ndim == 4:
-            return np.asarray(mask[row, 0, query], bool)
+            # A mask speaks of no more columns than are in use.
+            return np.pad(np.asarray(mask[row, 0, query], bool), (0, width - mask.shape[-1]))
         causal = np.arange(width) <= column
         if mask is not None and self.signature.cache is Cache.GROWING:
             causal &= mask[row].astype(bool)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from glm_export import families
 from glm_export.errors import ConfigError
-from glm_export.inputs.call_layout import CallLayout
+from glm_export.inputs.call_layout import CallLayout, run_rows_apart
 from glm_export.inputs.prompts import Prompt, prefill_feeds
 from glm_export.spec.config import GlmConfig
 from glm_export.spec.signature import (
@@ -31,7 +31,7 @@ Tensors = dict[str, NDArray[Any]]
 LENGTH = 24
 KINDS = [
     ("chatglm2", Cache.GROWING), ("chatglm2", Cache.SHARED), ("chatglm2", Cache.STATIC),
-    ("glm_infilling", Cache.GROWING), ("glm_infilling", Cache.STATIC),
+    ("glm_infilling", Cache.GROWING), ("glm_infilling", Cache.SHARED), ("glm_infilling", Cache.STATIC),
 ]  # fmt: skip
 
 
@@ -121,11 +121,43 @@ def test_what_a_call_is_given_besides_the_cache(family: str, cache: Cache) -> No
     feeds = prefill_feeds(prompts, config_of(family), own_lengths=signature.own_lengths).next_step([1, 2], 20)
     given = CallLayout(signature=signature).inputs_without_cache(feeds)
     assert list(given) == [spec.name for spec in signature.inputs if not spec.is_cache]
-    if family == "glm_infilling" and cache is Cache.STATIC:
-        # Every column has a place in the mask, and those behind the new token are hidden.
-        assert given[ATTENTION_MASK].shape == (2, 1, 1, LENGTH)
-        assert given[ATTENTION_MASK].sum() == 5 + 4
-        assert given[WRITE_INDICES].tolist() == [4, 4]
+    if family == "glm_infilling" and cache is not Cache.GROWING:
+        # Columns behind a row's new token are hidden; a static cache's mask has a place for every one.
+        assert given[ATTENTION_MASK].shape == (2, 1, 1, LENGTH if cache is Cache.STATIC else 5)
+        assert given[ATTENTION_MASK].sum(axis=-1).ravel().tolist() == [5, 4]
+        assert given[WRITE_INDICES].tolist() == [4, 3]
+
+
+@pytest.mark.parametrize("cache", [Cache.SHARED, Cache.STATIC])
+def test_rows_of_a_prefix_family_begin_at_column_0(cache: Cache) -> None:
+    """Padding on the left is what no query sees, and goes; what a query sees of its row stays what it was."""
+    tensors, signature = a_call("glm_infilling"), signature_of("glm_infilling", cache)
+    given = CallLayout(signature=signature).to_program(tensors)
+    assert given[WRITE_INDICES].tolist() == [8, 5, 2]
+    for row, padding in enumerate((0, 3, 6)):
+        seen, before = given[ATTENTION_MASK][row, 0], tensors[ATTENTION_MASK][row, 0, :, padding:]
+        np.testing.assert_array_equal(seen[:, : before.shape[1]], before)
+        assert not seen[:, before.shape[1] :].any()
+        key = past_names(0)[0]
+        np.testing.assert_array_equal(given[key][row, :, : 8 - padding], tensors[key][row, :, padding:])
+    # The control: were a column of padding seen, it would be kept.
+    mask = tensors[ATTENTION_MASK].copy()
+    mask[2, 0, 0, 4] = True
+    moved = CallLayout(signature=signature).to_program(tensors | {ATTENTION_MASK: mask})
+    assert moved[WRITE_INDICES].tolist() == [8, 5, 4]
+
+
+def test_rows_of_a_prefix_family_run_apart() -> None:
+    """As GroupQueryAttention reads several tokens on a past."""
+    tensors, layout = a_call("glm_infilling"), CallLayout(signature=signature_of("glm_infilling", Cache.SHARED))
+
+    def run(call: Tensors) -> Tensors:
+        assert len(call[INPUT_IDS]) == 1
+        return layout.to_canonical(answer(layout.to_program(call), layout), call)
+
+    together = layout.to_canonical(answer(layout.to_program(tensors), layout), tensors)
+    for name, array in run_rows_apart(run, tensors, layout.signature).items():
+        np.testing.assert_array_equal(array, together[name], err_msg=name)
 
 
 def test_integers_come_and_go_as_floats() -> None:
@@ -163,4 +195,6 @@ def test_a_signature_says_whether_its_mask_is_of_pairs(family: str) -> None:
     for cache in Cache:
         signature = decoder_signature(config, dtype="float32", logits="all", cache=cache, max_length=LENGTH)
         assert signature.prefix_mask == config.prefix_mask
-        assert signature.own_lengths == (cache is not Cache.GROWING and not config.prefix_mask)
+        assert signature.cache is cache
+        assert signature.own_lengths == (cache is not Cache.GROWING)
+        assert signature.counts_positions == (cache is Cache.SHARED and not config.prefix_mask)

@@ -11,7 +11,9 @@ import pytest
 from glm_export import families
 from glm_export.errors import InputError
 from glm_export.inputs.feeds import Feeds
+from glm_export.inputs.prefix_feeds import RightPaddedPrefixFeeds
 from glm_export.inputs.prompts import Prompt, prefill_feeds
+from glm_export.spec.signature import WRITE_INDICES
 from tests.helpers.tiny import tiny_values
 
 PROMPTS = [
@@ -21,6 +23,7 @@ PROMPTS = [
 ]
 PADDINGS = {
     "left": ("chatglm2", False), "right": ("chatglm2", True), "prefix": ("glm_infilling", False),
+    "prefix, right": ("glm_infilling", True),
 }  # fmt: skip
 Pad = Callable[[list[Prompt]], Feeds]
 
@@ -106,13 +109,49 @@ def test_what_cannot_be(pad: Pad) -> None:
         feeds.truncate(1, 4)
 
 
-def test_a_context_stays_whole() -> None:
+@pytest.mark.parametrize("own_lengths", [False, True])
+def test_a_context_stays_whole(own_lengths: bool) -> None:
     config = families.read_config(tiny_values("glm_infilling"))
-    feeds = prefill_feeds(PROMPTS, config)
+    feeds = prefill_feeds(PROMPTS, config, own_lengths=own_lengths)
     with pytest.raises(InputError, match="row 0 has a context of 4 tokens, and cannot be cut back to 3"):
         feeds.truncate(0, 3)
     with pytest.raises(InputError, match="the first 4 see each other and must all be"):
-        prefill_feeds(PROMPTS[:1], config).after(3)
+        prefill_feeds(PROMPTS[:1], config, own_lengths=own_lengths).after(3)
+
+
+def test_rows_of_a_prefix_family_with_lengths_of_their_own() -> None:
+    """What each sees and where it stands is what it sees and where it stands alone, whatever is padded how."""
+    config = families.read_config(tiny_values("glm_infilling"))
+    feeds = prefill_feeds(PROMPTS, config, own_lengths=True)
+    assert isinstance(feeds, RightPaddedPrefixFeeds)
+    wider = feeds.widened(8)
+    assert wider.attention_mask.shape == (3, 1, 8, 8)
+    for row, prompt in enumerate(PROMPTS):
+        alone, length = prefill_feeds([prompt], config), len(prompt.ids)
+        for given in (feeds, wider, feeds.rows(slice(row, row + 1))):
+            at = 0 if given.batch == 1 else row
+            assert given.input_ids[at, :length].tolist() == list(prompt.ids)
+            np.testing.assert_array_equal(given.position_ids[at, :, :length], alone.position_ids[0])
+            np.testing.assert_array_equal(given.attention_mask[at, 0, :length, :length], alone.attention_mask[0, 0])
+            assert not given.attention_mask[at, 0, length:].any()
+            assert not given.attention_mask[at, 0, :, length:].any()
+    assert feeds.rows(slice(1, 3)).attention_mask.shape == (2, 1, 5, 5)
+    pieces = feeds.chunks(2)
+    assert [piece.input_ids.shape[1] for piece in pieces] == [4, 2]
+    assert [piece.attention_mask.shape for piece in pieces] == [(3, 1, 4, 4), (3, 1, 2, 6)]
+
+
+def test_a_row_of_a_prefix_family_waits_at_its_last_place() -> None:
+    """And no other row's; behind it its table ends."""
+    config = families.read_config(tiny_values("glm_infilling"))
+    feeds = prefill_feeds(PROMPTS[:2], config, own_lengths=True)
+    last = [prompt.context_length + config.max_positions - 2 for prompt in PROMPTS[:2]]
+    for _ in range(config.max_positions + 3):
+        feeds = feeds.next_step([1, 2], config.most_columns - 1)
+    assert feeds.named()[WRITE_INDICES].tolist() == last
+    assert feeds.position_ids[:, 1, 0].tolist() == [config.max_positions - 1] * 2
+    # A cache that ends before is the limit of all.
+    assert feeds.truncate(0, 6).truncate(1, 3).next_step([1, 2], 4).named()[WRITE_INDICES].tolist() == [4, 3]
 
 
 def test_rows_chosen_are_as_wide_as_the_longest_of_them() -> None:

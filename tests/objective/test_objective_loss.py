@@ -10,7 +10,7 @@ import torch
 
 from glm_export import api
 from glm_export.artifacts.program import OnnxProgram
-from glm_export.inputs.feeds import PrefixFeeds
+from glm_export.inputs.prefix_feeds import PrefixFeeds
 from glm_export.objective import attention_mask
 from glm_export.objective.loss import infilling_loss
 from tests.helpers.golden_data import Golden

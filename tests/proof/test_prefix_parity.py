@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import cache
+from pathlib import Path
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 import torch
 
 from glm_export import api
 from glm_export.artifacts.program import OnnxProgram
 from glm_export.checkpoints.checkpoint import open_checkpoint
+from glm_export.errors import EnvironmentMissingError
 from glm_export.generation.generate import generate_ids
 from glm_export.generation.stopping import Stopping
-from glm_export.inputs.feeds import PrefixFeeds
+from glm_export.inputs.feeds import Feeds
+from glm_export.inputs.prefix_feeds import PrefixFeeds, RightPaddedPrefixFeeds
 from glm_export.inputs.prompts import prefill_feeds
 from glm_export.modeling import label_loss
+from glm_export.sessions.onnxruntime.cache import InPlace
+from glm_export.sessions.onnxruntime.session import OrtSession
 from glm_export.sessions.session import Session
 from glm_export.sessions.torch import TorchSession, load_reference
 from tests.helpers.golden_data import BOUND, Golden, difference
@@ -28,10 +37,22 @@ PREFILLS = [
 ]  # fmt: skip
 
 
-@pytest.fixture(params=["torch", "onnxruntime"])
-def load(request: pytest.FixtureRequest, exported: Callable[[str], OnnxProgram]) -> Callable[[Golden], Session]:
-    """Sessions of golden checkpoints in each runtime."""
-    return lambda golden: api.load_session(golden.folder if request.param == "torch" else exported(golden.name))
+@pytest.fixture(scope="module")
+def on_one_buffer(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], OnnxProgram]:
+    """Programs of dialect ort with all logits, made once."""
+    root = tmp_path_factory.mktemp("ort")
+    return cache(lambda name: api.export(Golden(name).folder, root / name, dialect="ort", logits="all"))
+
+
+@pytest.fixture(params=["torch", "onnx", "ort"])
+def load(
+    request: pytest.FixtureRequest,
+    exported: Callable[[str], OnnxProgram],
+    on_one_buffer: Callable[[str], OnnxProgram],
+) -> Callable[[Golden], Session]:
+    """Sessions of golden checkpoints in each runtime, and kind of cache."""
+    program = {"onnx": exported, "ort": on_one_buffer}.get(request.param)
+    return lambda golden: api.load_session(golden.folder if program is None else program(golden.name))
 
 
 def attend(golden: Golden, mask: np.ndarray) -> np.ndarray:
@@ -44,6 +65,20 @@ def feeds(ids: np.ndarray, mask: np.ndarray, positions: np.ndarray) -> PrefixFee
     return PrefixFeeds(
         input_ids=ids, attention_mask=mask, position_ids=positions, real=real,
         context_lengths=np.zeros(len(ids), np.int64), mask_positions=positions[:, 0, -1],
+    )  # fmt: skip
+
+
+def fed(session: Session, given: PrefixFeeds) -> Feeds:
+    """The same call as a session takes it; what a row sees is its mask's business, so columns stay where they are."""
+    if not session.signature.own_lengths:
+        return given
+    rows, new = given.input_ids.shape
+    columns, config = given.attention_mask.shape[-1], session.config
+    return RightPaddedPrefixFeeds(
+        input_ids=given.input_ids, attention_mask=given.attention_mask, position_ids=given.position_ids,
+        lengths=np.full(rows, columns), first_columns=np.full(rows, columns - new),
+        context_lengths=given.context_lengths, mask_positions=given.mask_positions,
+        last_columns=np.full(rows, config.most_columns - 1),
     )  # fmt: skip
 
 
@@ -62,7 +97,7 @@ def real_tokens(golden: Golden, case: str) -> np.ndarray:
 @pytest.mark.parametrize(("golden", "case"), PREFILLS, ids=lambda value: getattr(value, "name", value))
 def test_prefill(golden: Golden, case: str, load: Callable[[Golden], Session]) -> None:
     with load(golden) as session:
-        logits = session.prefill(case_feeds(golden, case))
+        logits = session.prefill(fed(session, case_feeds(golden, case)))
     assert np.isfinite(logits).all()
     assert difference(logits, golden[f"{case}.logits"], real_tokens(golden, case)) <= BOUND
     assert np.abs(golden[f"{case}.logits"]).max() > 5
@@ -85,8 +120,8 @@ def growing(golden: Golden, before: str, case: str) -> Iterator[PrefixFeeds]:
 )  # fmt: skip
 def test_decode(golden: Golden, before: str, case: str, load: Callable[[Golden], Session]) -> None:
     with load(golden) as session:
-        session.prefill(case_feeds(golden, before))
-        found = [session.decode(step) for step in growing(golden, before, case)]
+        session.prefill(fed(session, case_feeds(golden, before)))
+        found = [session.decode(fed(session, step)) for step in growing(golden, before, case)]
     assert difference(np.concatenate(found, axis=1), golden[f"{case}.logits"]) <= BOUND
 
 
@@ -98,7 +133,7 @@ def test_chunk_on_top_of_a_context(golden: Golden, load: Callable[[Golden], Sess
             feeds(whole.input_ids[:, a:b], whole.attention_mask[:, :, a:b, :b], whole.position_ids[:, :, a:b])
             for a, b in ((0, split), (split, whole.input_ids.shape[1]))
         ]
-        first, second = session.prefill(parts[0]), session.decode(parts[1])
+        first, second = session.prefill(fed(session, parts[0])), session.decode(fed(session, parts[1]))
     assert difference(first, golden["chunk.logits_first"]) <= BOUND
     assert difference(second, golden["chunk.logits_second"]) <= BOUND
 
@@ -111,7 +146,7 @@ def test_context_length_given_as_a_number(case: str, load: Callable[[Golden], Se
     sep = np.broadcast_to(GLM[f"{case}.attention_mask"], (batch,))
     mask = np.tri(length, dtype=bool)[None, None] | (np.arange(length) < sep[:, None, None, None])
     with load(GLM) as session:
-        logits = session.prefill(feeds(ids, mask, GLM[f"{case}.position_ids"]))
+        logits = session.prefill(fed(session, feeds(ids, mask, GLM[f"{case}.position_ids"])))
     assert difference(logits, GLM[f"{case}.logits"]) <= BOUND
 
 
@@ -125,16 +160,18 @@ def test_context_length_beside_a_past(load: Callable[[Golden], Session]) -> None
     rest = ids.shape[1] - at
     second = sep_mask(rest, GLM["sep_mems.sep_second"])
     second = np.concatenate([np.ones((ids.shape[0], 1, rest, at), bool), second], axis=3)
+    beginning = feeds(ids[:, :at], sep_mask(at, GLM["sep_mems.sep_first"]), positions[:, :, :at])
+    end = feeds(ids[:, at:], second, positions[:, :, at:])
     with load(GLM) as session:
-        session.prefill(feeds(ids[:, :at], sep_mask(at, GLM["sep_mems.sep_first"]), positions[:, :, :at]))
-        logits = session.decode(feeds(ids[:, at:], second, positions[:, :, at:]))
+        session.prefill(fed(session, beginning))
+        logits = session.decode(fed(session, end))
     assert difference(logits, GLM["sep_mems.logits_second"]) <= BOUND
 
 
 def test_multiple_choice_in_one_packed_sequence(load: Callable[[Golden], Session]) -> None:
     """The official packing: choices side by side, blind to each other; log-probabilities of their tokens summed."""
     with load(GLM) as session:
-        logits = session.prefill(case_feeds(GLM, "multiple_choice"))
+        logits = session.prefill(fed(session, case_feeds(GLM, "multiple_choice")))
     real = real_tokens(GLM, "multiple_choice")
     assert difference(logits, GLM["multiple_choice.lm_logits"], real) <= BOUND
     chances = torch.from_numpy(logits).log_softmax(dim=-1).numpy()
@@ -159,7 +196,7 @@ def test_loss(golden: Golden, case: str, load: Callable[[Golden], Session]) -> N
     given, labels = case_feeds(golden, case), torch.from_numpy(golden[f"{case}.labels"])
     official = float(golden[f"{case}.loss"])
     with load(golden) as session:
-        logits = torch.from_numpy(session.prefill(given))
+        logits = torch.from_numpy(session.prefill(fed(session, given)))
         assert abs(float(label_loss(logits, labels, shift=session.config.label_shift)) - official) <= 2e-5
         if isinstance(session, TorchSession):
             tensors = (torch.tensor(array) for array in given.named().values())
@@ -170,8 +207,7 @@ def test_loss_of_chatglm_6b_from_ids_alone(load: Callable[[Golden], Session]) ->
     """The official model makes masks and positions from the ids; so do prompts."""
     ids, labels = CHATGLM["loss.input_ids"], torch.from_numpy(CHATGLM["loss.labels"])
     with load(CHATGLM) as session:
-        given = prefill_feeds([session.prompt(row.tolist()) for row in ids], session.config)
-        logits = session.prefill(given)
+        logits = session.prefill(session.feeds([session.prompt(row.tolist()) for row in ids]))
     assert difference(logits, CHATGLM["loss.logits"]) <= BOUND
     assert abs(float(label_loss(torch.from_numpy(logits), labels, shift=1)) - float(CHATGLM["loss.loss"])) <= 2e-5
 
@@ -184,7 +220,7 @@ def test_ids_become_the_official_prompt(load: Callable[[Golden], Session]) -> No
             given = prefill_feeds([prompt], session.config)
             assert np.array_equal(given.position_ids, CHATGLM[f"{case}.position_ids"])
             assert np.array_equal(given.attention_mask, attend(CHATGLM, CHATGLM[f"{case}.attention_mask"]))
-            assert difference(session.prefill(given), CHATGLM[f"{case}.logits_ids_only"]) <= BOUND
+            assert difference(session.prefill(fed(session, given)), CHATGLM[f"{case}.logits_ids_only"]) <= BOUND
 
 
 @pytest.mark.parametrize("golden", [GLM, CHATGLM], ids=["glm", "chatglm"])
@@ -257,3 +293,67 @@ def test_both_layouts_of_glm_read_alike(tmp_path: object) -> None:
     again.audit()
     for (name, one), (_, other) in zip(plain.parameters(), again.parameters(), strict=True):
         assert torch.equal(one, other), name
+
+
+def planted(program: OnnxProgram, folder: Path, change: Callable[[onnx.NodeProto], None]) -> OnnxProgram:
+    """The same program with a defect in the attention of its last layer."""
+    shutil.copytree(program.folder, folder)
+    path = folder / program.model_path.name
+    model = onnx.load(str(path), load_external_data=False)
+    change(next(node for node in reversed(model.graph.node) if node.op_type == "GroupQueryAttention"))
+    onnx.save(model, str(path))
+    return replace(program, folder=folder)
+
+
+def _causal(node: onnx.NodeProto) -> None:
+    next(attribute for attribute in node.attribute if attribute.name == "causal").i = 1
+
+
+def _without_bias(node: onnx.NodeProto) -> None:
+    node.input[10] = ""
+
+
+@pytest.mark.parametrize("change", [_causal, _without_bias])
+@pytest.mark.parametrize(("golden", "case"), [(GLM, "prefill_mask"), (CHATGLM, "prefill")], ids=["glm", "chatglm"])
+def test_controls_of_the_fused_operator(
+    golden: Golden,
+    case: str,
+    change: Callable[[onnx.NodeProto], None],
+    tmp_path: Path,
+    on_one_buffer: Callable[[str], OnnxProgram],
+) -> None:
+    """It masks causally unless told not to, and knows of a context by its bias alone."""
+    program = planted(on_one_buffer(golden.name), tmp_path / "planted", change)
+    with OrtSession(program) as session:
+        logits = session.prefill(fed(session, case_feeds(golden, case)))
+    assert difference(logits, golden[f"{case}.logits"]) > 100 * BOUND
+
+
+@pytest.mark.parametrize("golden", [GLM, CHATGLM], ids=["glm", "chatglm"])
+def test_the_cache_stays_where_it_is(golden: Golden, on_one_buffer: Callable[[str], OnnxProgram]) -> None:
+    """What a step puts out is the buffer it read, and nothing in it changes but the new token's column."""
+    with OrtSession(on_one_buffer(golden.name)) as session:
+        prompt = session.prompt(golden.facts["greedy"][0]["prompt_ids"])
+        feeds = session.feeds([prompt, prompt])
+        session.prefill(feeds)
+        assert isinstance(session.cache, InPlace)
+        values = list(session.cache._values)
+        before = [(value.data_ptr(), value.numpy().copy()) for value in values]
+        feeds = feeds.next_step([5, 6], session.last_position(feeds))
+        session.decode(feeds)
+        presents = session.cache.binding(session.runtime).get_outputs()[1:]
+        assert session.cache._values == values
+        for value, present, (address, array) in zip(values, presents, before, strict=True):
+            assert value.data_ptr() == present.data_ptr() == address
+            changed = (value.numpy() != array).any(axis=(0, 1, 3))
+            assert np.flatnonzero(changed).tolist() == [len(prompt.ids)]
+
+
+def test_an_older_onnxruntime_is_refused(
+    on_one_buffer: Callable[[str], OnnxProgram], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnxruntime, "__version__", "1.29.1")
+    assert on_one_buffer("glm").manifest["needs"] == {"onnxruntime": "1.30"}
+    message = "needs ONNX Runtime 1.30 or later, for operators as it has them; found 1.29.1: pip install -U onnxruntime"
+    with pytest.raises(EnvironmentMissingError, match=message):
+        OrtSession(on_one_buffer("glm"))

@@ -29,13 +29,13 @@ CPU = ["CPUExecutionProvider"]
 SMALL = SchedulerOptions(max_rows=3, step_tokens=8, chunk_tokens=4)
 
 
-@pytest.fixture(scope="module", params=["ort", "onnx", "pytorch", "prefix", "static"])
+@pytest.fixture(scope="module", params=["ort", "onnx", "pytorch", "prefix", "prefix, ort", "static"])
 def session(request: pytest.FixtureRequest, exported: Callable[..., OnnxProgram]) -> Iterator[Session]:
     if request.param == "pytorch":
         made: Session = api.load_session(Golden("chatglm2").folder)
     else:
-        family = "glm" if request.param == "prefix" else "chatglm2"
-        dialect = {"static": "tensorrt", "prefix": "onnx"}.get(request.param, request.param)
+        family = "glm" if "prefix" in request.param else "chatglm2"
+        dialect = {"static": "tensorrt", "prefix": "onnx", "prefix, ort": "ort"}.get(request.param, request.param)
         made = OrtSession(exported(family, dialect, "last" if dialect != "onnx" else "all"), CPU)
     with made:
         yield made

@@ -250,8 +250,7 @@ def test_a_full_row_waits_for_the_others(name: str, dialect: str, exported: Expo
             session, prompts_for(program, session.capacity - room, 5), stopping=STOPPING
         )  # fmt: skip
     assert (len(long.ids), long.finish_reason) == (room, "context")
-    own = dialect == "tensorrt" and not program.config.prefix_mask
-    assert len(short.ids) == (STOPPING.max_new_tokens if own else room)
+    assert len(short.ids) == (STOPPING.max_new_tokens if dialect == "tensorrt" else room)
 
 
 def test_growing_caches_are_read_to_the_end(exported: Export) -> None:

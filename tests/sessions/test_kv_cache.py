@@ -212,10 +212,10 @@ PLANTED: dict[str, tuple[str, Any, set[str]]] = {
     "a copy of the wrong row": ("select", lambda cache, rows: SELECT(cache, [*rows[:1], *rows[:-1]]), set(KINDS)),
     "rows out of order": ("select", lambda cache, rows: SELECT(cache, rows[::-1]), set(KINDS)),
     "lengths cut, and nothing moved": (
-        "truncate", _cut_without_moving, set(KINDS) - {"shared", "static", "engine, static"}
+        "truncate", _cut_without_moving, {kind for kind in KINDS if "shared" not in kind and "static" not in kind}
     ),
     "captured steps not told": (
-        "_move", lambda cache: None, {"shared"} | {kind for kind in KINDS if "static" in kind}
+        "_move", lambda cache: None, {kind for kind in KINDS if "shared" in kind or "static" in kind}
     ),
 }  # fmt: skip
 
@@ -279,7 +279,7 @@ def test_only_own_lengths_may_begin_earlier(started: ToySession) -> None:
             started.decode(feeds)
         return
     logits = started.decode(feeds)
-    assert logits[0, 0].tolist() == [expected(PROMPTS_GIVEN[0], [3, 4, 50], prefix=False), 3]
+    assert logits[0, 0].tolist() == [expected(PROMPTS_GIVEN[0], [3, 4, 50], prefix=started.config.prefix_mask), 3]
     assert started.cache.lengths.tolist() == [3, 3, 4]
 
 

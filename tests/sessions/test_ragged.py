@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,37 @@ def test_rows_of_one_call_answer_as_alone(family: str, exported: Callable[..., O
                 for row, own in enumerate(tokens):
                     wanted = expected[row][before[row] : before[row] + len(own)]
                     np.testing.assert_allclose(logits[row, : len(own)], wanted, atol=WITHIN)
+
+
+@pytest.mark.parametrize("family", ["glm", "chatglm"])
+def test_rows_of_a_prefix_family(family: str, exported: Callable[..., OnnxProgram]) -> None:
+    """Prompts, then written tokens: drafts beside a decoding row, rows that wait, a row that joins."""
+    steps: Steps = [((11, 12, 13), (21,), ()), ((14,), (), (31, 32)), ((15,), (22,), (33,)), ((), (23,), ())]
+    prompts = [Prompt(ids=row, context_length=context, mask_position=1) for row, context in ((A[:7], 5), (B[:4], 2))]
+    third = Prompt(ids=C[:9], context_length=6, mask_position=3)
+    with OrtSession(exported(family, "ort", "last"), CPU) as session:
+        feeds = session.feeds(prompts)
+        session.prefill(feeds)
+        feeds, _ = session.join(feeds, session.feeds([third]))
+        assert isinstance(feeds, RightPaddedFeeds)
+        written, found = [list(prompt.ids) for prompt in (*prompts, third)], []
+        for tokens in steps:
+            feeds = feeds.next_tokens(tokens)
+            logits = session.decode(feeds)
+            for row, own in enumerate(tokens):
+                written[row] += own
+                if own:
+                    found.append((row, tuple(written[row]), logits[row, 0]))
+        assert session.cache.lengths.tolist() == [len(ids) for ids in written]
+        for row, ids, logits_V in found:
+            prompt = (*prompts, third)[row]
+            alone_V = session.prefill(session.feeds([replace(prompt, ids=ids)]))[0, -1]
+            np.testing.assert_allclose(logits_V, alone_V, atol=WITHIN)
+            # The control: one place off.
+            other = replace(prompt, ids=ids, mask_position=prompt.mask_position - 1)
+            assert np.abs(session.prefill(session.feeds([other]))[0, -1] - logits_V).max() > 100 * WITHIN
+        with pytest.raises(InputError, match="prompts of this program are read at once; read them with join"):
+            session.admit(feeds, [RowValues(length=0)])
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -189,7 +189,7 @@ def test_rows_write_what_they_write_alone(name: str, kind: str, load: Open, trut
     in_company(Batch(load(name, kind), truths[name]))
 
 
-@pytest.mark.parametrize(("name", "kind"), [pair for pair in SESSIONS if pair[1] in BIT_EQUAL and pair[0] == CAUSAL])
+@pytest.mark.parametrize(("name", "kind"), [pair for pair in SESSIONS if pair[1] in BIT_EQUAL])
 def test_rows_of_own_lengths_are_bit_equal(name: str, kind: str, load: Open, truths: dict[str, Truth]) -> None:
     """The same program, one row at a time: prompt, then the same tokens, step by step."""
     session = load(name, kind)
@@ -209,7 +209,7 @@ def test_rows_of_own_lengths_are_bit_equal(name: str, kind: str, load: Open, tru
 
 
 SELECT, ROW = KvCache.select, KvCache.row
-CONTROLS = [(CAUSAL, "torch"), (CAUSAL, "ort"), (PREFIX, "tensorrt")]
+CONTROLS = [(CAUSAL, "torch"), (CAUSAL, "ort"), (PREFIX, "ort"), (PREFIX, "tensorrt")]
 
 
 @pytest.mark.parametrize(("name", "kind"), CONTROLS)
@@ -246,7 +246,7 @@ def test_control_a_row_joins_without_its_last_token(
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"), [(CAUSAL, "torch"), (CAUSAL, "ort"), (CAUSAL, "tensorrt"), (PREFIX, "torch")]
+    ("name", "kind"), [(CAUSAL, "torch"), (CAUSAL, "ort"), (CAUSAL, "tensorrt"), (PREFIX, "torch"), (PREFIX, "ort")]
 )
 def test_control_feeds_and_cache_that_part(
     name: str, kind: str, load: Open, truths: dict[str, Truth], monkeypatch: pytest.MonkeyPatch

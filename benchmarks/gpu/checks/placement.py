@@ -21,7 +21,6 @@ from glm_export import api
 from glm_export.artifacts.program import OnnxProgram
 from glm_export.calibration import recipes
 from glm_export.sessions.onnxruntime.session import OrtSession
-from glm_export.spec.signature import Cache
 
 MEMCPY = "Memcpy"
 GPU = "CUDAExecutionProvider"
@@ -54,7 +53,7 @@ def placed(program: OnnxProgram, folder: Path, kit: Kit) -> Facts:
     copies = [op for op, _ in nodes.values() if op.startswith(MEMCPY)]
     on_cpu = Counter(op for op, provider in nodes.values() if provider != GPU and not op.startswith(MEMCPY))
     on_gpu = len(nodes) - len(copies) - on_cpu.total()
-    captured = program.signature.cache is Cache.SHARED
+    captured = program.signature.counts_positions
     most = ", ".join(f"{op} {count}" for op, count in on_cpu.most_common(NAMED))
     facts: Facts = {
         "memcpy": len(copies), "cpu": on_cpu.total(), "gpu": on_gpu, "on_cpu": dict(on_cpu),

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from glm_export.inputs.feeds import Ids
 from glm_export.sessions.device.loop_step import LoopStep
-from glm_export.spec.signature import ATTENTION_MASK, INPUT_IDS, POSITION_IDS, WRITE_INDICES, Cache, Signature
+from glm_export.spec.signature import ATTENTION_MASK, INPUT_IDS, POSITION_IDS, WRITE_INDICES, Signature
 
 
 class MovingFeeds:
@@ -21,14 +21,17 @@ class MovingFeeds:
     """
 
     def __init__(self, step: LoopStep, signature: Signature, lengths_B: Ids, last_position: int) -> None:
-        self._inputs = step.inputs
-        self._counts_columns = signature.cache is Cache.SHARED
-        if self._counts_columns:
+        self._inputs = inputs = step.inputs
+        self._counts_columns = signature.counts_positions
+        if ATTENTION_MASK in inputs:
             # What comes behind the last step of all is read by nobody.
-            last_position = min(last_position, step.inputs[ATTENTION_MASK].shape[1] - 1)
+            last_position = min(last_position, inputs[ATTENTION_MASK].shape[-1] - 1)
         self._last_position = last_position
         with step.device.on_stream():
             self._columns_B = torch.tensor(lengths_B - 1, device=step.device.target)
+            if WRITE_INDICES in inputs:
+                # How far a token's place within the written part is ahead of its column.
+                self._ahead_B = inputs[POSITION_IDS][:, 1, 0] - self._columns_B
 
     @property
     def state(self) -> list[Tensor]:
@@ -44,9 +47,10 @@ class MovingFeeds:
             self._columns_B.add_(1).clamp_(max=self._last_position)
             inputs[ATTENTION_MASK].scatter_(1, self._columns_B[:, None], 1)
         elif WRITE_INDICES in inputs:
-            # Prefix families: the place in the text stays, the place within counts on; columns are all rows' alike.
-            inputs[POSITION_IDS][:, 1].add_(1).clamp_(max=self._last_position)
-            written_B = inputs[WRITE_INDICES].add_(1)
-            inputs[ATTENTION_MASK].scatter_(-1, written_B[:, None, None, None], value=True)
+            # Prefix families: the place in the text stays, the place within counts on.
+            self._columns_B.add_(1).clamp_(max=self._last_position)
+            inputs[WRITE_INDICES].copy_(self._columns_B)
+            inputs[POSITION_IDS][:, 1, 0].copy_(self._columns_B).add_(self._ahead_B)
+            inputs[ATTENTION_MASK].scatter_(-1, self._columns_B[:, None, None, None], value=True)
         else:
             inputs[POSITION_IDS].add_(1).clamp_(max=self._last_position)

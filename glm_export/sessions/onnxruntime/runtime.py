@@ -56,8 +56,8 @@ def _require_operators(program: OnnxProgram, version: str) -> None:
     least = program.least_onnxruntime
     if _numbers(version) < least:
         raise EnvironmentMissingError(
-            f"{program.folder} needs ONNX Runtime {'.'.join(map(str, least))} or later, whose experts multiply "
-            f"integers; found {version}: pip install -U onnxruntime, or export without --recipe"
+            f"{program.folder} needs ONNX Runtime {'.'.join(map(str, least))} or later, for operators as it has them; "
+            f"found {version}: pip install -U onnxruntime, or export without --recipe, or to dialect onnx"
         )
 
 

@@ -69,7 +69,7 @@ class OrtSession(Session):
         self.program, self.signature = program, program.signature
         self.initial_cache = read_initial_cache(self.folder, self.config, program.signature)
         self.layout = call_layout(program.signature, self.folder)
-        if cuda_graph and (program.signature.cache is not Cache.SHARED or CUDA not in (chosen or providers())):
+        if cuda_graph and (not program.signature.counts_positions or CUDA not in (chosen or providers())):
             raise InputError("a CUDA graph needs an NVIDIA GPU and a program of dialect ort of a causal family")
         # Another device is taken in tests.
         gpu = _gpu() if CUDA in (chosen or providers()) else None
@@ -86,7 +86,7 @@ class OrtSession(Session):
 
     def new_cache(self) -> Growing | InPlace:
         """Of the program's kind, on the first provider's device."""
-        return ort_cache(self.signature, self._device, self.config.max_positions, self._moving, self.initial_cache)
+        return ort_cache(self.signature, self._device, self.config.most_columns, self._moving, self.initial_cache)
 
     def _moving(self) -> None:
         for bound in (self._captured, self._looped):
@@ -102,12 +102,12 @@ class OrtSession(Session):
         """
         from glm_export.sessions.onnxruntime.device_step import DeviceStep
 
-        if self.signature.cache is Cache.SHARED:
+        if self.signature.counts_positions:
             self._looped = DeviceStep(self.runtime, self.signature, device, graphs)
 
     @property
     def chooses_tokens(self) -> bool:
-        """Where the cache is shared, and on a GPU that PyTorch reaches as well."""
+        """Where the program counts positions, and on a GPU that PyTorch reaches as well."""
         return self._looped is not None
 
     def token_loop(self, feeds: Feeds, request: LoopRequest) -> TokenLoop:

@@ -230,9 +230,9 @@ class EngineSession(Session):
         for piece in self._pieces(feeds):
             step = self._decode_step if self._beyond_prefill(piece) else self._prefill_step
             logits = self._call(step, piece, chosen)
-            if isinstance(feeds, RightPaddedFeeds) and self.signature.last_logits_only and found:
+            if isinstance(piece, RightPaddedFeeds) and self.signature.last_logits_only and found:
                 # A row that ended in an earlier piece keeps what it got there.
-                ended = feeds.lengths <= piece.position_ids[:, 0]
+                ended = feeds.row_lengths <= piece.write_indices
                 logits = np.where(ended[:, None, None], found[-1], logits)
             found.append(logits)
         return found[-1] if self.signature.last_logits_only else np.concatenate(found, axis=1)
@@ -274,7 +274,7 @@ class EngineSession(Session):
         """A prompt padded up to a power of two, where every length is compiled for by itself (TensorRT-RTX)."""
         if self._kernels is None or not isinstance(feeds, RightPaddedFeeds):
             return feeds
-        room = self.engine.limits.max_context - int(feeds.position_ids[:, 0].max())
+        room = self.engine.limits.max_context - int(feeds.write_indices.max())
         width = min(max(LEAST_BUCKET, 1 << (feeds.input_ids.shape[1] - 1).bit_length()), room)
         return feeds.widened(min(width, self.engine.limits.prefill_tokens))
 

@@ -15,6 +15,14 @@ from glm_export.spec.signature import ATTENTION_MASK
 INT32 = int(ir.DataType.INT32)
 
 
+def as_projected(*qkv: ir.Value | None) -> tuple[ir.Value | None, ...]:
+    """Queries, keys and values packed as one product wrote them, where nothing stands between; else as they are."""
+    split = producer_of(qkv[0], "Split")
+    if split is not None and all(made is value for made, value in zip(split.outputs, qkv, strict=True)):
+        return split.inputs[0], None, None
+    return qkv
+
+
 class AttentionToGroupQuery:
     """Rotation of q and k, attention and cache in one operator.
 
@@ -51,9 +59,7 @@ class AttentionToGroupQuery:
         x_q, cos, sin, _ = rotary.inputs
         fused = fuses_rotation(last_dim(cos))
         projected: tuple[ir.Value | None, ...] = (x_q, rotary_key.inputs[0], v) if fused else (q, k, v)
-        split = producer_of(x_q, "Split")
-        if split is not None and all(made is value for made, value in zip(split.outputs, projected, strict=True)):
-            projected = (split.inputs[0], None, None)
+        projected = as_projected(*projected)
         lengths, total = self._lengths(emit)
         rotation = {"do_rotary": 1, "rotary_interleaved": int_attribute(rotary, "interleaved")} if fused else {}
         return list(

@@ -1,4 +1,4 @@
-"""The last token of rows padded on the right."""
+"""The last token of rows padded on the right: told, or counted from their mask."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import onnx_ir as ir
 from glm_export.graphs.queries import LAST
 from glm_export.graphs.rewriter import MATCHED, NOT_MINE, Emitter, MatchResult, refused
 from glm_export.graphs.rules.ort import new_tokens
-from glm_export.spec.signature import ATTENTION_MASK
+from glm_export.spec.signature import ATTENTION_MASK, LAST_TOKEN_IDS
 
 
 class LastTokenOfEachRow:
     """With rows padded on the right the last token is not the last column.
 
-    ``Slice(x, [-1:])`` becomes ``GatherND(x, min(real tokens, S) - 1)``.
+    ``Slice(x, [-1:])`` becomes ``GatherND(x, min(real tokens, S) - 1)``; a prefix family's mask says nothing of
+    lengths, so there the program is told: ``GatherND(x, last_token_ids)``.
     """
 
     name = "last_token"
@@ -25,13 +26,16 @@ class LastTokenOfEachRow:
         readers = [use.node for use in node.outputs[0].uses()]
         if [reader.op_type for reader in readers] != ["MatMul"]:
             return NOT_MINE
-        # Prefix families are told who sees whom, and padded on the left: there the last column is the last token.
-        masks = [value for value in node.graph.inputs if value.name == ATTENTION_MASK] if node.graph else []
-        return MATCHED if masks and len(masks[0].shape or ()) == 2 else refused("rows are padded on the left")
+        axes = {value.name: len(value.shape or ()) for value in node.graph.inputs} if node.graph else {}
+        counted = axes.get(ATTENTION_MASK) == 2
+        return MATCHED if counted or LAST_TOKEN_IDS in axes else refused("nothing says where rows end")
 
     def rewrite(self, node: ir.Node, emit: Emitter) -> list[ir.Value]:
         """``[B, S, H] -> [B, 1, H]``."""
         hidden = node.inputs[0]
+        if LAST_TOKEN_IDS in emit.inputs:
+            told = emit.op("Unsqueeze", emit.inputs[LAST_TOKEN_IDS], emit.ints(1, LAST))
+            return [emit.op("GatherND", hidden, told, batch_dims=1)]
         real = emit.op("ReduceSum", emit.inputs[ATTENTION_MASK], emit.ints(1), keepdims=1)
         # In a prefill all real tokens are queries; later the last query of a row is its last token.
         index = emit.op("Sub", emit.op("Min", real, new_tokens.count(emit)), emit.ints(1))

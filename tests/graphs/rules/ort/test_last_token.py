@@ -43,9 +43,21 @@ def test_numbers(real: list[int], columns: int, expected: list[int]) -> None:
         np.testing.assert_allclose(found[row : row + 1], run(before, alone)["logits"], atol=1e-6)
 
 
-def test_rows_padded_on_the_left_keep_their_slice() -> None:
+def test_a_program_that_is_told() -> None:
+    """A mask of pairs says nothing of lengths."""
+    model = program(last_token("int64[B] last_token_ids, bool[B, 1, S, T]"), WEIGHTS)
+    after = rewritten(model, LastTokenOfEachRow())
+    assert (after.fired, after.operators["GatherND"], after.operators["Slice"]) == (1, 1, 0)
+    x = random_arrays(0, x=(2, 3, 4))["x"]
+    found = run(after.model, {"x": x, "last_token_ids": np.array([2, 0])})["logits"]
+    for row, index in enumerate((2, 0)):
+        np.testing.assert_allclose(found[row, 0], x[row, index] @ WEIGHTS["head"], atol=1e-6)
+    assert np.abs(found[1, 0] - x[1, 2] @ WEIGHTS["head"]).max() > 0.1  # the control
+
+
+def test_where_nothing_says_where_rows_end() -> None:
     model = program(last_token("bool[B, 1, S, T]"), WEIGHTS)
-    assert_left_alone(model, LastTokenOfEachRow(), "rows are padded on the left")
+    assert_left_alone(model, LastTokenOfEachRow(), "nothing says where rows end")
 
 
 def test_a_slice_with_another_reader_is_left_alone() -> None:
