@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,8 +49,7 @@ class CompanyReport:
 
     def to_json(self) -> dict[str, object]:
         """Plain values."""
-        measured = {"difference": self.difference, "tolerance": self.tolerance, "passed": self.passed}
-        return {"claimed": self.claimed.value} | measured
+        return asdict(self) | {"claimed": self.claimed.value, "passed": self.passed}
 
 
 def outlier_token(reference: TorchSession) -> int:

@@ -40,8 +40,8 @@ class _Row:
 class Engine:
     """Writes many requests at once; each gets the tokens it would get alone.
 
-    ``scheduler``: who waits, who runs. ``prefixes``: what was read before; None keeps nothing. ``calls``: of the last step,
-    how many tokens each row read.
+    ``scheduler``: who waits, who runs. ``prefixes``: what was read before; None keeps nothing. ``calls``: how
+    many tokens each row read in the last step, call by call.
     """
 
     def __init__(

@@ -21,7 +21,7 @@ Tree = dict[str, str]
 TOP_LEVEL = {
     "__init__", "api", "artifacts", "calibration", "checkpoints", "cli", "deployment", "embedded", "engines", "errors",
     "evaluation", "exporter", "families", "generation", "graphs", "inputs", "machine", "model_folder", "modeling",
-    "objective", "performance", "progress", "proof", "sessions", "spec", "terminal", "tokenizers",
+    "objective", "performance", "progress", "proof", "serving", "sessions", "spec", "terminal", "tokenizers",
 }  # fmt: skip
 MOST_FILES = 12
 ONE_FILE_EACH = {"glm_export/families", "calibration/recipes"}
