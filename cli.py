@@ -30,6 +30,7 @@ VERBS = {
     "inspect": "Say what FOLDER is: a checkpoint (audited), an exported program, an engine or ranges.",
     "quality": "Measure on text how far PROGRAM is from the model it was made of.",
     "recipes": "What `export --recipe` knows: how weights are stored and multiplied, and where that runs.",
+    "serve": "Serve MODELS (exported folders, engines, checkpoints, `demo`) by OpenAI's API, batched continuously.",
     "score": "Say which label fits the blank best, with MODEL, a GLM or ChatGLM-6B.",
 }
 """Every verb, and its line in ``--help``: the first paragraph of its own, which is not imported for that."""

@@ -102,7 +102,11 @@ def infill(session: Session, text: str, *, max_new_tokens: int = 128, sampling: 
             written = [token for token in row.ids if token not in blanks]
             fills.append(tokenizer.decode(written).strip())
             ids = [*ids[:place], *written, *ids[place + 1 :]]
-    # The text as it was given, not as its tokens spell it: those lose characters the vocabulary has not.
+    return filled(tokenizer, text, fills)
+
+
+def filled(tokenizer: BlankTokenizer, text: str, fills: Sequence[str]) -> Infilled:
+    """A text with its blanks filled: as it was given, not as its tokens spell it, which lose what no token has."""
     whole = text
     for kind in tokenizer.mask_ids:
         for fill in fills if kind in whole else ():
@@ -147,6 +151,11 @@ def score(
         LabelScore(label=label, tokens=len(ids), log_probability=total)
         for label, ids, total in zip(labels, label_ids, totals, strict=True)
     ]
+    return ranked(scores, normalize=normalize)
+
+
+def ranked(scores: Sequence[LabelScore], *, normalize: bool) -> list[LabelScore]:
+    """The likeliest first, by log-probability a token or a label."""
     return sorted(scores, key=lambda s: -(s.mean if normalize else s.log_probability))
 
 

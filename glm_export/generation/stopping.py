@@ -51,7 +51,7 @@ class TextStream:
         whole = cut_at_stop(self._decode(ids), self._stop_strings)
         if not finished:
             whole = whole.rstrip(REPLACEMENT)
-            whole = whole[: len(whole) - _overlap(whole, self._stop_strings)]
+            whole = whole[: len(whole) - overlap(whole, self._stop_strings)]
         new = whole[self._sent :]
         self._sent = max(self._sent, len(whole))
         return new
@@ -63,7 +63,7 @@ def cut_at_stop(text: str, stop_strings: Sequence[str]) -> str:
     return text[: min(positions)] if positions else text
 
 
-def _overlap(text: str, stop_strings: Sequence[str]) -> int:
+def overlap(text: str, stop_strings: Sequence[str]) -> int:
     """Length of the longest end of the text that begins a stop string."""
     return max(
         (

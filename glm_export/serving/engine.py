@@ -41,7 +41,8 @@ class Engine:
     """Writes many requests at once; each gets the tokens it would get alone.
 
     ``scheduler``: who waits, who runs. ``prefixes``: what was read before; None keeps nothing. ``calls``: how
-    many tokens each row read in the last step, call by call.
+    many tokens each row read in the last step, call by call. ``preemptions``: rows that made way for
+    others so far.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Engine:
         self.scheduler = Scheduler(replace(options, max_rows=rows, whole_prompts=self.rows.whole_prompts))
         self.prefixes = PrefixStore(prefix_bytes) if prefix_bytes and not session.config.prefix_mask else None
         self.calls: list[dict[str, int]] = []
+        self.preemptions = 0
         self._rows: dict[str, _Row] = {}
 
     @property
@@ -100,12 +102,22 @@ class Engine:
         if key in self._rows:
             self._forget(key)
 
+    def give_up_all(self, error: Exception) -> list[Event]:
+        """End everything with an error, and begin anew."""
+        self.rows.clear()
+        events = [Event(key=key, finish_reason="error", error=error) for key in self._rows]
+        for key in list(self._rows):
+            self.scheduler.forget(key)
+        self._rows.clear()
+        return events
+
     def step(self) -> list[Event]:
         """Let every row go on by what the scheduler gives it; a token for each that has read all it knows.
 
         A call that fails ends the requests in it, each with the error; the others are read again.
         """
         change = self.scheduler.change_rows()
+        self.preemptions += len(change.preempted)
         for key in change.preempted:
             self._keep(key)
             self.rows.remove(key)

@@ -1,0 +1,30 @@
+"""The application: doors, the guard before them, and what is torn down behind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from fastapi import FastAPI
+
+from glm_export import __version__
+from glm_export.serving.http import blanks, chat, completions, failures, health, tokens
+from glm_export.serving.http.guard import Guard
+from glm_export.serving.http.served import ServedModel
+from glm_export.serving.options import MEGABYTE, ServeOptions
+
+
+def create_app(models: Mapping[str, ServedModel], options: ServeOptions, keys: frozenset[str]) -> FastAPI:
+    """The server's application over models that are driven already.
+
+    Args:
+        models: by name, the first one first.
+        options: as the server was started.
+        keys: those that open it.
+    """
+    app = FastAPI(title="glm-export", version=__version__, docs_url=None, redoc_url=None)
+    app.state.models, app.state.options, app.state.draining = dict(models), options, False
+    failures.install(app)
+    for room in (chat, completions, blanks, tokens, health):
+        app.include_router(room.router)
+    app.add_middleware(Guard, keys=keys, max_body_bytes=options.max_body_megabytes * MEGABYTE)
+    return app

@@ -1,0 +1,123 @@
+"""What stands before every door: a request's name, its key, and how much and how long a body may be."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import json
+import logging
+import time
+import uuid
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from glm_export.serving.http.failures import error_object
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+OPEN = frozenset({"/health", "/ready", "/"})
+"""Paths without a key: what a load balancer asks, and the page, which asks for the key itself."""
+BODY_SECONDS = 30.0
+"""Between two pieces of a body."""
+LOG = logging.getLogger("glm_export.access")
+
+
+class _RefusedError(Exception):
+    def __init__(self, status: int, told: str) -> None:
+        super().__init__(told)
+        self.status = status
+
+
+class Guard:
+    """Around an app. ``keys``: those that open it; without any, everybody on this machine may enter.
+
+    The state of a request has ``request_id`` and ``tenant``: a hash of the key, for what is kept apart by it.
+    """
+
+    def __init__(self, app: App, *, keys: frozenset[str], max_body_bytes: int, body_s: float = BODY_SECONDS) -> None:
+        self._app, self._keys, self._max_body_bytes, self._body_s = app, keys, max_body_bytes, body_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let a request through, or answer it."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        state = scope.setdefault("state", {})
+        state["request_id"] = f"req-{uuid.uuid4().hex}"
+        started, seen = time.perf_counter(), {"status": 0, "first": 0.0}
+
+        async def named(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                seen["status"] = message["status"]
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", state["request_id"].encode())]
+            elif not seen["first"]:
+                seen["first"] = time.perf_counter() - started
+            await send(message)
+
+        try:
+            state["tenant"] = self._tenant(scope["path"], headers)
+            declared = headers.get("content-length", "")
+            if declared.isdigit() and int(declared) > self._max_body_bytes:
+                raise self._too_large()
+            await self._app(scope, self._bounded(receive), named)
+        except _RefusedError as error:
+            if not seen["status"]:
+                await _answer(named, error.status, str(error))
+        finally:
+            LOG.info(
+                json.dumps(
+                    {
+                        "request_id": state["request_id"], "method": scope["method"], "path": scope["path"],
+                        "status": seen["status"], "first_byte_s": round(seen["first"], 4),
+                        "seconds": round(time.perf_counter() - started, 4),
+                    }
+                )
+            )  # fmt: skip
+
+    def _tenant(self, path: str, headers: dict[str, str]) -> str:
+        if not self._keys or path in OPEN:
+            return ""
+        scheme, _, key = headers.get("authorization", "").partition(" ")
+        given = key.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+        # Every known key is compared, in a time that says nothing of where they differ.
+        known = [hmac.compare_digest(given.encode(), one.encode()) for one in sorted(self._keys)]
+        if not any(known):
+            raise _RefusedError(401, "a key is wanted: Authorization: Bearer KEY, or x-api-key: KEY")
+        return hashlib.sha256(given.encode()).hexdigest()
+
+    def _too_large(self) -> _RefusedError:
+        return _RefusedError(413, f"a body has at most {self._max_body_bytes} bytes; send less")
+
+    def _bounded(self, receive: Receive) -> Receive:
+        length, ended = 0, False
+
+        async def bounded() -> Message:
+            nonlocal length, ended
+            if ended:
+                return await receive()
+            try:
+                message = await asyncio.wait_for(receive(), self._body_s)
+            except TimeoutError as error:
+                raise _RefusedError(408, f"the body did not go on for {self._body_s:g} s") from error
+            length += len(message.get("body", b""))
+            if length > self._max_body_bytes:
+                raise self._too_large()
+            ended = message["type"] != "http.request" or not message.get("more_body", False)
+            return message
+
+        return bounded
+
+
+async def _answer(send: Send, status: int, told: str) -> None:
+    kind = "authentication_error" if status == 401 else "invalid_request_error"
+    body = json.dumps(error_object(told, kind)).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    if status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    await send({"type": "http.response.start", "status": status, "headers": [*headers, (b"connection", b"close")]})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,100 @@
+"""A model behind the server: its session, the worker that drives it, and its name."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from glm_export import api
+from glm_export.artifacts.engine import Engine as EngineFolder
+from glm_export.artifacts.open import Kind, open_artifact
+from glm_export.artifacts.program import OnnxProgram
+from glm_export.errors import InputError
+from glm_export.inputs.prompts import Prompt
+from glm_export.serving.engine import Engine
+from glm_export.serving.options import MEGABYTE, ServeOptions
+from glm_export.serving.worker import Worker
+from glm_export.sessions.load import session_of
+from glm_export.sessions.session import Session
+from glm_export.tokenizers import Tokenizer, stop_ids
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedModel:
+    """One model. ``name``: what requests call it. ``proof``: what is recorded of its files."""
+
+    name: str
+    session: Session
+    worker: Worker
+    proof: dict[str, Any]
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Beside the model."""
+        return self.session.tokenizer
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Ids that end a reply."""
+        return frozenset(stop_ids(self.session.config, self.tokenizer))
+
+    @property
+    def context(self) -> int:
+        """Tokens of prompt and answer together."""
+        positions = self.session.config.text_positions
+        return min(positions, self.session.capacity or positions)
+
+    def prompt(self, ids: Sequence[int]) -> Prompt:
+        """Ids as a prompt the model can read.
+
+        Raises:
+            InputError: it cannot.
+        """
+        prompt = self.session.prompt(ids)
+        self.session.feeds([prompt])
+        return prompt
+
+
+@contextmanager
+def opened(sources: Sequence[str], options: ServeOptions) -> Iterator[dict[str, ServedModel]]:
+    """Load models, each with a worker; all of them end with the block.
+
+    Args:
+        sources: exported folders, engines, checkpoints, or embedded models by name.
+        options: of the server.
+
+    Yields:
+        Models by name, the first one first.
+
+    Raises:
+        GlmExportError: one is none of these, is damaged, cannot run here, or two have the same name.
+    """
+    with ExitStack() as stack:
+        models: dict[str, ServedModel] = {}
+        for source in sources:
+            name = Path(source).resolve().name if Path(source).exists() else source
+            if name in models:
+                raise InputError(f"two models are called {name!r}; rename a folder")
+            session, proof = _load(source, options)
+            stack.enter_context(session)
+            engine = Engine(session, options.scheduler, prefix_bytes=options.prefix_megabytes * MEGABYTE)
+            worker = stack.enter_context(Worker(engine, max_waiting=options.queue, name=name))
+            models[name] = ServedModel(name=name, session=session, worker=worker, proof=proof)
+        yield models
+
+
+def _load(source: str, options: ServeOptions) -> tuple[Session, dict[str, Any]]:
+    if open_artifact(source).kind not in (Kind.ENGINE, Kind.PROGRAM):
+        checkpoint = api.open_checkpoint(source)
+        return session_of(checkpoint, threads=options.threads), {"checkpoint": checkpoint.identity.name}
+    written: OnnxProgram | EngineFolder = api.open_exported(source)
+    # Whoever asks is told what was proven: so the files are what was written.
+    written.require_undamaged()
+    told = ("checkpoint", "created", "dialect", "dtype", "recipe", "batch_invariance", "packages", "sha256")
+    proof = {key: written.manifest[key] for key in told if key in written.manifest}
+    return session_of(written, threads=options.threads), proof

@@ -1,0 +1,53 @@
+"""What a server has done, for Prometheus: vLLM's meanings under names of our own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from glm_export.serving.worker import Worker
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+
+
+class _Collector:
+    def __init__(self, workers: Mapping[str, Worker]) -> None:
+        self._workers = workers
+
+    def collect(self) -> Iterator[Metric]:
+        """All of them as they are now."""
+        gauges = {
+            "glm_requests_running": ("Rows that are written.", lambda w: w.running),
+            "glm_requests_waiting": ("Requests without a row.", lambda w: w.waiting),
+            "glm_prefix_bytes": (
+                "Kept of what rows read before.",
+                lambda w: w.engine.prefixes.bytes if w.engine.prefixes else 0,
+            ),
+        }
+        counters = {
+            "glm_prompt_tokens": ("Of prompts that were read.", lambda w: w.counts.prompt_tokens),
+            "glm_prompt_tokens_cached": ("Of prompts, not read again.", lambda w: w.counts.cached_tokens),
+            "glm_generation_tokens": ("Written.", lambda w: w.counts.generated_tokens),
+            "glm_engine_steps": ("Done.", lambda w: w.counts.steps),
+            "glm_preemptions": ("Rows that made way for others.", lambda w: w.engine.preemptions),
+        }
+        for kind, families in ((GaugeMetricFamily, gauges), (CounterMetricFamily, counters)):
+            for name, (said, value) in families.items():
+                family = kind(name, said, labels=["model"])
+                for model, worker in self._workers.items():
+                    family.add_metric([model], value(worker))
+                yield family
+        ended = CounterMetricFamily("glm_requests", "That ended.", labels=["model", "finish_reason"])
+        for model, worker in self._workers.items():
+            for reason, count in sorted(worker.counts.requests.items()):
+                ended.add_metric([model, reason], count)
+        yield ended
+
+
+def exposition(workers: Mapping[str, Worker]) -> bytes:
+    """In Prometheus' text format."""
+    registry = CollectorRegistry()
+    registry.register(_Collector(workers))
+    return generate_latest(registry)

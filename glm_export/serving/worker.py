@@ -1,0 +1,231 @@
+"""The thread that drives an engine: requests come in from anywhere, events go out, deadlines pass."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from glm_export.errors import GlmExportError, InputError
+from glm_export.serving.engine import Engine
+from glm_export.serving.request import Event, Request
+
+Sink = Callable[[Event], None]
+RATE_OVER = 32
+"""Requests that ended last, whose pace says how long a queue takes."""
+LONGEST_WAIT_S = 300
+
+
+class QueueFullError(GlmExportError):
+    """As many wait as may. ``retry_after_s``: by when some of them will have been answered, at the pace of the last."""
+
+    def __init__(self, waiting: int, retry_after_s: int) -> None:
+        super().__init__(f"{waiting} requests wait already; try again in {retry_after_s} s")
+        self.retry_after_s = retry_after_s
+
+
+class DrainingError(GlmExportError):
+    """The server ends: what it has accepted is answered, and nothing more accepted."""
+
+    def __init__(self) -> None:
+        super().__init__("the server is going down and takes no new requests; try another one, or again later")
+
+
+@dataclass(slots=True, kw_only=True)
+class _Asked:
+    """A request somebody waits for. ``begins_by``, ``ends_by``: monotonic seconds; None has no end."""
+
+    request: Request
+    sink: Sink
+    begins_by: float | None
+    ends_by: float | None
+    begun: bool = False
+
+
+@dataclass(slots=True)
+class Counts:
+    """What a worker has done since it began; read from any thread."""
+
+    requests: dict[str, int] = field(default_factory=dict)
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    generated_tokens: int = 0
+    steps: int = 0
+
+
+class Worker:
+    """Owns an engine, in a thread of its own. A context manager: leaving it ends what is written.
+
+    ``counts``: of all requests. ``alive``: whether the thread runs.
+    """
+
+    def __init__(
+        self, engine: Engine, *, max_waiting: int = 256, clock: Callable[[], float] = time.monotonic, name: str = ""
+    ) -> None:
+        self.engine, self.counts = engine, Counts()
+        self._max_waiting, self._clock = max_waiting, clock
+        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._asked: dict[str, _Asked] = {}
+        self._lock = threading.Lock()
+        self._open, self._draining, self._stopped = 0, False, False
+        self._ended_at: deque[float] = deque(maxlen=RATE_OVER)
+        self._thread = threading.Thread(target=self._run, name=f"engine {name}".strip(), daemon=True)
+
+    def __enter__(self) -> Worker:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def alive(self) -> bool:
+        """Whether somebody drives the engine."""
+        return self._thread.is_alive()
+
+    @property
+    def waiting(self) -> int:
+        """Requests without a row."""
+        return max(0, self._open - len(self.engine.scheduler.running))
+
+    @property
+    def running(self) -> int:
+        """Rows that are written."""
+        return len(self.engine.scheduler.running)
+
+    def submit(self, request: Request, sink: Sink, *, wait_s: float | None = None, run_s: float | None = None) -> None:
+        """Let a request be written. Its events go to ``sink``, in the engine's thread, the last with a reason.
+
+        Args:
+            request: with a key of its own.
+            sink: must not wait for anything.
+            wait_s: until it has a row, at most.
+            run_s: until it ends, at most.
+
+        Raises:
+            QueueFullError: too many wait.
+            DrainingError: the worker is to end.
+        """
+        now = self._clock()
+        with self._lock:
+            if self._draining or self._stopped:
+                raise DrainingError
+            if self.waiting >= self._max_waiting:
+                raise QueueFullError(self.waiting, self.retry_after_s())
+            self._open += 1
+        asked = _Asked(
+            request=request,
+            sink=sink,
+            begins_by=None if wait_s is None else now + wait_s,
+            ends_by=None if run_s is None else now + run_s,
+        )
+        self._inbox.put(lambda: self._submit(asked))
+
+    def cancel(self, key: str) -> None:
+        """Nobody waits for a request any more; one that has ended already is left alone."""
+        self._inbox.put(lambda: self._cancel(key, "cancelled"))
+
+    def retry_after_s(self) -> int:
+        """Seconds in which a place in the queue will be free, at the pace of the last requests; 1 without any."""
+        if len(self._ended_at) < 2:
+            return 1
+        pace = (self._ended_at[-1] - self._ended_at[0]) / (len(self._ended_at) - 1)
+        return max(1, min(LONGEST_WAIT_S, round(pace * (1 + max(0, self.waiting - self._max_waiting)))))
+
+    def drain(self, timeout_s: float) -> bool:
+        """Take nothing new, and wait until what was accepted is answered; returns whether it was."""
+        with self._lock:
+            self._draining = True
+        end = time.monotonic() + timeout_s
+        while self._open and time.monotonic() < end:
+            time.sleep(0.02)
+        return not self._open
+
+    def stop(self) -> None:
+        """End the thread; what is still written ends as cancelled."""
+        with self._lock:
+            self._draining = self._stopped = True
+        self._inbox.put(lambda: None)
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopped:
+            self._take()
+            if self.engine.idle:
+                continue
+            try:
+                events = self.engine.step()
+            except Exception as error:  # a fault of ours must not end everybody's server
+                logging.getLogger(__name__).exception("a step failed")
+                events = self.engine.give_up_all(error)
+            self.counts.steps += 1
+            for event in events:
+                self._tell(event)
+        for key in list(self._asked):
+            self._cancel(key, "cancelled")
+
+    def _take(self) -> None:
+        """What has come since the last step; waits for something where there is nothing to do."""
+        wait = self.engine.idle
+        while True:
+            try:
+                action = self._inbox.get(timeout=0.5) if wait else self._inbox.get_nowait()
+            except queue.Empty:
+                break
+            action()
+            wait = False
+        self._expire()
+
+    def _expire(self) -> None:
+        now = self._clock()
+        for key, asked in list(self._asked.items()):
+            late = asked.ends_by is not None and now > asked.ends_by
+            asked.begun = asked.begun or key in self.engine.scheduler.running
+            waited = not asked.begun and asked.begins_by is not None and now > asked.begins_by
+            if late or waited:
+                self._cancel(key, "deadline")
+
+    def _submit(self, asked: _Asked) -> None:
+        key = asked.request.key
+        if key in self._asked:
+            self._end(asked.sink, Event(key=key, finish_reason="error", error=InputError(f"key {key!r} is taken")))
+            return
+        try:
+            self.engine.submit(asked.request)
+        except GlmExportError as error:
+            self._end(asked.sink, Event(key=key, finish_reason="error", error=error))
+            return
+        self._asked[key] = asked
+
+    def _cancel(self, key: str, reason: str) -> None:
+        asked = self._asked.pop(key, None)
+        if asked is not None:
+            self.engine.cancel(key)
+            self._end(asked.sink, Event(key=key, finish_reason=reason))
+
+    def _tell(self, event: Event) -> None:
+        asked = self._asked[event.key]
+        if event.token is not None:
+            self.counts.generated_tokens += 1
+        if not asked.begun:
+            asked.begun = True
+        if event.finish_reason is None:
+            asked.sink(event)
+            return
+        del self._asked[event.key]
+        self.counts.prompt_tokens += len(asked.request.prompt.ids)
+        self.counts.cached_tokens += event.cached_tokens
+        self._end(asked.sink, event)
+
+    def _end(self, sink: Sink, event: Event) -> None:
+        reason = event.finish_reason or ""
+        self.counts.requests[reason] = self.counts.requests.get(reason, 0) + 1
+        self._ended_at.append(self._clock())
+        with self._lock:
+            self._open -= 1
+        sink(event)
