@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from glm_export.serving.worker import Worker
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 
-class _Collector:
+class _Collector(Collector):
     def __init__(self, workers: Mapping[str, Worker]) -> None:
         self._workers = workers
 
@@ -21,10 +23,7 @@ class _Collector:
         gauges = {
             "glm_requests_running": ("Rows that are written.", lambda w: w.running),
             "glm_requests_waiting": ("Requests without a row.", lambda w: w.waiting),
-            "glm_prefix_bytes": (
-                "Kept of what rows read before.",
-                lambda w: w.engine.prefixes.bytes if w.engine.prefixes else 0,
-            ),
+            "glm_prefix_bytes": ("Kept of what rows read before.", _prefix_bytes),
         }
         counters = {
             "glm_prompt_tokens": ("Of prompts that were read.", lambda w: w.counts.prompt_tokens),
@@ -33,17 +32,24 @@ class _Collector:
             "glm_engine_steps": ("Done.", lambda w: w.counts.steps),
             "glm_preemptions": ("Rows that made way for others.", lambda w: w.engine.preemptions),
         }
-        for kind, families in ((GaugeMetricFamily, gauges), (CounterMetricFamily, counters)):
+        kinds: tuple[tuple[Any, dict[str, tuple[str, Callable[[Worker], int]]]], ...]
+        kinds = ((GaugeMetricFamily, gauges), (CounterMetricFamily, counters))
+        for kind, families in kinds:
             for name, (said, value) in families.items():
-                family = kind(name, said, labels=["model"])
+                family: Any = kind(name, said, labels=["model"])
                 for model, worker in self._workers.items():
-                    family.add_metric([model], value(worker))
+                    family.add_metric([model], value(worker))  # type: ignore[no-untyped-call]
                 yield family
         ended = CounterMetricFamily("glm_requests", "That ended.", labels=["model", "finish_reason"])
         for model, worker in self._workers.items():
             for reason, count in sorted(worker.counts.requests.items()):
                 ended.add_metric([model, reason], count)
         yield ended
+
+
+def _prefix_bytes(worker: Worker) -> int:
+    prefixes = worker.engine.prefixes
+    return prefixes.bytes if prefixes is not None else 0
 
 
 def exposition(workers: Mapping[str, Worker]) -> bytes:

@@ -114,7 +114,7 @@ class Worker:
         with self._lock:
             if self._draining or self._stopped:
                 raise DrainingError
-            if self.waiting >= self._max_waiting:
+            if self._open >= self.engine.scheduler.options.max_rows + self._max_waiting:
                 raise QueueFullError(self.waiting, self.retry_after_s())
             self._open += 1
         asked = _Asked(

@@ -38,6 +38,9 @@ VENDORS = {
     "click": (),
     "rich_click": ("cli.py", "glm_export/terminal/"),
     "rich": ("cli.py", "glm_export/terminal/"),
+    "fastapi": ("glm_export/serving/",),
+    "uvicorn": ("glm_export/serving/",),
+    "prometheus_client": ("glm_export/serving/",),
 }
 # What merely has a dialect's or a recipe's name: packages, runtimes, and one recipe whose programs need an option.
 NAMESAKES = {

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from fastapi import FastAPI
 
-from glm_export import __version__
+from glm_export.artifacts.manifest import package_versions
 from glm_export.serving.http import blanks, chat, completions, failures, health, tokens
 from glm_export.serving.http.guard import Guard
 from glm_export.serving.http.served import ServedModel
@@ -21,7 +21,7 @@ def create_app(models: Mapping[str, ServedModel], options: ServeOptions, keys: f
         options: as the server was started.
         keys: those that open it.
     """
-    app = FastAPI(title="glm-export", version=__version__, docs_url=None, redoc_url=None)
+    app = FastAPI(title="glm-export", version=package_versions()["glm-export"], docs_url=None, redoc_url=None)
     app.state.models, app.state.options, app.state.draining = dict(models), options, False
     failures.install(app)
     for room in (chat, completions, blanks, tokens, health):

@@ -11,7 +11,14 @@ from fastapi import APIRouter, Request as HttpRequest
 from fastapi.responses import Response
 
 from glm_export.inputs.prompts import Prompt
-from glm_export.serving.http.asking import DEFAULT_COMPLETION_TOKENS, RowOptions, choices, model_of, options_of, token_name
+from glm_export.serving.http.asking import (
+    DEFAULT_COMPLETION_TOKENS,
+    RowOptions,
+    choices,
+    model_of,
+    options_of,
+    token_name,
+)
 from glm_export.serving.http.connection import while_connected
 from glm_export.serving.http.failures import HttpError
 from glm_export.serving.http.schemas import CompletionRequest
@@ -61,9 +68,7 @@ async def complete(http: HttpRequest, asked: CompletionRequest) -> Response:
     prompts = prompts_of(model, asked)
     most = DEFAULT_COMPLETION_TOKENS if asked.max_tokens is None else asked.max_tokens
     wanted = asked.logprobs is not None
-    rows = RowOptions(
-        max_new_tokens=most, top_logprobs=asked.logprobs, prompt_logprobs=bool(asked.echo) and wanted
-    )
+    rows = RowOptions(max_new_tokens=most, top_logprobs=asked.logprobs, prompt_logprobs=bool(asked.echo) and wanted)
     made = choices(http, model, asked, prompts, rows)
     answer = _Answer(http, asked, model)
     writing = Writing(model, made, options_of(http))

@@ -12,6 +12,8 @@ import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+from starlette.exceptions import HTTPException
+
 from glm_export.serving.http.failures import error_object
 
 Scope = MutableMapping[str, Any]
@@ -26,10 +28,8 @@ BODY_SECONDS = 30.0
 LOG = logging.getLogger("glm_export.access")
 
 
-class _RefusedError(Exception):
-    def __init__(self, status: int, told: str) -> None:
-        super().__init__(told)
-        self.status = status
+class _RefusedError(HTTPException):
+    """Raised where a body is read, too: the framework takes other errors there for malformed JSON."""
 
 
 class Guard:
@@ -67,7 +67,7 @@ class Guard:
             await self._app(scope, self._bounded(receive), named)
         except _RefusedError as error:
             if not seen["status"]:
-                await _answer(named, error.status, str(error))
+                await _answer(named, error.status_code, error.detail)
         finally:
             LOG.info(
                 json.dumps(

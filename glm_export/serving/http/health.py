@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
-from glm_export import __version__
+from glm_export.artifacts.manifest import package_versions
 from glm_export.serving.http.asking import model_of
 from glm_export.serving.http.served import ServedModel
 from glm_export.serving.metrics import CONTENT_TYPE, exposition
@@ -43,7 +43,7 @@ async def metrics(http: Request) -> Response:
 @router.get("/version")
 async def version() -> dict[str, str]:
     """Of this package."""
-    return {"version": __version__}
+    return {"version": package_versions()["glm-export"]}
 
 
 def _model_object(model: ServedModel) -> dict[str, Any]:
