@@ -31,6 +31,9 @@ class ServeOptions:
     prefix_megabytes: int = field(default=256, metadata=described("Kept of prompts that begin alike.", least=0))
     max_body_megabytes: int = field(default=8, metadata=described("Of a request at most.", least=1, most=1024))
     api_key_file: Path | None = field(default=None, metadata=described("A key a line, wanted of all but health."))
+    allow_special_tokens: bool = field(
+        default=False, metadata=described("Let names like <|user|> in messages be the tokens of that name.")
+    )
     threads: int | None = field(default=None, metadata=described("Of one operator."))
 
     @property

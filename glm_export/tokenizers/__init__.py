@@ -7,7 +7,7 @@ for the two oldest families ``ice_text.model``, ``cog-pretrain.model``, ``vocab.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -35,6 +35,10 @@ JSON_INSTEAD = ("sentencepiece", "tiktoken")
 
 class Tokenizer(Protocol):
     """What every reader offers."""
+
+    @property
+    def special(self) -> Mapping[str, int]:
+        """Special tokens by the names that templates write."""
 
     @property
     def stop_ids(self) -> tuple[int, ...]:

@@ -62,6 +62,12 @@ class JsonTokenizer(NamedRolesTokenizer):
                 )
 
     @property
+    def special(self) -> dict[str, int]:
+        """Those of the file, and what the folder adds to them."""
+        added = self._tokenizer.get_added_tokens_decoder()
+        return {token.content.replace(GUARD, ""): index for index, token in added.items() if token.special}
+
+    @property
     def stop_ids(self) -> tuple[int, ...]:
         """Those of GLM-4's stop tokens this file knows."""
         ids = (self._tokenizer.token_to_id(guard + token) for token in STOP_TOKENS for guard in ("", GUARD))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -92,7 +92,7 @@ def test_special_tokens_are_read_out_of_texts_as_the_publisher_does() -> None:
     """ChatGLM2 and ChatGLM3 never do; GLM-4 does."""
     for name in ("chatglm2", "chatglm3"):
         ours, conversion = converted(name)
-        special: dict[str, int] = ours.special
+        special: Mapping[str, int] = ours.special
         for token, index in special.items():
             assert index not in plain(conversion.tokenizer, f"{token} philosophy{token}")
             assert plain(conversion.tokenizer, GUARD + token) == [index]

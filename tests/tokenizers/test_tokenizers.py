@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -63,7 +64,7 @@ def test_every_golden_chat(name: str) -> None:
 @pytest.mark.parametrize("name", WITH_TOKENIZER)
 def test_special_ids_and_stop_ids(name: str) -> None:
     tokenizer, golden = load(name), Golden(name).tokenizer
-    special: dict[str, int] = tokenizer.special
+    special: Mapping[str, int] = tokenizer.special
     assert special == {token: golden["special"][token] for token in special}
     config = open_checkpoint(Golden(name).folder).config
     expected = {"chatglm3": {golden["eos_token_id"], special.get("<|user|>"), special.get("<|observation|>")}}

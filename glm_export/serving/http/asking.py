@@ -10,6 +10,7 @@ from fastapi import Request as HttpRequest
 
 from glm_export.inputs.prompts import Prompt
 from glm_export.serving.http.failures import HttpError
+from glm_export.serving.http.literal import literal, names_of
 from glm_export.serving.http.schemas import Written
 from glm_export.serving.http.served import ServedModel
 from glm_export.serving.http.writing import Choice
@@ -40,6 +41,12 @@ def options_of(http: HttpRequest) -> ServeOptions:
     """How the server was started."""
     options: ServeOptions = http.app.state.options
     return options
+
+
+def messages_of(http: HttpRequest, model: ServedModel, messages: Sequence[Any]) -> list[Any]:
+    """A conversation as the model is told it: names of special tokens in it are text, unless they are allowed."""
+    allowed = options_of(http).allow_special_tokens
+    return list(messages) if allowed else literal(messages, names_of(model.tokenizer))
 
 
 def biases(asked: Written, model: ServedModel) -> dict[int, float]:

@@ -11,7 +11,7 @@ from typing import Any
 from fastapi import APIRouter, Request as HttpRequest
 from fastapi.responses import Response
 
-from glm_export.serving.http.asking import RowOptions, choices, model_of, options_of, token_object
+from glm_export.serving.http.asking import RowOptions, choices, messages_of, model_of, options_of, token_object
 from glm_export.serving.http.connection import while_connected
 from glm_export.serving.http.failures import HttpError
 from glm_export.serving.http.schemas import ChatRequest
@@ -62,7 +62,7 @@ async def chat(http: HttpRequest, asked: ChatRequest) -> Response:
     model = model_of(http, asked.model)
     tools = tools_of(asked)
     ids = model.tokenizer.chat(
-        asked.messages,  # type: ignore[arg-type]
+        messages_of(http, model, asked.messages),
         tools=tools,
         documents=asked.documents,
         options=asked.chat_template_kwargs,

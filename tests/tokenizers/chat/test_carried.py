@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def test_a_folders_template_counts_for_everybody(family: str, template: str, tmp
     source = checkpoint(family, tmp_path / "source", chat_template=template)
     folder = written(source, tmp_path / "out")
     ours, exported, theirs = ours_of(source, family), ours_of(folder, family), AutoTokenizer.from_pretrained(folder)
-    special: dict[str, int] = ours.special
+    special: Mapping[str, int] = ours.special
     for messages in (*CHATS, PHILOSOPHY):
         ids = ours.chat(messages)
         assert ids[ids.index(special["[gMASK]"]) + 1] == special["sop"]

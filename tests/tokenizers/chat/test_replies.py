@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -242,7 +243,7 @@ def test_a_reply_in_ids() -> None:
     assert [json.dumps(call["function"]["arguments"]) for call in message["tool_calls"]] == ['{"a": 1}', '{"a": 2}']
     assert "tool_calls" not in tokenizer.parse_reply(tokenizer.decode(ids))
     three = load("chatglm3")
-    special: dict[str, int] = three.special
+    special: Mapping[str, int] = three.special
     call = three.encode_plain("f\n ```python\ntool_call(a='x')\n```")
     message = three.parse_reply([*call, special["<|assistant|>"], *call, special["<|observation|>"]])
     assert [call["function"]["arguments"] for call in message["tool_calls"]] == [{"a": "x"}] * 2
