@@ -68,7 +68,9 @@ class Engine:
         self.session = session
         self.rows = batch_rows(session, rows)
         self.scheduler = Scheduler(replace(options, max_rows=rows, whole_prompts=self.rows.whole_prompts))
-        self.prefixes = PrefixStore(prefix_bytes) if prefix_bytes and not session.config.prefix_mask else None
+        # A row that begins with what another read has read in other pieces, which moves last bits.
+        keeps = prefix_bytes and not options.exact and not session.config.prefix_mask
+        self.prefixes = PrefixStore(prefix_bytes) if keeps else None
         self.calls: list[dict[str, int]] = []
         self.preemptions = 0
         self._rows: dict[str, _Row] = {}

@@ -17,7 +17,8 @@ class SchedulerOptions:
 
     ``max_rows``: at once. ``step_tokens``: read in a step at most, one a row that decodes and the rest of prompts.
     ``chunk_tokens``: of one prompt in a step at most. ``whole_prompts``: the runtime reads a prompt at once, one a
-    step. ``exact``: rows decode in calls of their own, whose answers are the same in any company.
+    step. ``exact``: what a row's calls are depends on nobody else: it decodes in calls of one token a row, reads its
+    prompt in calls of its own and in the same pieces always, and gives its row up to nobody.
     """
 
     max_rows: int = 8
@@ -27,9 +28,10 @@ class SchedulerOptions:
     exact: bool = False
 
     def __post_init__(self) -> None:
-        if self.max_rows < 1 or self.chunk_tokens < 1 or self.step_tokens <= self.max_rows:
+        least = self.max_rows + (self.chunk_tokens if self.exact else 1)
+        if self.max_rows < 1 or self.chunk_tokens < 1 or self.step_tokens < least:
             raise InputError(
-                "a step wants at least a row, a token of a prompt, and more tokens than rows; found "
+                f"a step wants at least a row, a token of a prompt, and {least} tokens in all; found "
                 f"{self.max_rows} rows, chunks of {self.chunk_tokens}, {self.step_tokens} tokens a step"
             )
 
@@ -123,16 +125,21 @@ class Scheduler:
         for place in rows:
             if place.unread == 1 or left <= 0:
                 continue
-            most = 1 if place.one_by_one else min(options.chunk_tokens, left)
-            count = place.unread if options.whole_prompts else min(place.unread, most)
+            piece = min(place.unread, 1 if place.one_by_one else options.chunk_tokens)
+            count = place.unread if options.whole_prompts else min(piece, left)
+            if options.exact and not options.whole_prompts and count < piece:
+                continue
             prompts[place.key] = count
             left = 0 if options.whole_prompts else left - count
-        apart = options.exact or options.whole_prompts
-        return list(filter(None, [decoding, prompts] if apart else [decoding | prompts]))
+        if options.exact:
+            return [*filter(None, [decoding]), *({key: count} for key, count in prompts.items())]
+        return list(filter(None, [decoding, prompts] if options.whole_prompts else [decoding | prompts]))
 
     def _preempt(self) -> tuple[str, ...]:
         """Rows of lower priority make way, the last of them first; never for an equal."""
         given_up: list[str] = []
+        if self.options.exact:
+            return ()
         waiting = sorted(self.waiting.values(), key=lambda place: place.rank)
         for place in waiting[self.options.max_rows - len(self.running) :]:
             last = max(self.running.values(), key=lambda row: row.rank, default=None)

@@ -148,6 +148,33 @@ def test_a_call_that_fails_ends_its_rows_and_nobody_elses(session: Session, monk
         assert found[key] == expected[key] or found[key][1] == "error"
 
 
+def test_exact_rows_have_the_same_bits_alone_and_among_31_others(exported: Callable[..., OnnxProgram]) -> None:
+    """The control: the same prompts in other pieces move last bits, which is what company does to an engine's steps."""
+    with OrtSession(exported("chatglm2", "ort", "last"), CPU) as session:
+        watched = [Request(key=f"w{i}", prompt=prompt_of(session, i, 21 + i), max_new_tokens=5) for i in range(3)]
+        watched = [replace(request, top_logprobs=4) for request in watched]
+        others = [Request(key=str(i), prompt=prompt_of(session, 50 + i, 5 + i), max_new_tokens=6) for i in range(31)]
+
+        def told(chunk: int, company: list[Request]) -> dict[str, list[object]]:
+            options = SchedulerOptions(max_rows=32, step_tokens=40, chunk_tokens=chunk, exact=True)
+            engine = Engine(session, options)
+            found: dict[str, list[object]] = {request.key: [] for request in watched}
+            for request in [*company[:20], *watched, *company[20:]]:
+                engine.submit(request)
+            for event in drained(engine):
+                if event.key in found:
+                    found[event.key].append((event.token, event.logprobs))
+            return found
+
+        expected: dict[str, list[object]] = {}
+        for request in watched:
+            engine = Engine(session, SchedulerOptions(max_rows=32, step_tokens=40, chunk_tokens=8, exact=True))
+            engine.submit(request)
+            expected[request.key] = [(event.token, event.logprobs) for event in drained(engine)]
+        assert told(8, others) == expected
+        assert told(1, others) != expected
+
+
 def test_prompts_that_begin_alike_are_read_once_a_tenant(exported: Callable[..., OnnxProgram]) -> None:
     """Also under eviction: a tenant's row never begins with what another's read."""
     with OrtSession(exported("chatglm2", "ort", "last"), CPU) as session:

@@ -30,6 +30,20 @@ def test_a_prompt_is_read_in_chunks_beside_rows_that_decode() -> None:
     assert stepped(scheduler)[1] == [{"short": 1, "long": 1}]
 
 
+def test_exact_rows_are_called_the_same_in_any_company() -> None:
+    """A prompt's pieces are alone in their calls, and as long as they would be were nobody else there."""
+    alone = Scheduler(SchedulerOptions(max_rows=4, step_tokens=9, chunk_tokens=5, exact=True))
+    alone.submit("long", 13)
+    expected = [calls for _ in range(4) for calls in stepped(alone)[1]]
+    company = Scheduler(alone.options)
+    for key, known, priority in (("a", 3, 1), ("b", 4, 1), ("long", 13, 0), ("urgent", 9, 5)):
+        company.submit(key, known, priority=priority)
+    found = [call for _ in range(14) for call in stepped(company)[1] if "long" in call]
+    assert [call["long"] for call in found[:4]] == [call["long"] for call in expected] == [5, 5, 3, 1]
+    assert all(list(call) == ["long"] for call in found[:3])
+    assert not company.change_rows().preempted
+
+
 def test_exact_rows_decode_in_calls_of_their_own() -> None:
     scheduler = Scheduler(SchedulerOptions(max_rows=2, step_tokens=8, chunk_tokens=5, exact=True))
     scheduler.submit("short", 1)
@@ -60,7 +74,7 @@ def test_a_higher_priority_takes_the_place_of_the_last_of_a_lower_one() -> None:
 
 
 def test_what_cannot_be_is_refused() -> None:
-    with pytest.raises(InputError, match="more tokens than rows"):
+    with pytest.raises(InputError, match="9 tokens in all"):
         SchedulerOptions(max_rows=8, step_tokens=8)
     scheduler = Scheduler(SchedulerOptions())
     scheduler.submit("a", 1)
@@ -85,7 +99,8 @@ def test_everybody_is_read_once_and_written_to_the_end(
     arrivals: list[tuple[int, int, int, int]], max_rows: int, spare: int, chunk: int, exact: bool
 ) -> None:
     """Also those that gave up their row; no step is above its budget, and none is for nothing."""
-    options = SchedulerOptions(max_rows=max_rows, step_tokens=max_rows + spare, chunk_tokens=chunk, exact=exact)
+    most = max_rows + spare + (chunk if exact else 0)
+    options = SchedulerOptions(max_rows=max_rows, step_tokens=most, chunk_tokens=chunk, exact=exact)
     scheduler, step = Scheduler(options), 0
     done: set[str] = set()
     written = dict.fromkeys(range(len(arrivals)), 0)
