@@ -34,8 +34,15 @@ VERBS = {
     "score": "Say which label fits the blank best, with MODEL, a GLM or ChatGLM-6B.",
 }
 """Every verb, and its line in ``--help``: the first paragraph of its own, which is not imported for that."""
-HOME = {"build": "engines", "chat": "generate", "doctor": "engines", "recipes": "export", "score": "infill"}
-"""The file of a verb in ``terminal/`` where it is not called like the verb."""
+HOME = {
+    "build": "engines",
+    "chat": "generate",
+    "doctor": "engines",
+    "recipes": "export",
+    "score": "infill",
+    "serve": "serving.serve",
+}
+"""The module of a verb in ``terminal/`` where it is not called like the verb."""
 
 
 class Verb(click.RichCommand):

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from fastapi import FastAPI
 
 from glm_export.artifacts.manifest import package_versions
-from glm_export.serving.http import blanks, chat, completions, failures, health, tokens
+from glm_export.serving.http import failures
+from glm_export.serving.http.doors import blanks, chat, completions, health, tokens
 from glm_export.serving.http.guard import Guard
 from glm_export.serving.http.served import ServedModel
 from glm_export.serving.options import MEGABYTE, ServeOptions

@@ -72,12 +72,15 @@ class Guard:
             LOG.info(
                 json.dumps(
                     {
-                        "request_id": state["request_id"], "method": scope["method"], "path": scope["path"],
-                        "status": seen["status"], "first_byte_s": round(seen["first"], 4),
+                        "request_id": state["request_id"],
+                        "method": scope["method"],
+                        "path": scope["path"],
+                        "status": seen["status"],
+                        "first_byte_s": round(seen["first"], 4),
                         "seconds": round(time.perf_counter() - started, 4),
                     }
                 )
-            )  # fmt: skip
+            )
 
     def _tenant(self, path: str, headers: dict[str, str]) -> str:
         if not self._keys or path in OPEN:

@@ -46,11 +46,15 @@ class Written(BaseModel):
         """How tokens of one choice are drawn; each choice draws its own."""
         seed = None if self.seed is None else (self.seed % (1 << 62)) + choice
         asked = {
-            "temperature": self.temperature, "top_p": self.top_p, "min_p": self.min_p, "seed": seed,
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "min_p": self.min_p,
+            "seed": seed,
             "top_k": max(0, self.top_k) if self.top_k is not None else None,
-            "presence_penalty": self.presence_penalty, "frequency_penalty": self.frequency_penalty,
+            "presence_penalty": self.presence_penalty,
+            "frequency_penalty": self.frequency_penalty,
             "repetition_penalty": self.repetition_penalty,
-        }  # fmt: skip
+        }
         given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
         return Sampling(**({"temperature": temperature} | given))
 

@@ -111,9 +111,11 @@ class Writing:
         written = sum(len(choice.tokens) for choice in self.choices)
         cached = sum(choice.cached_tokens for choice in prompts.values())
         return {
-            "prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written,
+            "prompt_tokens": read,
+            "completion_tokens": written,
+            "total_tokens": read + written,
             "prompt_tokens_details": {"cached_tokens": cached},
-        }  # fmt: skip
+        }
 
 
 class Entered:

@@ -48,10 +48,14 @@ async def version() -> dict[str, str]:
 
 def _model_object(model: ServedModel) -> dict[str, Any]:
     return {
-        "id": model.name, "object": "model", "created": model.created, "owned_by": "glm-export",
-        "max_model_len": model.context, "family": model.session.config.family,
+        "id": model.name,
+        "object": "model",
+        "created": model.created,
+        "owned_by": "glm-export",
+        "max_model_len": model.context,
+        "family": model.session.config.family,
         "fills_blanks": model.session.config.prefix_mask,
-    }  # fmt: skip
+    }
 
 
 @router.get("/v1/models")
@@ -72,7 +76,9 @@ async def proof(http: Request, model: str | None = None) -> dict[str, Any]:
     found = model_of(http, model)
     described = found.session.describe()
     return {
-        "model": found.name, "recorded": found.proof, "batch_invariance": found.session.batch_invariance.value,
+        "model": found.name,
+        "recorded": found.proof,
+        "batch_invariance": found.session.batch_invariance.value,
         "exact": found.worker.engine.scheduler.options.exact,
         "runs_on": {"runtime": described.runtime, "version": described.version, "device": described.device},
-    }  # fmt: skip
+    }

@@ -56,9 +56,11 @@ class Told:
     def to_json(self) -> dict[str, Any]:
         """By OpenAI's names."""
         return {
-            "tokens": self.tokens, "token_logprobs": self.token_logprobs, "top_logprobs": self.top_logprobs,
+            "tokens": self.tokens,
+            "token_logprobs": self.token_logprobs,
+            "top_logprobs": self.top_logprobs,
             "text_offset": self.text_offset,
-        }  # fmt: skip
+        }
 
 
 @router.post("/v1/completions")
@@ -103,9 +105,12 @@ class _Answer:
 
     def _body(self, told: list[dict[str, Any]]) -> dict[str, Any]:
         return {
-            "id": self._id, "object": "text_completion", "created": self._created, "model": self._model.name,
+            "id": self._id,
+            "object": "text_completion",
+            "created": self._created,
+            "model": self._model.name,
             "choices": told,
-        }  # fmt: skip
+        }
 
     async def whole(self, writing: Writing) -> dict[str, Any]:
         """All of it."""
@@ -117,12 +122,14 @@ class _Answer:
         return self._body(
             [
                 {
-                    "index": choice.index, "text": text, "finish_reason": choice.finish_reason,
+                    "index": choice.index,
+                    "text": text,
+                    "finish_reason": choice.finish_reason,
                     "logprobs": found.to_json() if self._asked.logprobs is not None else None,
                 }
                 for choice, text, found in zip(writing.choices, texts, told, strict=True)
             ]
-        ) | {"usage": writing.usage}  # fmt: skip
+        ) | {"usage": writing.usage}
 
     async def stream(self, writing: Writing) -> AsyncIterator[bytes]:
         """Piece by piece; the writing is left when nobody reads."""

@@ -5,26 +5,23 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import APIRouter, Request as HttpRequest
 from fastapi.responses import Response
 
-from glm_export.serving.http.asking import RowOptions, choices, messages_of, model_of, options_of, token_object
+from glm_export.serving.http.asking import token_object
 from glm_export.serving.http.connection import while_connected
-from glm_export.serving.http.failures import HttpError
+from glm_export.serving.http.conversation.prepared import Reply, prepared
 from glm_export.serving.http.schemas import ChatRequest
 from glm_export.serving.http.served import ServedModel
 from glm_export.serving.http.streaming import event, streamed
 from glm_export.serving.http.writing import Choice, Entered, Writing
 from glm_export.serving.request import Event
-from glm_export.tokenizers import ends_in_thought
 from glm_export.tokenizers.streams import (
     ContentDelta,
     Delta,
     ReasoningDelta,
-    ReplyStream,
     ToolCallArguments,
     ToolCallStarted,
     message_of,
@@ -33,70 +30,17 @@ from glm_export.tokenizers.streams import (
 router = APIRouter()
 
 
-@dataclass(slots=True, kw_only=True)
-class Reply:
-    """What one choice has said. ``deltas``: all so far. ``logprobs``: of its tokens."""
-
-    stream: ReplyStream
-    deltas: list[Delta] = field(default_factory=list)
-    logprobs: list[dict[str, Any]] = field(default_factory=list)
-    calls: int = 0
-
-    def take(self, choice: Choice) -> list[Delta]:
-        """What is new."""
-        new = self.stream.feed(choice.new)
-        if choice.finish_reason is not None:
-            new += self.stream.finish()
-        self.deltas += new
-        self.calls += sum(isinstance(delta, ToolCallStarted) for delta in new)
-        return new
-
-    def finish_reason(self, reason: str) -> str:
-        """A reply that calls tools ends for them."""
-        return "tool_calls" if self.calls and reason == "stop" else reason
-
-
 @router.post("/v1/chat/completions")
 async def chat(http: HttpRequest, asked: ChatRequest) -> Response:
     """The assistant's next message."""
-    model = model_of(http, asked.model)
-    tools = tools_of(asked)
-    ids = model.tokenizer.chat(
-        messages_of(http, model, asked.messages),
-        tools=tools,
-        documents=asked.documents,
-        options=asked.chat_template_kwargs,
-    )
-    prompt = model.prompt(ids)
-    most = asked.max_completion_tokens if asked.max_completion_tokens is not None else asked.max_tokens
-    top = (asked.top_logprobs or 0) if asked.logprobs else None
-    rows = RowOptions(max_new_tokens=model.context if most is None else most, names=True, top_logprobs=top)
-    made = choices(http, model, asked, [prompt], rows)
-    thinking = ends_in_thought(model.tokenizer, ids)
-    replies = [Reply(stream=model.tokenizer.reply_stream(tools or [], thinking=thinking)) for _ in made]
-    answer = _Answer(http, asked, model, replies)
-    writing = Writing(model, made, options_of(http))
+    made = prepared(http, asked)
+    answer, writing = _Answer(http, asked, made.model, made.replies), made.writing
     if asked.stream:
         # Entered here: what cannot be accepted has a status of its own.
         await writing.__aenter__()
         return streamed(answer.stream(writing))
     async with writing:
         return await while_connected(http, answer.whole(writing))
-
-
-def tools_of(asked: ChatRequest) -> list[dict[str, Any]] | None:
-    """Tools the model is told of.
-
-    Raises:
-        HttpError: one must be called, which is not promised here.
-    """
-    if asked.tool_choice in (None, "auto"):
-        return asked.tools
-    if asked.tool_choice == "none":
-        return None
-    raise HttpError(
-        400, "tool_choice is auto or none here: whether a tool is called, the model says", param="tool_choice"
-    )
 
 
 class _Answer:

@@ -58,8 +58,12 @@ async def tokenizer_info(http: HttpRequest) -> dict[str, Any]:
     tokenizer = model.tokenizer
     ends = sorted(model.stop_ids)
     return {
-        "tokenizer_class": type(tokenizer).__name__, "vocab_size": model.session.config.vocab_size,
-        "eos_token": tokenizer.decode(ends[:1]) or None, "eos_token_id": ends[0] if ends else None,
-        "bos_token": None, "pad_token_id": model.session.config.pad_token_id, "max_model_len": model.context,
+        "tokenizer_class": type(tokenizer).__name__,
+        "vocab_size": model.session.config.vocab_size,
+        "eos_token": tokenizer.decode(ends[:1]) or None,
+        "eos_token_id": ends[0] if ends else None,
+        "bos_token": None,
+        "pad_token_id": model.session.config.pad_token_id,
+        "max_model_len": model.context,
         "chat_template": None,
-    }  # fmt: skip
+    }
