@@ -16,7 +16,7 @@ FROM python:3.11-slim AS built
 # PyTorch without CUDA: a program of ONNX does not need it to run, a checkpoint does.
 RUN python -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH
-RUN pip install --no-cache-dir 'torch>=2.11,<2.14' --index-url https://download.pytorch.org/whl/cpu
+RUN pip install --no-cache-dir 'torch>=2.11,<2.15' --index-url https://download.pytorch.org/whl/cpu
 
 WORKDIR /opt/glm-export
 COPY requirements/serve.lock requirements/serve.lock

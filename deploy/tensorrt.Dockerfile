@@ -23,7 +23,7 @@ WORKDIR /opt/glm-export
 RUN python3 -m venv --system-site-packages /opt/venv
 ENV PATH=/opt/venv/bin:$PATH
 
-RUN pip install --no-cache-dir 'torch>=2.11,<2.14' --index-url ${TORCH_INDEX}
+RUN pip install --no-cache-dir 'torch>=2.11,<2.15' --index-url ${TORCH_INDEX}
 COPY requirements/run.lock requirements/run.lock
 RUN pip install --no-cache-dir --no-deps --require-hashes --requirement requirements/run.lock
 

@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from glm_export.artifacts.manifest import package_versions
 from glm_export.serving.http import failures
 from glm_export.serving.http.doors import blanks, chat, completions, health, tokens
+from glm_export.serving.http.forms import Forms
 from glm_export.serving.http.guard import Guard
 from glm_export.serving.http.served import ServedModel
 from glm_export.serving.options import MEGABYTE, ServeOptions
@@ -24,6 +25,7 @@ def create_app(models: Mapping[str, ServedModel], options: ServeOptions, keys: f
     """
     app = FastAPI(title="glm-export", version=package_versions()["glm-export"], docs_url=None, redoc_url=None)
     app.state.models, app.state.options, app.state.draining = dict(models), options, False
+    app.state.forms = {name: Forms(model) for name, model in models.items()}
     failures.install(app)
     for room in (chat, completions, blanks, tokens, health):
         app.include_router(room.router)

@@ -10,6 +10,7 @@ from fastapi import Request as HttpRequest
 
 from glm_export.inputs.prompts import Prompt
 from glm_export.serving.http.failures import HttpError
+from glm_export.serving.http.forms import Forms
 from glm_export.serving.http.literal import literal, names_of
 from glm_export.serving.http.schemas import Written
 from glm_export.serving.http.served import ServedModel
@@ -47,6 +48,12 @@ def messages_of(http: HttpRequest, model: ServedModel, messages: Sequence[Any]) 
     """A conversation as the model is told it: names of special tokens in it are text, unless they are allowed."""
     allowed = options_of(http).allow_special_tokens
     return list(messages) if allowed else literal(messages, names_of(model.tokenizer))
+
+
+def forms_of(http: HttpRequest, model: ServedModel) -> Forms:
+    """Grammars of a model."""
+    known: dict[str, Forms] = http.app.state.forms
+    return known[model.name]
 
 
 def biases(asked: Written, model: ServedModel) -> dict[int, float]:

@@ -41,6 +41,11 @@ class Written(BaseModel):
     repetition_penalty: float | None = Field(None, gt=0, le=100)
     logit_bias: dict[str, float] | None = Field(None, max_length=MOST_BIASED)
     priority: int | None = Field(None, ge=-100, le=100)
+    response_format: dict[str, Any] | None = None
+    guided_json: dict[str, Any] | str | None = None
+    guided_regex: str | None = None
+    guided_grammar: str | None = None
+    grammar: str | None = None
 
     def sampling(self, choice: int = 0, temperature: float = 1.0) -> Sampling:
         """How tokens of one choice are drawn; each choice draws its own."""
@@ -80,7 +85,6 @@ class ChatRequest(Written):
     tools: list[dict[str, Any]] | None = Field(None, max_length=256)
     tool_choice: Any = None
     documents: list[dict[str, Any]] | None = Field(None, max_length=256)
-    response_format: dict[str, Any] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +13,7 @@ from glm_export.serving.http.failures import HttpError
 from glm_export.serving.http.schemas import ChatRequest
 from glm_export.serving.http.served import ServedModel
 from glm_export.serving.http.writing import Choice, Writing
+from glm_export.serving.request import Matcher
 from glm_export.tokenizers import ends_in_thought
 from glm_export.tokenizers.streams import Delta, ReplyStream, ToolCallStarted
 
@@ -66,8 +68,15 @@ def ids_of(http: HttpRequest, model: ServedModel, asked: ChatRequest) -> list[in
     )
 
 
-def prepared(http: HttpRequest, asked: ChatRequest) -> Conversation:
+def prepared(
+    http: HttpRequest, asked: ChatRequest, matcher: Callable[[], Matcher] | None = None
+) -> Conversation:
     """Rows for a conversation, not begun.
+
+    Args:
+        http: the request.
+        asked: what it says.
+        matcher: makes one for each row, where the reply must have a form.
 
     Raises:
         HttpError, InputError: there is no such model, or it cannot do what is asked.
@@ -77,7 +86,8 @@ def prepared(http: HttpRequest, asked: ChatRequest) -> Conversation:
     prompt = model.prompt(ids)
     most = asked.max_completion_tokens if asked.max_completion_tokens is not None else asked.max_tokens
     top = (asked.top_logprobs or 0) if asked.logprobs else None
-    rows = RowOptions(max_new_tokens=model.context if most is None else most, names=True, top_logprobs=top)
+    most = model.context if most is None else most
+    rows = RowOptions(max_new_tokens=most, names=True, top_logprobs=top, matcher=matcher)
     made = choices(http, model, asked, [prompt], rows)
     thinking, tools = ends_in_thought(model.tokenizer, ids), tools_of(asked)
     replies = [Reply(stream=model.tokenizer.reply_stream(tools or [], thinking=thinking)) for _ in made]

@@ -15,12 +15,14 @@ from glm_export.serving.http.asking import (
     DEFAULT_COMPLETION_TOKENS,
     RowOptions,
     choices,
+    forms_of,
     model_of,
     options_of,
     token_name,
 )
 from glm_export.serving.http.connection import while_connected
 from glm_export.serving.http.failures import HttpError
+from glm_export.serving.http.forms import matcher_for
 from glm_export.serving.http.schemas import CompletionRequest
 from glm_export.serving.http.served import ServedModel
 from glm_export.serving.http.streaming import event, streamed
@@ -70,7 +72,12 @@ async def complete(http: HttpRequest, asked: CompletionRequest) -> Response:
     prompts = prompts_of(model, asked)
     most = DEFAULT_COMPLETION_TOKENS if asked.max_tokens is None else asked.max_tokens
     wanted = asked.logprobs is not None
-    rows = RowOptions(max_new_tokens=most, top_logprobs=asked.logprobs, prompt_logprobs=bool(asked.echo) and wanted)
+    rows = RowOptions(
+        max_new_tokens=most,
+        top_logprobs=asked.logprobs,
+        prompt_logprobs=bool(asked.echo) and wanted,
+        matcher=await matcher_for(forms_of(http, model), asked),
+    )
     made = choices(http, model, asked, prompts, rows)
     answer = _Answer(http, asked, model)
     writing = Writing(model, made, options_of(http))
