@@ -105,7 +105,7 @@ class JsonTokenizer(NamedRolesTokenizer):
         added = self._tokenizer.get_added_tokens_decoder()
         hidden = frozenset(index for index, token in added.items() if token.special and not names)
         filters = [ReplaceFilter(GUARD, "")] if names else []
-        return Detokenizer(AroundShown(lambda: self._run(names=names), hidden), filters)
+        return Detokenizer(AroundShown(lambda: self._run(names=names), hidden, unwritten=frozenset(added)), filters)
 
     def _run(self, *, names: bool) -> Run:
         state = self._tokenizer.decoder.__getstate__() if self._tokenizer.decoder is not None else b"{}"

@@ -41,6 +41,7 @@ VENDORS = {
     "fastapi": ("glm_export/serving/",),
     "uvicorn": ("glm_export/serving/",),
     "prometheus_client": ("glm_export/serving/",),
+    "llguidance": ("glm_export/generation/grammars/",),
 }
 # What merely has a dialect's or a recipe's name: packages, runtimes, and one recipe whose programs need an option.
 NAMESAKES = {

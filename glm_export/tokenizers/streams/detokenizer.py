@@ -18,6 +18,9 @@ class IdStream(Protocol):
     def finish(self) -> str:
         """What was held back."""
 
+    def bytes_of(self, index: int, *, first: bool) -> bytes | None:
+        """What an id adds to a text; ``first``: to one that begins with it."""
+
 
 class Detokenizer:
     """Text of ids that come one by one; a character cut between two is held back.
@@ -29,6 +32,20 @@ class Detokenizer:
 
     def __init__(self, stream: IdStream, filters: Sequence[TextFilter] = ()) -> None:
         self._stream, self._filters = stream, FilterChain(filters)
+
+    def bytes_of(self, index: int, *, first: bool = False) -> bytes | None:
+        """What an id adds to a text, in UTF-8; None where that is nothing, or depends on more than the ids before it.
+
+        Special tokens and those added to a vocabulary add nothing here. Blanks that tidying takes away are there.
+
+        Args:
+            index: an id.
+            first: of a text that begins with it.
+        """
+        data = self._stream.bytes_of(index, first=first)
+        if data and data.startswith(b"<") and data.isascii():
+            data = (self._filters.feed(data.decode()) + self._filters.finish()).encode()
+        return data or None
 
     def feed(self, ids: Iterable[int]) -> str:
         """What is certain after more ids."""
@@ -46,6 +63,7 @@ class AroundShown:
         run: makes the stream of one run.
         hidden: ids without text, which end no run.
         shown: added tokens that have one.
+        unwritten: ids beside these that a grammar has no text for.
         empty_runs: whether runs without text count as parts, and ids that no vocabulary has begin none, as in GLM
             (2022)'s ``decode``.
     """
@@ -56,8 +74,10 @@ class AroundShown:
         hidden: AbstractSet[int] = frozenset(),
         shown: Mapping[int, str] | None = None,
         *,
+        unwritten: AbstractSet[int] = frozenset(),
         empty_runs: bool = False,
     ) -> None:
+        self._unwritten = unwritten | hidden | frozenset(shown or {})
         self._make, self._hidden, self._shown, self._empty_runs = run, hidden, shown or {}, empty_runs
         self._run: Run | None = None
         self._parts = 0
@@ -80,6 +100,11 @@ class AroundShown:
     def finish(self) -> str:
         """What was held back."""
         return self._end_run(keep_empty=True)
+
+    def bytes_of(self, index: int, *, first: bool) -> bytes | None:
+        """What an id adds to a run."""
+        run = self._make()
+        return run.bytes_of(index, first=first) if index not in self._unwritten and run.has(index) else None
 
     def _written(self, text: str, *, keep_empty: bool = False) -> str:
         """Text of a part, a blank before it where it begins and is not the first."""
@@ -115,3 +140,7 @@ class WithNames:
     def finish(self) -> str:
         """What was held back."""
         return self._stream.finish()
+
+    def bytes_of(self, index: int, *, first: bool) -> bytes | None:
+        """What an id adds to a run; a name is no text."""
+        return None if index in self._names else self._stream.bytes_of(index, first=first)

@@ -27,6 +27,9 @@ class Run(Protocol):
     def finish(self) -> str:
         """What was held back."""
 
+    def bytes_of(self, index: int, *, first: bool) -> bytes | None:
+        """What one of its ids adds; ``first``: where the run begins. None where that depends on others."""
+
 
 def byte_letters() -> dict[int, str]:
     """The letter that stands for each byte in byte-level vocabularies.
@@ -70,6 +73,10 @@ class BytesRun:
         """U+FFFD for a character that was not ended."""
         return self._decoder.decode(b"", final=True)
 
+    def bytes_of(self, index: int, *, first: bool) -> bytes | None:  # noqa: ARG002 - the same everywhere
+        """Its bytes."""
+        return self._bytes_of(index)
+
 
 class PieceTexts:
     """What SentencePiece writes for its ids.
@@ -105,6 +112,10 @@ class PieceTexts:
             return ""
         return self._unknown if self._library.is_unknown(index) else self._surface(index)
 
+    def is_unknown(self, index: int) -> bool:
+        """Whether it stands for what the vocabulary cannot write."""
+        return bool(self._library.is_unknown(index))
+
 
 class PiecesRun:
     """Ids of SentencePiece."""
@@ -135,6 +146,15 @@ class PiecesRun:
     def finish(self) -> str:
         """U+FFFD for each byte of a character that was not ended."""
         return self._characters(ended=True)
+
+    def bytes_of(self, index: int, *, first: bool) -> bytes | None:
+        """Its byte, or its text; <unk> is none."""
+        byte = self._pieces.byte(index)
+        if byte is not None:
+            return bytes([byte])
+        text = "" if self._pieces.is_unknown(index) else self._pieces.text(index)
+        drops = first and self._pieces.drops_first_blank
+        return (text.removeprefix(BLANK) if drops else text).replace(BLANK, " ").encode()
 
     def _characters(self, *, ended: bool) -> str:
         text = ""
@@ -175,6 +195,10 @@ class WordPiecesRun:
         """Nothing is left but blanks."""
         return self._filters.finish()
 
+    def bytes_of(self, index: int, *, first: bool) -> bytes | None:  # noqa: ARG002
+        """Unknown: blanks depend on what follows."""
+        return None
+
 
 class FallbackRun:
     """Pieces of a ``tokenizer.json`` that was made of a SentencePiece model.
@@ -205,6 +229,14 @@ class FallbackRun:
     def finish(self) -> str:
         """The last bytes."""
         return self._stripped(self._characters())
+
+    def bytes_of(self, index: int, *, first: bool) -> bytes | None:
+        """Its byte, or its text."""
+        piece = (self._surface(index) or "").replace(BLANK, " ")
+        byte = BYTE_PIECE.fullmatch(piece)
+        data = bytes([int(byte[1], 16)]) if byte else piece.encode()
+        dropped = min(self._blanks, len(data) - len(data.lstrip(b" "))) if first else 0
+        return data[dropped:]
 
     def _characters(self) -> str:
         held, self._bytes = self._bytes, bytearray()
@@ -238,6 +270,10 @@ class HeldRun:
     def finish(self) -> str:
         """All of it."""
         return self._decode(self._ids)
+
+    def bytes_of(self, index: int, *, first: bool) -> bytes | None:  # noqa: ARG002
+        """Unknown."""
+        return None
 
 
 FALLBACK = (
