@@ -111,7 +111,7 @@ def test_bytes_of_any_tokens_are_their_text(
 def test_special_tokens_are_no_text() -> None:
     tokenizer, config = tokenizer_of("chatglm3")
     plain = token_bytes(tokenizer, config.vocab_size)
-    special: dict[str, int] = tokenizer.special
+    special: Mapping[str, int] = tokenizer.special
     assert len(plain) == config.vocab_size
     assert not any(plain[index] for index in (*special.values(), *tokenizer.stop_ids, config.vocab_size - 1))
     assert plain[tokenizer.encode_plain("你好")[-1]]

@@ -68,9 +68,7 @@ def ids_of(http: HttpRequest, model: ServedModel, asked: ChatRequest) -> list[in
     )
 
 
-def prepared(
-    http: HttpRequest, asked: ChatRequest, matcher: Callable[[], Matcher] | None = None
-) -> Conversation:
+def prepared(http: HttpRequest, asked: ChatRequest, matcher: Callable[[], Matcher] | None = None) -> Conversation:
     """Rows for a conversation, not begun.
 
     Args:
