@@ -8,6 +8,7 @@ import tomllib
 from pathlib import Path
 
 import yaml  # type: ignore[import-untyped]
+
 from glm_export.terminal.serving.serve import serve
 
 ROOT = Path(__file__).parents[2]
