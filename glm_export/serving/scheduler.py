@@ -40,7 +40,8 @@ class SchedulerOptions:
 class Place:
     """Where a request stands. ``known``: tokens of prompt and answer; ``read``: of those, in the cache.
 
-    ``one_by_one``: its prompt is read a token a step, as who asks for the prompt's log-probabilities needs it.
+    ``begun``: whether it has read anything since it got its row, apart from what it began with. ``one_by_one``: its
+    prompt is read a token a step, as who asks for the prompt's log-probabilities needs it.
     """
 
     key: str
@@ -48,6 +49,7 @@ class Place:
     known: int
     priority: int = 0
     read: int = 0
+    begun: bool = False
     one_by_one: bool = False
 
     @property
@@ -97,7 +99,7 @@ class Scheduler:
     def give_up(self, key: str) -> None:
         """A running request loses its row and waits, before those that came later."""
         place = self.running.pop(key)
-        place.read = 0
+        place.read, place.begun = 0, False
         self.waiting[key] = place
 
     def change_rows(self) -> Change:
@@ -115,15 +117,17 @@ class Scheduler:
         place = self.running[key]
         place.read += read
         place.known += written
+        place.begun = True
 
     def calls(self) -> list[dict[str, int]]:
         """The next step's calls: how many tokens each row reads. Rows that decode come first where they are apart."""
         options = self.options
         rows = sorted(self.running.values(), key=lambda place: place.rank)
-        decoding = {place.key: 1 for place in rows if place.unread == 1}
+        # A prompt of one token, or all but one of whose tokens were read before, is a prompt where those come alone.
+        decoding = {place.key: 1 for place in rows if place.unread == 1 and (place.begun or not options.whole_prompts)}
         left, prompts = options.step_tokens - len(decoding), {}
         for place in rows:
-            if place.unread == 1 or left <= 0:
+            if place.key in decoding or left <= 0:
                 continue
             piece = min(place.unread, 1 if place.one_by_one else options.chunk_tokens)
             count = place.unread if options.whole_prompts else min(piece, left)

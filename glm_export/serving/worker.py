@@ -6,6 +6,7 @@ import logging
 import queue
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -161,7 +162,9 @@ class Worker:
             try:
                 events = self.engine.step()
             except Exception as error:  # a fault of ours must not end everybody's server
-                logging.getLogger(__name__).exception("a step failed")
+                logging.getLogger(__name__).exception(
+                    "a step failed: %s", "".join(traceback.format_exception(error)[-3:])
+                )
                 events = self.engine.give_up_all(error)
             self.counts.steps += 1
             for event in events:

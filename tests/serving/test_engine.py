@@ -192,6 +192,27 @@ def test_prompts_that_begin_alike_are_read_once_a_tenant(exported: Callable[...,
         assert seen == {0: 0, 1: 30, 2: 0, 3: 30, 4: 30}
 
 
+def test_a_prompt_that_was_read_but_for_its_last_token(session: Session) -> None:
+    """It joins where prompts come alone, too, beside a row that decodes; so does a prompt of one token."""
+    if session.config.prefix_mask:
+        pytest.skip("prompts of families that fill blanks are read whole")
+    engine = Engine(session, SMALL)
+    again = Request(key="first", prompt=prompt_of(session, 8, 30), max_new_tokens=3)
+    short = Request(key="short", prompt=prompt_of(session, 9, 1), max_new_tokens=3)
+    beside = Request(key="beside", prompt=prompt_of(session, 7, 5), max_new_tokens=12)
+    expected = {request.key: alone(session, request) for request in (again, short, beside)}
+    engine.rows.clear()
+    engine.submit(again)
+    events = drained(engine)
+    engine.submit(beside)
+    for _ in range(3):
+        events += engine.step()
+    engine.submit(replace(again, key="again"))
+    engine.submit(short)
+    found = answers(events + drained(engine))
+    assert found == expected | {"again": expected["first"]}
+
+
 def test_a_store_that_is_full_gives_up_the_oldest(exported: Callable[..., OnnxProgram]) -> None:
     with OrtSession(exported("chatglm2", "ort", "last"), CPU) as session:
         engine = Engine(session, SMALL, prefix_bytes=1)
