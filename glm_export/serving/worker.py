@@ -162,9 +162,8 @@ class Worker:
             try:
                 events = self.engine.step()
             except Exception as error:  # a fault of ours must not end everybody's server
-                logging.getLogger(__name__).exception(
-                    "a step failed: %s", "".join(traceback.format_exception(error)[-3:])
-                )
+                told = "".join(traceback.format_exception(error)[-3:])
+                logging.getLogger(__name__).exception("a step failed: %s", told)
                 events = self.engine.give_up_all(error)
             self.counts.steps += 1
             for event in events:
