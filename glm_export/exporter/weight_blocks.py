@@ -61,16 +61,16 @@ def _expert_blocks(
 ) -> Iterator[tuple[StoredTensor, Tensor]]:
     """Integers expert by expert; of all experts scales alone, which follow in the file, are held meanwhile."""
     packed, scales = entries
-    held_ENC: list[Tensor] = []
-    for part_NK in parts(None):
+    # One piece of memory: pieces kept among others that come and go would leave holes, more with every layer.
+    held_ENC = torch.empty(scales.shape, dtype=getattr(torch, scales.dtype))
+    for expert, part_NK in enumerate(parts(None)):
         expert_NK = alternating(part_NK) if packed.alternating else part_NK
         for index, block in encode(form, expert_NK):
             if index == 0:
                 yield packed, block
             else:
-                held_ENC.append(_scales(block, scales, origin, part_NK.dtype))
-    for scales_NC in held_ENC:
-        yield scales, scales_NC
+                held_ENC[expert] = _scales(block, scales, origin, part_NK.dtype)
+    yield scales, held_ENC
 
 
 def alternating(part_NK: Tensor) -> Tensor:
