@@ -49,13 +49,14 @@ THOUGHTS = [
 TAGGED = [
     f"Let me see.\n{CALL} and {CALL}\nDone.", "<tool_call>get_time\n</tool_call>", "<tool_call>get_time</tool_call>",
     "<tool_call>\n</tool_call> <tool_call>f\n</tool_call>", CALL[:60], "<tool_call> is <tool_call>f\n</tool_call>",
+    f"<tool_call>{'a' * 129}</tool_call>",
 ]  # fmt: skip
 LINES = [
     "\nhello \n world", 'get_weather\n{"city": "北京"}<|assistant|>get_weather\n{"city": "上海"}<|observation|>more',
     'get_weather \r\n {"city": "北京"} \n', 'get_weather\n{"city": "北', 'get_weather\n{"city": "北京"} is it',
     "get_weather\n{'city': 1} ", "Hello\nworld", "get_weather", "get_wea", 'get_weather\n{"a": 1, "a": 2}',
     "\nsee<|assistant|>get_weather\n{}<|assistant|>\nsaid", 'get_weather\n\ufeff{"a": NaN}',
-    "python\nprint(1)\n <|assistant|>python\nprint(2)",
+    'get_weather\n\ufeff{"a": 1}', "python\nprint(1)\n <|assistant|>python\nprint(2)",
 ]  # fmt: skip
 PARTS = [
     "track\n ```python\ntool_call(symbol='10111')\n```", "\n 你好，[[训练时间]][[训练时", "track\n``` \n",
