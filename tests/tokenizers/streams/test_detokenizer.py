@@ -113,6 +113,14 @@ def test_any_ids(reader: Tokenizer, data: st.DataObject) -> None:
     assert message_of([*deltas, *stream.finish()]) == reader.parse_reply(ids, [], thinking=False)
 
 
+def test_runs_without_text_beside_added_tokens(reader: Any) -> None:
+    """Where decode puts blanks around tokens, it does so around nothing as well."""
+    shown = list(getattr(reader, "_shown", {}))[:1]
+    nothing, hidden = [10**6], list(getattr(reader, "special", {}).values())[:1]
+    for ids in ([*shown, *nothing], [*nothing, *shown], [*shown, *hidden, *nothing, *shown], [*shown, *hidden]):
+        assert streamed(reader.detokenizer(), ids) == reader.decode(ids)
+
+
 def test_special_tokens_say_where_turns_end(reader: Tokenizer) -> None:
     ids = reader.encode_plain('f\n{"a": 1}')
     roles: dict[str, int] = getattr(reader, "special", {})

@@ -63,7 +63,7 @@ PARTS = [
     "interpreter\n ```python\nprint(1)\n```", "track\n ```python\ntool_call(x={1})\n```",
     "get_weather\n ```python\ntool_call(city='a', n=[1, None])\n```<|observation|>",
     "track\n```\n\n(tool_call(a=1))\n```", "track\n ```python\ntool_call(a=1)", "a b\n```python\nprint(1)\n```",
-    "track\n```python\n# sure\ntool_call(a=1e999)\n```",
+    "track\n```python\n# sure\ntool_call(a=1e999)\n```", "track\n```python\nｔool_call(a=1)\n```",
 ]  # fmt: skip
 REPLIES = [*PLAIN, *THOUGHTS, *TAGGED, *LINES, *PARTS]
 
