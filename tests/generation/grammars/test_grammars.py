@@ -189,6 +189,28 @@ def test_a_blank_that_is_dropped_begins_no_text(vocabulary: GrammarVocabulary, s
         assert matcher.ended
 
 
+def test_a_piece_that_loses_its_blank_goes_on_without_it() -> None:
+    tokenizer, config = tokenizer_of("chatglm2")
+    vocabulary = GrammarVocabulary(tokenizer, config.vocab_size, tokenizer.stop_ids)
+    plain, begins = (token_bytes(tokenizer, config.vocab_size, first=first) for first in (False, True))
+    pieces = [index for index, part in enumerate(begins) if part and part != plain[index]]
+    assert len(pieces) > 5
+    for token in pieces[:5]:
+        text = tokenizer.decode([token])
+        matcher = Grammar(vocabulary, "regex", f"{re.escape(text)}1").matcher()
+        assert matcher.allowed[token]
+        matcher.accept(token)
+        assert {tokenizer.decode([0, int(index)])[-1] for index in np.flatnonzero(matcher.allowed)} == {"1"}
+
+
+def test_a_grammar_of_any_token_gives_no_special_one(ranks: GrammarVocabulary) -> None:
+    tokenizer, _ = tokenizer_of("glm4_remote")
+    special: dict[str, int] = tokenizer.special
+    allowed = Grammar(ranks, "lark", 'start: <[*]> "a"').matcher().allowed
+    assert allowed[tokenizer.encode_plain("1")[0]]
+    assert not allowed[list(special.values())].any()
+
+
 def test_what_is_not_allowed_is_refused(vocabulary: GrammarVocabulary) -> None:
     matcher = Grammar(vocabulary, "regex", "[0-9]+").matcher()
     wrong = int(np.flatnonzero(~matcher.allowed)[0])
