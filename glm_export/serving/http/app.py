@@ -8,7 +8,7 @@ from fastapi import FastAPI
 
 from glm_export.artifacts.manifest import package_versions
 from glm_export.serving.http import failures
-from glm_export.serving.http.doors import blanks, chat, completions, health, tokens
+from glm_export.serving.http.doors import blanks, chat, completions, health, page, tokens
 from glm_export.serving.http.forms import Forms
 from glm_export.serving.http.guard import Guard
 from glm_export.serving.http.served import ServedModel
@@ -27,7 +27,7 @@ def create_app(models: Mapping[str, ServedModel], options: ServeOptions, keys: f
     app.state.models, app.state.options, app.state.draining = dict(models), options, False
     app.state.forms = {name: Forms(model) for name, model in models.items()}
     failures.install(app)
-    for room in (chat, completions, blanks, tokens, health):
+    for room in (chat, completions, blanks, tokens, health, page):
         app.include_router(room.router)
     app.add_middleware(Guard, keys=keys, max_body_bytes=options.max_body_megabytes * MEGABYTE)
     return app

@@ -23,6 +23,8 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 OPEN = frozenset({"/health", "/ready", "/"})
 """Paths without a key: what a load balancer asks, and the page, which asks for the key itself."""
+OPEN_BELOW = "/page/"
+"""The page's files."""
 BODY_SECONDS = 30.0
 """Between two pieces of a body."""
 LOG = logging.getLogger("glm_export.access")
@@ -83,7 +85,7 @@ class Guard:
             )
 
     def _tenant(self, path: str, headers: dict[str, str]) -> str:
-        if not self._keys or path in OPEN:
+        if not self._keys or path in OPEN or path.startswith(OPEN_BELOW):
             return ""
         scheme, _, key = headers.get("authorization", "").partition(" ")
         given = key.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
