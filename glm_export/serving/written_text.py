@@ -12,13 +12,20 @@ from glm_export.tokenizers.streams import Detokenizer
 class WrittenText:
     """Text of ids, piece by piece. What may become a stop string is held back; a stop string is left out.
 
+    ``stop_string``: the one it ended at, or None.
+
     Pushed to in the engine's thread, read in another: ``take`` gives the piece of the next token that was pushed.
     """
 
     def __init__(self, detokenizer: Detokenizer, stop_strings: Sequence[str] = ()) -> None:
         self._detokenizer, self._stop_strings = detokenizer, tuple(stop_strings)
         self._held, self._pieces = "", deque[str]()
-        self.stopped = False
+        self.stop_string: str | None = None
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it ended at a stop string."""
+        return self.stop_string is not None
 
     def push(self, token: int) -> bool:
         """One more id; returns whether the text ends there."""
@@ -44,7 +51,8 @@ class WrittenText:
         text = self._held + new
         whole = cut_at_stop(text, self._stop_strings)
         if len(whole) < len(text):
-            self.stopped, self._held = True, ""
+            self.stop_string = next(stop for stop in self._stop_strings if text.startswith(stop, len(whole)))
+            self._held = ""
             return whole
         size = overlap(text, self._stop_strings)
         self._held = text[len(text) - size :]

@@ -8,9 +8,11 @@ from fastapi import FastAPI
 
 from glm_export.artifacts.manifest import package_versions
 from glm_export.serving.http import failures
+from glm_export.serving.http.anthropic import messages
 from glm_export.serving.http.doors import blanks, chat, completions, health, page, tokens
 from glm_export.serving.http.forms import Forms
 from glm_export.serving.http.guard import Guard
+from glm_export.serving.http.responses import responses
 from glm_export.serving.http.served import ServedModel
 from glm_export.serving.options import MEGABYTE, ServeOptions
 
@@ -27,7 +29,7 @@ def create_app(models: Mapping[str, ServedModel], options: ServeOptions, keys: f
     app.state.models, app.state.options, app.state.draining = dict(models), options, False
     app.state.forms = {name: Forms(model) for name, model in models.items()}
     failures.install(app)
-    for room in (chat, completions, blanks, tokens, health, page):
+    for room in (chat, completions, blanks, tokens, health, page, messages, responses):
         app.include_router(room.router)
     app.add_middleware(Guard, keys=keys, max_body_bytes=options.max_body_megabytes * MEGABYTE)
     return app

@@ -14,7 +14,7 @@ from typing import Any
 
 from starlette.exceptions import HTTPException
 
-from glm_export.serving.http.failures import error_object
+from glm_export.serving.http.failures import ANTHROPIC, error_object, shaped
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -56,7 +56,10 @@ class Guard:
         async def named(message: Message) -> None:
             if message["type"] == "http.response.start":
                 seen["status"] = message["status"]
-                message["headers"] = [*message.get("headers", ()), (b"x-request-id", state["request_id"].encode())]
+                # Anthropic's clients look for its second name.
+                names = [b"x-request-id", *([b"request-id"] if scope["path"].startswith(ANTHROPIC) else [])]
+                ids = [(name, state["request_id"].encode()) for name in names]
+                message["headers"] = [*message.get("headers", ()), *ids]
             elif not seen["first"]:
                 seen["first"] = time.perf_counter() - started
             await send(message)
@@ -69,7 +72,7 @@ class Guard:
             await self._app(scope, self._bounded(receive), named)
         except _RefusedError as error:
             if not seen["status"]:
-                await _answer(named, error.status_code, error.detail)
+                await _answer(named, scope, error)
         finally:
             LOG.info(
                 json.dumps(
@@ -118,9 +121,10 @@ class Guard:
         return bounded
 
 
-async def _answer(send: Send, status: int, told: str) -> None:
-    kind = "authentication_error" if status == 401 else "invalid_request_error"
-    body = json.dumps(error_object(told, kind)).encode()
+async def _answer(send: Send, scope: Scope, error: HTTPException) -> None:
+    status = error.status_code
+    told = error_object(error.detail, "authentication_error" if status == 401 else "invalid_request_error")
+    body = json.dumps(shaped(scope["path"], status, told, scope["state"]["request_id"])).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     if status == 401:
         headers.append((b"www-authenticate", b"Bearer"))

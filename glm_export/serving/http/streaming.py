@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from fastapi.responses import StreamingResponse
@@ -19,16 +19,36 @@ def event(values: dict[str, Any]) -> bytes:
     return f"data: {json.dumps(values, ensure_ascii=False)}\n\n".encode()
 
 
-def streamed(events: AsyncIterator[bytes]) -> StreamingResponse:
-    """A response of events. Where its reader leaves, the iterator is closed, and with it what writes."""
-    return StreamingResponse(_guarded(events), media_type="text/event-stream", headers=HEADERS)
+def named_event(values: dict[str, Any]) -> bytes:
+    """One object as an event that is called like its ``type``."""
+    return f"event: {values['type']}\n".encode() + event(values)
 
 
-async def _guarded(events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+def failed_event(error: Exception) -> bytes:
+    """What went wrong, as OpenAI's clients read it in a stream."""
+    return event(of_exception(error)[1])
+
+
+def streamed(
+    events: AsyncIterator[bytes], *, failed: Callable[[Exception], bytes] = failed_event, last: bytes = DONE
+) -> StreamingResponse:
+    """A response of events. Where its reader leaves, the iterator is closed, and with it what writes.
+
+    Args:
+        events: those of an answer that goes well.
+        failed: makes the one of an answer that does not.
+        last: comes behind all others.
+    """
+    return StreamingResponse(_guarded(events, failed, last), media_type="text/event-stream", headers=HEADERS)
+
+
+async def _guarded(
+    events: AsyncIterator[bytes], failed: Callable[[Exception], bytes], last: bytes
+) -> AsyncIterator[bytes]:
     try:
         async for one in events:
             yield one
     except Exception as error:  # the status is sent: what went wrong is said in the stream
-        _, body, _ = of_exception(error)
-        yield event(body)
-    yield DONE
+        yield failed(error)
+    if last:
+        yield last

@@ -71,9 +71,22 @@ VALUES = st.recursive(
 )
 NAMES = """model prompt messages max_tokens temperature top_p top_k min_p n stop stream seed logprobs top_logprobs echo
 logit_bias tools tool_choice response_format stream_options text labels pattern tokens priority documents
-chat_template_kwargs stop_token_ids"""
+chat_template_kwargs stop_token_ids input instructions system thinking text reasoning max_output_tokens"""
 FIELDS = st.sampled_from(NAMES.split())
-PATHS = st.sampled_from([CHAT, COMPLETE, "/v1/infill", "/v1/score", "/tokenize", "/detokenize", "/apply-template"])
+PATHS = st.sampled_from(
+    (
+        CHAT,
+        COMPLETE,
+        "/v1/infill",
+        "/v1/score",
+        "/tokenize",
+        "/detokenize",
+        "/apply-template",
+        "/v1/responses",
+        "/v1/messages",
+        "/v1/messages/count_tokens",
+    )
+)
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

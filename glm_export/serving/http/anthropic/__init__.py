@@ -1,0 +1,1 @@
+"""Anthropic's API over conversations: what a request says, and the message, whole or as events."""

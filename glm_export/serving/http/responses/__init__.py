@@ -1,0 +1,1 @@
+"""OpenAI's responses over conversations, nothing stored: what a request says, and the response, whole or as events."""

@@ -1,0 +1,1 @@
+"""Tests of the room ``serving/http/responses``: the real client."""
