@@ -94,7 +94,7 @@ class Dictation:
         """A door's own, with the text to be written."""
         tokenizer, config = self.session.tokenizer, self.session.config
         ids, end = tokenizer.encode_plain(self.text), config.eos_token_ids[0]
-        return RowOptions(**options, matcher=lambda: Dictated(ids, end, config.vocab_size))
+        return RowOptions(**options | {"matcher": lambda: Dictated(ids, end, config.vocab_size)})
 
 
 @pytest.fixture(scope="session")

@@ -52,6 +52,7 @@ class MessagesRequest(CountRequest):
     max_tokens: int = Field(ge=0, lt=WHOLE)
     stop_sequences: list[str] | None = Field(None, max_length=MOST_STOPS)
     stream: bool = False
+    output_config: dict[str, Any] | None = None
     temperature: float | None = Field(None, ge=0, le=100)
     top_p: float | None = Field(None, ge=0, le=1)
     top_k: int | None = Field(None, ge=-1, lt=WHOLE)
@@ -62,6 +63,7 @@ class MessagesRequest(CountRequest):
             max_tokens=self.max_tokens,
             stop=self.stop_sequences,
             stream=self.stream,
+            response_format=_format(self.output_config),
             temperature=self.temperature,
             top_p=self.top_p,
             top_k=self.top_k,
@@ -72,6 +74,14 @@ def _system(system: str | Sequence[Mapping[str, Any]] | None) -> list[dict[str, 
     if not system:
         return []
     return [{"role": "system", "content": _texts_of(system, "system")}]
+
+
+def _format(config: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """How the text is to look, by a chat's names."""
+    asked = (config or {}).get("format")
+    if not isinstance(asked, Mapping):
+        return None
+    return {"type": asked.get("type"), "json_schema": {"name": "answer", "schema": asked.get("schema")}}
 
 
 def _template_options(thinking: Mapping[str, Any] | None) -> dict[str, Any] | None:

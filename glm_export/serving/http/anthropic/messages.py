@@ -22,7 +22,7 @@ router = APIRouter()
 @router.post("/v1/messages")
 async def messages(http: HttpRequest, asked: MessagesRequest) -> Response:
     """The assistant's next message."""
-    made = prepared(http, asked.to_write())
+    made = await prepared(http, asked.to_write())
     message = AnthropicMessage(Telling(made), http.state.request_id[4:])
     if asked.stream:
         # Entered here: what cannot be accepted has a status of its own.

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import Request as HttpRequest
 
-from glm_export.serving.http.asking import RowOptions, choices, messages_of, model_of, options_of
+from glm_export.serving.http.asking import RowOptions, choices, forms_of, messages_of, model_of, options_of
 from glm_export.serving.http.failures import HttpError
+from glm_export.serving.http.forms import matcher_for
 from glm_export.serving.http.schemas import ChatRequest
 from glm_export.serving.http.served import ServedModel
 from glm_export.serving.http.writing import Choice, Writing
-from glm_export.serving.request import Matcher
 from glm_export.tokenizers import ends_in_thought
 from glm_export.tokenizers.streams import Delta, ReplyStream, ToolCallStarted
 
@@ -68,18 +67,14 @@ def ids_of(http: HttpRequest, model: ServedModel, asked: ChatRequest) -> list[in
     )
 
 
-def prepared(http: HttpRequest, asked: ChatRequest, matcher: Callable[[], Matcher] | None = None) -> Conversation:
+async def prepared(http: HttpRequest, asked: ChatRequest) -> Conversation:
     """Rows for a conversation, not begun.
-
-    Args:
-        http: the request.
-        asked: what it says.
-        matcher: makes one for each row, where the reply must have a form.
 
     Raises:
         HttpError, InputError: there is no such model, or it cannot do what is asked.
     """
     model = model_of(http, asked.model)
+    matcher = await matcher_for(forms_of(http, model), asked)
     ids = ids_of(http, model, asked)
     prompt = model.prompt(ids)
     most = asked.max_completion_tokens if asked.max_completion_tokens is not None else asked.max_tokens

@@ -10,10 +10,9 @@ from typing import Any
 from fastapi import APIRouter, Request as HttpRequest
 from fastapi.responses import Response
 
-from glm_export.serving.http.asking import forms_of, model_of, token_object
+from glm_export.serving.http.asking import token_object
 from glm_export.serving.http.connection import while_connected
 from glm_export.serving.http.conversation.prepared import Reply, prepared
-from glm_export.serving.http.forms import matcher_for
 from glm_export.serving.http.schemas import ChatRequest
 from glm_export.serving.http.served import ServedModel
 from glm_export.serving.http.streaming import event, streamed
@@ -34,8 +33,7 @@ router = APIRouter()
 @router.post("/v1/chat/completions")
 async def chat(http: HttpRequest, asked: ChatRequest) -> Response:
     """The assistant's next message."""
-    matcher = await matcher_for(forms_of(http, model_of(http, asked.model)), asked)
-    made = prepared(http, asked, matcher)
+    made = await prepared(http, asked)
     answer, writing = _Answer(http, asked, made.model, made.replies), made.writing
     if asked.stream:
         # Entered here: what cannot be accepted has a status of its own.

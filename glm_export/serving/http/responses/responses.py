@@ -18,7 +18,7 @@ router = APIRouter()
 @router.post("/v1/responses")
 async def responses(http: HttpRequest, asked: ResponsesRequest) -> Response:
     """What the model thinks, says and calls next."""
-    made = prepared(http, asked.to_write())
+    made = await prepared(http, asked.to_write())
     answer = OpenAIResponse(Telling(made), asked, http.state.request_id[4:])
     if asked.stream:
         # Entered here: what cannot be accepted has a status of its own.

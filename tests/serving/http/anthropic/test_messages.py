@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -180,6 +181,12 @@ def test_a_key_is_wanted(start: Callable[..., Any], tmp_path: Path) -> None:
         assert httpx.post(f"{address}/v1/messages", json=ASKED).json()["error"]["type"] == "authentication_error"
         told = httpx.post(f"{address}/v1/messages/nowhere", headers={"x-api-key": "first"}).json()
         assert told["error"]["type"] == "not_found_error"
+
+
+def test_a_message_may_have_to_have_a_form(client: Any) -> None:
+    schema = {"type": "object", "properties": {"a": {"enum": ["x"]}}, "required": ["a"], "additionalProperties": False}
+    asked = ASKED | {"output_config": {"format": {"type": "json_schema", "schema": schema}}}
+    assert json.loads(client.messages.create(**asked).content[0].text) == {"a": "x"}
 
 
 def test_whose_words_a_message_has(client: Any) -> None:

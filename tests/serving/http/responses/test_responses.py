@@ -73,6 +73,12 @@ def test_a_response_without_more_room_is_incomplete(client: Any) -> None:
         assert (short.usage.output_tokens, short.output[0].status) == (3, "incomplete")
 
 
+def test_a_response_may_have_to_have_a_form(client: Any) -> None:
+    schema = {"type": "object", "properties": {"a": {"enum": ["x"]}}, "required": ["a"], "additionalProperties": False}
+    form = {"format": {"type": "json_schema", "name": "answer", "schema": schema, "strict": True}}
+    assert json.loads(client.responses.create(**ASKED, text=form).output_text) == {"a": "x"}
+
+
 def test_thoughts_and_calls_are_items(dictation: Dictation) -> None:
     dictation.text = REPLY
     asked = {"model": "chatglm3", "input": "北京天气", "tools": TOOLS, "instructions": "简短"}
