@@ -147,7 +147,13 @@ class InPlace(OrtCache):
 
     def bind(self, binding: onnxruntime.IOBinding) -> None:
         """The same memory on both sides: ``[B, K, L, D]``, of rows in use."""
-        self.bind_rows(binding, 0, self.rows)
+        if self.rows != self.reserved_rows:
+            self.bind_rows(binding, 0, self.rows)
+            return
+        # Whole buffers are kept by who has them bound.
+        for spec, name, value in zip(self._specs, self._presents, self._values, strict=True):
+            binding.bind_ortvalue_input(spec.name, value)
+            binding.bind_ortvalue_output(name, value)
 
     def bind_rows(self, binding: onnxruntime.IOBinding, first: int, rows: int) -> None:
         """The same memory on both sides, of some rows: ``[rows, K, L, D]``."""
