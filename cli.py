@@ -15,6 +15,7 @@ from glm_export import errors
 from glm_export.errors import EnvironmentMissingError, GlmExportError, cut, one_line
 
 VERBS = {
+    "batch": "Answer a file of requests with MODEL, in OpenAI's batch format; run again, it goes on where it stopped.",
     "bench": (
         "Measure speed and memory of MODEL, an exported folder (ONNX Runtime), an engine or a checkpoint (PyTorch)."
     ),
@@ -35,6 +36,7 @@ VERBS = {
 }
 """Every verb, and its line in ``--help``: the first paragraph of its own, which is not imported for that."""
 HOME = {
+    "batch": "serving.batch",
     "build": "engines",
     "chat": "generate",
     "doctor": "engines",
@@ -152,7 +154,8 @@ def cli(debug: bool) -> None:
     CHECKPOINT is a model folder in the publisher's layout, or an embedded model: `demo` (a ChatGLM2 that recites
     Tang poems), `demo-glm` (a GLM that fills their blanked lines).
 
-    Exit codes: 0 done, 1 comparison failed, 2 usage or input, 3 environment, or a fault of glm-export.
+    Exit codes: 0 done, 1 comparison failed, or a request of a batch, 2 usage or input, 3 environment, or a fault of
+    glm-export.
     """
 
 

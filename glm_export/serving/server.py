@@ -14,6 +14,21 @@ CONNECTIONS = 1024
 KEEP_ALIVE_S = 15
 
 
+def require_packages() -> None:
+    """What a server is made of has to be there.
+
+    Raises:
+        EnvironmentMissingError: something is not.
+    """
+    try:
+        import fastapi  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise EnvironmentMissingError(
+            f"the server needs {error.name}, which is not installed; pip install 'glm-export[serve]'"
+        ) from error
+
+
 def serve(sources: Sequence[str], options: ServeOptions, announce: Callable[[str], None]) -> None:
     """Serve models until SIGTERM or SIGINT; then what was accepted is answered, within a bound.
 
@@ -25,13 +40,7 @@ def serve(sources: Sequence[str], options: ServeOptions, announce: Callable[[str
     Raises:
         GlmExportError: a model cannot be loaded, the options do not go together, or a package is missing.
     """
-    try:
-        import fastapi  # noqa: F401
-        import uvicorn  # noqa: F401
-    except ImportError as error:
-        raise EnvironmentMissingError(
-            f"the server needs {error.name}, which is not installed; pip install 'glm-export[serve]'"
-        ) from error
+    require_packages()
     from glm_export.serving.http.app import create_app
     from glm_export.serving.http.served import opened
 

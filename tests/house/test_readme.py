@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -44,7 +45,9 @@ def test_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     api.export(Golden("glm").folder, "glm-onnx")
     lines = [line[2:] for block in blocks("console") for line in block.splitlines() if line.startswith("$ glm-export")]
-    assert len(lines) == 17
+    assert len(lines) == 18
+    request = {"custom_id": "1", "method": "POST", "url": "/v1/completions", "body": {"prompt": "春眠不觉晓，"}}
+    (tmp_path / "requests.jsonl").write_text(json.dumps(request))
     for line in lines:
         arguments = shlex.split(line.replace("THUDM/chatglm2-6b", "demo"))[1:]
         if arguments[0] == "build" and find_spec("tensorrt_rtx_bindings") is None:

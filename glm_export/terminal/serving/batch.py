@@ -1,0 +1,43 @@
+"""The verb ``batch``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import rich_click as click
+from rich.markup import escape
+
+from glm_export.serving.options import ServeOptions
+from glm_export.terminal.console import FOLDER, MESSAGES, ProgressBars, flags
+
+ENGINE = (
+    "max_batch",
+    "chunk_tokens",
+    "exact",
+    "prefix_megabytes",
+    "max_body_megabytes",
+    "allow_special_tokens",
+    "threads",
+)
+
+
+@click.command()
+@click.argument("model")
+@click.option("--input", "requests", type=FOLDER, required=True, help="Requests, a line of JSON each.")
+@click.option("--output", "answers", type=FOLDER, required=True, help="Answers; those that are there are kept.")
+@flags(ServeOptions, *ENGINE)
+def batch(model: str, requests: Path, answers: Path, **options: Any) -> None:
+    """Answer a file of requests with MODEL, in OpenAI's batch format; run again, it goes on where it stopped.
+
+    Exits with 1 where an answer is an error.
+    """
+    from glm_export.serving.batch import answer_batch
+
+    with ProgressBars(MESSAGES) as progress:
+        report = answer_batch(model, requests, answers, ServeOptions(**options), progress)
+    before = f", {report.before} of them before" if report.before else ""
+    failed = f"; {report.failed} of the answers are errors" if report.failed else ""
+    MESSAGES.print(f"{report.lines} requests answered in {escape(str(answers))}{before}{failed}", soft_wrap=True)
+    if report.failed:
+        raise SystemExit(1)
