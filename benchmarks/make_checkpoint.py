@@ -116,6 +116,7 @@ def main() -> None:
     options.add_argument("shape", choices=sorted(SHAPES))
     options.add_argument("out", type=Path)
     options.add_argument("--layers", type=int, help="of a native shape, so many only")
+    options.add_argument("--zeros", action="store_true", help="sparse files, which take no disk: to see memory alone")
     arguments = options.parse_args()
     values = SHAPES[arguments.shape] | ({"num_hidden_layers": arguments.layers} if arguments.layers else {})
     config = families.read_config(values)
@@ -131,7 +132,7 @@ def main() -> None:
     generator = torch.Generator().manual_seed(0)
     for index, shard in enumerate(shards):
         name = f"model-{index + 1:05d}-of-{len(shards):05d}.safetensors"
-        write_shard(arguments.out / name, shard, generator)
+        write_shard(arguments.out / name, shard, None if arguments.zeros else generator)
         weight_map |= dict.fromkeys((tensor for tensor, _ in shard), name)
         print(f"wrote {name}", flush=True)
     index_json = {"metadata": {"total_size": sum(size(shape) for _, shape in tensors)}, "weight_map": weight_map}
@@ -154,7 +155,7 @@ def split(tensors: list[tuple[str, tuple[int, ...]]]) -> list[list[tuple[str, tu
     return shards
 
 
-def write_shard(path: Path, tensors: list[tuple[str, tuple[int, ...]]], generator: torch.Generator) -> None:
+def write_shard(path: Path, tensors: list[tuple[str, tuple[int, ...]]], generator: torch.Generator | None) -> None:
     """The safetensors format written as a stream: the library would hold the whole shard in memory."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
@@ -166,6 +167,9 @@ def write_shard(path: Path, tensors: list[tuple[str, tuple[int, ...]]], generato
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(encoded)))
         file.write(encoded)
+        if generator is None:
+            file.truncate(8 + len(encoded) + offset)
+            return
         for name, shape in tensors:
             if name.endswith("layernorm.weight"):
                 file.write(torch.ones(shape, dtype=torch.float16).numpy().data)

@@ -149,6 +149,8 @@ def figures(generate: Generate, vocab_size: int) -> dict[str, float]:
         "time_to_first_token_s": first,
         "decode_tokens_s": NEW_TOKENS / (times[-1] - times[0]),
         "decode_p50_ms": 1000 * statistics.median(steps),
+        # What counts where other work shares the machine.
+        "decode_least_ms": 1000 * steps[0],
     }
 
 
