@@ -49,7 +49,8 @@ def test_help_imports_the_verb_it_explains_alone() -> None:
     assert result.returncode == 0, result.stderr
     loaded = {line.split(" ")[0]: line.split(" ")[1:] for line in result.stdout.splitlines()}
     assert loaded.pop("") == []
-    assert loaded == {name: sorted({"console", HOME.get(name, name)}) for name in VERBS}
+    # A room of several verbs is loaded with the one of them.
+    assert loaded == {name: sorted({"console", *HOME.get(name, name).split(".")}) for name in VERBS}
 
 
 @pytest.mark.parametrize("name", VERBS)
