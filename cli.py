@@ -33,6 +33,7 @@ VERBS = {
     "recipes": "What `export --recipe` knows: how weights are stored and multiplied, and where that runs.",
     "serve": "Serve MODELS (exported folders, engines, checkpoints, `demo`) by OpenAI's API, batched continuously.",
     "score": "Say which label fits the blank best, with MODEL, a GLM or ChatGLM-6B.",
+    "top": "Show what the server at URL does: rows, tokens a second, and what is kept, of each model.",
 }
 """Every verb, and its line in ``--help``: the first paragraph of its own, which is not imported for that."""
 HOME = {
@@ -43,6 +44,7 @@ HOME = {
     "recipes": "export",
     "score": "infill",
     "serve": "serving.serve",
+    "top": "serving.top",
 }
 """The module of a verb in ``terminal/`` where it is not called like the verb."""
 

@@ -41,8 +41,8 @@ class Engine:
     """Writes many requests at once; each gets the tokens it would get alone.
 
     ``scheduler``: who waits, who runs. ``prefixes``: what was read before; None keeps nothing. ``calls``: how
-    many tokens each row read in the last step, call by call. ``preemptions``: rows that made way for
-    others so far.
+    many tokens each row read in the last step, call by call. ``admitted``: requests that got a row in it.
+    ``preemptions``: rows that made way for others so far.
     """
 
     def __init__(
@@ -72,6 +72,7 @@ class Engine:
         keeps = prefix_bytes and not options.exact and not session.config.prefix_mask
         self.prefixes = PrefixStore(prefix_bytes) if keeps else None
         self.calls: list[dict[str, int]] = []
+        self.admitted: tuple[str, ...] = ()
         self.preemptions = 0
         self._rows: dict[str, _Row] = {}
 
@@ -119,6 +120,7 @@ class Engine:
         A call that fails ends the requests in it, each with the error; the others are read again.
         """
         change = self.scheduler.change_rows()
+        self.admitted = change.admitted
         self.preemptions += len(change.preempted)
         for key in change.preempted:
             self._keep(key)

@@ -58,10 +58,19 @@ class ServeOptions:
                     f"--host {self.host} is reached by others, and no key is asked of them; give --api-key-file FILE"
                 )
             return frozenset()
-        if not self.api_key_file.is_file():
-            raise InputError(f"--api-key-file {self.api_key_file} is no file; write one with a key a line")
-        text = read_bounded(self.api_key_file, MEGABYTE).decode("utf-8", errors="replace")
-        keys = frozenset(line.strip() for line in text.splitlines() if line.strip())
-        if not keys:
-            raise InputError(f"--api-key-file {self.api_key_file} holds no key; write one a line")
-        return keys
+        return frozenset(keys_of(self.api_key_file))
+
+
+def keys_of(file: Path) -> list[str]:
+    """Keys of a file, a line each.
+
+    Raises:
+        InputError: it is missing or holds none.
+    """
+    if not file.is_file():
+        raise InputError(f"--api-key-file {file} is no file; write one with a key a line")
+    text = read_bounded(file, MEGABYTE).decode("utf-8", errors="replace")
+    keys = [line.strip() for line in text.splitlines() if line.strip()]
+    if not keys:
+        raise InputError(f"--api-key-file {file} holds no key; write one a line")
+    return keys

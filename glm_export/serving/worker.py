@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from glm_export.errors import GlmExportError, InputError
 from glm_export.serving.engine import Engine
+from glm_export.serving.metrics.histogram import BETWEEN_TOKENS_S, FIRST_TOKEN_S, REQUEST_S, Histogram
 from glm_export.serving.request import Event, Request
 
 Sink = Callable[[Event], None]
@@ -38,24 +39,37 @@ class DrainingError(GlmExportError):
 
 @dataclass(slots=True, kw_only=True)
 class _Asked:
-    """A request somebody waits for. ``begins_by``, ``ends_by``: monotonic seconds; None has no end."""
+    """A request somebody waits for, in seconds of the worker's clock. ``begins_by``, ``ends_by``: None has no end.
+
+    ``begun``: whether it had a row. ``last_token``: when it was written; None before the first.
+    """
 
     request: Request
     sink: Sink
     begins_by: float | None
     ends_by: float | None
+    arrived: float
     begun: bool = False
+    last_token: float | None = None
 
 
 @dataclass(slots=True)
 class Counts:
-    """What a worker has done since it began; read from any thread."""
+    """What a worker has done since it began; read from any thread.
+
+    ``first_token_s``: from a request's coming to its first token. ``between_tokens_s``: from one token of a row to the
+    next. ``request_s``: to its end, whichever. ``queue_s``: to its first row. With vLLM's meanings.
+    """
 
     requests: dict[str, int] = field(default_factory=dict)
     prompt_tokens: int = 0
     cached_tokens: int = 0
     generated_tokens: int = 0
     steps: int = 0
+    first_token_s: Histogram = field(default_factory=lambda: Histogram(FIRST_TOKEN_S))
+    between_tokens_s: Histogram = field(default_factory=lambda: Histogram(BETWEEN_TOKENS_S))
+    request_s: Histogram = field(default_factory=lambda: Histogram(REQUEST_S))
+    queue_s: Histogram = field(default_factory=lambda: Histogram(REQUEST_S))
 
 
 class Worker:
@@ -123,6 +137,7 @@ class Worker:
             sink=sink,
             begins_by=None if wait_s is None else now + wait_s,
             ends_by=None if run_s is None else now + run_s,
+            arrived=now,
         )
         self._inbox.put(lambda: self._submit(asked))
 
@@ -159,6 +174,7 @@ class Worker:
             self._take()
             if self.engine.idle:
                 continue
+            began = self._clock()
             try:
                 events = self.engine.step()
             except Exception as error:  # a fault of ours must not end everybody's server
@@ -166,8 +182,11 @@ class Worker:
                 logging.getLogger(__name__).exception("a step failed: %s", told)
                 events = self.engine.give_up_all(error)
             self.counts.steps += 1
+            for key in self.engine.admitted:
+                self._begin(key, began)
+            now = self._clock()
             for event in events:
-                self._tell(event)
+                self._tell(event, now)
         for key in list(self._asked):
             self._cancel(key, "cancelled")
 
@@ -187,7 +206,6 @@ class Worker:
         now = self._clock()
         for key, asked in list(self._asked.items()):
             late = asked.ends_by is not None and now > asked.ends_by
-            asked.begun = asked.begun or key in self.engine.scheduler.running
             waited = not asked.begun and asked.begins_by is not None and now > asked.begins_by
             if late or waited:
                 self._cancel(key, "deadline")
@@ -195,12 +213,12 @@ class Worker:
     def _submit(self, asked: _Asked) -> None:
         key = asked.request.key
         if key in self._asked:
-            self._end(asked.sink, Event(key=key, finish_reason="error", error=InputError(f"key {key!r} is taken")))
+            self._end(asked, Event(key=key, finish_reason="error", error=InputError(f"key {key!r} is taken")))
             return
         try:
             self.engine.submit(asked.request)
         except GlmExportError as error:
-            self._end(asked.sink, Event(key=key, finish_reason="error", error=error))
+            self._end(asked, Event(key=key, finish_reason="error", error=error))
             return
         self._asked[key] = asked
 
@@ -208,26 +226,38 @@ class Worker:
         asked = self._asked.pop(key, None)
         if asked is not None:
             self.engine.cancel(key)
-            self._end(asked.sink, Event(key=key, finish_reason=reason))
+            self._end(asked, Event(key=key, finish_reason=reason))
 
-    def _tell(self, event: Event) -> None:
+    def _begin(self, key: str, now: float) -> None:
+        """A request has a row; one that lost it and has another had begun before."""
+        asked = self._asked.get(key)
+        if asked is not None and not asked.begun:
+            asked.begun = True
+            self.counts.queue_s.observe(now - asked.arrived)
+
+    def _tell(self, event: Event, now: float) -> None:
         asked = self._asked[event.key]
+        if asked.last_token is None and event.error is None:
+            self.counts.prompt_tokens += len(asked.request.prompt.ids)
+            self.counts.cached_tokens += event.cached_tokens
         if event.token is not None:
             self.counts.generated_tokens += 1
-        if not asked.begun:
-            asked.begun = True
+            if asked.last_token is None:
+                self.counts.first_token_s.observe(now - asked.arrived)
+            else:
+                self.counts.between_tokens_s.observe(now - asked.last_token)
+            asked.last_token = now
         if event.finish_reason is None:
             asked.sink(event)
             return
         del self._asked[event.key]
-        self.counts.prompt_tokens += len(asked.request.prompt.ids)
-        self.counts.cached_tokens += event.cached_tokens
-        self._end(asked.sink, event)
+        self._end(asked, event, now)
 
-    def _end(self, sink: Sink, event: Event) -> None:
-        reason = event.finish_reason or ""
+    def _end(self, asked: _Asked, event: Event, now: float | None = None) -> None:
+        reason, now = event.finish_reason or "", self._clock() if now is None else now
         self.counts.requests[reason] = self.counts.requests.get(reason, 0) + 1
-        self._ended_at.append(self._clock())
+        self.counts.request_s.observe(now - asked.arrived)
+        self._ended_at.append(now)
         with self._lock:
             self._open -= 1
-        sink(event)
+        asked.sink(event)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Iterator
 
@@ -147,3 +148,37 @@ def test_leaving_ends_what_is_written(engine: Engine) -> None:
         assert reader.first.wait(SECONDS)
     assert reader.reason in ("cancelled", "context", "length")
     assert not worker.alive
+
+
+def test_times_are_of_the_requests(engine: Engine) -> None:
+    """By a clock that goes on a second whenever it is asked: every duration is told once, and they add up."""
+    ticks = itertools.count()
+    readers = [Reader() for _ in range(3)]
+    with Worker(engine, clock=lambda: float(next(ticks))) as worker:
+        for number, reader in enumerate(readers):
+            worker.submit(asked(f"{number}", 3 + number), reader)
+        assert [reader.reason for reader in readers] == ["length"] * 3
+        counts = worker.counts
+    assert (counts.prompt_tokens, counts.generated_tokens) == (9, 12)
+    assert counts.first_token_s.count == counts.request_s.count == counts.queue_s.count == 3
+    assert counts.between_tokens_s.count == counts.generated_tokens - 3
+    # A request whose last event is its last token has no other time.
+    assert counts.first_token_s.total + counts.between_tokens_s.total == counts.request_s.total
+    assert 3 <= counts.queue_s.total < counts.first_token_s.total
+
+
+def test_times_of_what_never_had_a_row(engine: Engine) -> None:
+    """It waited and ended; it had no first token. What had ended before a fault is not begun again."""
+    now = [0.0]
+    held, waits = Reader(hold=True), Reader()
+    with Worker(engine, clock=lambda: now[0]) as worker:
+        worker.submit(asked("runs", 3), held)
+        assert held.first.wait(SECONDS)
+        worker.submit(asked("waits"), waits, wait_s=5)
+        now[0] = 7.0
+        held.go.set()
+        assert (waits.reason, held.reason) == ("deadline", "length")
+        counts = worker.counts
+    assert (counts.queue_s.count, counts.first_token_s.count, counts.request_s.count) == (1, 1, 2)
+    assert counts.request_s.total == 14.0
+    assert counts.prompt_tokens == 3

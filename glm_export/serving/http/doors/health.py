@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse, Response
 from glm_export.artifacts.manifest import package_versions
 from glm_export.serving.http.asking import model_of
 from glm_export.serving.http.served import ServedModel
-from glm_export.serving.metrics import CONTENT_TYPE, exposition
+from glm_export.serving.metrics.exposition import CONTENT_TYPE, exposition
 
 router = APIRouter()
 

@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from glm_export.serving.metrics.histogram import Histogram
 from glm_export.serving.worker import Worker
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -40,11 +41,25 @@ class _Collector(Collector):
                 for model, worker in self._workers.items():
                     family.add_metric([model], value(worker))  # type: ignore[no-untyped-call]
                 yield family
+        yield from self._histograms()
         ended = CounterMetricFamily("glm_requests", "That ended.", labels=["model", "finish_reason"])
         for model, worker in self._workers.items():
             for reason, count in sorted(worker.counts.requests.items()):
                 ended.add_metric([model, reason], count)
         yield ended
+
+    def _histograms(self) -> Iterator[Metric]:
+        histograms: dict[str, tuple[str, Callable[[Worker], Histogram]]] = {
+            "time_to_first_token": ("From a request's coming to its first token.", lambda w: w.counts.first_token_s),
+            "inter_token_latency": ("From one token of a row to the next.", lambda w: w.counts.between_tokens_s),
+            "e2e_request_latency": ("From a request's coming to its end.", lambda w: w.counts.request_s),
+            "request_queue_time": ("From a request's coming to its first row.", lambda w: w.counts.queue_s),
+        }
+        for name, (said, value) in histograms.items():
+            family = HistogramMetricFamily(f"glm_{name}_seconds", said, labels=["model"])
+            for model, worker in self._workers.items():
+                family.add_metric([model], value(worker).buckets(), value(worker).total)
+            yield family
 
 
 def _prefix_bytes(worker: Worker) -> int:

@@ -1,0 +1,122 @@
+"""What a running server says of itself, and the table made of it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from click.testing import CliRunner
+
+from glm_export.cli import cli
+from glm_export.errors import EnvironmentMissingError, InputError
+from glm_export.serving.metrics.reading import Reading, loads, parsed, read_metrics
+from tests.serving.http.conftest import start
+
+__all__ = ["start"]
+LINE = "春眠不觉晓，处处闻啼鸟。\n"
+LONG = {"prompt": LINE, "temperature": 1.5, "max_tokens": 400, "logit_bias": {"2": -100}, "n": 8, "stream": True}
+"""A request that takes its time."""
+
+
+def test_sums_are_those_of_the_requests(start: Callable[..., Any]) -> None:
+    with start("demo", "demo-glm", "--max-batch", "2") as (address, _):
+        before = read_metrics(address)
+        written = read = 0
+        for most in (1, 5, 9):
+            asked = {"prompt": LINE, "max_tokens": most, "logit_bias": {"2": -100}}
+            usage = httpx.post(f"{address}/v1/completions", json=asked).json()["usage"]
+            written, read = written + usage["completion_tokens"], read + usage["prompt_tokens"]
+        now = read_metrics(f"{address}/v1/")
+        values = now.models["demo"]
+        assert (values["glm_generation_tokens_total"], values["glm_prompt_tokens_total"]) == (written, read)
+        assert values["glm_requests_total"] == 3
+        for name in ("time_to_first_token", "e2e_request_latency", "request_queue_time"):
+            assert values[f"glm_{name}_seconds_count"] == 3
+        assert values["glm_inter_token_latency_seconds_count"] == written - 3
+        assert (
+            0
+            < values["glm_request_queue_time_seconds_sum"]
+            < values["glm_time_to_first_token_seconds_sum"]
+            < values["glm_e2e_request_latency_seconds_sum"]
+        )
+        demo, other = loads(before, now)
+        seconds = now.at - before.at
+        assert demo.written_rate == pytest.approx(written / seconds)
+        assert demo.read_rate == pytest.approx(read / seconds)
+        assert demo.first_token_s is not None
+        assert (other.written_rate, other.first_token_s) == (0, None)
+        text = httpx.get(f"{address}/metrics").text
+        assert 'glm_time_to_first_token_seconds_bucket{le="+Inf",model="demo"} 3.0' in text
+
+
+def test_one_table(start: Callable[..., Any], tmp_path: Path) -> None:
+    """While a row is written; a key is wanted."""
+    keys = tmp_path / "keys"
+    keys.write_text("\nfirst\nsecond\n")
+    with start("demo", "--api-key-file", str(keys), "--max-batch", "1") as (address, _):
+        words = ["top", address, "--once", "--interval", "0.2"]
+        refused = CliRunner().invoke(cli, words)
+        assert refused.exit_code == 2
+        assert "--api-key-file" in refused.output
+        with httpx.stream(
+            "POST", f"{address}/v1/completions", json=LONG, headers={"x-api-key": "second"}, timeout=60
+        ) as stream:
+            lines = stream.iter_lines()  # forgotten, it would leave
+            next(lines)
+            shown = CliRunner().invoke(cli, [*words, "--api-key-file", str(keys)])
+        assert shown.exit_code == 0, shown.output
+        row = next(line for line in shown.output.splitlines() if "demo" in line)
+        _, model, running, waiting, _, written, *_ = (cell.strip() for cell in row.split("│"))
+        assert (model, running) == ("demo", "1")
+        assert 1 <= int(waiting) < 8
+        assert float(written) > 0
+
+
+def test_a_server_that_began_anew_counts_from_nothing() -> None:
+    then = Reading(models={"a": {"glm_generation_tokens_total": 100.0}}, at=0.0)
+    now = Reading(models={"a": {"glm_generation_tokens_total": 30.0}, "b": {"glm_requests_running": 2.0}}, at=2.0)
+    first, second = loads(then, now)
+    assert (first.written_rate, second.running, second.written_rate) == (15.0, 2, 0.0)
+
+
+@pytest.fixture
+def stranger() -> Iterator[tuple[str, list[bytes]]]:
+    """Somebody else's server, and what it answers with."""
+    answer = [b""]
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(307 if answer[0].startswith(b"http") else 200)
+            self.send_header("location", answer[0].decode("latin-1"))
+            self.end_headers()
+            self.wfile.write(answer[0])
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"127.0.0.1:{server.server_port}", answer
+        server.shutdown()
+        thread.join()
+
+
+def test_who_else_may_answer(stranger: tuple[str, list[bytes]]) -> None:
+    address, answer = stranger
+    for text in (b"", b"<html>", b"up 1.0\n", b'glm_requests_running{model="a"} x\n', b"http://127.0.0.1:1/"):
+        answer[0] = text
+        with pytest.raises(InputError):
+            read_metrics(address, "secret")
+    with pytest.raises(EnvironmentMissingError, match="nobody answers"):
+        read_metrics("http://127.0.0.1:1")
+    with pytest.raises((InputError, EnvironmentMissingError)):
+        read_metrics("http://[")
+    assert parsed(
+        'glm_x_total{model="a",finish_reason="stop"} 1\nglm_x_total{model="a",finish_reason="length"} 2\n'
+    ) == {"a": {"glm_x_total": 3.0}}
