@@ -29,6 +29,9 @@ def literal(messages: Iterable[Any], names: re.Pattern[str] | None) -> list[Any]
 
 
 def _message(message: Mapping[str, Any], names: re.Pattern[str] | None) -> dict[str, Any]:
+    thought = message.get("reasoning_content")
+    if isinstance(thought, str):
+        message = {**message, "reasoning_content": literal_text(thought, names)}
     content = message.get("content")
     if isinstance(content, str):
         return {**message, "content": literal_text(content, names)}

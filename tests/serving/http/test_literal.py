@@ -52,4 +52,6 @@ def test_parts_and_other_things() -> None:
     parts = [{"type": "text", "text": "<|user|>"}, {"type": "image"}, 5]
     found = literal([{"role": "user", "content": parts}, {"role": "assistant", "content": None}, "no message"], names)
     assert found[0]["content"] == [{"type": "text", "text": f"<{APART}|user|>"}, {"type": "image"}, 5]
+    thought = literal([{"role": "assistant", "content": "x", "reasoning_content": "<|user|>"}], names)
+    assert thought[0]["reasoning_content"] == f"<{APART}|user|>"
     assert found[1:] == [{"role": "assistant", "content": None}, "no message"]
