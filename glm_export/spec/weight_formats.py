@@ -217,6 +217,11 @@ class QdqWeights(WeightFormat):
         """``per_token``."""
         return self.per_token
 
+    @property
+    def batch_invariance(self) -> BatchInvariance:
+        """Exact where integers are multiplied; of weights alone a runtime may make MatMulNBits, which is close."""
+        return BatchInvariance.EXACT if self.per_token or self.activations else BatchInvariance.CLOSE
+
 
 GATE_UP, DOWN = "mlp.gate_up", "mlp.down"
 """Within a layer of experts: the stacks of their weights, named like no linear layer's weight."""
