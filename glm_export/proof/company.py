@@ -19,7 +19,7 @@ from glm_export.spec.batch_invariance import BatchInvariance
 ROW_TOKENS, NEIGHBOUR_TOKENS = 7, (3, 12, 2)
 """Of the prompts: the row that is watched, and those beside it."""
 STEPS = 3
-AMPLIFIED = 100
+AMPLIFIED = 1000
 """What rounding of activations may make of last bits, in units of the tolerance of floats."""
 
 
