@@ -108,7 +108,7 @@ def check(program: OnnxProgram, checkpoint: Checkpoint, reference_dtype: str = "
         parity = compare_runs(results, [case.name for case in cases], looser, tolerance)
         equal, total = greedy_agreement(reference, candidate)
         lost = candidate_not_finite(parity, candidate)
-        company = measure_company(candidate, outlier_token(reference)) if lost is None else None
+        company = measure_company(candidate, outlier_token(reference), tolerance) if lost is None else None
     usual_bound = recipe.usual_for(program.config) if recipe is not None and looser == "float32" else None
     return CheckReport(
         parity=parity, greedy_equal=equal, greedy_total=total, recipe=program.recipe, usual_bound=usual_bound,

@@ -77,9 +77,8 @@ def show_parity(console: Console, report: CheckReport) -> None:
         console.print(f"usually, over cases: {report.usual:.1e} ({report.usual_bound:.0e} allowed)")
     if report.company is not None:
         company = report.company
-        console.print(
-            f"a row in company: {company.difference:.1e} apart from itself alone, claimed {company.claimed.value}"
-        )
+        said = f"{company.difference:.1e} apart from itself alone, usually {company.usual:.1e}"
+        console.print(f"a row in company: {said}; claimed {company.claimed.value}")
         if not company.passed:
             console.print(company.advice, soft_wrap=True, markup=False)
     for other in report.others:
