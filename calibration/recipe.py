@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
-from glm_export.spec.batch_invariance import BatchInvariance, weakest
+from glm_export.spec.batch_invariance import BatchInvariance, of_layout, weakest
 from glm_export.spec.capabilities import Capabilities
 from glm_export.spec.config import GlmConfig
+from glm_export.spec.signature import Signature
 from glm_export.spec.weight_formats import (
     EMBEDDING,
     HEAD,
@@ -193,3 +194,8 @@ class Recipe:
     def tolerance_for(self, *, experts: bool) -> float:
         """:attr:`tolerance`, or where tokens are routed :data:`ROUTED_TOLERANCE`."""
         return max(self.tolerance, ROUTED_TOLERANCE) if experts else self.tolerance
+
+
+def program_invariance(config: GlmConfig, signature: Signature, recipe: Recipe | None) -> BatchInvariance:
+    """How far a row depends on others in a program of this layout, quantized or not."""
+    return weakest(of_layout(config, signature), *([recipe.batch_invariance] if recipe is not None else []))

@@ -27,6 +27,7 @@ from glm_export.artifacts.output_folder import require_writable, whole_folder
 from glm_export.artifacts.program import MODEL, NEEDS, RAGGED, WEIGHTS, OnnxProgram, load_program
 from glm_export.calibration.keep import KEPT, kept_sizes
 from glm_export.calibration.quantization import Quantization
+from glm_export.calibration.recipe import program_invariance
 from glm_export.calibration.smoothed_weights import SmoothedWeights
 from glm_export.checkpoints.checkpoint import Checkpoint
 from glm_export.exporter.calibration_cache import write_calibration_cache
@@ -46,7 +47,6 @@ from glm_export.graphs.quantized import quantized_cache_rules, quantized_dialect
 from glm_export.graphs.rewriter import CountedRule
 from glm_export.graphs.rules.qdq.matmul import InputNumbers
 from glm_export.progress import NullProgress, Progress
-from glm_export.spec.batch_invariance import BatchInvariance, of_layout, weakest
 from glm_export.spec.config import GlmConfig
 from glm_export.spec.option import merged, takes
 from glm_export.spec.session_entries import LEAST_WITH
@@ -181,7 +181,7 @@ def _manifest(
         "recipe": recipe.name if recipe else None,
         **({KEPT: kept_sizes(recipe)} if recipe and recipe.rounding == KEPT else {}),
         "left_in_float": dict(target.quantization.excluded) if target.quantization else {},
-        "batch_invariance": _batch_invariance(checkpoint.config, target).value,
+        "batch_invariance": program_invariance(checkpoint.config, target.signature, target.recipe).value,
         FLOAT32_REGIONS: written.float32_regions,
         NEEDS: written.needs,
         "parameters": plan.parameters,
@@ -189,11 +189,6 @@ def _manifest(
         "packages": package_versions(),
         **recorded_files(folder, written.sha256),
     }
-
-
-def _batch_invariance(config: GlmConfig, target: ResolvedOptions) -> BatchInvariance:
-    recipe = [target.recipe.batch_invariance] if target.recipe else []
-    return weakest(of_layout(config, target.signature), *recipe)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,9 +8,9 @@ from numbers import Integral
 from typing import Any
 
 from glm_export.errors import InputError, shown
+from glm_export.tokenizers.streams import Detokenizer
 
 Decode = Callable[[list[int]], str]
-REPLACEMENT = "\ufffd"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,22 +39,41 @@ def stops_of(given: Any) -> tuple[str, ...]:
 
 
 class TextStream:
-    """Text as it grows: characters still incomplete, and what may become a stop string, are held back."""
+    """Text of ids as they are written: what may become a stop string is held back, and a stop string left out.
 
-    def __init__(self, decode: Decode, stop_strings: Sequence[str] = ()) -> None:
-        self._decode = decode
-        self._stop_strings = tuple(stop_strings)
-        self._sent = 0
+    ``stop_string``: the one it ended at, or None.
 
-    def text(self, ids: list[int], *, finished: bool) -> str:
-        """The part of the text that is new since the last call."""
-        whole = cut_at_stop(self._decode(ids), self._stop_strings)
-        if not finished:
-            whole = whole.rstrip(REPLACEMENT)
-            whole = whole[: len(whole) - overlap(whole, self._stop_strings)]
-        new = whole[self._sent :]
-        self._sent = max(self._sent, len(whole))
-        return new
+    Args:
+        detokenizer: of a text that has not begun; holds back characters that are incomplete.
+        stop_strings: at the first of them in the text, it ends.
+    """
+
+    def __init__(self, detokenizer: Detokenizer, stop_strings: Sequence[str] = ()) -> None:
+        self._detokenizer, self._stop_strings = detokenizer, tuple(stop_strings)
+        self._held = ""
+        self.stop_string: str | None = None
+
+    def feed(self, ids: Iterable[int]) -> str:
+        """The text that becomes certain with more ids."""
+        return self._certain(self._detokenizer.feed(ids))
+
+    def finish(self) -> str:
+        """What was held back, when no more come."""
+        text = self._certain("" if self.stop_string is not None else self._detokenizer.finish())
+        held, self._held = self._held, ""
+        return text + held
+
+    def _certain(self, new: str) -> str:
+        if self.stop_string is not None:
+            return ""
+        text, self._held = self._held + new, ""
+        whole = cut_at_stop(text, self._stop_strings)
+        if len(whole) < len(text):
+            self.stop_string = next(stop for stop in self._stop_strings if text.startswith(stop, len(whole)))
+            return whole
+        certain = len(text) - overlap(text, self._stop_strings)
+        self._held = text[certain:]
+        return text[:certain]
 
 
 def cut_at_stop(text: str, stop_strings: Sequence[str]) -> str:

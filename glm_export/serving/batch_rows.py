@@ -26,9 +26,12 @@ class BatchRows(ABC):
     whole_prompts: bool
     """Whether a prompt is read at once, in a call of its own."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, max_rows: int) -> None:
         self.session = session
         self.keys: list[str] = []
+        if isinstance(session.cache, InPlace):
+            session.cache.reserve_rows(max_rows)
+        session.cache.clear()
 
     @abstractmethod
     def add(self, key: str, given: RowValues[Any] | None) -> None:
@@ -58,10 +61,7 @@ class OwnLengthRows(BatchRows):
     whole_prompts = False
 
     def __init__(self, session: Session, max_rows: int) -> None:
-        super().__init__(session)
-        if isinstance(session.cache, InPlace):
-            session.cache.reserve_rows(max_rows)
-        session.cache.clear()
+        super().__init__(session, max_rows)
         self._feeds = RightPaddedFeeds.holding([], session.cache.prefix)
 
     def add(self, key: str, given: RowValues[Any] | None) -> None:
@@ -97,14 +97,13 @@ class OwnLengthRows(BatchRows):
         self._feeds = RightPaddedFeeds.holding([], self.session.cache.prefix)
 
 
-class PaddedRows(BatchRows):
+class WholePromptRows(BatchRows):
     """Rows whose prompts are read alone and join; then all of them decode in step."""
 
     whole_prompts = True
 
-    def __init__(self, session: Session) -> None:
-        super().__init__(session)
-        session.cache.clear()
+    def __init__(self, session: Session, max_rows: int) -> None:
+        super().__init__(session, max_rows)
         self._feeds: Feeds | None = None
         self._given: dict[str, RowValues[Any] | None] = {}
 
@@ -159,4 +158,4 @@ class PaddedRows(BatchRows):
 
 def batch_rows(session: Session, max_rows: int) -> BatchRows:
     """The rows of a session, by its kind of cache."""
-    return PaddedRows(session) if session.signature.whole_prompts else OwnLengthRows(session, max_rows)
+    return WholePromptRows(session, max_rows) if session.signature.whole_prompts else OwnLengthRows(session, max_rows)

@@ -6,6 +6,7 @@ import asyncio
 import signal
 import socket
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 from glm_export.errors import EnvironmentMissingError
 from glm_export.serving.options import ServeOptions
@@ -84,7 +85,7 @@ async def _run(app: object, listener: socket.socket, options: ServeOptions, anno
     )
     server = uvicorn.Server(config)
     # Signals are ours: first nothing new is taken, then what was accepted ends, then the server.
-    server.capture_signals = _uncaptured  # type: ignore[method-assign, assignment]
+    server.capture_signals = nullcontext  # type: ignore[method-assign, assignment]
     loop, ending = asyncio.get_running_loop(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ending.set)
@@ -102,11 +103,3 @@ async def _run(app: object, listener: socket.socket, options: ServeOptions, anno
     await asyncio.gather(*(asyncio.to_thread(worker.drain, options.drain_seconds) for worker in workers))
     server.should_exit = True
     await running
-
-
-class _uncaptured:  # noqa: N801 - takes the place of a context manager
-    def __enter__(self) -> None:
-        """Nothing."""
-
-    def __exit__(self, *_: object) -> None:
-        """Nothing."""

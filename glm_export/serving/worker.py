@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import queue
 import threading
 import time
@@ -23,7 +24,7 @@ LONGEST_WAIT_S = 300
 
 
 class QueueFullError(GlmExportError):
-    """As many wait as may. ``retry_after_s``: by when some of them will have been answered, at the pace of the last."""
+    """As many wait as may. ``retry_after_s``: by when one of them will have been answered, at the pace of the last."""
 
     def __init__(self, waiting: int, retry_after_s: int) -> None:
         super().__init__(f"{waiting} requests wait already; try again in {retry_after_s} s")
@@ -150,7 +151,7 @@ class Worker:
         if len(self._ended_at) < 2:
             return 1
         pace = (self._ended_at[-1] - self._ended_at[0]) / (len(self._ended_at) - 1)
-        return max(1, min(LONGEST_WAIT_S, round(pace * (1 + max(0, self.waiting - self._max_waiting)))))
+        return max(1, min(LONGEST_WAIT_S, math.ceil(pace)))
 
     def drain(self, timeout_s: float) -> bool:
         """Take nothing new, and wait until what was accepted is answered; returns whether it was."""

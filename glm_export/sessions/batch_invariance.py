@@ -7,9 +7,9 @@ from dataclasses import replace
 from glm_export.artifacts.program import NEEDS, OnnxProgram
 from glm_export.calibration import recipes
 from glm_export.calibration.keep import recipe_kept
-from glm_export.calibration.recipe import Recipe
+from glm_export.calibration.recipe import Recipe, program_invariance
 from glm_export.graphs import dialects
-from glm_export.spec.batch_invariance import BatchInvariance, of_layout, weakest
+from glm_export.spec.batch_invariance import BatchInvariance, weakest
 
 
 def recipe_of(program: OnnxProgram) -> Recipe | None:
@@ -24,7 +24,5 @@ def recipe_of(program: OnnxProgram) -> Recipe | None:
 
 def invariance_of(program: OnnxProgram, device: str) -> BatchInvariance:
     """How far a row depends on others, by recipe, dialect and family; to the bit on a CPU alone."""
-    recipe = recipe_of(program)
-    levels = [of_layout(program.config, program.signature)]
-    levels += [recipe.batch_invariance] if recipe is not None else []
-    return weakest(*levels) if device == "cpu" else weakest(BatchInvariance.CLOSE, *levels)
+    level = program_invariance(program.config, program.signature, recipe_of(program))
+    return level if device == "cpu" else weakest(BatchInvariance.CLOSE, level)

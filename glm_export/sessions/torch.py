@@ -15,6 +15,7 @@ from glm_export.artifacts.initial_cache import InitialCache
 from glm_export.calibration.formats import decode
 from glm_export.calibration.quantization import Quantization
 from glm_export.calibration.quantize import fake_quantize
+from glm_export.calibration.recipe import program_invariance
 from glm_export.calibration.simulate import simulate
 from glm_export.calibration.smoothed_weights import SmoothedWeights
 from glm_export.checkpoints.checkpoint import Checkpoint
@@ -25,7 +26,7 @@ from glm_export.machine.memory import available_memory
 from glm_export.modeling import Decoder, KeyValue, building_in, linear_weights
 from glm_export.sessions.kv_cache import KvCache, Part, put
 from glm_export.sessions.session import Logits, Session, SessionDescription, Tensors
-from glm_export.spec.batch_invariance import BatchInvariance, of_layout, weakest
+from glm_export.spec.batch_invariance import BatchInvariance
 from glm_export.spec.dtypes import DTYPE_BYTES
 from glm_export.spec.signature import (
     ATTENTION_MASK,
@@ -204,8 +205,7 @@ class TorchSession(Session):
     @property
     def batch_invariance(self) -> BatchInvariance:
         """But for last bits, unless it computes as a recipe that is not."""
-        levels = [of_layout(self.config, self.signature)]
-        return weakest(*levels, *([self._recipe.batch_invariance] if self._recipe is not None else []))
+        return program_invariance(self.config, self.signature, self._recipe)
 
     def weight_traffic(self, rows: int) -> int:
         """Of the parameters, whatever a quantization would make of them."""

@@ -148,14 +148,14 @@ def write_stream(
     from glm_export.generation.generate import generate_steps
     from glm_export.generation.stopping import TextStream
 
-    decode = session.tokenizer.decode
-    stream, written = TextStream(decode, stop_strings), ""
+    stream, written, told = TextStream(session.tokenizer.detokenizer(), stop_strings), "", 0
     stopping = api.stopping_for(session, max_new_tokens, stop_strings)
-    steps = generate_steps(session, [ids], sampling=sampling, decode=decode, stopping=stopping)
+    steps = generate_steps(session, [ids], sampling=sampling, decode=session.tokenizer.decode, stopping=stopping)
     try:
         with closing(steps):
             for (row,) in steps:
-                new = stream.text(row.ids, finished=bool(row.finish_reason))
+                new = stream.feed(row.ids[told:]) + (stream.finish() if row.finish_reason else "")
+                told = len(row.ids)
                 sys.stdout.write(new if written else new.lstrip("\n"))
                 sys.stdout.flush()
                 written += new

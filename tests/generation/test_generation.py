@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from hypothesis import given, strategies as st
 
 from glm_export import api
 from glm_export.artifacts.program import OnnxProgram
@@ -14,7 +13,7 @@ from glm_export.checkpoints.checkpoint import open_checkpoint
 from glm_export.errors import InputError
 from glm_export.generation.generate import generate_ids, generate_steps
 from glm_export.generation.sampling import Sampling
-from glm_export.generation.stopping import Stopping, TextStream, cut_at_stop
+from glm_export.generation.stopping import Stopping, TextStream
 from glm_export.inputs.prompts import prefill_feeds
 from glm_export.sessions.session import Session
 from tests.helpers.golden_data import BOUND, Golden, difference
@@ -82,12 +81,12 @@ def test_stream_equals_the_whole(session: Session) -> None:
     decode = session.tokenizer.decode
     ids = session.tokenizer.encode(FIRST_LINES[2])
     for stops in ((), ("，更",), ("一层楼。X",)):
-        stream = TextStream(decode, stops)
+        stream, told = TextStream(session.tokenizer.detokenizer(), stops), 0
         stopping = Stopping(max_new_tokens=30, stop_ids=frozenset({2}), stop_strings=stops)
-        parts = [
-            stream.text(row.ids, finished=bool(row.finish_reason))
-            for (row,) in generate_steps(session, [ids], stopping=stopping, decode=decode)
-        ]
+        parts = []
+        for (row,) in generate_steps(session, [ids], stopping=stopping, decode=decode):
+            parts.append(stream.feed(row.ids[told:]) + (stream.finish() if row.finish_reason else ""))
+            told = len(row.ids)
         assert "".join(parts) == api.generate(session, FIRST_LINES[2], max_new_tokens=30, stop_strings=stops)
         assert len([part for part in parts if part]) > 3
 
@@ -171,20 +170,3 @@ def test_huge_limits_and_stops_that_never_come_change_nothing(session: Session) 
 def test_chat_follows_the_familys_prompt(session: Session) -> None:
     reply = api.chat(session, [{"role": "user", "content": FIRST_LINES[0]}])
     assert reply == "孤舟蓑笠翁，独钓寒江雪。"
-
-
-@given(text=st.text("ab，。", max_size=12), stops=st.lists(st.text("ab", min_size=1, max_size=3), max_size=2))
-def test_any_stream_equals_the_cut_text(text: str, stops: list[str]) -> None:
-    """Character by character, whatever the stop strings: what is sent is never taken back, and all of it is sent."""
-    stream = TextStream(lambda ids: text[: len(ids)], stops)
-    sent = ""
-    for length in range(1, len(text) + 1):
-        sent += stream.text([0] * length, finished=False)
-        assert cut_at_stop(text, stops).startswith(sent)
-    assert sent + stream.text([0] * len(text), finished=True) == cut_at_stop(text, stops)
-
-
-def test_half_a_character_is_held_back() -> None:
-    whole = "好".encode()
-    stream = TextStream(lambda ids: whole[: len(ids)].decode(errors="replace"))
-    assert [stream.text([0] * n, finished=n == 3) for n in (1, 2, 3)] == ["", "", "好"]

@@ -44,10 +44,9 @@ def options_of(http: HttpRequest) -> ServeOptions:
     return options
 
 
-def messages_of(http: HttpRequest, model: ServedModel, messages: Sequence[Any]) -> list[Any]:
-    """A conversation as the model is told it: names of special tokens in it are text, unless they are allowed."""
-    allowed = options_of(http).allow_special_tokens
-    return list(messages) if allowed else literal(messages, names_of(model.tokenizer))
+def as_text(http: HttpRequest, model: ServedModel, given: Any) -> Any:
+    """What people write, as the model is told it: names of special tokens in it are text, unless they are allowed."""
+    return given if options_of(http).allow_special_tokens else literal(given, names_of(model.tokenizer))
 
 
 def forms_of(http: HttpRequest, model: ServedModel) -> Forms:

@@ -44,7 +44,7 @@ class Choice:
             raise event.error
         if event.finish_reason == DEADLINE:
             raise deadline_error()
-        self.new += self.text.rest()
+        self.new += self.text.finish()
         self.cached_tokens = event.cached_tokens
         # OpenAI knows no other word for a text that fills the context.
         self.finish_reason = "length" if event.finish_reason == "context" else event.finish_reason
@@ -53,7 +53,7 @@ class Choice:
 class Writing:
     """Rows of one model. Leaving the block gives up those that are not done.
 
-    Raises, on entering:
+    Raises, on beginning:
         QueueFullError: too many wait.
         DrainingError: the server ends.
     """
@@ -63,7 +63,8 @@ class Writing:
         self._events: asyncio.Queue[tuple[Choice, Event]] = asyncio.Queue()
         self._begun: list[Choice] = []
 
-    async def __aenter__(self) -> Self:
+    def begin(self) -> None:
+        """Submit every row, or none."""
         loop, options = asyncio.get_running_loop(), self._options
         try:
             for choice in self.choices:
@@ -76,16 +77,20 @@ class Writing:
                 self.model.worker.submit(choice.request, sink, wait_s=options.wait_seconds, run_s=options.deadline)
                 self._begun.append(choice)
         except BaseException:
-            self._give_up()
+            self.close()
             raise
+
+    def __enter__(self) -> Self:
+        self.begin()
         return self
 
-    async def __aexit__(
+    def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._give_up()
+        self.close()
 
-    def _give_up(self) -> None:
+    def close(self) -> None:
+        """Give up what is not done."""
         for choice in self._begun:
             if choice.finish_reason is None:
                 self.model.worker.cancel(choice.request.key)
@@ -116,16 +121,3 @@ class Writing:
             "total_tokens": read + written,
             "prompt_tokens_details": {"cached_tokens": cached},
         }
-
-
-class Entered:
-    """A writing that was entered before, to be left by a block."""
-
-    def __init__(self, writing: Writing) -> None:
-        self._writing = writing
-
-    async def __aenter__(self) -> None:
-        """It is."""
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._writing.__aexit__(None, None, None)

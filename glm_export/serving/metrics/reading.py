@@ -62,6 +62,8 @@ def read_metrics(address: str, key: str | None = None) -> Reading:
         with build_opener(_Stay).open(asked, timeout=SECONDS) as answer:
             text = answer.read(LONGEST).decode("utf-8", errors="replace")
     except HTTPError as error:
+        # It is the answer as well, and holds its connection.
+        error.close()
         if error.code == 401:
             raise InputError(
                 f"{address} wants a key; give --api-key-file FILE, of which the first line counts"

@@ -24,6 +24,7 @@ from glm_export.spec.signature import (
     SEQUENCE,
     TOTAL,
     Signature,
+    TensorSpec,
 )
 
 ENABLE = {"enable_cuda_graph": "1"}
@@ -52,6 +53,13 @@ def run_options(graph_id: str | None, *, wait: bool = True) -> onnxruntime.RunOp
     if not wait:
         options.add_run_config_entry(NOT_WAITED_FOR, "1")
     return options
+
+
+def step_specs(signature: Signature) -> list[TensorSpec]:
+    """What a step of one token a row reads besides the cache, and its logits, which come last."""
+    told = [QUERY_LENGTHS] if signature.ragged else []
+    logits = next(spec for spec in signature.outputs if spec.name == LOGITS)
+    return [*(signature.input(name) for name in (INPUT_IDS, ATTENTION_MASK, *told)), logits]
 
 
 class GraphIds:
@@ -106,10 +114,7 @@ class CapturedGraph:
     def _prepare(self, shape: tuple[int, int], cache: InPlace) -> None:
         batch, columns = shape
         sizes = {BATCH: batch, SEQUENCE: 1, TOTAL: columns}
-        logits = next(spec for spec in self._signature.outputs if spec.name == LOGITS)
-        told = [QUERY_LENGTHS] if self._signature.ragged else []
-        given = [INPUT_IDS, ATTENTION_MASK, *told]
-        specs = [*(self._signature.input(name) for name in given), logits]
+        specs = step_specs(self._signature)
         self._values = {
             spec.name: onnxruntime.OrtValue.ortvalue_from_shape_and_type(
                 spec.shape(**sizes), np.dtype(spec.dtype).type, self._device
@@ -117,11 +122,11 @@ class CapturedGraph:
             for spec in specs
         }
         self._binding = self._runtime.io_binding()
-        for name in told:
-            self._values[name].update_inplace(np.ones(batch, np.int32))
-        for name in given:
-            self._binding.bind_ortvalue_input(name, self._values[name])
-        self._binding.bind_ortvalue_output(LOGITS, self._values[LOGITS])
+        if QUERY_LENGTHS in self._values:
+            self._values[QUERY_LENGTHS].update_inplace(np.ones(batch, np.int32))
+        for name, value in self._values.items():
+            bind = self._binding.bind_ortvalue_output if name == LOGITS else self._binding.bind_ortvalue_input
+            bind(name, value)
         cache.bind(self._binding)
         self._run_options = run_options(self._ids.take())
         self._cache, self._shape = cache, shape

@@ -10,7 +10,7 @@ from glm_export.inputs.feeds import Feeds
 from glm_export.sessions.device.device import Device, address
 from glm_export.sessions.device.loop_step import LoopStep
 from glm_export.sessions.onnxruntime.cache import InPlace
-from glm_export.sessions.onnxruntime.cuda_graph import GraphIds, run_options
+from glm_export.sessions.onnxruntime.cuda_graph import GraphIds, run_options, step_specs
 from glm_export.spec.dtypes import torch_name
 from glm_export.spec.signature import (
     ATTENTION_MASK,
@@ -67,13 +67,10 @@ class DeviceStep:
     def _prepare(self, shape: tuple[int, int], cache: InPlace) -> None:
         batch, columns = shape
         sizes = {BATCH: batch, SEQUENCE: 1, TOTAL: columns}
-        logits = next(spec for spec in self._signature.outputs if spec.name == LOGITS)
-        told = [QUERY_LENGTHS] if self._signature.ragged else []
-        specs = [*(self._signature.input(name) for name in (INPUT_IDS, ATTENTION_MASK, *told)), logits]
         self._binding = self._runtime.io_binding()
         self._tensors: dict[str, torch.Tensor] = {}
         target = self._device.target
-        for spec in specs:
+        for spec in step_specs(self._signature):
             with self._device.on_stream():
                 dtype = getattr(torch, torch_name(spec.dtype))
                 # Each row has one token, from step to step; the rest is put in before a step reads it.

@@ -26,8 +26,6 @@ from glm_export.tokenizers.marks import clean_up
 from tests.tokenizers.streams.test_detokenizer import folder_of, reader, size_of  # noqa: F401 - a fixture
 from tests.tokenizers.test_infilling_vocabularies import bert, gpt2  # noqa: F401 - fixtures
 
-pytest.importorskip("llguidance", reason="the extra serve is not installed")
-
 POEM: dict[str, Any] = {
     "type": "object",
     "properties": {

@@ -97,9 +97,9 @@ class Dictation:
         return RowOptions(**options | {"matcher": lambda: Dictated(ids, end, config.vocab_size)})
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def dictation() -> Iterator[Dictation]:
-    """Its ``text`` is what rows write from then on."""
+    """Its ``text`` is what rows write from then on; of a module, since every door of this process dictates."""
     options = ServeOptions(max_batch=2)
     with opened([str(Golden("chatglm3").folder)], options) as models, pytest.MonkeyPatch.context() as patch:
         made = Dictation(models["chatglm3"].session)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from glm_export import api
-from glm_export.serving.http.literal import APART, literal, literal_text, names_of
+from glm_export.serving.http.literal import APART, literal, names_of
 from glm_export.tokenizers import Tokenizer, load_tokenizer
 from glm_export.tokenizers.chat import Message
 from tests.helpers.golden_data import Golden
@@ -29,29 +29,29 @@ def test_no_name_becomes_a_token(tokenizer: Tokenizer) -> None:
         ids = tokenizer.chat(literal([message], names))
         assert sum(token in special for token in ids) == usual, message
         becomes += sum(token in special for token in tokenizer.chat([message])) > usual
-    # Where the prompt is written part by part, no text is read for names.
-    assert (
-        becomes
-        or not tokenizer.encode_plain("".join(tokenizer.special))
-        or not special & set(tokenizer.encode_plain("".join(tokenizer.special)))
-    )
+    # Where a text by itself has names that are tokens, a conversation has them as well.
+    assert bool(becomes) == bool(special & set(tokenizer.encode_plain("".join(tokenizer.special))))
 
 
 def test_what_is_no_name_stays(tokenizer: Tokenizer) -> None:
     names = names_of(tokenizer)
     for text in ("你好, world", "<|", "<div>", ""):
-        assert literal_text(text, names) == text
+        assert literal(text, names) == text
     name = next(iter(tokenizer.special))
-    assert literal_text(f"x{name}", names).replace(APART, "") == f"x{name}"
+    assert literal(f"x{name}", names).replace(APART, "") == f"x{name}"
 
 
-def test_parts_and_other_things() -> None:
-    names = names_of(
-        load_tokenizer(Golden("glm4_remote").folder, api.open_checkpoint(Golden("glm4_remote").folder).config)
-    )
-    parts = [{"type": "text", "text": "<|user|>"}, {"type": "image"}, 5]
-    found = literal([{"role": "user", "content": parts}, {"role": "assistant", "content": None}, "no message"], names)
-    assert found[0]["content"] == [{"type": "text", "text": f"<{APART}|user|>"}, {"type": "image"}, 5]
-    thought = literal([{"role": "assistant", "content": "x", "reasoning_content": "<|user|>"}], names)
-    assert thought[0]["reasoning_content"] == f"<{APART}|user|>"
-    assert found[1:] == [{"role": "assistant", "content": None}, "no message"]
+def test_every_text_of_whatever_is_told() -> None:
+    """Parts, thoughts, names of tools and of their parameters, arguments and documents; what is no text stays."""
+    folder = Golden("glm4_remote").folder
+    names = names_of(load_tokenizer(folder, api.open_checkpoint(folder).config))
+    for wrap in (
+        lambda text: [{"role": "user", "content": [{"type": "text", "text": text}, {"type": "image"}, 5]}],
+        lambda text: [{"role": "assistant", "content": None, "reasoning_content": text}],
+        lambda text: [{"role": "assistant", "tool_calls": [{"function": {"name": text, "arguments": {text: [text]}}}]}],
+        lambda text: [{"type": "function", "function": {"name": "f", "description": text, "parameters": {text: 1}}}],
+        lambda text: [{"title": text, "text": f"{text}{text}"}],
+        lambda text: {"a": (True, 1.5, text)}["a"][2],
+    ):
+        assert literal(wrap("<|user|>"), names) == wrap(f"<{APART}|user|>")
+        assert literal(wrap("<|user|>"), None) == wrap("<|user|>")

@@ -25,15 +25,13 @@ async def messages(http: HttpRequest, asked: MessagesRequest) -> Response:
     made = await prepared(http, asked.to_write())
     message = AnthropicMessage(Telling(made), http.state.request_id[4:])
     if asked.stream:
-        # Entered here: what cannot be accepted has a status of its own.
-        await made.writing.__aenter__()
 
         def failed(error: Exception) -> bytes:
             status, body, _ = of_exception(error)
             return named_event(shaped(http.url.path, status, body, http.state.request_id))
 
-        return streamed(message.stream(), failed=failed, last=b"")
-    async with made.writing:
+        return streamed(made.writing, message.stream(), failed=failed, last=b"")
+    with made.writing:
         return await while_connected(http, message.whole())
 
 

@@ -13,7 +13,6 @@ from typing import Any
 from glm_export.serving.http.conversation.blocks import Block, Change, Kind, Step
 from glm_export.serving.http.conversation.telling import Telling
 from glm_export.serving.http.streaming import named_event
-from glm_export.serving.http.writing import Entered
 
 REASONS = {"length": "max_tokens", "context": "model_context_window_exceeded"}
 
@@ -32,14 +31,13 @@ class AnthropicMessage:
         return self._message(content) | self._ending() | {"usage": self._usage()}
 
     async def stream(self) -> AsyncIterator[bytes]:
-        """Event by event; the writing is left when nobody reads."""
-        async with Entered(self._telling.made.writing):
-            start = self._message([]) | dict.fromkeys(self._ending()) | {"usage": self._usage()}
-            yield named_event({"type": "message_start", "message": start})
-            async for change in self._telling.changes():
-                yield named_event(self._event(change))
-            yield named_event({"type": "message_delta", "delta": self._ending(), "usage": self._usage()})
-            yield named_event({"type": "message_stop"})
+        """Event by event."""
+        start = self._message([]) | dict.fromkeys(self._ending()) | {"usage": self._usage()}
+        yield named_event({"type": "message_start", "message": start})
+        async for change in self._telling.changes():
+            yield named_event(self._event(change))
+        yield named_event({"type": "message_delta", "delta": self._ending(), "usage": self._usage()})
+        yield named_event({"type": "message_stop"})
 
     def _message(self, content: list[dict[str, Any]]) -> dict[str, Any]:
         return {

@@ -7,7 +7,7 @@ from typing import Any
 
 from fastapi import Request as HttpRequest
 
-from glm_export.serving.http.asking import RowOptions, choices, forms_of, messages_of, model_of, options_of
+from glm_export.serving.http.asking import RowOptions, as_text, choices, forms_of, model_of, options_of
 from glm_export.serving.http.failures import HttpError
 from glm_export.serving.http.forms import matcher_for
 from glm_export.serving.http.schemas import ChatRequest
@@ -60,9 +60,9 @@ def ids_of(http: HttpRequest, model: ServedModel, asked: ChatRequest) -> list[in
         HttpError, InputError: the prompt cannot express it.
     """
     return model.tokenizer.chat(
-        messages_of(http, model, asked.messages),
-        tools=tools_of(asked),
-        documents=asked.documents,
+        as_text(http, model, asked.messages),
+        tools=as_text(http, model, tools_of(asked)),
+        documents=as_text(http, model, asked.documents),
         options=asked.chat_template_kwargs,
     )
 

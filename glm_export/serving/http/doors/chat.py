@@ -16,7 +16,7 @@ from glm_export.serving.http.conversation.prepared import Reply, prepared
 from glm_export.serving.http.schemas import ChatRequest
 from glm_export.serving.http.served import ServedModel
 from glm_export.serving.http.streaming import event, streamed
-from glm_export.serving.http.writing import Choice, Entered, Writing
+from glm_export.serving.http.writing import Choice, Writing
 from glm_export.serving.request import Event
 from glm_export.tokenizers.streams import (
     ContentDelta,
@@ -36,10 +36,8 @@ async def chat(http: HttpRequest, asked: ChatRequest) -> Response:
     made = await prepared(http, asked)
     answer, writing = _Answer(http, asked, made.model, made.replies), made.writing
     if asked.stream:
-        # Entered here: what cannot be accepted has a status of its own.
-        await writing.__aenter__()
-        return streamed(answer.stream(writing))
-    async with writing:
+        return streamed(writing, answer.stream(writing))
+    with writing:
         return await while_connected(http, answer.whole(writing))
 
 
@@ -75,22 +73,21 @@ class _Answer:
         return self._body("chat.completion", told) | {"usage": writing.usage}
 
     async def stream(self, writing: Writing) -> AsyncIterator[bytes]:
-        """Piece by piece; the writing is left when nobody reads."""
-        async with Entered(writing):
-            for choice in writing.choices:
-                yield event(self._chunk(choice.index, {"role": "assistant", "content": ""}))
-            async for choice, event_ in writing.events():
-                reply = self._replies[choice.index]
-                told = self._tell(choice, event_)
-                for delta in reply.take(choice):
-                    yield event(self._chunk(choice.index, self._delta(choice.index, delta), logprobs=told))
-                    told = []
-                if told:
-                    yield event(self._chunk(choice.index, {}, logprobs=told))
-                if choice.finish_reason is not None:
-                    yield event(self._chunk(choice.index, {}, reason=reply.finish_reason(choice.finish_reason)))
-            if self._asked.include_usage:
-                yield event(self._body("chat.completion.chunk", []) | {"usage": writing.usage})
+        """Piece by piece."""
+        for choice in writing.choices:
+            yield event(self._chunk(choice.index, {"role": "assistant", "content": ""}))
+        async for choice, event_ in writing.events():
+            reply = self._replies[choice.index]
+            told = self._tell(choice, event_)
+            for delta in reply.take(choice):
+                yield event(self._chunk(choice.index, self._delta(choice.index, delta), logprobs=told))
+                told = []
+            if told:
+                yield event(self._chunk(choice.index, {}, logprobs=told))
+            if choice.finish_reason is not None:
+                yield event(self._chunk(choice.index, {}, reason=reply.finish_reason(choice.finish_reason)))
+        if self._asked.include_usage:
+            yield event(self._body("chat.completion.chunk", []) | {"usage": writing.usage})
 
     def _chunk(
         self, index: int, delta: dict[str, Any], *, reason: str | None = None, logprobs: Sequence[dict[str, Any]] = ()

@@ -26,7 +26,7 @@ from glm_export.serving.http.forms import matcher_for
 from glm_export.serving.http.schemas import CompletionRequest
 from glm_export.serving.http.served import ServedModel
 from glm_export.serving.http.streaming import event, streamed
-from glm_export.serving.http.writing import Choice, Entered, Writing
+from glm_export.serving.http.writing import Choice, Writing
 from glm_export.serving.request import Event, TokenLogprobs
 
 router = APIRouter()
@@ -82,9 +82,8 @@ async def complete(http: HttpRequest, asked: CompletionRequest) -> Response:
     answer = _Answer(http, asked, model)
     writing = Writing(model, made, options_of(http))
     if asked.stream:
-        await writing.__aenter__()
-        return streamed(answer.stream(writing))
-    async with writing:
+        return streamed(writing, answer.stream(writing))
+    with writing:
         return await while_connected(http, answer.whole(writing))
 
 
@@ -139,18 +138,17 @@ class _Answer:
         ) | {"usage": writing.usage}
 
     async def stream(self, writing: Writing) -> AsyncIterator[bytes]:
-        """Piece by piece; the writing is left when nobody reads."""
-        async with Entered(writing):
-            for choice in writing.choices:
-                if text := self._echoed(choice):
-                    yield event(self._chunk(choice.index, text))
-            async for choice, event_ in writing.events():
-                told = Told()
-                self._tell(choice, event_, told)
-                if choice.new or told.tokens or choice.finish_reason is not None:
-                    yield event(self._chunk(choice.index, choice.new, reason=choice.finish_reason, told=told))
-            if self._asked.include_usage:
-                yield event(self._body([]) | {"usage": writing.usage})
+        """Piece by piece."""
+        for choice in writing.choices:
+            if text := self._echoed(choice):
+                yield event(self._chunk(choice.index, text))
+        async for choice, event_ in writing.events():
+            told = Told()
+            self._tell(choice, event_, told)
+            if choice.new or told.tokens or choice.finish_reason is not None:
+                yield event(self._chunk(choice.index, choice.new, reason=choice.finish_reason, told=told))
+        if self._asked.include_usage:
+            yield event(self._body([]) | {"usage": writing.usage})
 
     def _chunk(self, index: int, text: str, *, reason: str | None = None, told: Told | None = None) -> dict[str, Any]:
         logprobs = told.to_json() if told is not None and told.tokens else None

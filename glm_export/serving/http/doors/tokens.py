@@ -6,7 +6,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request as HttpRequest
 
-from glm_export.serving.http.asking import messages_of, model_of
+from glm_export.serving.http.asking import as_text, model_of
 from glm_export.serving.http.failures import HttpError
 from glm_export.serving.http.schemas import DetokenizeRequest, TemplateRequest, TokenizeRequest
 
@@ -20,7 +20,7 @@ async def tokenize(http: HttpRequest, asked: TokenizeRequest) -> dict[str, Any]:
     if (asked.prompt is None) == (asked.messages is None):
         raise HttpError(400, "give prompt or messages, one of them")
     if asked.messages is not None:
-        ids = model.tokenizer.chat(messages_of(http, model, asked.messages))
+        ids = model.tokenizer.chat(as_text(http, model, asked.messages))
     else:
         text = asked.prompt or ""
         ids = model.tokenizer.encode(text) if asked.add_special_tokens else model.tokenizer.encode_plain(text)
@@ -43,8 +43,8 @@ async def apply_template(http: HttpRequest, asked: TemplateRequest) -> dict[str,
     """A conversation as the model would read it: ids, and their text with the names of special tokens."""
     model = model_of(http, asked.model)
     ids = model.tokenizer.chat(
-        messages_of(http, model, asked.messages),
-        tools=asked.tools,
+        as_text(http, model, asked.messages),
+        tools=as_text(http, model, asked.tools),
         options=asked.chat_template_kwargs,
     )
     detokenizer = model.tokenizer.detokenizer(names=True)

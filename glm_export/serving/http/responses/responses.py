@@ -21,8 +21,6 @@ async def responses(http: HttpRequest, asked: ResponsesRequest) -> Response:
     made = await prepared(http, asked.to_write())
     answer = OpenAIResponse(Telling(made), asked, http.state.request_id[4:])
     if asked.stream:
-        # Entered here: what cannot be accepted has a status of its own.
-        await made.writing.__aenter__()
-        return streamed(answer.stream(), failed=answer.failed, last=b"")
-    async with made.writing:
+        return streamed(made.writing, answer.stream(), failed=answer.failed, last=b"")
+    with made.writing:
         return await while_connected(http, answer.whole())

@@ -15,7 +15,6 @@ from glm_export.serving.http.conversation.telling import Telling
 from glm_export.serving.http.failures import of_exception
 from glm_export.serving.http.responses.asked import ResponsesRequest
 from glm_export.serving.http.streaming import named_event
-from glm_export.serving.http.writing import Entered
 
 Event = dict[str, Any]
 PARTS = {Kind.TEXT: "output_text", Kind.THOUGHT: "reasoning_text"}
@@ -35,15 +34,14 @@ class OpenAIResponse:
         return self._response()
 
     async def stream(self) -> AsyncIterator[bytes]:
-        """Event by event; the writing is left when nobody reads."""
-        async with Entered(self._telling.made.writing):
-            for kind in ("created", "in_progress"):
-                yield self._event({"type": f"response.{kind}", "response": self._response()})
-            async for change in self._telling.changes():
-                for event in self._events(change):
-                    yield self._event(event)
-            told = self._response()
-            yield self._event({"type": f"response.{told['status']}", "response": told})
+        """Event by event."""
+        for kind in ("created", "in_progress"):
+            yield self._event({"type": f"response.{kind}", "response": self._response()})
+        async for change in self._telling.changes():
+            for event in self._events(change):
+                yield self._event(event)
+        told = self._response()
+        yield self._event({"type": f"response.{told['status']}", "response": told})
 
     def failed(self, error: Exception) -> bytes:
         """The last event of a response that cannot go on."""
