@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint mutants attack attack-guided kills rehearse-gpu lock clean
+.PHONY: demo test lint mutants attack attack-guided attack-server kills rehearse-gpu lock clean
 
 demo: $(VENV)/.installed
 	$(BIN)/glm-export demo --out out/demo
@@ -48,6 +48,14 @@ attack-guided: $(VENV)/.installed-for-tests
 	$(BIN)/python -m pip install --quiet 'atheris>=3'
 	$(BIN)/python tests/attacks/guided.py --seed $(SEED) --seconds $(GUIDED_SECONDS)
 
+# Requests nobody should send, to a server: valid ones changed, and those schemathesis makes of its OpenAPI document.
+REQUESTS ?= 2000
+attack-server: $(VENV)/.installed-for-tests
+	$(PYTHON) -m venv .venv-schemathesis
+	.venv-schemathesis/bin/python -m pip install --quiet 'schemathesis>=4.32,<5'
+	$(BIN)/python tests/attacks/server.py --seed $(SEED) --count $(REQUESTS) \
+		--schemathesis .venv-schemathesis/bin/schemathesis
+
 # Verbs that write, killed at random moments and before every step that matters; and run again. Minutes.
 KILLS ?= 100
 kills: $(VENV)/.installed-for-tests
@@ -76,4 +84,4 @@ $(VENV)/.installed-for-tests: pyproject.toml | $(VENV)/bin/python
 	touch $@ $(VENV)/.installed
 
 clean:
-	rm -rf $(VENV) out build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .venv-schemathesis out build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -59,7 +59,7 @@ def convert(checkpoint: Path, out: Path, model: str) -> None:
 
 
 def write_f16(checkpoint: Path, out: Path) -> None:
-    """The checkpoint as a float16 GGUF file without a tokenizer, written tensor by tensor."""
+    """The checkpoint as a float16 GGUF file, written tensor by tensor."""
     import gguf
     import numpy as np
 
@@ -68,6 +68,7 @@ def write_f16(checkpoint: Path, out: Path) -> None:
     mixture = values["model_type"] == "glm4_moe"
     writer = gguf.GGUFWriter(part, "glm4moe" if mixture else "chatglm")
     describe(writer, values)
+    describe_tokenizer(writer, checkpoint)
     if mixture:
         describe_mixture(writer, values)
     arrays = dict(read_tensors(checkpoint))
@@ -112,8 +113,22 @@ def describe(writer: Any, values: dict[str, Any]) -> None:
     writer.add_rope_dimension_count(int(values["head_dim"] * values["partial_rotary_factor"]))
     writer.add_rope_freq_base(values["rope_theta"])
     writer.add_file_type(1)
-    writer.add_tokenizer_model("none")
     writer.add_vocab_size(values["vocab_size"])
+
+
+def describe_tokenizer(writer: Any, checkpoint: Path) -> None:
+    """Names of its tokens, which a server writes; without any, ids have to do."""
+    path = checkpoint / "tokenizer.json"
+    names = json.loads(path.read_text())["model"]["vocab"] if path.exists() else {}
+    if len(names) < json.loads((checkpoint / "config.json").read_text())["vocab_size"]:
+        writer.add_tokenizer_model("none")
+        return
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list(sorted(names, key=names.__getitem__))
+    writer.add_token_types([1] * len(names))
+    # It wants merges; what is asked here is ids.
+    writer.add_token_merges(["t 2"])
 
 
 def describe_mixture(writer: Any, values: dict[str, Any]) -> None:

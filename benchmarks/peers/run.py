@@ -35,12 +35,14 @@ Runs = dict[tuple[str, str], list[dict[str, Any]]]
 
 
 def make_checkpoint(shape: str, work: Path) -> Path:
-    """Random weights, and a tokenizer of bytes, because exporters copy one."""
+    """Random weights, and a tokenizer with a name for every id: exporters copy one, and servers write with it."""
     folder = work / shape
     if not (folder / "tokenizer.json").exists():
         subprocess.run([sys.executable, HERE.parent / "make_checkpoint.py", shape, folder], check=True)
         alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-        tokenizer = Tokenizer(models.BPE({token: index for index, token in enumerate(alphabet)}, []))
+        size = json.loads((folder / "config.json").read_text())["vocab_size"]
+        names = [*alphabet, *(f"t{index}" for index in range(len(alphabet), size))]
+        tokenizer = Tokenizer(models.BPE({token: index for index, token in enumerate(names)}, []))
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()
         (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')

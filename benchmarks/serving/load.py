@@ -2,10 +2,10 @@
 
     python benchmarks/serving/load.py http://127.0.0.1:8000 --model NAME --streams 1 4 8 16 --seconds 60
 
-Each stream asks, reads to the end, and asks again at once, until the time is over: prompts of `--prompt-tokens` random
-ids (a share of them begins alike, as conversations do), answers of `--new-tokens`. Times are taken where the client
-reads. Any server with `/v1/completions` is a peer: give its address. With `--watch PID` the server's resident memory
-before and behind.
+Each stream asks, reads to the end, and asks again at once, until the time is over. Prompts are random ids, of lengths
+drawn evenly on a logarithmic scale, as answers are; a share of the prompts begins alike, as conversations do. Times are
+taken where the client reads, tokens counted by the server's usage. Any server with `/v1/completions` is a peer: give
+its address. With `--watch PID` the server's resident memory before and behind.
 """
 
 from __future__ import annotations
@@ -13,18 +13,47 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import random
-import statistics
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
 
 
+@dataclass(frozen=True)
+class Traffic:
+    """What streams ask. ``prompt_tokens``, ``new_tokens``: least and most. ``ids``: prompts are drawn from these.
+
+    ``alike``: share of prompts that begin alike, for half of the shortest prompt at least.
+    """
+
+    prompt_tokens: tuple[int, int] = (16, 256)
+    new_tokens: tuple[int, int] = (16, 128)
+    ids: tuple[int, int] = (300, 2000)
+    alike: float = 0.5
+    temperature: float = 0.8
+
+    def requests(self, seed: int) -> Iterator[tuple[list[int], int]]:
+        """A stream's prompts and the lengths of their answers, the same for whoever is asked."""
+        draw, alike = random.Random(seed), random.Random(0)
+        shared = [alike.randrange(*self.ids) for _ in range(self.prompt_tokens[1] // 2)]
+        while True:
+            count, answer = _between(draw, self.prompt_tokens), _between(draw, self.new_tokens)
+            begun = shared[: count // 2] if draw.random() < self.alike else []
+            yield [*begun, *(draw.randrange(*self.ids) for _ in range(count - len(begun)))], answer
+
+
+def _between(draw: random.Random, bounds: tuple[int, int]) -> int:
+    low, high = bounds
+    return round(math.exp(draw.uniform(math.log(low), math.log(high))))
+
+
 @dataclass
 class Seen:
-    """What all streams have seen."""
+    """What all streams have seen. Times in seconds."""
 
     first: list[float] = field(default_factory=list)
     between: list[float] = field(default_factory=list)
@@ -32,54 +61,83 @@ class Seen:
     answers: int = 0
     refused: int = 0
     errors: list[str] = field(default_factory=list)
+    seconds: float = 0.0
 
-
-async def stream(client: httpx.AsyncClient, asked: argparse.Namespace, seen: Seen, end: float, seed: int) -> None:
-    """Ask and read, again and again."""
-    draw = random.Random(seed)
-    shared = [random.Random(0).randrange(*asked.ids) for _ in range(asked.prompt_tokens // 2)]
-    while time.perf_counter() < end:
-        own = asked.prompt_tokens - (len(shared) if draw.random() < asked.alike else 0)
-        prompt = [*shared[: asked.prompt_tokens - own], *(draw.randrange(*asked.ids) for _ in range(own))]
-        body = {
-            "model": asked.model, "prompt": prompt, "max_tokens": asked.new_tokens, "temperature": 0.8, "stream": True,
-            "ignore_eos": True, "logit_bias": {str(token): -100 for token in asked.never},
+    def to_json(self) -> dict[str, float]:
+        """Figures of a table."""
+        return {
+            "tokens_s": self.tokens / self.seconds, "first_p50_ms": 1e3 * quantile(self.first, 50),
+            "first_p99_ms": 1e3 * quantile(self.first, 99), "between_p50_ms": 1e3 * quantile(self.between, 50),
+            "between_p99_ms": 1e3 * quantile(self.between, 99), "answers": self.answers, "errors": len(self.errors),
         }  # fmt: skip
-        started = last = time.perf_counter()
+
+
+def quantile(values: list[float], percent: int) -> float:
+    """Of few values the largest for what lies beyond them; NaN of none."""
+    return sorted(values)[min(len(values) - 1, len(values) * percent // 100)] if values else math.nan
+
+
+@dataclass(frozen=True)
+class Server:
+    """Who is asked."""
+
+    address: str
+    model: str
+    key: str | None = None
+
+
+async def ask(client: httpx.AsyncClient, server: Server, body: dict[str, object], seen: Seen, end: float) -> None:
+    """One request, read to its end; what comes behind ``end`` is not counted."""
+    started = last = time.perf_counter()
+    async with client.stream("POST", f"{server.address}/v1/completions", json=body) as answer:
+        if answer.status_code == 429:
+            seen.refused += 1
+            await asyncio.sleep(float(answer.headers.get("retry-after", 1)))
+            return
+        if answer.status_code != 200:
+            seen.errors.append(f"{answer.status_code} {(await answer.aread())[:200]!r}")
+            return
+        read = 0
+        async for line in answer.aiter_lines():
+            if not line.startswith("data: {"):
+                continue
+            piece = json.loads(line[6:])
+            if "error" in piece:
+                seen.errors.append(str(piece["error"])[:200])
+                return
+            now = time.perf_counter()
+            if now < end and piece["choices"] and piece["choices"][0]["text"]:
+                (seen.first if not read else seen.between).append(now - (started if not read else last))
+                last, read = now, read + 1
+        seen.tokens += read
+        seen.answers += now < end
+
+
+async def stream(
+    client: httpx.AsyncClient, server: Server, traffic: Traffic, seen: Seen, end: float, seed: int
+) -> None:
+    """Ask and read, again and again."""
+    for prompt, answer in traffic.requests(seed):
+        if time.perf_counter() > end:
+            return
+        body = {
+            "model": server.model, "prompt": prompt, "max_tokens": answer, "temperature": traffic.temperature,
+            "stream": True, "ignore_eos": True, "cache_prompt": True,
+        }  # fmt: skip
         try:
-            async with client.stream("POST", f"{asked.address}/v1/completions", json=body) as answer:
-                if answer.status_code == 429:
-                    seen.refused += 1
-                    await asyncio.sleep(float(answer.headers.get("retry-after", 1)))
-                    continue
-                if answer.status_code != 200:
-                    seen.errors.append(f"{answer.status_code} {(await answer.aread())[:200]!r}")
-                    continue
-                read = 0
-                async for line in answer.aiter_lines():
-                    if not line.startswith("data: {"):
-                        continue
-                    piece = json.loads(line[6:])
-                    if "error" in piece:
-                        seen.errors.append(str(piece["error"])[:200])
-                        break
-                    if piece["choices"] and piece["choices"][0]["text"]:
-                        now = time.perf_counter()
-                        (seen.first if not read else seen.between).append(now - (started if not read else last))
-                        last, read = now, read + 1
-                seen.tokens += read
-                seen.answers += 1
+            await ask(client, server, body, seen, end)
         except httpx.HTTPError as error:
             seen.errors.append(repr(error))
 
 
-async def measured(asked: argparse.Namespace, streams: int) -> Seen:
+async def measured(server: Server, traffic: Traffic, streams: int, seconds: float) -> Seen:
     """So many streams for the time."""
-    seen, limits = Seen(), httpx.Limits(max_connections=streams + 8)
-    headers = {"authorization": f"Bearer {asked.key}"} if asked.key else {}
+    # A connection a request: one that a server closes while it is asked again would count as an error.
+    seen, limits = Seen(seconds=seconds), httpx.Limits(max_connections=streams + 8, max_keepalive_connections=0)
+    headers = {"authorization": f"Bearer {server.key}"} if server.key else {}
     async with httpx.AsyncClient(timeout=600, limits=limits, headers=headers) as client:
-        end = time.perf_counter() + asked.seconds
-        await asyncio.gather(*(stream(client, asked, seen, end, seed) for seed in range(streams)))
+        end = time.perf_counter() + seconds
+        await asyncio.gather(*(stream(client, server, traffic, seen, end, seed) for seed in range(streams)))
     return seen
 
 
@@ -91,14 +149,6 @@ def resident_mb(pid: int | None) -> float:
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS"))
 
 
-def quantiles(seconds: list[float]) -> str:
-    """Median and 99th percentile in milliseconds."""
-    if len(seconds) < 2:
-        return "–"
-    cut = statistics.quantiles(seconds, n=100)
-    return f"{1e3 * statistics.median(seconds):.0f} / {1e3 * cut[98]:.0f}"
-
-
 def main() -> None:
     """Print a row for each number of streams."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -107,23 +157,27 @@ def main() -> None:
     parser.add_argument("--key")
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 4, 8, 16])
     parser.add_argument("--seconds", type=float, default=60)
-    parser.add_argument("--prompt-tokens", type=int, default=64)
-    parser.add_argument("--new-tokens", type=int, default=64)
-    parser.add_argument("--alike", type=float, default=0.5, help="share of prompts that begin alike")
-    parser.add_argument("--ids", type=int, nargs=2, default=[300, 2000], help="prompts are drawn from these ids")
-    parser.add_argument("--never", type=int, nargs="*", default=[], help="ids that end a text, kept from being written")
+    parser.add_argument("--prompt-tokens", type=int, nargs=2, default=Traffic.prompt_tokens)
+    parser.add_argument("--new-tokens", type=int, nargs=2, default=Traffic.new_tokens)
+    parser.add_argument("--alike", type=float, default=Traffic.alike, help="share of prompts that begin alike")
+    parser.add_argument("--ids", type=int, nargs=2, default=Traffic.ids, help="prompts are drawn from these ids")
+    parser.add_argument("--temperature", type=float, default=Traffic.temperature)
     parser.add_argument("--watch", type=int, help="the server's process")
     asked = parser.parse_args()
+    server = Server(asked.address, asked.model, asked.key)
+    prompts, answers, ids = ((low, high) for low, high in (asked.prompt_tokens, asked.new_tokens, asked.ids))
+    traffic = Traffic(prompts, answers, ids, asked.alike, asked.temperature)
     columns = ("streams", "tokens/s", "first token, ms (p50 / p99)", "between tokens", "answers", "refused", "errors")
     print("|", " | ".join((*columns, "memory, MB")), "|")
-    print("|---|---|---|---|---|---|---|---|")
+    print("|---" * 8 + "|")
     for streams in asked.streams:
-        before, started = resident_mb(asked.watch), time.perf_counter()
-        seen = asyncio.run(measured(asked, streams))
-        rate, after = seen.tokens / (time.perf_counter() - started), resident_mb(asked.watch)
+        before = resident_mb(asked.watch)
+        seen = asyncio.run(measured(server, traffic, streams, asked.seconds))
+        told = seen.to_json()
         print(
-            f"| {streams} | {rate:.1f} | {quantiles(seen.first)} | {quantiles(seen.between)} | {seen.answers} | "
-            f"{seen.refused} | {len(seen.errors)} | {before:.0f} → {after:.0f} |"
+            f"| {streams} | {told['tokens_s']:.1f} | {told['first_p50_ms']:.0f} / {told['first_p99_ms']:.0f} | "
+            f"{told['between_p50_ms']:.0f} / {told['between_p99_ms']:.0f} | {seen.answers} | {seen.refused} | "
+            f"{len(seen.errors)} | {before:.0f} → {resident_mb(asked.watch):.0f} |"
         )
         for error in seen.errors[:3]:
             print(f"  error: {error}")

@@ -114,13 +114,17 @@ def keep_top_p(scores_V: Scores, top_p: float) -> Scores:
     """Keep the likeliest tokens whose probabilities reach ``top_p`` together (nucleus, arXiv:1904.09751)."""
     if top_p >= 1.0:
         return scores_V
-    ascending = np.argsort(scores_V, kind="stable")
-    below = np.cumsum(probabilities(scores_V[ascending]))
-    dropped = ascending[below <= 1.0 - top_p]
-    dropped = dropped[dropped != ascending[-1]]
-    scores_V = scores_V.copy()
-    scores_V[dropped] = -np.inf
-    return scores_V
+    chances_V = probabilities(scores_V)
+    # Tokens of at most this chance do not reach 1 - top_p together, however many: only the others are sorted.
+    ids = np.flatnonzero(chances_V > (1.0 - top_p) / chances_V.size)
+    ids = ids[np.argsort(scores_V[ids], kind="stable")]
+    below = max(0.0, 1.0 - chances_V[ids].sum()) + np.cumsum(chances_V[ids])
+    kept = ids[below > 1.0 - top_p]
+    if not kept.size:
+        kept = np.flatnonzero(scores_V == scores_V.max())[-1:]
+    nucleus_V = np.full_like(scores_V, -np.inf)
+    nucleus_V[kept] = scores_V[kept]
+    return nucleus_V
 
 
 def probabilities(scores_V: Scores) -> NDArray[np.float64]:
@@ -128,6 +132,16 @@ def probabilities(scores_V: Scores) -> NDArray[np.float64]:
     shifted = np.exp(scores_V.astype(np.float64) - np.max(scores_V))
     result: NDArray[np.float64] = shifted / shifted.sum()
     return result
+
+
+def drawn(scores_V: Scores, draw: float) -> int:
+    """The id that a number in ``[0, 1)`` draws: the first, in the order of ids, whose chance and theirs exceed it."""
+    # Where nothing was taken away, nothing is gathered: that takes as long as the exponentials.
+    ids = None if scores_V.min() > -np.inf else np.flatnonzero(scores_V > -np.inf)
+    chances = (scores_V if ids is None else scores_V[ids]) - scores_V.max()
+    chances = np.exp(chances, out=chances).cumsum()
+    at = int((chances / chances[-1]).searchsorted(draw, side="right"))
+    return at if ids is None else int(ids[at])
 
 
 class Sampler:
@@ -157,8 +171,8 @@ class Sampler:
         with np.errstate(over="ignore"):
             scores_V = (scores_V - scores_V.max()) / sampling.temperature
         scores_V = keep_top_k(scores_V, sampling.top_k)
-        chances_V = probabilities(keep_min_p(keep_top_p(scores_V, sampling.top_p), sampling.min_p))
-        return int(self._random.choice(chances_V.size, p=chances_V))
+        scores_V = keep_min_p(keep_top_p(scores_V, sampling.top_p), sampling.min_p)
+        return drawn(scores_V, self._random.random())
 
     def draws(self, count: int) -> NDArray[np.float64]:
         """What the next tokens would be drawn by, ``[count]`` in ``[0, 1)``: :meth:`choose` takes one for each."""

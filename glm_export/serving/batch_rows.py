@@ -41,6 +41,10 @@ class BatchRows(ABC):
     def advance(self, tokens: Mapping[str, Sequence[int]], prompts: Mapping[str, Prompt]) -> LogitsByKey:
         """Read tokens of some rows; ``prompts`` are those of rows that have read nothing."""
 
+    def cut(self, key: str, tokens: int) -> None:
+        """A row goes on from its first tokens: others that it read were guesses."""
+        raise NotImplementedError(f"{type(self).__name__} reads no guesses")
+
     @abstractmethod
     def remove(self, key: str) -> None:
         """A row goes; others may change their place."""
@@ -81,6 +85,13 @@ class OwnLengthRows(BatchRows):
             if count:
                 found[key] = logits_BSV[row, : count if logits_BSV.shape[1] > 1 else 1]
         return found
+
+    def cut(self, key: str, tokens: int) -> None:
+        """Its part of the cache ends there."""
+        length = self.session.cache.prefix + tokens
+        cut = self.session.truncate(self._feeds, self.keys.index(key), length)
+        assert isinstance(cut, RightPaddedFeeds)
+        self._feeds = cut
 
     def remove(self, key: str) -> None:
         """The last row takes its place."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from itertools import islice, takewhile
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ from glm_export.serving.scheduler import Scheduler, SchedulerOptions
 from glm_export.sessions.session import Session
 
 PREFIX_BYTES = 256 << 20
+MOST_DRAFTS = 16
+"""Guesses of one row in a step."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -30,6 +33,7 @@ class _Row:
     written: list[int] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     cached: int = 0
+    drafts: list[int] = field(default_factory=list)
 
     @property
     def tokens(self) -> list[int]:
@@ -42,11 +46,17 @@ class Engine:
 
     ``scheduler``: who waits, who runs. ``prefixes``: what was read before; None keeps nothing. ``calls``: how
     many tokens each row read in the last step, call by call. ``admitted``: requests that got a row in it.
-    ``preemptions``: rows that made way for others so far.
+    ``preemptions``: rows that made way for others so far. ``drafted``, ``accepted``: guesses read so far, and those of
+    them that were what their row writes.
     """
 
     def __init__(
-        self, session: Session, options: SchedulerOptions | None = None, *, prefix_bytes: int = PREFIX_BYTES
+        self,
+        session: Session,
+        options: SchedulerOptions | None = None,
+        *,
+        prefix_bytes: int = PREFIX_BYTES,
+        max_context: int | None = None,
     ) -> None:
         """Take over a session's cache.
 
@@ -54,6 +64,7 @@ class Engine:
             session: nobody else's from now on.
             options: of a step; rows at most those the session takes.
             prefix_bytes: of values kept for rows that begin alike; 0 keeps none.
+            max_context: tokens of prompt and answer together; None leaves it to the session.
 
         Raises:
             InputError: rows of the program round each other, or a step cannot be as asked for.
@@ -71,9 +82,13 @@ class Engine:
         # A row that begins with what another read has read in other pieces, which moves last bits.
         keeps = prefix_bytes and not options.exact and not session.config.prefix_mask
         self.prefixes = PrefixStore(prefix_bytes) if keeps else None
+        self._max_context = max_context
         self.calls: list[dict[str, int]] = []
         self.admitted: tuple[str, ...] = ()
-        self.preemptions = 0
+        self.preemptions = self.drafted = self.accepted = 0
+        # Guesses are read in a call of several tokens a row, and judged by the logits of each.
+        apart = options.exact or self.rows.whole_prompts
+        self._verifies = not apart and not session.signature.last_logits_only
         self._rows: dict[str, _Row] = {}
 
     @property
@@ -89,16 +104,19 @@ class Engine:
                 what the program cannot tell.
         """
         self.session.feeds([request.prompt])
+        read, limit = len(request.prompt.ids), self.session.remaining_tokens(request.prompt)
+        if self._max_context is not None:
+            limit = min(limit, self._max_context - read)
+            if limit < min(request.max_new_tokens, 1):
+                raise InputError(
+                    f"a prompt of {read} tokens leaves no place in a context of {self._max_context}; shorten it"
+                )
         told = request.prompt_logprobs
         last_only = self.session.signature.last_logits_only
         if told and last_only and self.rows.whole_prompts:
             raise InputError("log-probabilities of a prompt need a program of all logits; export with --logits all")
-        self.scheduler.submit(
-            request.key, len(request.prompt.ids), priority=request.priority, one_by_one=told and last_only
-        )
-        self._rows[request.key] = _Row(
-            request=request, sampler=Sampler(request.sampling), limit=self.session.remaining_tokens(request.prompt)
-        )
+        self.scheduler.submit(request.key, read, priority=request.priority, one_by_one=told and last_only)
+        self._rows[request.key] = _Row(request=request, sampler=Sampler(request.sampling), limit=limit)
 
     def cancel(self, key: str) -> None:
         """Nobody waits for a request any more; its row is free at once."""
@@ -127,6 +145,8 @@ class Engine:
             self.rows.remove(key)
         for key in change.admitted:
             self._admit(key)
+        if self._verifies:
+            self._draft()
         events: list[Event] = []
         self.calls = self.scheduler.calls()
         for call in self.calls:
@@ -144,12 +164,25 @@ class Engine:
             self.scheduler.began_with(key, found.tokens)
             row.cached = row.cached or min(found.tokens, len(row.request.prompt.ids))
 
+    def _draft(self) -> None:
+        """What decoding rows will probably write, as far as they may."""
+        size = self.session.config.vocab_size
+        for key, place in self.scheduler.running.items():
+            row = self._rows[key]
+            guess = row.request.drafts
+            room = min(row.request.max_new_tokens, row.limit) - len(row.written) - 1
+            row.drafts = []
+            if guess is not None and place.unread == 1 and place.begun and room > 0:
+                known = takewhile(lambda token: 0 <= token < size, guess(row.tokens))
+                row.drafts = list(islice(known, min(room, MOST_DRAFTS)))
+            self.scheduler.drafted(key, len(row.drafts))
+
     def _call(self, call: dict[str, int]) -> list[Event]:
         tokens, prompts = {}, {}
         for key, count in call.items():
             row, read = self._rows[key], self.scheduler.running[key].read
             known = row.tokens
-            tokens[key] = known[read : read + count]
+            tokens[key] = [*known, *row.drafts][read : read + count]
             prompts[key] = replace(row.request.prompt, ids=tuple(known))
         try:
             logits = self.rows.advance(tokens, prompts)
@@ -160,16 +193,34 @@ class Engine:
     def _advanced(self, key: str, count: int, logits_SV: NDArray[np.float32]) -> list[Event]:
         """What a row's call says: of its prompt, and of the next token where it has read all it knows."""
         row, place = self._rows[key], self.scheduler.running[key]
-        first, place_unread = place.read, place.unread - count
-        self.scheduler.advanced(key, count)
+        first, read = place.read, min(count, place.unread)
+        drafts = row.drafts[: count - read]
+        self.scheduler.advanced(key, read)
         if lost_rows(logits_SV):
             lost = not_finite(self.session.describe(), f"request {key}, token {first + count}", logits_SV)
             return [self._finish(key, "error", error=lost)]
         if row.request.prompt_logprobs:
             self._tell_prompt(row, first, logits_SV)
-        if place_unread:
+        if place.unread:
             return []
+        if drafts:
+            return self._judge(key, drafts, logits_SV)
         return [self._choose(key, row, logits_SV[-1])]
+
+    def _judge(self, key: str, drafts: list[int], logits_SV: NDArray[np.float32]) -> list[Event]:
+        """A token behind the row's own, and behind each guess as long as they are what it writes; then it is cut."""
+        row, place, events = self._rows[key], self.scheduler.running[key], list[Event]()
+        self.drafted += len(drafts)
+        for guess, logits_V in zip([*drafts, None], logits_SV, strict=True):
+            events.append(self._choose(key, row, logits_V))
+            if events[-1].finish_reason is not None:
+                return events
+            if events[-1].token != guess:
+                break
+            self.scheduler.advanced(key, 1)
+            self.accepted += 1
+        self.rows.cut(key, place.read)
+        return events
 
     def _tell_prompt(self, row: _Row, first: int, logits_SV: NDArray[np.float32]) -> None:
         ids, top = row.request.prompt.ids, row.request.top_logprobs or 0
@@ -181,7 +232,7 @@ class Engine:
         request = row.request
         if request.max_new_tokens == 0:
             return self._finish(key, "length")
-        scores_V = self._scores(request, logits_V)
+        scores_V = self._scores(row, logits_V)
         token = row.sampler.choose(scores_V, row.tokens, row.written)
         if token in request.stop_ids:
             return self._finish(key, "stop")
@@ -209,13 +260,17 @@ class Engine:
         return "context" if len(row.written) >= row.limit else None
 
     @staticmethod
-    def _scores(request: Request, logits_V: NDArray[np.float32]) -> NDArray[Any]:
+    def _scores(row: _Row, logits_V: NDArray[np.float32]) -> NDArray[Any]:
         """Logits with what was asked of them; as they are where nothing was."""
-        if not request.logit_bias and request.matcher is None:
+        request = row.request
+        early = len(row.written) < request.min_new_tokens and request.matcher is None
+        if not request.logit_bias and request.matcher is None and not early:
             return logits_V
         scores_V: NDArray[Any] = logits_V.astype(np.float32)
         for token, bias in request.logit_bias.items():
             scores_V[token] += np.float32(bias)
+        if early:
+            scores_V[list(request.stop_ids)] = -np.inf
         if request.matcher is not None:
             scores_V[~request.matcher.allowed] = -np.inf
         return scores_V
@@ -255,7 +310,11 @@ class Engine:
             return
         values = self.rows.values(key)
         read = values.length - values.prefix
-        row = self._rows[key]
+        row, place = self._rows[key], self.scheduler.running.get(key)
+        if place is not None and place.read < read:
+            # Guesses lie behind what it wrote.
+            read = place.read
+            values = values.first(values.prefix + read)
         self.prefixes.put(row.request.tenant, row.tokens[:read], values)
 
     def _recover(self, call: dict[str, int], error: Exception) -> list[Event]:

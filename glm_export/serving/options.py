@@ -22,6 +22,9 @@ class ServeOptions:
     host: str = field(default="127.0.0.1", metadata=described("Address to listen at; others than loopback want a key."))
     port: int = field(default=8000, metadata=described("0 takes a free one.", least=0, most=65535))
     max_batch: int = field(default=8, metadata=described("Rows at once, of each model.", least=1, most=512))
+    max_context: int | None = field(
+        default=None, metadata=described("Tokens of prompt and answer together, where fewer than the model's.", least=2)
+    )
     chunk_tokens: int = field(default=128, metadata=described("Of a prompt, between two tokens of others.", least=1))
     exact: bool = field(default=False, metadata=described("Decode in calls apart: the same bits in any company."))
     queue: int = field(default=256, metadata=described("Requests that may wait; the next one is told when.", least=0))
@@ -33,6 +36,9 @@ class ServeOptions:
     api_key_file: Path | None = field(default=None, metadata=described("A key a line, wanted of all but health."))
     allow_special_tokens: bool = field(
         default=False, metadata=described("Let names like <|user|> in messages be the tokens of that name.")
+    )
+    otlp_traces_endpoint: str | None = field(
+        default=None, metadata=described("Where an OpenTelemetry collector takes traces; a span a request.")
     )
     threads: int | None = field(default=None, metadata=described("Of one operator."))
 

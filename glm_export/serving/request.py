@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -30,15 +30,18 @@ class Request:
 
     ``key``: of this request alone. ``tenant``: whose it is; rows of one are never begun with what another's read.
     ``priority``: higher comes first, and may take the place of a lower one. ``stop_ids``: end the row, and are no part
-    of it. ``ends``: called with each id that was written, says whether the row ends there (a stop string).
-    ``top_logprobs``: how many alternatives are told with each token; None tells no log-probabilities.
-    ``prompt_logprobs``: those of the prompt's own tokens, too. ``logit_bias``: added to logits, by token.
+    of it; none is chosen before there are ``min_new_tokens``. ``ends``: called with each id that was written, says
+    whether the row ends there (a stop string). ``top_logprobs``: how many alternatives are told with each token; None
+    tells no log-probabilities.
+    ``prompt_logprobs``: those of the prompt's own tokens, too. ``logit_bias``: added to logits, by token. ``drafts``:
+    guesses what follows prompt and answer so far; guesses are read together, and kept where the request writes them.
     """
 
     key: str
     prompt: Prompt
     sampling: Sampling = field(default_factory=Sampling)
     max_new_tokens: int = 128
+    min_new_tokens: int = 0
     stop_ids: frozenset[int] = frozenset()
     ends: Callable[[int], bool] | None = None
     tenant: str = ""
@@ -47,6 +50,7 @@ class Request:
     prompt_logprobs: bool = False
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     matcher: Matcher | None = None
+    drafts: Callable[[Sequence[int]], Sequence[int]] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

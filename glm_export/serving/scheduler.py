@@ -1,7 +1,8 @@
 """Who reads how many tokens in the next step: a state machine without clock, thread or model.
 
 Rows that decode read their one token in every step. What is left of a step's budget goes to prompts, in order, a chunk
-each. A request that waits takes a free row, or that of one of lower priority, which waits again and is read anew.
+each, and then to guesses of what decoding rows will write. A request that waits takes a free row, or that of one of
+lower priority, which waits again and is read anew.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ class Place:
     """Where a request stands. ``known``: tokens of prompt and answer; ``read``: of those, in the cache.
 
     ``begun``: whether it has read anything since it got its row, apart from what it began with. ``one_by_one``: its
-    prompt is read a token a step, as who asks for the prompt's log-probabilities needs it.
+    prompt is read a token a step, as who asks for the prompt's log-probabilities needs it. ``drafted``: guesses behind
+    its last token, to be read with it where a step has room.
     """
 
     key: str
@@ -51,6 +53,7 @@ class Place:
     read: int = 0
     begun: bool = False
     one_by_one: bool = False
+    drafted: int = 0
 
     @property
     def unread(self) -> int:
@@ -119,6 +122,10 @@ class Scheduler:
         place.known += written
         place.begun = True
 
+    def drafted(self, key: str, count: int) -> None:
+        """So many guesses lie behind a running row's last token, for the next step."""
+        self.running[key].drafted = count
+
     def calls(self) -> list[dict[str, int]]:
         """The next step's calls: how many tokens each row reads. Rows that decode come first where they are apart."""
         options = self.options
@@ -135,6 +142,10 @@ class Scheduler:
                 continue
             prompts[place.key] = count
             left = 0 if options.whole_prompts else left - count
+        for place in rows if not options.exact and not options.whole_prompts else ():
+            if place.key in decoding:
+                decoding[place.key] += max(0, min(place.drafted, left))
+                left -= decoding[place.key] - 1
         if options.exact:
             return [*filter(None, [decoding]), *({key: count} for key, count in prompts.items())]
         return list(filter(None, [decoding, prompts] if options.whole_prompts else [decoding | prompts]))

@@ -14,6 +14,8 @@ from glm_export.serving.http.forms import Forms
 from glm_export.serving.http.guard import Guard
 from glm_export.serving.http.responses import responses
 from glm_export.serving.http.served import ServedModel
+from glm_export.serving.metrics.record import log_request
+from glm_export.serving.metrics.spans import exported_spans
 from glm_export.serving.options import MEGABYTE, ServeOptions
 
 
@@ -24,6 +26,9 @@ def create_app(models: Mapping[str, ServedModel], options: ServeOptions, keys: f
         models: by name, the first one first.
         options: as the server was started.
         keys: those that open it.
+
+    Raises:
+        EnvironmentMissingError: traces are wanted, and what sends them is not installed.
     """
     app = FastAPI(title="glm-export", version=package_versions()["glm-export"], docs_url=None, redoc_url=None)
     app.state.models, app.state.options, app.state.draining = dict(models), options, False
@@ -31,5 +36,7 @@ def create_app(models: Mapping[str, ServedModel], options: ServeOptions, keys: f
     failures.install(app)
     for room in (chat, completions, blanks, tokens, health, page, messages, responses):
         app.include_router(room.router)
-    app.add_middleware(Guard, keys=keys, max_body_bytes=options.max_body_megabytes * MEGABYTE)
+    most, endpoint = options.max_body_megabytes * MEGABYTE, options.otlp_traces_endpoint
+    observers = [log_request, *([exported_spans(endpoint)] if endpoint is not None else [])]
+    app.add_middleware(Guard, keys=keys, max_body_bytes=most, observers=observers)
     return app

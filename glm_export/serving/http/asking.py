@@ -98,8 +98,16 @@ def choices(
         asked: how tokens are drawn, and where a row ends.
         prompts: read by the model.
         rows: what else is asked of them.
+
+    Raises:
+        HttpError: what is asked does not go together.
     """
-    bias, stop_ids = biases(asked, model), model.stop_ids | frozenset(asked.stop_token_ids or ())
+    if asked.ignore_eos and rows.matcher is not None:
+        raise HttpError(400, "a text with a form ends where that is complete; leave ignore_eos out", param="ignore_eos")
+    # An id that is no token never comes.
+    own = (token for token in asked.stop_token_ids or () if 0 <= token < model.session.config.vocab_size)
+    stop_ids = frozenset(own) | (frozenset() if asked.ignore_eos else model.stop_ids)
+    bias = biases(asked, model)
     made: list[Choice] = []
     for prompt in prompts:
         for number in range(asked.n or 1):
@@ -109,6 +117,7 @@ def choices(
                 prompt=prompt,
                 sampling=asked.sampling(number),
                 max_new_tokens=rows.max_new_tokens,
+                min_new_tokens=asked.min_tokens or 0,
                 stop_ids=stop_ids,
                 ends=text.push,
                 tenant=http.state.tenant,

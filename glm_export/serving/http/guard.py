@@ -6,15 +6,15 @@ import asyncio
 import hashlib
 import hmac
 import json
-import logging
 import time
 import uuid
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
 
 from starlette.exceptions import HTTPException
 
 from glm_export.serving.http.failures import ANTHROPIC, error_object, shaped
+from glm_export.serving.metrics.record import Observer, RequestRecord, Tally, log_request
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -27,7 +27,6 @@ OPEN_BELOW = "/page/"
 """The page's files."""
 BODY_SECONDS = 30.0
 """Between two pieces of a body."""
-LOG = logging.getLogger("glm_export.access")
 
 
 class _RefusedError(HTTPException):
@@ -37,11 +36,21 @@ class _RefusedError(HTTPException):
 class Guard:
     """Around an app. ``keys``: those that open it; without any, everybody on this machine may enter.
 
-    The state of a request has ``request_id`` and ``tenant``: a hash of the key, for what is kept apart by it.
+    The state of a request has ``request_id``, ``tenant``, a hash of the key, for what is kept apart by it, and
+    ``tally``, for whoever writes. ``observers`` are told of each request when it has been answered.
     """
 
-    def __init__(self, app: App, *, keys: frozenset[str], max_body_bytes: int, body_s: float = BODY_SECONDS) -> None:
+    def __init__(
+        self,
+        app: App,
+        *,
+        keys: frozenset[str],
+        max_body_bytes: int,
+        body_s: float = BODY_SECONDS,
+        observers: Sequence[Observer] = (log_request,),
+    ) -> None:
         self._app, self._keys, self._max_body_bytes, self._body_s = app, keys, max_body_bytes, body_s
+        self._observers = observers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request through, or answer it."""
@@ -51,6 +60,7 @@ class Guard:
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         state = scope.setdefault("state", {})
         state["request_id"] = f"req-{uuid.uuid4().hex}"
+        state["tally"] = Tally()
         started, seen = time.perf_counter(), {"status": 0, "first": 0.0}
 
         async def named(message: Message) -> None:
@@ -74,18 +84,19 @@ class Guard:
             if not seen["status"]:
                 await _answer(named, scope, error)
         finally:
-            LOG.info(
-                json.dumps(
-                    {
-                        "request_id": state["request_id"],
-                        "method": scope["method"],
-                        "path": scope["path"],
-                        "status": seen["status"],
-                        "first_byte_s": round(seen["first"], 4),
-                        "seconds": round(time.perf_counter() - started, 4),
-                    }
-                )
+            record = RequestRecord(
+                request_id=state["request_id"],
+                method=scope["method"],
+                path=scope["path"],
+                status=int(seen["status"]),
+                first_byte_s=seen["first"],
+                seconds=time.perf_counter() - started,
+                ended_ns=time.time_ns(),
+                headers=headers,
+                tally=state["tally"],
             )
+            for observe in self._observers:
+                observe(record)
 
     def _tenant(self, path: str, headers: dict[str, str]) -> str:
         if not self._keys or path in OPEN or path.startswith(OPEN_BELOW):

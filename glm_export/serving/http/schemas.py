@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -31,8 +31,10 @@ class Written(BaseModel):
     top_k: int | None = Field(None, ge=-1, lt=WHOLE)
     min_p: float | None = Field(None, ge=0, le=1)
     n: int | None = Field(None, ge=1, le=MOST_CHOICES)
-    stop: str | list[str] | None = None
+    stop: str | Annotated[list[str], Field(max_length=MOST_STOPS)] | None = None
     stop_token_ids: list[TokenId] | None = Field(None, max_length=MOST_STOPS)
+    min_tokens: int | None = Field(None, ge=0, lt=WHOLE)
+    ignore_eos: bool | None = None
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     seed: int | None = Field(None, ge=-(1 << 63), lt=1 << 63)
@@ -67,7 +69,7 @@ class Written(BaseModel):
     def stops(self) -> list[str]:
         """Stop strings, none of them empty."""
         stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
-        return [stop for stop in stops[:MOST_STOPS] if stop]
+        return [stop for stop in stops if stop]
 
     @property
     def include_usage(self) -> bool:

@@ -16,6 +16,7 @@ from glm_export.artifacts.program import OnnxProgram
 from glm_export.errors import InputError
 from glm_export.inputs.prompts import Prompt
 from glm_export.serving.engine import Engine
+from glm_export.serving.http.failures import HttpError
 from glm_export.serving.options import MEGABYTE, ServeOptions
 from glm_export.serving.worker import Worker
 from glm_export.sessions.load import session_of
@@ -25,12 +26,16 @@ from glm_export.tokenizers import Tokenizer, stop_ids
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServedModel:
-    """One model. ``name``: what requests call it. ``proof``: what is recorded of its files."""
+    """One model. ``name``: what requests call it. ``proof``: what is recorded of its files.
+
+    ``max_context``: what the server grants at most; None grants what the model can.
+    """
 
     name: str
     session: Session
     worker: Worker
     proof: dict[str, Any]
+    max_context: int | None = None
     created: int = field(default_factory=lambda: int(time.time()))
 
     @property
@@ -47,14 +52,18 @@ class ServedModel:
     def context(self) -> int:
         """Tokens of prompt and answer together."""
         positions = self.session.config.text_positions
-        return min(positions, self.session.capacity or positions)
+        return min(positions, self.session.capacity or positions, self.max_context or positions)
 
     def prompt(self, ids: Sequence[int]) -> Prompt:
         """Ids as a prompt the model can read.
 
         Raises:
-            InputError: it cannot.
+            HttpError: they are more than its context.
+            InputError: it cannot for another reason.
         """
+        if len(ids) > self.context:
+            told = f"the prompt has {len(ids)} tokens, and the maximum context length is {self.context}; shorten it"
+            raise HttpError(400, told, code="context_length_exceeded")
         prompt = self.session.prompt(ids)
         self.session.feeds([prompt])
         return prompt
@@ -82,9 +91,10 @@ def opened(sources: Sequence[str], options: ServeOptions) -> Iterator[dict[str, 
                 raise InputError(f"two models are called {name!r}; rename a folder")
             session, proof = _load(source, options)
             stack.enter_context(session)
-            engine = Engine(session, options.scheduler, prefix_bytes=options.prefix_megabytes * MEGABYTE)
+            kept, most = options.prefix_megabytes * MEGABYTE, options.max_context
+            engine = Engine(session, options.scheduler, prefix_bytes=kept, max_context=most)
             worker = stack.enter_context(Worker(engine, max_waiting=options.queue, name=name))
-            models[name] = ServedModel(name=name, session=session, worker=worker, proof=proof)
+            models[name] = ServedModel(name=name, session=session, worker=worker, proof=proof, max_context=most)
         yield models
 
 

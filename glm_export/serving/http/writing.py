@@ -11,6 +11,7 @@ from typing import Self
 
 from glm_export.serving.http.failures import DEADLINE, deadline_error
 from glm_export.serving.http.served import ServedModel
+from glm_export.serving.metrics.record import Tally
 from glm_export.serving.options import ServeOptions
 from glm_export.serving.request import Event, Request
 from glm_export.serving.written_text import WrittenText
@@ -40,10 +41,9 @@ class Choice:
             self.new = self.text.take()
         if event.finish_reason is None:
             return
-        if event.error is not None:
-            raise event.error
-        if event.finish_reason == DEADLINE:
-            raise deadline_error()
+        if event.error is not None or event.finish_reason == DEADLINE:
+            self.finish_reason = event.finish_reason
+            raise event.error or deadline_error()
         self.new += self.text.finish()
         self.cached_tokens = event.cached_tokens
         # OpenAI knows no other word for a text that fills the context.
@@ -51,20 +51,21 @@ class Choice:
 
 
 class Writing:
-    """Rows of one model. Leaving the block gives up those that are not done.
+    """Rows of one model. Leaving the block gives up those that are not done. ``tally``: of the request they are for.
 
     Raises, on beginning:
         QueueFullError: too many wait.
         DrainingError: the server ends.
     """
 
-    def __init__(self, model: ServedModel, choices: Sequence[Choice], options: ServeOptions) -> None:
-        self.model, self.choices, self._options = model, list(choices), options
+    def __init__(self, model: ServedModel, choices: Sequence[Choice], options: ServeOptions, tally: Tally) -> None:
+        self.model, self.choices, self._options, self._tally = model, list(choices), options, tally
         self._events: asyncio.Queue[tuple[Choice, Event]] = asyncio.Queue()
         self._begun: list[Choice] = []
 
     def begin(self) -> None:
         """Submit every row, or none."""
+        self._tally.begin(self.model.name, (choice.request.prompt.ids for choice in self.choices))
         loop, options = asyncio.get_running_loop(), self._options
         try:
             for choice in self.choices:
@@ -94,6 +95,7 @@ class Writing:
         for choice in self._begun:
             if choice.finish_reason is None:
                 self.model.worker.cancel(choice.request.key)
+                self._tally.finish_reasons.append("cancelled")
 
     async def events(self) -> AsyncIterator[tuple[Choice, Event]]:
         """Each as it happens, until all rows are done; what it brings is in the choice already.
@@ -104,6 +106,7 @@ class Writing:
         left = len(self._begun)
         while left:
             choice, event = await self._events.get()
+            self._tally.take(event)
             choice.take(event)
             left -= event.finish_reason is not None
             yield choice, event

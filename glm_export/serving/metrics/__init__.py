@@ -1,1 +1,1 @@
-"""What a server has done, counted and told to Prometheus, and read again from there."""
+"""What a server has done: counted and told to Prometheus, a line and a span a request; and read again from there."""

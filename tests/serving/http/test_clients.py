@@ -100,6 +100,22 @@ def test_stop_strings_and_biases(client: openai.OpenAI, session: Session) -> Non
     assert not biased.choices[0].text.startswith(session.tokenizer.decode([first]))
 
 
+def test_a_text_that_may_not_end(client: openai.OpenAI) -> None:
+    """As benchmarks ask, by vLLM's names: so many tokens, whatever the model says; an id that is no token is none."""
+    asked = {"model": "demo", "prompt": LINE, "temperature": 0, "max_tokens": 60}
+    ended = client.completions.create(**asked)  # type: ignore[call-overload]
+    assert ended.choices[0].finish_reason == "stop"
+    for more, least in (
+        ({"ignore_eos": True}, 60),
+        ({"min_tokens": 50, "stop_token_ids": [-3, 1 << 40]}, 50),
+    ):
+        longer = client.completions.create(**asked, extra_body=more)  # type: ignore[call-overload]
+        assert longer.usage.completion_tokens >= least > ended.usage.completion_tokens
+        assert longer.choices[0].text.startswith(ended.choices[0].text)
+    with pytest.raises(openai.BadRequestError, match="ignore_eos"):
+        client.completions.create(**asked, extra_body={"ignore_eos": True, "guided_regex": "a+"})  # type: ignore[call-overload]
+
+
 def test_an_evaluation_reads_prompts_log_probabilities(client: openai.OpenAI, session: Session, server: str) -> None:
     """As lm-eval asks: ids, echo, log-probabilities, one token more."""
     info = httpx.get(f"{server}/tokenizer_info").json()

@@ -84,7 +84,8 @@ async def prepared(http: HttpRequest, asked: ChatRequest) -> Conversation:
     made = choices(http, model, asked, [prompt], rows)
     thinking, tools = ends_in_thought(model.tokenizer, ids), tools_of(asked)
     replies = [Reply(stream=model.tokenizer.reply_stream(tools or [], thinking=thinking)) for _ in made]
-    return Conversation(model=model, writing=Writing(model, made, options_of(http)), replies=replies, thinking=thinking)
+    writing = Writing(model, made, options_of(http), http.state.tally)
+    return Conversation(model=model, writing=writing, replies=replies, thinking=thinking)
 
 
 def tools_of(asked: ChatRequest) -> list[dict[str, Any]] | None:

@@ -42,7 +42,7 @@ async def _fill(http: HttpRequest, model: ServedModel, asked: InfillRequest) -> 
         most = FILL_TOKENS if asked.max_tokens is None else asked.max_tokens
         (choice,) = choices(http, model, asked, [prompt], RowOptions(max_new_tokens=most))
         choice.request = replace(choice.request, key=f"{choice.request.key}-{number}")
-        with Writing(model, [choice], options_of(http)) as writing:
+        with Writing(model, [choice], options_of(http), http.state.tally) as writing:
             async for _ in writing.events():
                 pass
         # A blank within an answer would be filled forever.
@@ -81,7 +81,7 @@ async def _score(http: HttpRequest, model: ServedModel, asked: ScoreRequest) -> 
         )
         made.append(Choice(index=number, request=request, text=WrittenText(tokenizer.detokenizer())))
     totals = [0.0] * len(made)
-    with Writing(model, made, options_of(http)) as writing:
+    with Writing(model, made, options_of(http), http.state.tally) as writing:
         async for choice, event in writing.events():
             own = event.prompt_logprobs[len(context) - 1 :]
             totals[choice.index] += sum(found.logprob for found in own)

@@ -80,7 +80,7 @@ async def complete(http: HttpRequest, asked: CompletionRequest) -> Response:
     )
     made = choices(http, model, asked, prompts, rows)
     answer = _Answer(http, asked, model)
-    writing = Writing(model, made, options_of(http))
+    writing = Writing(model, made, options_of(http), http.state.tally)
     if asked.stream:
         return streamed(writing, answer.stream(writing))
     with writing:
