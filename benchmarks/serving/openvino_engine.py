@@ -61,7 +61,8 @@ def streamed(engine: Engine, traffic: Any, streams: int, seconds: float) -> dict
 
     def ask(stream: int) -> list[Any]:
         now = time.perf_counter()
-        return [engine.ask(*next(asked[stream]), traffic.temperature), now, 0]
+        prompt, answer = next(asked[stream])
+        return [engine.ask(prompt, answer, traffic.temperature), now, 0]
 
     end = time.perf_counter() + seconds
     rows = [ask(stream) for stream in range(streams)]
@@ -79,7 +80,8 @@ def streamed(engine: Engine, traffic: Any, streams: int, seconds: float) -> dict
             if handle.get_status() != openvino_genai.GenerationStatus.RUNNING:
                 seen.answers += 1
                 rows[stream] = ask(stream)
-    return seen.to_json()
+    figures: dict[str, float] = seen.to_json()
+    return figures
 
 
 def together(engine: Engine, rows: int) -> dict[str, float]:
