@@ -75,7 +75,7 @@ def test_the_publishers_python_is_neither_run_nor_copied(tmp_path: Path) -> None
     quick = ["--rounds", "1", "--prompt-tokens", "8", "--context", "8", "--new-tokens", "2"]
     for words in (
         ["export", ".", "--out", "../out"], ["inspect", "."], ["check", "../out", "--against", "."],
-        ["bench", "../out", *quick], ["bench", ".", *quick],
+        ["bench", ".", *quick],
     ):  # fmt: skip
         # Within the folder, as the console script runs: without the folder among the places to import from.
         done = subprocess.run(
