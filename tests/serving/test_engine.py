@@ -21,6 +21,7 @@ from glm_export.proof.cases import random_prompt
 from glm_export.serving.engine import Engine
 from glm_export.serving.request import Event, Request
 from glm_export.serving.scheduler import SchedulerOptions
+from glm_export.sessions.kv_cache import RowValues
 from glm_export.sessions.onnxruntime.session import OrtSession
 from glm_export.sessions.session import Session
 from tests.helpers.golden_data import Golden
@@ -176,7 +177,7 @@ def test_exact_rows_have_the_same_bits_alone_and_among_31_others(exported: Calla
 
 
 def test_prompts_that_begin_alike_are_read_once_a_tenant(exported: Callable[..., OnnxProgram]) -> None:
-    """Also under eviction: a tenant's row never begins with what another's read."""
+    """A tenant's row never begins with what another's read."""
     with OrtSession(exported("chatglm2", "ort", "last"), CPU) as session:
         system = prompt_of(session, 9, 30).ids
         engine = Engine(session, SMALL)
@@ -190,6 +191,51 @@ def test_prompts_that_begin_alike_are_read_once_a_tenant(exported: Callable[...,
             assert answers(events)[request.key] == expected
             seen[turn] = events[0].cached_tokens
         assert seen == {0: 0, 1: 30, 2: 0, 3: 30, 4: 30}
+
+
+def test_nobody_reads_anothers_values_under_eviction(exported: Callable[..., OnnxProgram]) -> None:
+    """Canaries: what is kept of one tenant is spoilt, so a row that begins with any of it writes another text.
+
+    The control: the tenant's own rows do.
+    """
+    draw = np.random.default_rng(0)
+    with OrtSession(exported("chatglm2", "ort", "last"), CPU) as session:
+        systems = [prompt_of(session, seed, 30).ids for seed in range(3)]
+        requests = [
+            Request(
+                key=str(turn),
+                tenant=["spoilt", "b", "c"][int(draw.integers(3))],
+                prompt=Prompt(ids=(*systems[int(draw.integers(3))], 5 + int(draw.integers(9)))),
+                max_new_tokens=4,
+            )
+            for turn in range(60)
+        ]
+        expected = {request.key: alone(session, request) for request in requests}
+        engine = Engine(session, SMALL)
+        kept = engine.prefixes
+        assert kept is not None
+        put = kept.put
+
+        def spoilt(tenant: str, tokens: Sequence[int], values: RowValues[np.ndarray]) -> None:
+            if tenant == "spoilt":
+                values = replace(values, arrays=tuple(np.full_like(array, 3.0) for array in values.arrays))
+            put(tenant, tokens, values)
+            # Room for four rows of nine.
+            kept.max_bytes = kept.max_bytes if len(kept) < 5 else min(kept.max_bytes, kept.bytes * 4 // 5)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(kept, "put", spoilt)
+            events: list[Event] = []
+            for request in requests:
+                engine.submit(request)
+                if draw.random() < 0.6:
+                    events += engine.step()
+            found = answers(events + drained(engine))
+        assert kept.hits > 100
+        assert len(kept) <= 5
+        other = {request.key for request in requests if found[request.key] != expected[request.key]}
+        assert other
+        assert {requests[int(key)].tenant for key in other} == {"spoilt"}
 
 
 def test_a_prompt_that_was_read_but_for_its_last_token(session: Session) -> None:
