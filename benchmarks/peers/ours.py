@@ -19,7 +19,6 @@ PROGRAMS = {
     "onnx": (32, "onnx", None, ("--logits", "last")),
     "ort": (32, "ort", None, ()),
     "int8-token": (8, "ort", "int8-token", ()),
-    "int8-token-last": (8, "ort", "int8-token", ("--logits", "last")),
     "int8-dynamic": (8, "ort", "int8-dynamic", ()),
     "int8-weights": (8, "ort", "int8-weights", ()),
     "int4-weights": (4, "ort", "int4-weights", ()),

@@ -181,7 +181,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shape")
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--form", default="int8-token-last", help="of ours, as benchmarks/peers/ours.py has them")
+    parser.add_argument("--form", default="int8-token", help="of ours, as benchmarks/peers/ours.py has them")
     parser.add_argument("--peers", nargs="+", default=["ours", "llama.cpp", "OpenVINO", "OpenVINO float32"])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--rows", type=int, nargs="*", default=[1, 4, 8, 16])
