@@ -129,18 +129,27 @@ def keep_top_p(scores_V: Scores, top_p: float) -> Scores:
 
 def probabilities(scores_V: Scores) -> NDArray[np.float64]:
     """Softmax in float64; minus infinity becomes 0."""
-    shifted = np.exp(scores_V.astype(np.float64) - np.max(scores_V))
-    result: NDArray[np.float64] = shifted / shifted.sum()
+    result: NDArray[np.float64] = scores_V.astype(np.float64)
+    result -= result.max()
+    np.exp(result, out=result)
+    result /= float(result.sum())
     return result
 
 
 def drawn(scores_V: Scores, draw: float) -> int:
-    """The id that a number in ``[0, 1)`` draws: the first, in the order of ids, whose chance and theirs exceed it."""
+    """The id that a number in ``[0, 1)`` draws: the first, in the order of ids, whose chance and theirs exceed it.
+
+    ``scores_V`` is written over: arrays of a vocabulary's size cost more to come by than to compute.
+    """
+    most = scores_V.max()
     # Where nothing was taken away, nothing is gathered: that takes as long as the exponentials.
     ids = None if scores_V.min() > -np.inf else np.flatnonzero(scores_V > -np.inf)
-    chances = (scores_V if ids is None else scores_V[ids]) - scores_V.max()
-    chances = np.exp(chances, out=chances).cumsum()
-    at = int((chances / chances[-1]).searchsorted(draw, side="right"))
+    chances = scores_V if ids is None else scores_V[ids]
+    chances -= most
+    np.exp(chances, out=chances)
+    np.cumsum(chances, out=chances)
+    chances /= float(chances[-1])
+    at = int(chances.searchsorted(draw, side="right"))
     return at if ids is None else int(ids[at])
 
 
@@ -169,7 +178,8 @@ class Sampler:
             return int(scores_V.argmax())
         # What overflows here is minus infinity: never drawn.
         with np.errstate(over="ignore"):
-            scores_V = (scores_V - scores_V.max()) / sampling.temperature
+            scores_V -= scores_V.max()
+            scores_V /= sampling.temperature
         scores_V = keep_top_k(scores_V, sampling.top_k)
         scores_V = keep_min_p(keep_top_p(scores_V, sampling.top_p), sampling.min_p)
         return drawn(scores_V, self._random.random())
