@@ -41,10 +41,6 @@ class BatchRows(ABC):
     def advance(self, tokens: Mapping[str, Sequence[int]], prompts: Mapping[str, Prompt]) -> LogitsByKey:
         """Read tokens of some rows; ``prompts`` are those of rows that have read nothing."""
 
-    def cut(self, key: str, tokens: int) -> None:
-        """A row goes on from its first tokens: others that it read were guesses."""
-        raise NotImplementedError(f"{type(self).__name__} reads no guesses")
-
     @abstractmethod
     def remove(self, key: str) -> None:
         """A row goes; others may change their place."""
@@ -87,7 +83,7 @@ class OwnLengthRows(BatchRows):
         return found
 
     def cut(self, key: str, tokens: int) -> None:
-        """Its part of the cache ends there."""
+        """A row goes on from its first tokens: others that it read were guesses."""
         length = self.session.cache.prefix + tokens
         cut = self.session.truncate(self._feeds, self.keys.index(key), length)
         assert isinstance(cut, RightPaddedFeeds)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from glm_export.errors import InputError
 from glm_export.generation.finite import lost_rows, not_finite
 from glm_export.generation.sampling import Sampler
-from glm_export.serving.batch_rows import batch_rows
+from glm_export.serving.batch_rows import OwnLengthRows, batch_rows
 from glm_export.serving.prefix_store import PrefixStore
 from glm_export.serving.request import Event, Request, TokenLogprobs, logprobs_of
 from glm_export.serving.scheduler import Scheduler, SchedulerOptions
@@ -87,8 +87,8 @@ class Engine:
         self.admitted: tuple[str, ...] = ()
         self.preemptions = self.drafted = self.accepted = 0
         # Guesses are read in a call of several tokens a row, and judged by the logits of each.
-        apart = options.exact or self.rows.whole_prompts
-        self._verifies = not apart and not session.signature.last_logits_only
+        own = isinstance(self.rows, OwnLengthRows) and not options.exact
+        self._verifies = own and not session.signature.last_logits_only
         self._rows: dict[str, _Row] = {}
 
     @property
@@ -219,6 +219,7 @@ class Engine:
                 break
             self.scheduler.advanced(key, 1)
             self.accepted += 1
+        assert isinstance(self.rows, OwnLengthRows)
         self.rows.cut(key, place.read)
         return events
 

@@ -65,7 +65,6 @@ class Writing:
 
     def begin(self) -> None:
         """Submit every row, or none."""
-        self._tally.begin(self.model.name, (choice.request.prompt.ids for choice in self.choices))
         loop, options = asyncio.get_running_loop(), self._options
         try:
             for choice in self.choices:
@@ -80,6 +79,7 @@ class Writing:
         except BaseException:
             self.close()
             raise
+        self._tally.begin(self.model.name, (choice.request.prompt.ids for choice in self.choices))
 
     def __enter__(self) -> Self:
         self.begin()
