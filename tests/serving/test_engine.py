@@ -325,69 +325,6 @@ def test_what_was_asked_of_a_token(exported: Callable[..., OnnxProgram]) -> None
         assert not stops & set(found["later"][0])
 
 
-@pytest.mark.parametrize("wrong", [0.0, 0.3, 1.0])
-def test_guesses_change_no_text(exported: Callable[..., OnnxProgram], wrong: float) -> None:
-    """Guessed by who knows the answers, a share of them changed; drawn texts as well, beside rows without guesses."""
-    draw = np.random.default_rng(3)
-    with OrtSession(exported("chatglm2", "ort", "all"), CPU) as session:
-        size = session.config.vocab_size
-        requests = [
-            Request(
-                key=str(index),
-                prompt=prompt_of(session, index, 3 + 4 * index),
-                max_new_tokens=12,
-                stop_ids=frozenset({7, 11}),
-                sampling=Sampling() if index % 2 else Sampling(temperature=0.8, seed=index),
-            )
-            for index in range(5)
-        ]
-        expected = {request.key: alone(session, request) for request in requests}
-
-        def guessing(request: Request) -> Request:
-            begun, text = len(request.prompt.ids), [*expected[request.key][0], 7, -1, size]
-
-            def guess(known: Sequence[int]) -> list[int]:
-                right = text[len(known) - begun :][:3]
-                return [int(draw.integers(size)) if draw.random() < wrong else token for token in right]
-
-            return replace(request, drafts=guess)
-
-        engine = Engine(session, replace(SMALL, step_tokens=12), prefix_bytes=1 << 20)
-        for request in requests:
-            engine.submit(request if request.key == "2" else guessing(request))
-        assert answers(drained(engine)) == expected
-        assert not engine.rows.keys
-        assert engine.accepted <= engine.drafted
-        assert {0.0: engine.accepted > 25, 0.3: engine.accepted > 5, 1.0: engine.accepted < 5}[wrong]
-        # What was kept of finished rows is what they wrote: it begins others as if it had been read anew.
-        assert engine.prefixes is not None
-        again = replace(requests[4], key="again")
-        hits = engine.prefixes.hits
-        engine.submit(again)
-        assert answers(drained(engine)) == {"again": expected["4"]}
-        assert engine.prefixes.hits > hits
-
-
-def test_no_guesses_where_they_cannot_be_judged(exported: Callable[..., OnnxProgram]) -> None:
-    asked: list[int] = []
-
-    def guess(known: Sequence[int]) -> list[int]:
-        asked.append(len(known))
-        return [5]
-
-    for dialect, logits, options in (
-        ("ort", "last", SMALL),
-        ("onnx", "all", SMALL),
-        ("ort", "all", replace(SMALL, exact=True)),
-    ):
-        with OrtSession(exported("chatglm2", dialect, logits), CPU) as session:
-            request = Request(key="a", prompt=prompt_of(session, 1, 5), max_new_tokens=4, drafts=guess)
-            engine = Engine(session, options)
-            engine.submit(request)
-            assert answers(drained(engine)) == {"a": alone(session, request)}
-    assert not asked
-
-
 def test_what_is_refused(exported: Callable[..., OnnxProgram], tmp_path: Path) -> None:
     with OrtSession(exported("chatglm2", "onnx", "all"), CPU) as session:
         engine = Engine(session, SMALL)
