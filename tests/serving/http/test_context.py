@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import httpx
@@ -15,6 +14,7 @@ from glm_export.serving.http.app import create_app
 from glm_export.serving.http.served import ServedModel, opened
 from glm_export.serving.options import ServeOptions
 from glm_export.serving.request import Request
+from tests.helpers.http_servers import HERE, answered
 
 LINE = "春眠不觉晓，处处闻啼鸟。\n"
 CONTEXT = 24
@@ -22,13 +22,7 @@ CONTEXT = 24
 
 def asked(models: dict[str, ServedModel], options: ServeOptions, *bodies: dict[str, Any]) -> list[httpx.Response]:
     app = create_app(models, options, frozenset())
-
-    async def ask() -> list[httpx.Response]:
-        transport = httpx.ASGITransport(app=app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
-            return [await client.post("/v1/completions", json=body) for body in bodies]
-
-    return asyncio.run(ask())
+    return answered(app, *(httpx.Request("POST", f"{HERE}/v1/completions", json=body) for body in bodies))
 
 
 def test_an_answer_ends_where_the_context_does() -> None:

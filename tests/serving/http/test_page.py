@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import re
 
@@ -12,6 +11,7 @@ import pytest
 from glm_export.serving.http.app import create_app
 from glm_export.serving.http.doors.page import FILES, FOLDER
 from glm_export.serving.options import ServeOptions
+from tests.helpers.http_servers import HERE, answered
 
 TEXTS = {name: body.decode() for name, body in FILES.items()}
 SCRIPTS = [name for name in FILES if name.endswith(".js")]
@@ -27,13 +27,7 @@ def asked(*paths: str, key: str | None = None, **headers: str) -> list[httpx.Res
     """Answers of a server that wants a key and has no models."""
     app = create_app({}, ServeOptions(), frozenset({"secret"}))
     headers |= {"authorization": f"Bearer {key}"} if key else {}
-
-    async def ask() -> list[httpx.Response]:
-        transport = httpx.ASGITransport(app=app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://page") as client:
-            return [await client.get(path, headers=headers) for path in paths]
-
-    return asyncio.run(ask())
+    return answered(app, *(httpx.Request("GET", f"{HERE}{path}", headers=headers) for path in paths))
 
 
 def test_every_file_is_sent_with_its_type_and_the_policy() -> None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import queue
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 import httpx
@@ -18,6 +16,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from glm_export.serving.http.app import create_app
 from glm_export.serving.http.served import opened
 from glm_export.serving.options import ServeOptions
+from tests.helpers.http_servers import HERE, Quiet, answered, listening
 
 LINE = "春眠不觉晓，处处闻啼鸟。\n"
 WRITE = {"model": "demo", "prompt": LINE * 4, "temperature": 0, "max_tokens": 7, "n": 2}
@@ -29,34 +28,23 @@ def collector() -> Iterator[tuple[str, queue.Queue[ExportTraceServiceRequest]]]:
     """Where spans are sent: its address, and what comes."""
     came: queue.Queue[ExportTraceServiceRequest] = queue.Queue()
 
-    class Handler(BaseHTTPRequestHandler):
+    class Collector(Quiet, BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["content-length"]))
             came.put(ExportTraceServiceRequest.FromString(body))
             self.send_response(200)
             self.end_headers()
 
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    with HTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}/v1/traces", came
-        server.shutdown()
-        thread.join()
+    with listening(Collector) as address:
+        yield f"http://{address}/v1/traces", came
 
 
 def posted(options: ServeOptions, *asked: tuple[str, dict[str, Any]]) -> list[httpx.Response]:
     with opened(["demo"], options) as models:
         app = create_app(models, options, frozenset())
-
-        async def ask() -> list[httpx.Response]:
-            transport = httpx.ASGITransport(app=app)
-            async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
-                return [await client.post(path, json=body, headers={"traceparent": PARENT}) for path, body in asked]
-
-        return asyncio.run(ask())
+        headers = {"traceparent": PARENT}
+        made = (httpx.Request("POST", f"{HERE}{path}", json=body, headers=headers) for path, body in asked)
+        return answered(app, *made)
 
 
 def values_of(span: Any) -> dict[str, Any]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from click.testing import CliRunner
 from glm_export.cli import cli
 from glm_export.errors import EnvironmentMissingError, InputError
 from glm_export.serving.metrics.reading import Reading, loads, parsed, read_metrics
+from tests.helpers.http_servers import Quiet, listening
 from tests.serving.http.conftest import start
 
 __all__ = ["start"]
@@ -89,22 +89,15 @@ def stranger() -> Iterator[tuple[str, list[bytes]]]:
     """Somebody else's server, and what it answers with."""
     answer = [b""]
 
-    class Handler(BaseHTTPRequestHandler):
+    class Stranger(Quiet, BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(307 if answer[0].startswith(b"http") else 200)
             self.send_header("location", answer[0].decode("latin-1"))
             self.end_headers()
             self.wfile.write(answer[0])
 
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    with HTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"127.0.0.1:{server.server_port}", answer
-        server.shutdown()
-        thread.join()
+    with listening(Stranger) as address:
+        yield address, answer
 
 
 def test_who_else_may_answer(stranger: tuple[str, list[bytes]]) -> None:
