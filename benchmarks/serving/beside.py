@@ -26,7 +26,8 @@ sys.path.append(str(Path(__file__).parent.parent / "peers"))
 
 import llama_server
 import run as peers
-from load import Server, Traffic, measured
+from load import Server, measured
+from traffic import Traffic
 
 GLM_EXPORT = Path(sys.executable).with_name("glm-export")
 THREADS, MOST_ROWS = 2, 16

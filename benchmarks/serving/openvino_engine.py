@@ -9,26 +9,14 @@ Runs in the environment that `benchmarks/peers/openvino_genai.py install` makes,
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
-import sys
 import time
-import types
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import openvino
 import openvino_genai
-
-# The traffic is that of the other servers; their client, which is not installed here, is not used.
-sys.modules["httpx"] = types.ModuleType("httpx")
-_spec = importlib.util.spec_from_file_location("load", Path(__file__).with_name("load.py"))
-assert _spec is not None
-assert _spec.loader is not None
-load = importlib.util.module_from_spec(_spec)
-sys.modules["load"] = load
-_spec.loader.exec_module(load)
+from traffic import Seen, Traffic
 
 PROMPT_TOKENS, NEW_TOKENS = 128, 64
 
@@ -54,9 +42,9 @@ class Engine:
         return self.pipeline.add_request(self.count, openvino.Tensor(np.array([prompt], np.int64)), config)
 
 
-def streamed(engine: Engine, traffic: Any, streams: int, seconds: float) -> dict[str, float]:
+def streamed(engine: Engine, traffic: Traffic, streams: int, seconds: float) -> dict[str, float]:
     """The closed loop of ``load.py``: each stream asks again when it is answered."""
-    seen = load.Seen(seconds=seconds)
+    seen = Seen(seconds=seconds)
     asked = [traffic.requests(seed) for seed in range(streams)]
 
     def ask(stream: int) -> list[Any]:
@@ -80,8 +68,7 @@ def streamed(engine: Engine, traffic: Any, streams: int, seconds: float) -> dict
             if handle.get_status() != openvino_genai.GenerationStatus.RUNNING:
                 seen.answers += 1
                 rows[stream] = ask(stream)
-    figures: dict[str, float] = seen.to_json()
-    return figures
+    return seen.to_json()
 
 
 def together(engine: Engine, rows: int) -> dict[str, float]:
@@ -114,11 +101,9 @@ def main() -> None:
     asked = parser.parse_args()
     engine = Engine(asked.model, asked.threads, asked.precision)
     if not asked.together:
-        streamed(engine, load.Traffic(), asked.streams, min(5.0, asked.seconds))
+        streamed(engine, Traffic(), asked.streams, min(5.0, asked.seconds))
     told = (
-        together(engine, asked.streams)
-        if asked.together
-        else streamed(engine, load.Traffic(), asked.streams, asked.seconds)
+        together(engine, asked.streams) if asked.together else streamed(engine, Traffic(), asked.streams, asked.seconds)
     )
     print("\n" + json.dumps(told))
 
