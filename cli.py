@@ -21,6 +21,9 @@ VERBS = {
     ),
     "build": "Build a TensorRT engine of SOURCE, an exported folder or a checkpoint.",
     "calibrate": "Measure CHECKPOINT's activations on text, one layer in memory at a time.",
+    "certify": (
+        "Check PROGRAM, or an engine, write into it what was proven, and sign it with --key; exit 1 where it fails."
+    ),
     "chat": "Talk with MODEL, an exported folder, an engine or a checkpoint. An empty line or end of input leaves.",
     "check": "Prove the exported PROGRAM, or an engine, equal to PyTorch; exit 1 where it is not.",
     "demo": "Export the embedded models, prove them, and let them recite and fill blanks.",
@@ -34,17 +37,20 @@ VERBS = {
     "serve": "Serve MODELS (exported folders, engines, checkpoints, `demo`) by OpenAI's API, batched continuously.",
     "score": "Say which label fits the blank best, with MODEL, a GLM or ChatGLM-6B.",
     "top": "Show what the server at URL does: rows, tokens a second, and what is kept, of each model.",
+    "verify": "Say whether FOLDER is still the one that was proven, and by whom; exit 1 where it is not.",
 }
 """Every verb, and its line in ``--help``: the first paragraph of its own, which is not imported for that."""
 HOME = {
     "batch": "serving.batch",
     "build": "engines",
+    "certify": "certificates.certify",
     "chat": "generate",
     "doctor": "engines",
     "recipes": "export",
     "score": "infill",
     "serve": "serving.serve",
     "top": "serving.top",
+    "verify": "certificates.certify",
 }
 """The module of a verb in ``terminal/`` where it is not called like the verb."""
 

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     )
     from glm_export.artifacts.engine import Engine, load_engine
     from glm_export.artifacts.program import OnnxProgram, load_program
+    from glm_export.certificates.certify import certify
+    from glm_export.certificates.verify import verify
     from glm_export.deployment.build import build
     from glm_export.errors import GlmExportError
     from glm_export.generation.sampling import Sampling
@@ -43,9 +45,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Engine", "GlmExportError", "OnnxProgram", "Sampling", "__version__",
-    "bench", "build", "calibrate", "chat", "check", "export", "generate",
+    "bench", "build", "calibrate", "certify", "chat", "check", "export", "generate",
     "infill", "load_engine", "load_program", "load_session", "open_checkpoint",
-    "quality", "score",
+    "quality", "score", "verify",
 ]  # fmt: skip
 
 _HOME = {
@@ -57,6 +59,8 @@ _HOME = {
     "Sampling": "generation.sampling",
     "bench": "performance.bench",
     "build": "deployment.build",
+    "certify": "certificates.certify",
+    "verify": "certificates.verify",
 }
 
 

@@ -18,6 +18,12 @@ RANGES_MANIFEST = "ranges.json"
 MANIFEST_FORMAT = 1
 MARKER = ".glm-export"
 """An empty file in every folder that is being filled: one that holds it is ours, however unfinished."""
+PROOF = "proof"
+"""The manifest's key for what was proven of the folder, which is written after its files and never hashed with them."""
+SIGNATURE, STATEMENTS = "model.sig", "model.intoto.jsonl"
+"""Beside a folder's files: its signature, named as OpenSSF Model Signing does, and what is stated of it, as in-toto."""
+SIGNED_IN = "signed_in"
+"""Of a proof: which of these two were written with it."""
 QUICK_BYTES = 1 << 23
 """Files up to this size are hashed whenever a folder is opened: all but weights and plans, in milliseconds."""
 RECORDED_PACKAGES = ("glm-export", "torch", "onnx", "onnxscript", "onnx-ir", "safetensors")

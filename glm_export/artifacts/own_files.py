@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from glm_export.artifacts.engine import KERNELS
-from glm_export.artifacts.manifest import MANIFEST_FORMAT
+from glm_export.artifacts.manifest import MANIFEST_FORMAT, PROOF, SIGNATURE, SIGNED_IN, STATEMENTS
 from glm_export.artifacts.open import TOLD_BY, Kind
 from glm_export.errors import GlmExportError, InputError
 from glm_export.model_folder import read_json
@@ -44,7 +44,14 @@ def own_files(folder: Path, kind: Kind) -> frozenset[str]:
 def _listed(folder: Path, kind: Kind, manifest: Mapping[str, Any]) -> list[str]:
     if kind is Kind.RANGES and "sizes" not in manifest:  # written by an earlier version
         return [path.name for path in folder.iterdir() if RANGES_FILE.fullmatch(path.name)]
-    return [str(name) for name in manifest["sizes"]] + ([KERNELS] if kind is Kind.ENGINE else [])
+    return [*map(str, manifest["sizes"]), *([KERNELS] if kind is Kind.ENGINE else []), *_certified(manifest)]
+
+
+def _certified(manifest: Mapping[str, Any]) -> list[str]:
+    """Signature and statements, where they were written with the proof; one that others made is theirs."""
+    proof = manifest.get(PROOF)
+    signed_in = proof.get(SIGNED_IN) if isinstance(proof, dict) else None
+    return [name for name in (SIGNATURE, STATEMENTS) if isinstance(signed_in, list) and name in signed_in]
 
 
 def _not_ours(folder: Path, name: str, found: str) -> str:

@@ -22,11 +22,19 @@ import onnx_ir as ir
 import torch
 
 from glm_export.artifacts.initial_cache import InitialCache, write_initial_cache
-from glm_export.artifacts.manifest import MANIFEST, MANIFEST_FORMAT, package_versions, recorded_files, write_json
+from glm_export.artifacts.manifest import (
+    MANIFEST,
+    MANIFEST_FORMAT,
+    RANGES_MANIFEST,
+    package_versions,
+    recorded_files,
+    write_json,
+)
 from glm_export.artifacts.output_folder import require_writable, whole_folder
 from glm_export.artifacts.program import MODEL, NEEDS, RAGGED, WEIGHTS, OnnxProgram, load_program
 from glm_export.calibration.keep import KEPT, kept_sizes
 from glm_export.calibration.quantization import Quantization
+from glm_export.calibration.ranges import Ranges
 from glm_export.calibration.recipe import program_invariance
 from glm_export.calibration.smoothed_weights import SmoothedWeights
 from glm_export.checkpoints.checkpoint import Checkpoint
@@ -46,6 +54,7 @@ from glm_export.graphs.precision.float32_regions import dialect_with_float32_reg
 from glm_export.graphs.quantized import quantized_cache_rules, quantized_dialect, quantizing_rules
 from glm_export.graphs.rewriter import CountedRule
 from glm_export.graphs.rules.qdq.matmul import InputNumbers
+from glm_export.model_folder import file_sha256
 from glm_export.progress import NullProgress, Progress
 from glm_export.spec.config import GlmConfig
 from glm_export.spec.option import merged, takes
@@ -158,20 +167,28 @@ def export(
         checkpoint.require_unchanged()
         if ranges is not None and target.quantization is None and target.dialect.can.implicit_int8:
             write_calibration_cache(folder, ranges)
-        write_json(folder / MANIFEST, _manifest(checkpoint, folder, plan, target, written))
+        write_json(folder / MANIFEST, _manifest(checkpoint, folder, plan, target, written, ranges))
     return load_program(given)
 
 
 def _manifest(
-    checkpoint: Checkpoint, folder: Path, plan: ExportPlan, target: ResolvedOptions, written: _Written
+    checkpoint: Checkpoint,
+    folder: Path,
+    plan: ExportPlan,
+    target: ResolvedOptions,
+    written: _Written,
+    ranges: Ranges | None,
 ) -> dict[str, Any]:
     recipe = target.recipe
+    # The ranges' own manifest, which has the hashes of their files.
+    measured = {RANGES_MANIFEST: file_sha256(ranges.folder / RANGES_MANIFEST)} if ranges is not None else None
     return {
         "format": MANIFEST_FORMAT,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "checkpoint": checkpoint.identity.name,
         "adapters": checkpoint.added,
         "source_sha256": written.hashes,
+        **({"ranges_sha256": measured} if measured else {}),
         "seconds": written.seconds,
         "config": checkpoint.config.to_json(),
         "dialect": target.dialect.name,

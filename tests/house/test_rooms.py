@@ -19,9 +19,10 @@ Tree = dict[str, str]
 """Path -> source."""
 
 TOP_LEVEL = {
-    "__init__", "api", "artifacts", "calibration", "checkpoints", "cli", "deployment", "embedded", "engines", "errors",
-    "evaluation", "exporter", "families", "generation", "graphs", "inputs", "machine", "model_folder", "modeling",
-    "objective", "performance", "progress", "proof", "serving", "sessions", "spec", "terminal", "tokenizers",
+    "__init__", "api", "artifacts", "calibration", "certificates", "checkpoints", "cli", "deployment", "embedded",
+    "engines", "errors", "evaluation", "exporter", "families", "generation", "graphs", "inputs", "machine",
+    "model_folder", "modeling", "objective", "performance", "progress", "proof", "serving", "sessions", "spec",
+    "terminal", "tokenizers",
 }  # fmt: skip
 MOST_FILES = 12
 ONE_FILE_EACH = {"glm_export/families", "calibration/recipes"}
@@ -42,6 +43,10 @@ VENDORS = {
     "uvicorn": ("glm_export/serving/",),
     "prometheus_client": ("glm_export/serving/",),
     "llguidance": ("glm_export/generation/grammars/",),
+    "model_signing": ("glm_export/certificates/",),
+    "in_toto_attestation": ("glm_export/certificates/",),
+    "securesystemslib": ("glm_export/certificates/",),
+    "cryptography": ("glm_export/certificates/",),
 }
 # What merely has a dialect's or a recipe's name: packages, runtimes, and one recipe whose programs need an option.
 NAMESAKES = {

@@ -1,0 +1,166 @@
+"""Certify a folder: prove it, write what was proven into its manifest, and sign all of it where there is a key."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from glm_export import api
+from glm_export.artifacts.engine import KERNELS, Engine
+from glm_export.artifacts.manifest import PROOF, SIGNATURE, STATEMENTS, write_json
+from glm_export.artifacts.open import TOLD_BY, Kind
+from glm_export.artifacts.output_folder import scratch_folder
+from glm_export.artifacts.program import OnnxProgram
+from glm_export.certificates.claims import Proof, Result, proof_of
+from glm_export.certificates.digests import compared, files_of, own_digests, recorded_digests, root_digest
+from glm_export.certificates.extra import require_sign_extra
+from glm_export.certificates.options import Signer
+from glm_export.errors import CheckpointError, ComparisonFailedError, InputError
+from glm_export.model_folder import file_sha256, load_json
+
+if TYPE_CHECKING:  # the first needs torch, the second the extra
+    from glm_export.certificates.keys import Identity
+    from glm_export.checkpoints.checkpoint import Checkpoint
+    from glm_export.proof.check import CheckReport
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Certified:
+    """A folder, what was proven of it, and who signed that; ``by`` is None where nobody did."""
+
+    folder: Path
+    proof: Proof
+    by: Identity | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "folder": str(self.folder),
+            "signed_by": None if self.by is None else str(self.by),
+            "proof": self.proof.to_json(),
+        }
+
+
+def certify(
+    program: str | Path | OnnxProgram | Engine,
+    against: str | Path | Checkpoint,
+    *,
+    signer: Signer | None = None,
+    family: str | None = None,
+    reference_dtype: str = "float32",
+    force: bool = False,
+) -> Certified:
+    """Check an exported folder or an engine, and write what was proven into its manifest; with a signer, sign it.
+
+    Signed are all files of the folder, by OpenSSF Model Signing (``model.sig``); and over the same digests a test
+    result and a provenance (``model.intoto.jsonl``). Nothing is written where the check fails.
+
+    Args:
+        program: the folder.
+        against: the checkpoint it is of; for an engine also the exported folder it was built of.
+        signer: whose key signs; None: the proof is written, unsigned.
+        family: of the checkpoint, where config.json leaves it open.
+        reference_dtype: of the reference.
+        force: replace a signature that is there.
+
+    Raises:
+        ComparisonFailedError: the check fails.
+        InputError: the folder is signed already, holds links, or was made of another checkpoint; or a key or
+            certificate cannot be used.
+        CheckpointError: a file is not what was written.
+        EnvironmentMissingError: the extra ``sign`` is missing, or what runs the folder.
+    """
+    if signer is not None:
+        require_sign_extra()
+        from glm_export.certificates.keys import read_private_key
+
+        # Before the check, which may take minutes.
+        read_private_key(signer)
+    loaded = api.open_exported(program) if isinstance(program, str | Path) else program
+    folder, kind = loaded.folder.resolve(), Kind.ENGINE if isinstance(loaded, Engine) else Kind.PROGRAM
+    _require_certifiable(folder, force=force)
+    report = checked(loaded, against, family, reference_dtype)
+    own = _undamaged(loaded, folder, kind)
+    beside = {name: digest for name, digest in own.items() if name not in loaded.manifest["sha256"]}
+    signed_in = (SIGNATURE, STATEMENTS) if signer is not None else ()
+    proof = proof_of(report, reference_dtype, beside=beside, files_sha256=root_digest(own), signed_in=signed_in)
+    if not report.passed or proof.result is Result.FAILED:
+        failed = ", ".join(proof.named(Result.FAILED)) or "the check"
+        raise ComparisonFailedError(
+            f"{folder} is not certified, and nothing was written: {failed} failed; 'glm-export check' shows all of it"
+        )
+    by = _written(folder, TOLD_BY[kind], proof, own, signer)
+    return Certified(folder=loaded.folder, proof=proof, by=by)
+
+
+def checked(
+    loaded: OnnxProgram | Engine, against: str | Path | Checkpoint, family: str | None, reference_dtype: str
+) -> CheckReport:
+    """Run the check; kernels that TensorRT-RTX compiled for this machine meanwhile are no part of what is certified."""
+    kernels = loaded.folder / KERNELS
+    try:
+        return api.check(loaded, against, family=family, reference_dtype=reference_dtype)
+    finally:
+        if isinstance(loaded, Engine):
+            kernels.unlink(missing_ok=True)
+
+
+def _require_certifiable(folder: Path, *, force: bool) -> None:
+    files, odd = files_of(folder)
+    if odd:
+        raise InputError(f"{folder} cannot be certified: {odd[0]}; put the file itself there")
+    there = [name for name in (SIGNATURE, STATEMENTS) if name in files]
+    if there and not force:
+        raise InputError(f"{folder} holds {' and '.join(there)} already; give --force to certify it anew")
+
+
+def _undamaged(loaded: OnnxProgram | Engine, folder: Path, kind: Kind) -> dict[str, str]:
+    """Digests of all files, once those that were recorded are as recorded."""
+    recorded, own = recorded_digests(loaded.manifest, {}), own_digests(folder, kind)
+    different = [one for one in compared(recorded, own) if one.name in recorded]
+    if different:
+        raise CheckpointError(f"{folder} is not as it was written: {different[0]}; export (or build) again")
+    return own
+
+
+def _written(
+    folder: Path, manifest_name: str, proof: Proof, own: dict[str, str], signer: Signer | None
+) -> Identity | None:
+    """Write proof, statements and signature, each file whole: one that is killed between leaves an unsigned folder."""
+    by = None
+    with scratch_folder(folder, "partial") as scratch:
+        manifest = load_json(folder / manifest_name)
+        write_json(scratch / manifest_name, manifest | {PROOF: proof.to_json()})
+        for name in (SIGNATURE, STATEMENTS):
+            (folder / name).unlink(missing_ok=True)
+        (scratch / manifest_name).replace(folder / manifest_name)
+        if signer is not None:
+            by = _signed(folder, scratch, manifest_name, proof, own, signer)
+            for name in (STATEMENTS, SIGNATURE):
+                (scratch / name).replace(folder / name)
+    return by
+
+
+def _signed(
+    folder: Path, scratch: Path, manifest_name: str, proof: Proof, own: dict[str, str], signer: Signer
+) -> Identity:
+    from glm_export.certificates.keys import identity_of, read_certificates, read_private_key
+    from glm_export.certificates.predicates import PROVENANCE, TEST_RESULT, provenance, test_result
+    from glm_export.certificates.signature import read_bundle, sign_folder
+    from glm_export.certificates.statements import enveloped
+
+    sign_folder(folder, signer, scratch / SIGNATURE)
+    bundle, manifest = read_bundle(scratch / SIGNATURE), folder / manifest_name
+    digest = file_sha256(manifest)
+    changed = compared(own | {manifest_name: digest}, bundle.resources)
+    if changed:
+        raise InputError(f"{folder} changed while it was certified: {changed[0]}; run it again")
+    predicates = {
+        TEST_RESULT: test_result(proof, manifest_name, digest),
+        PROVENANCE: provenance(load_json(manifest)),
+    }
+    key = read_private_key(signer)
+    (scratch / STATEMENTS).write_text(enveloped(bundle.subject, predicates, key), encoding="utf-8")
+    certificate = read_certificates(signer.certificate)[0] if signer.certificate is not None else None
+    return identity_of(key.public_key(), certificate)

@@ -1,0 +1,34 @@
+"""Who signs, and whose signature is trusted: files that the user names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+PASSWORD_VARIABLE = "GLM_EXPORT_KEY_PASSWORD"
+"""Of the environment: the password of an encrypted private key."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Signer:
+    """A private key, and where others know it by a certificate, that and what vouches for it.
+
+    ``key``: PEM, on curve P-256, P-384 or P-521. ``chain``: certificates between the signer's and the root, which may
+    be left out. ``password``: of the key, where it is encrypted.
+    """
+
+    key: Path
+    certificate: Path | None = None
+    chain: tuple[Path, ...] = ()
+    password: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trust:
+    """Whose signature is accepted: that of a public key, or of whom a chain of certificates vouches for.
+
+    One of the two is given. ``chain``: PEM; whatever is in it is trusted, so it holds roots.
+    """
+
+    key: Path | None = None
+    chain: tuple[Path, ...] = ()
