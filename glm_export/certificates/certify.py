@@ -78,9 +78,23 @@ def certify(
         # Before the check, which may take minutes.
         read_private_key(signer)
     loaded = api.open_exported(program) if isinstance(program, str | Path) else program
-    folder, kind = loaded.folder.resolve(), Kind.ENGINE if isinstance(loaded, Engine) else Kind.PROGRAM
-    _require_certifiable(folder, force=force)
+    _require_certifiable(loaded.folder.resolve(), force=force)
     report = checked(loaded, against, family, reference_dtype)
+    return certify_checked(loaded, report, signer=signer, reference_dtype=reference_dtype)
+
+
+def certify_checked(
+    loaded: OnnxProgram | Engine, report: CheckReport, *, signer: Signer | None, reference_dtype: str = "float32"
+) -> Certified:
+    """As :func:`certify`, of a folder that was checked a moment ago; a signature that is there is replaced.
+
+    Args:
+        loaded: the folder.
+        report: of its check.
+        signer: whose key signs.
+        reference_dtype: of the check's reference.
+    """
+    folder, kind = loaded.folder.resolve(), Kind.ENGINE if isinstance(loaded, Engine) else Kind.PROGRAM
     own = _undamaged(loaded, folder, kind)
     beside = {name: digest for name, digest in own.items() if name not in loaded.manifest["sha256"]}
     signed_in = (SIGNATURE, STATEMENTS) if signer is not None else ()

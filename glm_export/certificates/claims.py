@@ -9,6 +9,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from glm_export.artifacts.manifest import RECORDED_PACKAGES, SIGNED_IN
+from glm_export.engines import vendor
 from glm_export.errors import CheckpointError, shown
 from glm_export.machine.facts import this_machine
 from glm_export.spec.batch_invariance import BatchInvariance
@@ -19,7 +20,7 @@ if TYPE_CHECKING:  # a check needs torch, its words do not
     from glm_export.proof.company import CompanyReport
     from glm_export.proof.compare import ParityReport
 
-RUNNING_PACKAGES = ("onnxruntime-gpu", "onnxruntime", "tensorrt", "tensorrt-rtx-cu13-libs", "polygraphy", "numpy")
+RUNNING_PACKAGES = ("onnxruntime-gpu", "onnxruntime", vendor.TENSORRT, "tensorrt-rtx-cu13-libs", "polygraphy", "numpy")
 """What a check runs besides what shaped the program."""
 
 

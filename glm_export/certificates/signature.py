@@ -202,10 +202,12 @@ def _hashing(folder: Path, bundle: Bundle) -> _Remembering:
     said = bundle.serialization
     how = _Remembering()
     try:
+        # The library writes one name of this hash, and reads the other.
+        algorithm: Any = "blake2" if said["hash_type"] == "blake2b" else said["hash_type"]
         if said["method"] == "shards":
-            how.use_shard_serialization(hashing_algorithm=said["hash_type"], shard_size=int(said["shard_size"]))
+            how.use_shard_serialization(hashing_algorithm=algorithm, shard_size=int(said["shard_size"]))
         elif said["method"] == "files":
-            how.use_file_serialization(hashing_algorithm=said["hash_type"])
+            how.use_file_serialization(hashing_algorithm=algorithm)
         else:
             raise ValueError(said["method"])
     except (KeyError, TypeError, ValueError) as error:

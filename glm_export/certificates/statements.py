@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey, EllipticCurvePublicKey
-from google.protobuf import json_format
 from in_toto_attestation.v1.resource_descriptor import ResourceDescriptor
 from in_toto_attestation.v1.statement import STATEMENT_TYPE_URI, Statement
 from securesystemslib.dsse import Envelope
@@ -60,11 +59,16 @@ def enveloped(subject: Subject, predicates: Mapping[str, Mapping[str, Any]], key
     signer = CryptoSigner(key)
     lines = []
     for kind, predicate in predicates.items():
-        about = ResourceDescriptor(name=subject.name, digest={"sha256": subject.sha256})
-        statement = Statement([about.pb], kind, dict(predicate))
-        statement.validate()
-        payload = json_format.MessageToJson(statement.pb, indent=None, ensure_ascii=False).encode("utf-8")
-        envelope = Envelope(payload, PAYLOAD_TYPE, {})
+        digest = {"sha256": subject.sha256}
+        Statement([ResourceDescriptor(name=subject.name, digest=digest).pb], kind, dict(predicate)).validate()
+        statement = {
+            "_type": STATEMENT_TYPE_URI,
+            "subject": [{"name": subject.name, "digest": digest}],
+            "predicateType": kind,
+            "predicate": predicate,
+        }
+        # Written here: the library's own form makes fractions of whole numbers.
+        envelope = Envelope(json.dumps(statement, ensure_ascii=False).encode("utf-8"), PAYLOAD_TYPE, {})
         envelope.sign(signer)
         lines.append(json.dumps(envelope.to_dict()) + "\n")
     return "".join(lines)

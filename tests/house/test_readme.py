@@ -45,7 +45,7 @@ def test_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     api.export(Golden("glm").folder, "glm-onnx")
     lines = [line[2:] for block in blocks("console") for line in block.splitlines() if line.startswith("$ glm-export")]
-    assert len(lines) == 18
+    assert len(lines) == 20
     request = {"custom_id": "1", "method": "POST", "url": "/v1/completions", "body": {"prompt": "春眠不觉晓，"}}
     (tmp_path / "requests.jsonl").write_text(json.dumps(request))
     for line in lines:

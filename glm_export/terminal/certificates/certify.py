@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # needs torch
     from glm_export.checkpoints.checkpoint import Checkpoint
 
 COLOURS = {Result.PASSED: "green", Result.WARNED: "yellow", Result.FAILED: "red"}
-SHOWN_VERSIONS = ("glm-export", "onnxruntime-gpu", "onnxruntime", "tensorrt", "torch")
+SHOWN_VERSIONS = ("glm-export", "onnxruntime-gpu", "onnxruntime", "torch")
 chain_option = click.option(
     "--certificate-chain",
     "chain",
