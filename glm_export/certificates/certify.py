@@ -141,18 +141,24 @@ def _undamaged(loaded: OnnxProgram | Engine, folder: Path, kind: Kind) -> dict[s
 def _written(
     folder: Path, manifest_name: str, proof: Proof, own: dict[str, str], signer: Signer | None
 ) -> Identity | None:
-    """Write proof, statements and signature, each file whole: one that is killed between leaves an unsigned folder."""
-    by = None
+    """Write proof, statements and signature, each file whole; where signing fails the folder is as it was."""
+    manifest, by = folder / manifest_name, None
     with scratch_folder(folder, "partial") as scratch:
-        manifest = load_json(folder / manifest_name)
-        write_json(scratch / manifest_name, manifest | {PROOF: proof.to_json()})
-        for name in (SIGNATURE, STATEMENTS):
-            (folder / name).unlink(missing_ok=True)
-        (scratch / manifest_name).replace(folder / manifest_name)
-        if signer is not None:
+        before = manifest.read_bytes()
+        write_json(scratch / manifest_name, load_json(manifest) | {PROOF: proof.to_json()})
+        (scratch / manifest_name).replace(manifest)
+        if signer is None:
+            for name in (SIGNATURE, STATEMENTS):
+                (folder / name).unlink(missing_ok=True)
+            return None
+        try:
             by = _signed(folder, scratch, manifest_name, proof, own, signer)
-            for name in (STATEMENTS, SIGNATURE):
-                (scratch / name).replace(folder / name)
+        except BaseException:
+            (scratch / manifest_name).write_bytes(before)
+            (scratch / manifest_name).replace(manifest)
+            raise
+        for name in (STATEMENTS, SIGNATURE):
+            (scratch / name).replace(folder / name)
     return by
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from glm_export.errors import InputError
+
 PASSWORD_VARIABLE = "GLM_EXPORT_KEY_PASSWORD"
 """Of the environment: the password of an encrypted private key."""
 
@@ -27,8 +29,17 @@ class Signer:
 class Trust:
     """Whose signature is accepted: that of a public key, or of whom a chain of certificates vouches for.
 
-    One of the two is given. ``chain``: PEM; whatever is in it is trusted, so it holds roots.
+    ``chain``: PEM; whatever is in it is trusted, so it holds roots.
+
+    Raises:
+        InputError: not one of the two is given.
     """
 
     key: Path | None = None
     chain: tuple[Path, ...] = ()
+
+    def __post_init__(self) -> None:
+        if (self.key is None) != bool(self.chain):
+            raise InputError(
+                "a folder is signed by a bare key or with a certificate; give --key or --certificate-chain"
+            )

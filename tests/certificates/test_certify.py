@@ -108,6 +108,18 @@ def test_a_damaged_folder_is_not_certified(copied: Copies, report: CheckReport) 
     assert bytes_of(folder) == before
 
 
+@pytest.mark.parametrize("was", ["plain", "signed"])
+def test_where_signing_fails_the_folder_is_as_it_was(
+    was: str, copied: Copies, report: CheckReport, pairs: dict[str, Pair], tmp_path: Path
+) -> None:
+    folder = copied(signer=Signer(key=pairs["ours"].private) if was == "signed" else None)
+    before = bytes_of(folder)
+    with pytest.raises((InputError, OSError)):
+        certify_checked(load_program(folder), report, signer=Signer(key=tmp_path / "gone.pem"))
+    assert bytes_of(folder) == before
+    assert [path.name for path in tmp_path.iterdir()] == [folder.name]
+
+
 def test_a_link_in_the_folder_is_refused(copied: Copies, run: Runs, tmp_path: Path) -> None:
     folder = copied()
     (tmp_path / "elsewhere").write_text("x")

@@ -33,10 +33,12 @@ def variants(report: CheckReport) -> dict[str, tuple[CheckReport, Result]]:
         "as it is": (report, Result.PASSED),
         "an output beyond": (with_output(report, passed=False, required_tolerance=1.0), Result.FAILED),
         "an output not finite": (
-            with_output(report, passed=False, finite=False, required_tolerance=float("inf")), Result.FAILED,
+            with_output(report, passed=False, finite=False, required_tolerance=float("inf")),
+            Result.FAILED,
         ),
         "another runner beyond": (
-            replace(report, others=(with_output(report, passed=False).parity,)), Result.FAILED,
+            replace(report, others=(with_output(report, passed=False).parity,)),
+            Result.FAILED,
         ),
         "a token turned in float32": (replace(report, greedy_equal=fewer), Result.FAILED),
         "a token turned in float16": (replace(rounded, greedy_equal=fewer), Result.WARNED),
@@ -50,7 +52,7 @@ def variants(report: CheckReport) -> dict[str, tuple[CheckReport, Result]]:
         "claims nothing, far": (replace(report, company=company(none, 1e-3)), Result.WARNED),
         "claims nothing, close": (replace(report, company=company(none, 1e-6)), Result.PASSED),
         "alone": (replace(report, company=None), Result.PASSED),
-    }  # fmt: skip
+    }
 
 
 def test_claims_come_out_as_the_check_does(report: CheckReport) -> None:

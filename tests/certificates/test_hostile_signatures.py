@@ -100,6 +100,9 @@ BUNDLES: dict[str, Callable[[str], str | bytes]] = {
     "no certificates": lambda text: _with(
         text, lambda values: values.update(verificationMaterial={"x509CertificateChain": {"certificates": []}})
     ),
+    "an identity of Sigstore": lambda text: _with(
+        text, lambda values: values.update(verificationMaterial={"certificate": {"rawBytes": "AAAA"}})
+    ),
     "two things of one key": lambda text: text[:-1] + ',"dsseEnvelope":{}}',
 }
 

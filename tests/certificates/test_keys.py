@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from glm_export.certificates.keys import PasswordNeededError, read_certificates, read_private_key, read_public_key
-from glm_export.certificates.options import Signer
+from glm_export.certificates.options import Signer, Trust
 from glm_export.errors import EnvironmentMissingError, InputError
 from tests.certificates.conftest import SOURCE, Copies, Runs
 from tests.helpers.authority import PASSWORD, Authority, key_pair, rsa_pair
@@ -29,14 +30,24 @@ def folder(tmp_path: Path) -> Path:
 
 
 PRIVATE = {
-    "koblitz.pem": "P-256", "rsa.pem": "P-256", "sound.pub": "is a public key", "empty.pem": "cannot be read",
-    "words.pem": "cannot be read", "armour.pem": "cannot be read", "large.pem": "more than 1 MiB",
-    "missing.pem": "not there", "locked.pem": "GLM_EXPORT_KEY_PASSWORD",
-}  # fmt: skip
+    "koblitz.pem": "P-256",
+    "rsa.pem": "P-256",
+    "sound.pub": "is a public key",
+    "empty.pem": "cannot be read",
+    "words.pem": "cannot be read",
+    "armour.pem": "cannot be read",
+    "large.pem": "more than 1 MiB",
+    "missing.pem": "not there",
+    "locked.pem": "GLM_EXPORT_KEY_PASSWORD",
+}
 PUBLIC = {
-    "koblitz.pub": "P-256", "rsa.pub": "P-256", "sound.pem": "is a private key", "empty.pem": "cannot be read",
-    "armour.pub": "cannot be read", "missing.pem": "not there",
-}  # fmt: skip
+    "koblitz.pub": "P-256",
+    "rsa.pub": "P-256",
+    "sound.pem": "is a private key",
+    "empty.pem": "cannot be read",
+    "armour.pub": "cannot be read",
+    "missing.pem": "not there",
+}
 
 
 @pytest.mark.parametrize("name", PRIVATE)
@@ -63,6 +74,12 @@ def test_sound_ones_and_passwords(folder: Path) -> None:
     with pytest.raises(InputError, match="password is wrong"):
         read_private_key(Signer(key=folder / "locked.pem", password="x"))
     assert PASSWORD not in repr(Signer(key=folder / "locked.pem", password=PASSWORD))
+
+
+@pytest.mark.parametrize("given", [{}, {"key": Path("a"), "chain": (Path("b"),)}], ids=["neither", "both"])
+def test_trust_is_in_a_key_or_in_a_chain(given: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="--certificate-chain"):
+        Trust(**given)
 
 
 def test_certificates(folder: Path) -> None:
@@ -110,8 +127,9 @@ def test_without_the_extra_signatures_say_which_it_is_and_unsigned_folders_work(
     with pytest.raises(EnvironmentMissingError, match=r"pip install 'glm-export\[sign\]'"):
         require_sign_extra()
     for words in (
-        ["verify", signed], ["certify", plain, "--against", SOURCE, "--key", folder / "sound.pem"],
-    ):  # fmt: skip
+        ["verify", signed],
+        ["certify", plain, "--against", SOURCE, "--key", folder / "sound.pem"],
+    ):
         done = run(*words)
         assert (done.exit_code, "glm-export[sign]" in done.stderr) == (3, True), done.output
     assert run("verify", plain).exit_code == 0

@@ -167,10 +167,20 @@ def test_other_files_with_their_hashes_are_not_those_that_were_proven(copied: Co
 
 
 DAMAGED_PROOFS: list[object] = [
-    None, [], 1, {"claims": 3}, {"result": "GOOD"}, {"result": "FAILED"}, {"claims": [{"name": "x"}]},
-    {"versions": ["x"]}, {"beside": {"../outside": 1}}, {"signed_in": 7}, {"created": {"a": 1}}, {"unknown": "key"},
+    None,
+    [],
+    1,
+    {"claims": 3},
+    {"result": "GOOD"},
+    {"result": "FAILED"},
+    {"claims": [{"name": "x"}]},
+    {"versions": ["x"]},
+    {"beside": {"../outside": 1}},
+    {"signed_in": 7},
+    {"created": {"a": 1}},
+    {"unknown": "key"},
     {"claims": [{"name": "x", "result": "PASSED", "measured": "much", "bound": None}]},
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("damage", DAMAGED_PROOFS, ids=repr)

@@ -134,12 +134,10 @@ def verify(
 
     Without a key or a certificate to trust, a signed folder is compared with what its signature says, and exits with 2.
     """
-    if key is not None and chain:
-        raise InputError("a folder is signed by a bare key or with a certificate; give --key or --certificate-chain")
     if rerun != (against is not None):
         raise InputError("the check is run again with --rerun and --against CHECKPOINT; give both")
-    reference = None if against is None else _reference(folder, against, adapters)
     trust = Trust(key=key, chain=chain) if key is not None or chain else None
+    reference = None if against is None else _reference(folder, against, adapters)
     found = verify_folder(folder, trust=trust, signature=signature, against=reference)
     if as_json:
         click.echo(json.dumps(found.to_json(), indent=2, ensure_ascii=False))
