@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from glm_export.artifacts.manifest import RECORDED_PACKAGES, SIGNED_IN
 from glm_export.engines import vendor
 from glm_export.errors import CheckpointError, shown
-from glm_export.machine.facts import this_machine
 from glm_export.spec.batch_invariance import BatchInvariance
 from glm_export.spec.signature import LOGITS
 
@@ -112,6 +111,8 @@ def proof_of(
     report: CheckReport, reference_dtype: str, *, beside: Mapping[str, str], files_sha256: str, signed_in: Sequence[str]
 ) -> Proof:
     """What a check's report proves; its arguments besides are the fields of :class:`Proof`."""
+    from glm_export.machine.facts import this_machine  # it imports torch, as the report did
+
     claims = tuple(claims_of(report))
     here = this_machine((*RECORDED_PACKAGES, *RUNNING_PACKAGES))
     return Proof(
