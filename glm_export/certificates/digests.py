@@ -23,7 +23,7 @@ MOST_FILES = 100_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """A file that is not as recorded: ``how`` is ``changed``, ``added``, ``missing`` or ``a link``."""
+    """A file that is not as recorded: ``how`` is ``changed``, ``added``, ``missing``, ``a link``, or a few words."""
 
     name: str
     how: str
@@ -45,7 +45,9 @@ def files_of(folder: Path) -> tuple[dict[str, Path], list[Difference]]:
     odd: list[Difference] = []
     for path in _walked(folder):
         name, mode = path.relative_to(folder).as_posix(), path.lstat().st_mode
-        if stat.S_ISREG(mode):
+        if not _is_text(name):
+            odd.append(Difference(name=name, how="a name that is no text"))
+        elif stat.S_ISREG(mode):
             files[name] = path
         elif not stat.S_ISDIR(mode):
             odd.append(Difference(name=name, how="a link" if stat.S_ISLNK(mode) else "no file, but a pipe or a device"))
@@ -55,9 +57,21 @@ def files_of(folder: Path) -> tuple[dict[str, Path], list[Difference]]:
 
 
 def _walked(folder: Path) -> Iterator[Path]:
-    for above, folders, names in os.walk(folder, followlinks=False):
+    def refuse(error: OSError) -> None:
+        # What cannot be listed would be taken for empty.
+        raise error
+
+    for above, folders, names in os.walk(folder, followlinks=False, onerror=refuse):
         # A link to a folder is listed among folders.
         yield from (Path(above) / name for name in sorted((*folders, *names)))
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def is_of_git(name: str) -> bool:

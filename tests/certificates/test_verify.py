@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -116,6 +117,17 @@ def test_links_are_not_followed(kind: str, signed: Path, pairs: dict[str, Pair],
     done = run("verify", signed, "--key", pairs["ours"].public)
     assert (done.exit_code, f"{name}: a link" in done.stdout) == (1, True)
     assert "secret" not in done.stdout
+
+
+def test_a_name_that_is_no_text_is_said(signed: Path, pairs: dict[str, Pair], run: Runs) -> None:
+    try:
+        (signed / os.fsdecode(b"\xff\xfe")).write_text("x")
+    except OSError:
+        pytest.skip("this file system has no such names")
+    done = run("verify", signed, "--key", pairs["ours"].public)
+    assert (done.exit_code, r"\udcff\udcfe: a name that is no text" in done.stdout) == (1, True)
+    done = run("certify", signed, "--against", SOURCE, "--force")
+    assert (done.exit_code, "a name that is no text" in done.stderr) == (2, True)
 
 
 def test_the_signature_of_another_key_is_refused(signed: Path, pairs: dict[str, Pair], run: Runs) -> None:
