@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -123,7 +124,9 @@ def proof_of(
         candidate=report.parity.candidate,
         claims=claims,
         versions={**here.packages, "python": here.python},
-        machine={"processor": here.processor, "system": here.system} | ({"gpu": here.gpu} if here.gpu else {}),
+        # Of the system no more than its name: the folder may be published.
+        machine={"processor": here.processor, "system": f"{platform.system()} {platform.machine()}"}
+        | ({"gpu": here.gpu} if here.gpu else {}),
         beside=dict(beside),
         files_sha256=files_sha256,
         signed_in=tuple(signed_in),
