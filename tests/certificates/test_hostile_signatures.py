@@ -274,6 +274,8 @@ def test_a_damaged_file_of_statements_is_one_line(name: str, signed: Path, pairs
     (signed / STATEMENTS).write_text("".join(f"{line}\n" for line in lines))
     done = run("verify", signed, "--key", pairs["ours"].public)
     assert (done.exit_code, sum(STATEMENTS in line for line in done.stdout.splitlines())) == (1, 1)
+    # Not one signature is looked at of a file that is too long, or of none.
+    assert (name in ("none", "too many")) == ("should hold a statement a line" in done.stdout)
 
 
 def test_files_changed_after_the_proof_and_signed_as_they_are_are_not_what_was_proven(
