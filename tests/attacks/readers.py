@@ -122,6 +122,19 @@ def engine(folder: Path, chooser: Random) -> None:
     load_engine(folder)
 
 
+def verified(folder: Path, chooser: Random) -> None:
+    """Hold a folder to its signature, or to its manifest where it has none."""
+    from glm_export.artifacts.manifest import SIGNATURE
+    from glm_export.certificates.options import Trust
+    from glm_export.certificates.verify import verify
+    from glm_export.errors import ComparisonFailedError
+
+    signed = (folder / SIGNATURE).exists()
+    found = verify(folder, trust=Trust(key=BEFORE / "signed.pub") if signed else None)
+    for said in map(str, (*found.differences, *found.problems)):
+        raise ComparisonFailedError(said)
+
+
 def ranges(folder: Path, chooser: Random) -> None:
     """Load ranges and make a recipe's numbers of them."""
     from glm_export.calibration.ranges import load_ranges
@@ -217,6 +230,11 @@ def readers(work: Path) -> dict[str, Reader]:
         files = ["manifest.json", "model.onnx", "model.onnx.data", "tokenizer*", "*.safetensors"]
         found[f"program {name}"] = Reader(sound=BEFORE / name, files=files, call=program)
     found["engine"] = Reader(sound=_engine(work / "engine"), files=["engine.json"], call=engine)
+    import glm_export.certificates.signature  # noqa: F401 - its libraries once, not for every input
+
+    files = ["model.sig", "model.intoto.jsonl", "manifest.json"]
+    found["signed"] = Reader(sound=BEFORE / "signed", files=files, call=verified)
+    found["certified"] = Reader(sound=_certified(work / "certified"), files=["manifest.json"], call=verified)
     found["ranges"] = Reader(sound=BEFORE / "ranges", files=["ranges.json", "ranges.safetensors"], call=ranges)
     found["corpus"] = Reader(sound=_corpora(work / "corpora"), files=["*"], call=corpus)
     for name, folder in (
@@ -260,6 +278,15 @@ def _with_tokenizer_json(source: Path, folder: Path) -> Path:
     built.tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps(built.loader_config({})))
     (folder / "special_tokens_map.json").write_text(json.dumps({"eos_token": "<|endoftext|>"}))
+    return folder
+
+
+def _certified(folder: Path) -> Path:
+    """The signed folder as it would be without a key."""
+    shutil.copytree(BEFORE / "signed", folder, ignore=shutil.ignore_patterns("model.sig", "model.intoto.jsonl"))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["proof"]["signed_in"] = []
+    (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder
 
 

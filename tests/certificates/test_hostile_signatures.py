@@ -166,7 +166,8 @@ def test_nonsense_that_is_truly_signed_is_one_line(name: str, signed: Path, pair
     STATED[name](statement)
     (signed / SIGNATURE).write_text(signed_bundle(pairs["ours"], statement))
     assert run("verify", signed, "--key", pairs["ours"].public).exit_code == 1
-    assert run("verify", signed).exit_code in (1, 2)
+    # Without a key the root digest, which the library holds to the files' digests, is not looked at.
+    assert run("verify", signed).exit_code == (2 if name == "another root digest" else 1)
 
 
 @pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "..", "a/../../outside", "\0", "x\n" * 4000])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -117,6 +118,8 @@ def test_links_are_not_followed(kind: str, signed: Path, pairs: dict[str, Pair],
     done = run("verify", signed, "--key", pairs["ours"].public)
     assert (done.exit_code, f"{name}: a link" in done.stdout) == (1, True)
     assert "secret" not in done.stdout
+    own = sum(path.is_file() and not path.is_symlink() for path in signed.iterdir())
+    assert verify(signed).files == own
 
 
 def test_a_name_that_is_no_text_is_said(signed: Path, pairs: dict[str, Pair], run: Runs) -> None:
@@ -157,6 +160,24 @@ def test_statements_that_were_taken_away_are_missed(signed: Path, pairs: dict[st
     (signed / STATEMENTS).unlink()
     done = run("verify", signed, "--key", pairs["ours"].public)
     assert (done.exit_code, f"{STATEMENTS}, which was written with the proof, is gone" in done.stdout) == (1, True)
+
+
+def test_statements_without_a_signature_are_nobodys(signed: Path, copied: Copies, run: Runs) -> None:
+    folder = copied("unsigned", certified=True)
+    shutil.copy(signed / STATEMENTS, folder / STATEMENTS)
+    done = run("verify", folder)
+    assert (done.exit_code, f"{STATEMENTS} lies there without {SIGNATURE}" in done.stdout) == (1, True)
+
+
+@pytest.mark.parametrize("trusting", [True, False], ids=["key", "no key"])
+def test_what_a_changed_manifest_says_is_not_shown(
+    trusting: bool, signed: Path, pairs: dict[str, Pair], run: Runs
+) -> None:
+    rewrite(signed / MANIFEST, lambda values: values[PROOF]["claims"][0].update(name="better than PyTorch"))
+    done = run("verify", signed, *(["--key", pairs["ours"].public] if trusting else []))
+    assert (done.exit_code, f"{MANIFEST}: changed" in done.stdout) == (1, True)
+    assert "better than PyTorch" not in done.stdout
+    assert "recorded" not in done.stdout
 
 
 def test_what_was_never_proven_does_not_hold(copied: Copies, run: Runs) -> None:
