@@ -95,6 +95,9 @@ def certify_checked(
         reference_dtype: of the check's reference.
     """
     folder, kind = loaded.folder.resolve(), Kind.ENGINE if isinstance(loaded, Engine) else Kind.PROGRAM
+    if kind is Kind.ENGINE and report.passed:
+        # Of this machine's GPU; an engine makes them anew wherever it runs.
+        (folder / KERNELS).unlink(missing_ok=True)
     own = _undamaged(loaded, folder, kind)
     beside = {name: digest for name, digest in own.items() if name not in loaded.manifest["sha256"]}
     signed_in = (SIGNATURE, STATEMENTS) if signer is not None else ()
@@ -111,12 +114,13 @@ def certify_checked(
 def checked(
     loaded: OnnxProgram | Engine, against: str | Path | Checkpoint, family: str | None, reference_dtype: str
 ) -> CheckReport:
-    """Run the check; kernels that TensorRT-RTX compiled for this machine meanwhile are no part of what is certified."""
+    """Run the check; kernels that TensorRT-RTX compiles meanwhile for this machine do not stay in the folder."""
     kernels = loaded.folder / KERNELS
+    there = kernels.exists()
     try:
         return api.check(loaded, against, family=family, reference_dtype=reference_dtype)
     finally:
-        if isinstance(loaded, Engine):
+        if not there:
             kernels.unlink(missing_ok=True)
 
 

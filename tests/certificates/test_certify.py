@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
 import subprocess
@@ -14,8 +15,11 @@ import pytest
 from glm_export import api, certify, verify
 from glm_export.artifacts.engine import KERNELS, load_engine
 from glm_export.artifacts.manifest import ENGINE_MANIFEST, MANIFEST, PROOF, SIGNATURE, STATEMENTS, recorded_files
-from glm_export.artifacts.program import WEIGHTS, load_program
-from glm_export.certificates.certify import certify_checked
+from glm_export.artifacts.open import Kind
+from glm_export.artifacts.program import MODEL, WEIGHTS, load_program
+from glm_export.certificates.certify import _written, certify_checked
+from glm_export.certificates.claims import proof_of
+from glm_export.certificates.digests import own_digests, root_digest
 from glm_export.certificates.options import Signer, Trust
 from glm_export.errors import CheckpointError, InputError
 from glm_export.machine.gpu import has_driver
@@ -94,6 +98,20 @@ def test_what_does_not_pass_is_not_certified_and_stays_as_it_is(
     done = run("certify", folder, "--against", SOURCE, "--key", pairs["ours"].private)
     assert done.exit_code == 1
     assert "prefill: logits" in done.stderr
+    assert bytes_of(folder) == before
+
+
+def test_a_file_that_changes_while_the_folder_is_signed_is_noticed(
+    copied: Copies, report: CheckReport, pairs: dict[str, Pair]
+) -> None:
+    """As it is where the digests of a moment ago are not those that are signed."""
+    folder = copied()
+    own = own_digests(folder, Kind.PROGRAM)
+    proof = proof_of(report, "float32", beside={}, files_sha256=root_digest(own), signed_in=())
+    before = bytes_of(folder)
+    signer = Signer(key=pairs["ours"].private)
+    with pytest.raises(InputError, match=f"{WEIGHTS}: changed; run it again"):
+        _written(folder, MANIFEST, proof, own | {WEIGHTS: "0" * 64}, signer)
     assert bytes_of(folder) == before
 
 
@@ -213,6 +231,7 @@ def engine(tmp_path: Path) -> Path:
     folder = tmp_path / "engine"
     shutil.copytree(ENGINE, folder)
     manifest = json.loads((folder / ENGINE_MANIFEST).read_text())
+    manifest["program"]["sha256"] = {MODEL: "0" * 64}
     for name, size in manifest["sizes"].items():
         if not (folder / name).exists():
             (folder / name).write_bytes(bytes(size))
@@ -224,10 +243,17 @@ def engine(tmp_path: Path) -> Path:
 def test_an_engines_folder_is_certified_by_the_same_machinery(
     engine: Path, report: CheckReport, pairs: dict[str, Pair]
 ) -> None:
+    (engine / KERNELS).write_bytes(b"kernels of this machine")
     certify_checked(load_engine(engine), report, signer=Signer(key=pairs["ours"].private))
+    assert not (engine / KERNELS).exists()
     load_engine(engine).require_undamaged()
     trust = Trust(key=pairs["ours"].public)
     assert verify(engine, trust=trust).holds
+    _, lineage = (engine / STATEMENTS).read_text().splitlines()
+    made = json.loads(base64.b64decode(json.loads(lineage)["payload"]))["predicate"]["buildDefinition"]
+    assert made["buildType"].endswith("/build/v1")
+    assert made["externalParameters"].keys() == {"export", "runtime", "version", "options", "limits", "compatibility"}
+    assert {"name": f"program/{MODEL}", "digest": {"sha256": "0" * 64}} in made["resolvedDependencies"]
     # Machine code that nobody signed would run on the GPU.
     (engine / KERNELS).write_bytes(b"kernels")
     found = verify(engine, trust=trust)
@@ -237,6 +263,7 @@ def test_an_engines_folder_is_certified_by_the_same_machinery(
 
 @pytest.mark.skipif(has_driver(), reason="a GPU is here, and would be given a plan that is none")
 def test_an_engine_that_will_not_load_here_is_not_certified(engine: Path, run: Runs) -> None:
+    (engine / KERNELS).write_bytes(b"kernels of this machine")
     before = bytes_of(engine)
     done = run("certify", engine, "--against", GOLDEN / "written_before" / "checkpoint")
     assert done.exit_code == 3, done.output
