@@ -273,6 +273,7 @@ def test_wrong_usage_ends_with_2(words: list[str], signed: Path, pairs: dict[str
     given = {"SOURCE": SOURCE, "FOLDER": signed, "KEY": pairs["ours"].public, "PRIVATE": pairs["ours"].private}
     done = run("verify", *(given.get(word, word) for word in words))
     assert (done.exit_code, len(done.stderr.strip().splitlines())) == (2, 1), done.output
+    assert ("with --rerun and --against" in done.stderr) == bool({"--rerun", "--against"} & set(words))
 
 
 def test_a_folder_without_anything_to_hold_it_to_is_refused(tmp_path: Path) -> None:
