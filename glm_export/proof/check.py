@@ -11,13 +11,15 @@ from glm_export.artifacts.program import OnnxProgram
 from glm_export.calibration.keep import KEPT
 from glm_export.calibration.quantization import Quantization
 from glm_export.checkpoints.checkpoint import Checkpoint
-from glm_export.errors import ComparisonFailedError, NonFiniteError
+from glm_export.errors import ComparisonFailedError
 from glm_export.generation.finite import way_out
-from glm_export.generation.generate import generate_ids
-from glm_export.generation.stopping import Stopping
-from glm_export.proof.cases import parity_cases, random_prompt
+from glm_export.inputs.call_layout import OwnLengths
+from glm_export.proof.cases import parity_cases
 from glm_export.proof.company import CompanyReport, measure_company, outlier_token
-from glm_export.proof.compare import TOLERANCES, ParityReport, compare_runs
+from glm_export.proof.compare import BEGINNING_TOLERANCES, TOLERANCES, ParityReport, compare_runs
+from glm_export.proof.measures.greedy import GreedyReport, greedy_agreement, token_text
+from glm_export.proof.measures.positions import PositionErrors, position_errors
+from glm_export.proof.measures.tokens import TokenParity, token_parity
 from glm_export.proof.origin import require_same_checkpoint
 from glm_export.proof.runners import canonical_signature, run_both
 from glm_export.proof.stored_integers import ProgramIntegers
@@ -27,7 +29,8 @@ from glm_export.sessions.session import Session
 from glm_export.sessions.torch import TorchSession
 from glm_export.spec.signature import Cache, past_names
 
-GREEDY_TOKENS = 32
+SCHEMA = "glm-export/check/1"
+"""Of :meth:`CheckReport.to_json`: raised where a name goes or changes its meaning, not where one comes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +48,12 @@ class CheckReport:
     """Whether a row answers the same beside others; None where the program takes one row alone."""
     not_finite: str | None = None
     """Where the program computes NaN or infinity while the reference computes numbers, and what to do."""
+    tokens: tuple[TokenParity, ...] = ()
+    """Every real token's prediction on both sides."""
+    positions: tuple[PositionErrors, ...] = ()
+    """Every output's error, column by column."""
+    greedy: GreedyReport | None = None
+    """The texts that ``greedy_equal`` of ``greedy_total`` was counted on."""
 
     @property
     def usual(self) -> float:
@@ -65,11 +74,14 @@ class CheckReport:
 
     def to_json(self) -> dict[str, object]:
         """Plain values."""
-        return self.parity.to_json() | {
+        return {"schema": SCHEMA} | self.parity.to_json() | {
             "passed": self.passed, "recipe": self.recipe, "usual": self.usual, "usual_bound": self.usual_bound,
             "greedy_tokens_equal": self.greedy_equal, "greedy_tokens": self.greedy_total,
             "others": [other.to_json() for other in self.others], "not_finite": self.not_finite,
             "company": None if self.company is None else self.company.to_json(),
+            "tokens": [token.to_json() for token in self.tokens],
+            "positions": [output.to_json() for output in self.positions],
+            "greedy": None if self.greedy is None else self.greedy.to_json(),
         }  # fmt: skip
 
 
@@ -105,19 +117,18 @@ def check(program: OnnxProgram, checkpoint: Checkpoint, reference_dtype: str = "
         cases = [replace(case, tensors=candidate.layout.rounded_past(case.tensors)) for case in cases]
         tolerance = recipe.tolerance_for(experts=program.config.experts is not None) if recipe else 0.0
         results = run_both(reference, program, candidate, cases)
-        parity = compare_runs(results, [case.name for case in cases], looser, tolerance)
-        equal, total = greedy_agreement(reference, candidate)
+        real = [OwnLengths.of(case.tensors) for case in cases]
+        parity = compare_runs(results, [case.name for case in cases], looser, tolerance, real)
+        decode, named = token_text(reference), [(case.name, case.tensors) for case in cases]
+        greedy = greedy_agreement(reference, candidate, decode=decode)
         lost = candidate_not_finite(parity, candidate)
         company = measure_company(candidate, outlier_token(reference), tolerance) if lost is None else None
     usual_bound = recipe.usual_for(program.config) if recipe is not None and looser == "float32" else None
     return CheckReport(
-        parity=parity, greedy_equal=equal, greedy_total=total, recipe=program.recipe, usual_bound=usual_bound,
-        not_finite=lost, company=company,
+        parity=parity, greedy_equal=greedy.equal, greedy_total=greedy.total, recipe=program.recipe,
+        usual_bound=usual_bound, not_finite=lost, company=company, greedy=greedy,
+        tokens=token_parity(results, named, decode), positions=position_errors(results, named),
     )  # fmt: skip
-
-
-BEGINNING_TOLERANCES = {"float32": 1e-5, "float16": 1e-3, "bfloat16": 1e-2, "int8": 1e-2}
-"""How far an initial cache may be off by its dtype's rounding, as a share of the largest value."""
 
 
 def require_same_beginning(reference: Session, candidate: Session, dtype: str) -> None:
@@ -156,38 +167,6 @@ def quantization_of(program: OnnxProgram) -> Quantization | None:
         return None
     quantization = Quantization.load(program.folder, recipe, program.manifest["left_in_float"])
     return replace(quantization, rounded=ProgramIntegers(program)) if recipe.rounding != "nearest" else quantization
-
-
-def greedy_agreement(
-    reference: Session, candidate: Session, seed: int = 1, *, rows: int = 3, max_tokens: int = 0
-) -> tuple[int, int]:
-    """Greedy tokens both sides write alike, of how many: prompts one after another and as a padded batch.
-
-    A candidate that cannot choose a token, because its logits are not finite, writes none alike.
-
-    ``rows``: of the batch at most. ``max_tokens``: tokens the candidate can hold; 0: the context.
-
-    Raises:
-        NonFiniteError: the reference's logits are not finite.
-    """
-    config = reference.config
-    random = np.random.default_rng(seed)
-    prompts = [random_prompt(random, length, config) for length in (12, 5, 2)[:rows]]
-    room = (max_tokens or config.max_columns) - config.prefix_length
-    stopping = Stopping(max_new_tokens=min(GREEDY_TOKENS, room - 16))
-    batch = generate_ids(reference, prompts, stopping=stopping)
-    try:
-        answers = generate_ids(candidate, prompts, stopping=stopping)
-        alone = [generate_ids(candidate, [prompt], stopping=stopping)[0] for prompt in prompts]
-    except NonFiniteError:
-        return 0, 2 * sum(len(row.ids) for row in batch)
-    pairs = [
-        (a, b)
-        for expected, rows in zip(batch, zip(answers, alone, strict=True), strict=True)
-        for row in rows
-        for a, b in zip(expected.ids, row.ids, strict=True)
-    ]
-    return sum(a == b for a, b in pairs), len(pairs)
 
 
 def cache_dtype(program: OnnxProgram, reference_dtype: str) -> str:

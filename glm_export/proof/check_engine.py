@@ -19,16 +19,19 @@ from glm_export.artifacts.engine import Engine
 from glm_export.artifacts.program import OnnxProgram
 from glm_export.checkpoints.checkpoint import Checkpoint
 from glm_export.errors import InputError
+from glm_export.inputs.call_layout import OwnLengths
 from glm_export.proof.cases import parity_cases
 from glm_export.proof.check import (
     CheckReport,
     cache_dtype,
     candidate_not_finite,
-    greedy_agreement,
     quantization_of,
     require_same_beginning,
 )
 from glm_export.proof.compare import TOLERANCES, compare_runs
+from glm_export.proof.measures.greedy import greedy_agreement, token_text
+from glm_export.proof.measures.positions import position_errors
+from glm_export.proof.measures.tokens import token_parity
 from glm_export.proof.origin import require_same_checkpoint
 from glm_export.proof.runners import ReferenceRunner, SessionRunner
 from glm_export.sessions.batch_invariance import recipe_of
@@ -87,16 +90,22 @@ def check_engine(
             runners.append(SessionRunner(POLYGRAPHYS, theirs, canonical))
         with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
             results = Comparator.run(runners, data_loader=[case.tensors for case in cases])
-        names = [case.name for case in cases]
+        names, real = [case.name for case in cases], [OwnLengths.of(case.tensors) for case in cases]
         first, *others = (
-            compare_runs(RunResults([results[0], other]), names, looser, tolerance) for other in list(results)[1:]
+            compare_runs(RunResults([results[0], other]), names, looser, tolerance, real) for other in list(results)[1:]
         )
-        equal, total = greedy_agreement(reference, candidate, rows=limits.max_batch, max_tokens=limits.max_context)
+        both = RunResults(list(results)[:2])
+        decode, named = token_text(reference), [(case.name, case.tensors) for case in cases]
+        greedy = greedy_agreement(
+            reference, candidate, rows=limits.max_batch, max_tokens=limits.max_context, decode=decode
+        )
         lost = candidate_not_finite(first, candidate)
     usual_bound = recipe.usual_for(program.config) if recipe is not None and looser == "float32" else None
     return CheckReport(
-        parity=first, greedy_equal=equal, greedy_total=total, recipe=program.recipe, usual_bound=usual_bound,
-        others=tuple(others), not_finite=lost,
+        parity=first, greedy_equal=greedy.equal, greedy_total=greedy.total, recipe=program.recipe,
+        usual_bound=usual_bound, others=tuple(others), not_finite=lost, greedy=greedy,
+        tokens=token_parity(both, named, decode),
+        positions=position_errors(both, named),
     )  # fmt: skip
 
 

@@ -16,6 +16,8 @@ from polygraphy.comparator import CompareFunc, IterationResult, RunResults
 from polygraphy.logger import G_LOGGER
 
 from glm_export.errors import GlmExportError
+from glm_export.inputs.call_layout import OwnLengths
+from glm_export.proof.measures.positions import real_columns
 from glm_export.spec.signature import LOGITS
 
 TOLERANCES = {
@@ -23,13 +25,19 @@ TOLERANCES = {
     "float16": 8e-3,
     "bfloat16": 6e-2,
 }
-"""Largest allowed difference, as a share of the output's largest reference value.
-
-float32: 1e-4 on logits of scale 10. The publishers' own code differs from itself in float64 by 0.6-1.4e-5 there, and
-the mildest real defect known (an inverse frequency rounded to float16) by 3e-3.
-float16, bfloat16: eight units in the last place (2^-10, 2^-7) of the largest value; measured on the golden models:
-one unit.
-"""
+"""Largest allowed difference, as a share of the output's largest reference value; :data:`REASONS` says why."""
+REASONS = {
+    "float32": (
+        "1e-4 on logits of scale 10: the publishers' own code differs from itself in float64 by 0.6-1.4e-5 there, and "
+        "the mildest real defect known (an inverse frequency rounded to float16) by 3e-3."
+    ),
+    "float16": ("Eight units in the last place (2^-10) of the largest value; measured on the golden models: one unit."),
+    "bfloat16": ("Eight units in the last place (2^-7) of the largest value; measured on the golden models: one unit."),
+}
+"""Of each tolerance, for people."""
+BEGINNING_TOLERANCES = {"float32": 1e-5, "float16": 1e-3, "bfloat16": 1e-2, "int8": 1e-2}
+"""How far an initial cache may be off, as a share of the largest value: nothing was computed yet, so by one unit in the
+last place of its dtype, and for integers by one step of 127."""
 
 
 class EmptyComparisonError(GlmExportError):
@@ -42,8 +50,12 @@ class OutputParity:
 
     ``max_abs`` and ``scale`` are in the output's units; ``max_rel`` is the largest relative difference where the
     reference is not tiny; ``required_tolerance`` is the smallest that passes, in the units of :data:`TOLERANCES`.
-    ``top1`` is the share of rows with the same likeliest token (logits only). ``finite``: whether the candidate's
-    values are numbers; the reference's always are.
+    ``finite``: whether the candidate's values are numbers; the reference's always are. All of them are judged, padding
+    as well where the program computes it.
+
+    Of real tokens alone: ``top1`` is the share with the same likeliest token (logits only). ``cosine`` of the angle
+    between both sides' values as vectors. ``signal_to_noise``: the reference's energy over the error's, in decibels;
+    infinite where nothing differs. Both are None where the candidate has no numbers.
     """
 
     case: str
@@ -57,10 +69,14 @@ class OutputParity:
     passed: bool
     top1: float | None = None
     finite: bool = True
+    cosine: float | None = None
+    signal_to_noise: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; ``needed`` is :attr:`required_tolerance`, under the name reports have had from the start."""
         values = asdict(self)
+        if self.signal_to_noise == float("inf"):  # which JSON has not; where nothing differs
+            values["signal_to_noise"] = "Infinity"
         return {"needed" if name == "required_tolerance" else name: value for name, value in values.items()}
 
 
@@ -92,7 +108,13 @@ class ParityReport:
         }  # fmt: skip
 
 
-def compare_runs(results: RunResults, cases: Sequence[str], dtype: str, tolerance: float = 0.0) -> ParityReport:
+def compare_runs(
+    results: RunResults,
+    cases: Sequence[str],
+    dtype: str,
+    tolerance: float = 0.0,
+    real: Sequence[OwnLengths] = (),
+) -> ParityReport:
     """Compare the second runner's outputs with the first one's.
 
     Args:
@@ -100,6 +122,7 @@ def compare_runs(results: RunResults, cases: Sequence[str], dtype: str, toleranc
         cases: names of the iterations.
         dtype: picks the tolerance.
         tolerance: where the program allows itself more than its dtype does.
+        real: which columns of each case are no padding; without it all are taken for real.
 
     Raises:
         EmptyComparisonError: fewer than two runs, no iteration, outputs that do not match up, or a reference that
@@ -113,16 +136,17 @@ def compare_runs(results: RunResults, cases: Sequence[str], dtype: str, toleranc
             f"expected {len(cases)} cases in both runs, found {len(expected)} and {len(found)}; nothing was compared"
         )
     tolerance = max(tolerance, TOLERANCES[dtype])
+    columns_of: Sequence[OwnLengths | None] = real or [None] * len(cases)
     outputs = [
         output
-        for case, one, other in zip(cases, expected, found, strict=True)
-        for output in _compare_case(case, one, other, tolerance)
+        for case, one, other, columns in zip(cases, expected, found, columns_of, strict=True)
+        for output in _compare_case(case, one, other, tolerance, columns)
     ]
     return ParityReport(reference=reference, candidate=candidate, dtype=dtype, outputs=tuple(outputs))
 
 
 def _compare_case(
-    case: str, expected: IterationResult, found: IterationResult, tolerance: float
+    case: str, expected: IterationResult, found: IterationResult, tolerance: float, real: OwnLengths | None
 ) -> Iterable[OutputParity]:
     if set(expected) != set(found) or not set(expected):
         different = sorted(set(expected) ^ set(found))
@@ -146,8 +170,8 @@ def _compare_case(
             case=case, output=name, elements=reference.size, scale=scales[name], max_abs=max_abs,
             max_rel=_max_rel(reference, candidate, scales[name]) if finite else float("inf"),
             required_tolerance=max_abs / scales[name], tolerance=tolerance, passed=finite and bool(verdicts[name]),
-            top1=_top1(reference, candidate) if name == LOGITS and same_shape else None,
             finite=bool(np.isfinite(candidate).all()),
+            **(_of_real_tokens(name, reference, candidate, real) if same_shape else {}),
         )  # fmt: skip
 
 
@@ -167,6 +191,32 @@ def _max_rel(reference: NDArray[np.float64], candidate: NDArray[np.float64], sca
     # Relative to values that matter: near zero any rounding is a large share.
     floor = np.maximum(np.abs(reference), scale * 1e-3)
     return float((np.abs(candidate - reference) / floor).max())
+
+
+def _of_real_tokens(
+    name: str, reference: NDArray[np.float64], candidate: NDArray[np.float64], real: OwnLengths | None
+) -> dict[str, float]:
+    """What padding has no part in, by the names of :class:`OutputParity`."""
+    if real is not None:
+        columns = real_columns(name, reference.shape, real)
+        # [B, S, V], or [B, H, T, D] with its columns in front of the heads.
+        reference, candidate = (
+            (array if name == LOGITS else array.swapaxes(1, 2))[columns] for array in (reference, candidate)
+        )
+    figures = {"top1": _top1(reference, candidate)} if name == LOGITS else {}
+    if not np.isfinite(candidate).all():
+        return figures
+    energy, noise = float(np.square(reference).sum()), float(np.square(candidate - reference).sum())
+    lengths = np.sqrt(energy * float(np.square(candidate).sum()))
+    return figures | {
+        # Two vectors of zeros point the same way.
+        "cosine": float((reference * candidate).sum() / lengths) if lengths else float(noise == 0),
+        "signal_to_noise": _decibels(energy / noise) if noise else float("inf"),
+    }
+
+
+def _decibels(ratio: float) -> float:
+    return 10 * float(np.log10(ratio)) if ratio else float("-inf")
 
 
 def _top1(reference: NDArray[np.float64], candidate: NDArray[np.float64]) -> float:
