@@ -1,4 +1,4 @@
-"""Which of the package's extras a machine lacks: what it would take to run on a GPU, runtime by runtime."""
+"""Which of the package's extras a machine lacks: what it takes to run on a GPU, runtime by runtime; and to draw."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from glm_export.engines import vendor
 from glm_export.engines.fit import Host
+from glm_export.errors import EnvironmentMissingError
 from glm_export.spec.session_entries import LEAST_ON_CUDA
 
 EXTRAS = {vendor.TENSORRT: vendor.TENSORRT, vendor.TENSORRT_RTX: "rtx"}
@@ -14,6 +15,7 @@ CUDA_EXTRA, INSTALL_CUDA = "cuda", "pip install 'glm-export[cuda]'"
 WITH_CUDA, WITHOUT_CUDA = "onnxruntime-gpu", "onnxruntime"
 CUDA_LIBRARIES = "nvidia-cudnn-cu13"
 """Comes with the extra, and with a torch for CUDA 13."""
+REPORT_EXTRA, INSTALL_REPORT, WITH_PLOTS = "report", "pip install 'glm-export[report]'", "matplotlib"
 LEAST_TENSORRT = (10, 15)
 """The first that reads the dialect ``tensorrt``."""
 
@@ -29,6 +31,16 @@ def lacking(machine: Host) -> dict[str, str]:
         )
     cuda = _lacking_cuda()
     return found | ({CUDA_EXTRA: f"{cuda}; {INSTALL_CUDA}"} if cuda else {})
+
+
+def require_report_extra() -> None:
+    """See that plots can be drawn.
+
+    Raises:
+        EnvironmentMissingError: they cannot.
+    """
+    if installed(WITH_PLOTS) is None:
+        raise EnvironmentMissingError(f"a report needs {WITH_PLOTS}, which is not installed; {INSTALL_REPORT}")
 
 
 def _lacking_cuda() -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import rich_click as click
@@ -12,7 +13,16 @@ from rich.markup import escape
 from rich.table import Table
 
 from glm_export.performance.report import BenchOptions
-from glm_export.terminal.console import RESULTS, flags, json_option, size
+from glm_export.terminal.console import (
+    RESULTS,
+    flags,
+    force_option,
+    json_option,
+    report_option,
+    show_written,
+    size,
+    typed_line,
+)
 
 if TYPE_CHECKING:
     from glm_export.performance.report import BenchReport
@@ -22,15 +32,26 @@ if TYPE_CHECKING:
 @click.argument("model")
 @flags(BenchOptions)
 @json_option()
-def bench(model: str, as_json: bool, **options: Any) -> None:
+@report_option
+@force_option("a report")
+def bench(model: str, as_json: bool, report: Path | None, force: bool, **options: Any) -> None:
     """Measure speed and memory of MODEL, an exported folder (ONNX Runtime), an engine or a checkpoint (PyTorch)."""
     from glm_export.performance.bench import bench as run_bench
+    from glm_export.reports.files import asked_report
 
-    report = run_bench(model, BenchOptions(**options))
+    asked = asked_report(report, typed_line(), force=force, sources=(model,))
+    found = run_bench(model, BenchOptions(**options))
+    if asked is not None:
+        from glm_export.performance.measure import open_model
+        from glm_export.reports.run import subject_of
+        from glm_export.reports.verbs.bench import bench_report
+
+        asked.write(bench_report(found, subject_of(open_model(model), model), asked.stopwatch.run()))
     if as_json:
-        click.echo(json.dumps(report.to_json(), indent=2))
+        click.echo(json.dumps(found.to_json(), indent=2))
     else:
-        show_bench(RESULTS, report)
+        show_bench(RESULTS, found)
+        show_written(RESULTS, asked)
 
 
 def show_bench(console: Console, report: BenchReport) -> None:

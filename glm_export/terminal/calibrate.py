@@ -22,7 +22,10 @@ from glm_export.terminal.console import (
     flags,
     force_option,
     out_option,
+    report_option,
+    show_written,
     size,
+    typed_line,
 )
 
 if TYPE_CHECKING:  # these need torch; showing what they made does not
@@ -41,23 +44,38 @@ SHOWN_INPUTS = 6
 @flags(CalibrationOptions, "recipe", "sequence_length", "max_samples", "device")
 @family_option
 @adapter_option
-@force_option("a folder of ranges")
+@report_option
+@force_option("a folder of ranges, and a report")
 def calibrate(
-    checkpoint: str, out: Path, family: str | None, adapters: tuple[str, ...], force: bool, **options: Any
+    checkpoint: str,
+    out: Path,
+    family: str | None,
+    adapters: tuple[str, ...],
+    report: Path | None,
+    force: bool,
+    **options: Any,
 ) -> None:
     """Measure CHECKPOINT's activations on text, one layer in memory at a time.
 
     A run that was interrupted goes on where it stopped.
     """
     from glm_export import api
+    from glm_export.reports.files import asked_report
 
+    asked = asked_report(report, typed_line(), force=force, sources=(checkpoint, out))
     opened = api.open_checkpoint(checkpoint, family, adapters)
     with ProgressBars(MESSAGES) as bars:
         ranges = api.calibrate(
             opened, out, CalibrationOptions(**options), force=force, progress=bars,
             on_plan=lambda read: show_calibration_plan(MESSAGES, opened, read),
         )  # fmt: skip
+    if asked is not None:
+        from glm_export.reports.run import subject_of
+        from glm_export.reports.verbs.calibrate import calibrate_report
+
+        asked.write(calibrate_report(ranges, subject_of(opened, checkpoint), asked.stopwatch.run()))
     show_ranges(MESSAGES, ranges)
+    show_written(MESSAGES, asked)
 
 
 def show_calibration_plan(console: Console, checkpoint: Checkpoint, corpus: Corpus) -> None:

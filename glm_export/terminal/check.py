@@ -15,7 +15,17 @@ from rich.table import Table
 
 from glm_export.evaluation.options import QualityOptions
 from glm_export.spec.signature import LOGITS
-from glm_export.terminal.console import FOLDER, RESULTS, adapter_option, flags, json_option
+from glm_export.terminal.console import (
+    FOLDER,
+    RESULTS,
+    adapter_option,
+    flags,
+    force_option,
+    json_option,
+    report_option,
+    show_written,
+    typed_line,
+)
 
 if TYPE_CHECKING:  # these need torch; showing what they made does not
     from glm_export.proof.check import CheckReport
@@ -28,22 +38,41 @@ if TYPE_CHECKING:  # these need torch; showing what they made does not
 @flags(QualityOptions, "reference_dtype")
 @adapter_option
 @json_option("Print the report as JSON.")
-def check(program: Path, against: str, reference_dtype: str, adapters: tuple[str, ...], as_json: bool) -> None:
+@report_option
+@force_option("a report")
+def check(
+    program: Path,
+    against: str,
+    reference_dtype: str,
+    adapters: tuple[str, ...],
+    as_json: bool,
+    report: Path | None,
+    force: bool,
+) -> None:
     """Prove the exported PROGRAM, or an engine, equal to PyTorch; exit 1 where it is not.
 
     An engine can be held to the exported folder it was built of as well, in ONNX Runtime.
     """
     from glm_export import api
+    from glm_export.reports.files import asked_report
 
+    asked = asked_report(report, typed_line(), force=force, sources=(program, against))
     reference = (
         api.open_checkpoint(against, api.open_exported(program).config.family, adapters) if adapters else against
     )
-    report = api.check(program, reference, reference_dtype=reference_dtype)
+    found = api.check(program, reference, reference_dtype=reference_dtype)
+    if asked is not None:
+        from glm_export.reports.run import program_subject
+        from glm_export.reports.verbs.check import check_report
+
+        subject = program_subject(api.open_exported(program), against)
+        asked.write(check_report(found, subject, asked.stopwatch.run()))
     if as_json:
-        click.echo(json.dumps(report.to_json(), indent=2))
+        click.echo(json.dumps(found.to_json(), indent=2))
     else:
-        show_parity(RESULTS, report)
-    if not report.passed:
+        show_parity(RESULTS, found)
+        show_written(RESULTS, asked)
+    if not found.passed:
         sys.exit(1)
 
 

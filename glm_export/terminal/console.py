@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import io
 import re
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import Field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TextIO, TypeVar
 
 import rich_click as click
+from click.core import ParameterSource
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from glm_export.deployment.request import BuildRequest
 from glm_export.progress import Advance
+from glm_export.reports.records import size as size
 from glm_export.spec.option import Option, flag, options_of
+
+if TYPE_CHECKING:
+    from glm_export.reports.files import AskedReport
 
 ACTING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 """Characters that a terminal acts on, all but line breaks and tabs, or that turn the direction of writing."""
@@ -149,6 +156,44 @@ def json_option(what: str = "Print as JSON.") -> Callable[[Command], Command]:
     return click.option("--json", "as_json", is_flag=True, help=what)
 
 
+report_option = click.option(
+    "--report",
+    type=FOLDER,
+    metavar="FILE.html",
+    help="Write the findings as a page as well, and its numbers beside it as FILE.json; needs the extra `report`.",
+)
+
+
+def show_written(console: Console, asked: AskedReport | None) -> None:
+    """Where a report is, if one was asked for."""
+    if asked is not None:
+        files = asked.files
+        written = size(files.page.stat().st_size + files.data.stat().st_size)
+        console.print(f"[green]wrote[/] {escape(f'{files.page}, {files.data.name}')} ({written})", soft_wrap=True)
+
+
+def typed_line() -> str:
+    """The line that repeats a verb, as a shell takes it: the options that were given, and no others."""
+    context = click.get_current_context(silent=False)
+    assert context is not None
+    words = ["glm-export", str(context.info_name)]
+    for parameter in context.command.params:
+        value = context.params.get(str(parameter.name))
+        if context.get_parameter_source(str(parameter.name)) is not ParameterSource.COMMANDLINE:
+            continue
+        if isinstance(parameter, click.Argument):
+            words.append(str(value))
+        elif isinstance(value, bool):
+            words.append(parameter.opts[0])
+        else:
+            words += [
+                word
+                for one in (value if isinstance(value, tuple) else [value])
+                for word in (parameter.opts[0], str(one))
+            ]
+    return shlex.join(words)
+
+
 class ProgressBars:
     """Bars on a terminal, nothing where output is piped."""
 
@@ -171,12 +216,3 @@ class ProgressBars:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bars.stop()
-
-
-def size(count: float) -> str:
-    """Bytes for people, in decimal units as disks are sold."""
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.2f} GB"

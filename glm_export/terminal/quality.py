@@ -15,7 +15,18 @@ from rich.markup import escape
 from rich.table import Table
 
 from glm_export.evaluation.options import QualityOptions
-from glm_export.terminal.console import FOLDER, MESSAGES, RESULTS, ProgressBars, flags, json_option
+from glm_export.terminal.console import (
+    FOLDER,
+    MESSAGES,
+    RESULTS,
+    ProgressBars,
+    flags,
+    force_option,
+    json_option,
+    report_option,
+    show_written,
+    typed_line,
+)
 
 if TYPE_CHECKING:
     from glm_export.evaluation.layer_costs import LayerCost
@@ -32,21 +43,34 @@ BAR = 24
 @flags(QualityOptions, "budget", multiple=True)
 @flags(QualityOptions, "reference_dtype", "by_layer")
 @json_option("Print the report as JSON.")
-def quality(program: Path, against: str, as_json: bool, **options: Any) -> None:
+@report_option
+@force_option("a report")
+def quality(program: Path, against: str, as_json: bool, report: Path | None, force: bool, **options: Any) -> None:
     """Measure on text how far PROGRAM is from the model it was made of.
 
     Perplexity, KL divergence, agreement of the likeliest tokens, greedy text, and tasks recalled exactly.
     """
     from glm_export import api
+    from glm_export.reports.files import asked_report
 
+    asked = asked_report(report, typed_line(), force=force, sources=(program, against))
     with ProgressBars(MESSAGES) as bars:
         verdict = api.quality(program, against, QualityOptions(**options), progress=bars)
+    if asked is not None:
+        from glm_export.evaluation.budget import Budget
+        from glm_export.reports.run import program_subject
+        from glm_export.reports.verbs.quality import quality_report
+
+        budget = Budget.parse(options["budget"]) if options["budget"] else None
+        subject = program_subject(api.open_exported(program), against)
+        asked.write(quality_report(verdict, budget, subject, asked.stopwatch.run()))
     if as_json:
         click.echo(json.dumps(verdict.to_json(), indent=2))
     else:
         show_quality(RESULTS, verdict.report, str(program), verdict.broken)
         if verdict.costs is not None:
             show_costs(RESULTS, verdict.costs)
+        show_written(RESULTS, asked)
     if verdict.broken:
         sys.exit(1)
 

@@ -21,8 +21,8 @@ Tree = dict[str, str]
 TOP_LEVEL = {
     "__init__", "api", "artifacts", "calibration", "certificates", "checkpoints", "cli", "deployment", "embedded",
     "engines", "errors", "evaluation", "exporter", "families", "generation", "graphs", "inputs", "machine",
-    "model_folder", "modeling", "objective", "performance", "progress", "proof", "serving", "sessions", "spec",
-    "terminal", "tokenizers",
+    "model_folder", "modeling", "objective", "performance", "progress", "proof", "reports", "serving", "sessions",
+    "spec", "terminal", "tokenizers",
 }  # fmt: skip
 MOST_FILES = 12
 ONE_FILE_EACH = {"glm_export/families", "calibration/recipes"}
@@ -47,6 +47,7 @@ VENDORS = {
     "in_toto_attestation": ("glm_export/certificates/",),
     "securesystemslib": ("glm_export/certificates/",),
     "cryptography": ("glm_export/certificates/",),
+    "matplotlib": ("glm_export/reports/",),
 }
 # What merely has a dialect's or a recipe's name: packages, runtimes, and one recipe whose programs need an option.
 NAMESAKES = {

@@ -1,0 +1,379 @@
+"""Plots of a report's records by Matplotlib, twice each: wide, and for a telephone. Colours are the page's own.
+
+The object interface alone: ``pyplot`` keeps figures and asks for a screen. Nothing in an SVG depends on the day, or
+on the machine but for its version of Matplotlib.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from glm_export.reports.colours import HEAT, OVER, SERIES, colour
+from glm_export.reports.records import Bars, Claim, HeatMap, Lines, Spans, figure
+from glm_export.reports.svg import embedded
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Plot = HeatMap | Lines | Bars | Spans
+WIDE, NARROW = 7.0, 3.5
+"""Inches of a figure; text is 9 points in both."""
+MARKERS = ("o", "s", "^", "D", "v", "P")
+DASHES: tuple[Any, ...] = ("-", (0, (4, 2)), (0, (1, 1.5)), "-.", (0, (6, 1.5)), (0, (3, 1, 1, 1)))
+STYLE: dict[str, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "glm-export",
+    "text.parse_math": False,
+    "axes.formatter.use_mathtext": False,
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.linewidth": 0.8,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.unicode_minus": False,
+    "lines.linewidth": 1.4,
+    **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), colour("ink")),
+    **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), colour("faint")),
+    **dict.fromkeys(("figure.facecolor", "axes.facecolor"), "none"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """One plot as it stands in a page."""
+
+    wide: str
+    narrow: str
+
+
+def draw(plot: Plot, prefix: str) -> Drawn:
+    """Draw one record.
+
+    Args:
+        plot: what.
+        prefix: of the ids within, one a plot.
+    """
+    drawing: dict[str, Callable[[Figure, Any, bool], None]] = {
+        "heat": _heat,
+        "lines": _lines,
+        "bars": _bars,
+        "spans": _spans,
+    }
+    return _drawn(lambda figure_, narrow: drawing[plot.kind](figure_, plot, narrow), _height(plot), prefix)
+
+
+def draw_claims(claims: Sequence[Claim], prefix: str) -> Drawn | None:
+    """Every claim that has numbers on one axis: what was measured, what is allowed, what a planted defect reads.
+
+    Returns:
+        None where none has a bound above 0.
+    """
+    shown = [claim for claim in claims if claim.measured is not None and claim.bound and not claim.at_least]
+    if not shown:
+        return None
+    return _drawn(lambda figure_, narrow: _claims(figure_, shown, narrow), 0.32 * len(shown) + 1.0, prefix)
+
+
+def _drawn(fill: Callable[[Figure, bool], None], height: float, prefix: str) -> Drawn:
+    return Drawn(*(_svg(fill, height, prefix + size, narrow=size == "n") for size in ("w", "n")))
+
+
+def _svg(fill: Callable[[Figure, bool], None], height: float, prefix: str, *, narrow: bool) -> str:
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    with _style():
+        drawn = Figure(figsize=(NARROW if narrow else WIDE, height), layout="constrained")
+        FigureCanvasSVG(drawn)
+        fill(drawn, narrow)
+        written = io.StringIO()
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        drawn.savefig(written, format="svg", metadata=nothing, transparent=True)
+    return embedded(written.getvalue(), prefix)
+
+
+@contextmanager
+def _style() -> Iterator[None]:
+    """Matplotlib's defaults and ours, whatever the user's own settings are."""
+    from matplotlib import style
+
+    with style.context(["default", STYLE]), warnings.catch_warnings():
+        # Names that Matplotlib's font cannot measure are text all the same, in the page's fonts.
+        warnings.filterwarnings("ignore", "Glyph")
+        warnings.filterwarnings("ignore", "constrained_layout not applied")
+        yield
+
+
+def _height(plot: Plot) -> float:
+    if isinstance(plot, HeatMap):
+        return min(6.0, max(1.9, 1.1 + 0.22 * len(plot.rows)))
+    if isinstance(plot, Lines):
+        return 2.9
+    return 0.8 + 0.24 * len(plot.names) + (0.25 if isinstance(plot, Spans) else 0)
+
+
+def _power(value: float, _: object = None) -> str:
+    """A tick of a logarithmic axis."""
+    exponent = round(math.log10(value))
+    return f"{value:g}" if -2 <= exponent <= 3 else f"1e{exponent}"
+
+
+def _logarithmic(axes: Axes, axis: str, least: float, most: float) -> None:
+    """A logarithmic axis over whole powers of ten, few of them named."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    # Nothing is drawn on the axis itself.
+    low, high = math.floor(math.log10(least) - 0.15), math.ceil(math.log10(most))
+    high = max(high, low + 1)
+    getattr(axes, f"set_{axis}scale")("log")
+    getattr(axes, f"set_{axis}lim")(10.0**low, 10.0**high)
+    ticks = getattr(axes, f"{axis}axis")
+    ticks.set_major_locator(LogLocator(base=10, numticks=6 if high - low > 5 else high - low + 2))
+    ticks.set_minor_locator(NullLocator())
+    ticks.set_major_formatter(FuncFormatter(_power))
+
+
+def _grid(axes: Axes, axis: str) -> None:
+    axes.grid(visible=True, axis=axis, color=colour("line"), linewidth=0.6)  # type: ignore[arg-type]
+    axes.set_axisbelow(True)
+
+
+def _legend(drawn: Figure, axes: Axes, columns: int) -> None:
+    handles, names = (_by_rows(found, columns) for found in axes.get_legend_handles_labels())
+    if names:
+        drawn.legend(handles, names, loc="outside upper left", ncols=columns, handlelength=2.4, columnspacing=1.2)
+
+
+def _by_rows(entries: Sequence[Any], columns: int) -> list[Any]:
+    """Entries in the order in which a legend, which fills column by column, shows them row by row."""
+    return [entry for column in range(columns) for entry in entries[column::columns]]
+
+
+# -- one function a kind ----------------------------------------------------------------------------
+
+
+def heat_name(value: float, bound: float) -> str:
+    """The colour of an error beside its bound: half powers of ten below it, one and the rest beyond."""
+    if value > bound:
+        return OVER[0] if value <= 10 * bound else OVER[1]
+    steps = math.floor(2 * math.log10(bound / value)) if value > 0 else len(HEAT)
+    return HEAT[max(0, len(HEAT) - 1 - steps)]
+
+
+def _heat(drawn: Figure, plot: HeatMap, narrow: bool) -> None:
+    from matplotlib.patches import PathPatch
+    from matplotlib.path import Path
+
+    axes = drawn.add_subplot()
+    largest = max((v for row in plot.values for v in row if v is not None and math.isfinite(v)), default=1.0)
+    bound = plot.bound or largest or 1.0
+    runs: dict[str, list[tuple[float, float]]] = {}
+    for number, row in enumerate(plot.values):
+        for start, end, name in _runs([None if value is None else heat_name(value, bound) for value in row]):
+            top, bottom = number - 0.5, number + 0.5
+            corners = ((start, top), (end, top), (end, bottom), (start, bottom), (start, top))
+            runs.setdefault(name, []).extend((x - 0.5, y) for x, y in corners)
+    codes = [Path.MOVETO, Path.LINETO, Path.LINETO, Path.LINETO, Path.CLOSEPOLY]
+    for name, corners_of in sorted(runs.items()):
+        # One path a colour: a cell each would make megabytes of a large model.
+        path = Path(corners_of, codes * (len(corners_of) // len(codes)))
+        axes.add_patch(PathPatch(path, facecolor=colour(name), edgecolor="none", linewidth=0))
+    axes.set_xlim(-0.5, len(plot.columns) - 0.5)
+    axes.set_ylim(len(plot.rows) - 0.5, -0.5)
+    _named_ticks(axes, "y", plot.rows, 16)
+    _named_ticks(axes, "x", plot.columns, 6 if narrow else 14)
+    axes.set_xlabel(plot.column_name)
+    axes.set_ylabel(plot.row_name)
+    _heat_legend(drawn, runs, bound, plot.bound is not None, narrow)
+
+
+def _runs(names: Sequence[str | None]) -> Iterator[tuple[int, int, str]]:
+    """Neighbours of one colour, ``(start, end, colour)``; nothing where there is none."""
+    start = 0
+    for at in range(1, len(names) + 1):
+        if at == len(names) or names[at] != names[start]:
+            name = names[start]
+            if name is not None:
+                yield start, at, name
+            start = at
+
+
+def _named_ticks(axes: Axes, axis: str, names: Sequence[str], most: int) -> None:
+    """At most so many of the names."""
+    step = max(1, -(-len(names) // most))
+    places = list(range(0, len(names), step))
+    getattr(axes, f"set_{axis}ticks")(places, [names[place] for place in places])
+
+
+def _heat_legend(drawn: Figure, used: dict[str, Any], bound: float, judged: bool, narrow: bool) -> None:
+    from matplotlib.patches import Patch
+
+    columns = 2 if narrow else 5
+    below = [(name, bound * 10 ** (-(len(HEAT) - 1 - number) / 2)) for number, name in enumerate(HEAT)]
+    shown = [(name, f"up to {figure(most)}") for name, most in below if name in used]
+    beyond = ("beyond the bound" if judged else "beyond", "over ten times it")
+    shown += [(name, text) for name, text in zip(OVER, beyond, strict=True) if name in used]
+    handles = [
+        Patch(facecolor=colour(name), edgecolor=colour("faint"), linewidth=0.4, label=text) for name, text in shown
+    ]
+    drawn.legend(
+        handles=_by_rows(handles, columns),
+        loc="outside upper left",
+        ncols=columns,
+        handlelength=1.2,
+        handleheight=0.9,
+        columnspacing=1.0,
+    )
+
+
+def _lines(drawn: Figure, plot: Lines, narrow: bool) -> None:
+    axes = drawn.add_subplot()
+    values = [max(y, plot.floor) for one in plot.series for y in one.y if y is not None and math.isfinite(y)]
+    for number, one in enumerate(plot.series):
+        shown = [(x, y) for x, y in zip(one.x, one.y, strict=True) if y is not None]
+        top = max([*values, plot.bound or 0.0, plot.floor]) * 10
+        # What is no number stands at the top.
+        ys = [top if not math.isfinite(y) else max(y, plot.floor) if plot.log else y for _, y in shown]
+        axes.plot(
+            [x for x, _ in shown],
+            ys,
+            color=colour(SERIES[number % len(SERIES)]),
+            label=one.name,
+            clip_on=False,
+            marker=MARKERS[number % len(MARKERS)],
+            markersize=3.5 if len(shown) < 60 else 2,
+            linestyle=DASHES[number % len(DASHES)] if one.connected else "none",
+        )
+    if plot.bound is not None:
+        values.append(plot.bound)
+        axes.axhline(plot.bound, color=colour("bad"), linewidth=1.1, linestyle=(0, (6, 3)), label=plot.bound_name)
+    if plot.log:
+        _logarithmic(axes, "y", min(values, default=plot.floor), max(values, default=1.0) * 1.2)
+    else:
+        axes.set_ylim(bottom=0)
+    _whole_numbers(axes, plot, narrow)
+    _grid(axes, "y")
+    axes.set_xlabel(plot.x_name)
+    axes.set_ylabel(plot.y_name)
+    _legend(drawn, axes, 2 if narrow else 4)
+
+
+def _whole_numbers(axes: Axes, plot: Lines, narrow: bool) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    if plot.x_names:
+        _named_ticks(axes, "x", plot.x_names, 6 if narrow else 14)
+        return
+    places = [x for one in plot.series for x in one.x]
+    if places and max(places) == min(places):
+        axes.set_xlim(places[0] - 1, places[0] + 1)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=5 if narrow else 10, integer=True, min_n_ticks=1))
+
+
+def _bars(drawn: Figure, plot: Bars, narrow: bool) -> None:
+    axes = drawn.add_subplot()
+    places = range(len(plot.names))
+    known = [value for value in plot.values if value is not None and math.isfinite(value)]
+    marks = [plot.mark] if plot.mark is not None else []
+    axes.set_yticks(list(places), [_short(name, narrow) for name in plot.names])
+    axes.set_ylim(len(plot.names) - 0.5, -0.5)
+    if plot.log:
+        floor = min((value for value in [*known, *marks] if value > 0), default=1e-12)
+        _logarithmic(axes, "x", floor, max([*known, *marks], default=1.0) * 1.2)
+    else:
+        axes.set_xlim(0, max([*known, *marks], default=1.0) * 1.18 or 1.0)
+    axes.barh(list(places), [value or 0 for value in plot.values], color=colour("series-0"), height=0.62)
+    for place, value in zip(places, plot.values, strict=True):
+        axes.annotate(
+            figure(value),
+            (max(value or 0, axes.get_xlim()[0]), place),
+            (3, 0),
+            textcoords="offset points",
+            va="center",
+            color=colour("ink"),
+            annotation_clip=False,
+        )
+    if plot.mark is not None:
+        axes.axvline(plot.mark, color=colour("bad"), linewidth=1.1, linestyle=(0, (6, 3)), label=plot.mark_name)
+    axes.set_xlabel(plot.value_name)
+    axes.tick_params(axis="y", length=0)
+    _grid(axes, "x")
+    _legend(drawn, axes, 1 if narrow else 3)
+
+
+def _short(name: str, narrow: bool) -> str:
+    most = 22 if narrow else 40
+    return name if len(name) <= most else f"…{name[1 - most :]}"
+
+
+def _spans(drawn: Figure, plot: Spans, narrow: bool) -> None:
+    axes = drawn.add_subplot()
+    places = list(range(len(plot.names)))
+    axes.set_yticks(places, [_short(name, narrow) for name in plot.names])
+    axes.set_ylim(len(plot.names) - 0.5, -0.5)
+    axes.hlines(places, plot.low, plot.high, color=colour("line"), linewidth=3)
+    for values, name, number in ((plot.low, plot.low_name, 0), (plot.high, plot.high_name, 1)):
+        axes.plot(
+            values,
+            places,
+            linestyle="none",
+            marker=MARKERS[number],
+            markersize=5,
+            color=colour(SERIES[number]),
+            label=name,
+            clip_on=False,
+        )
+    known = [value for value in (*plot.low, *plot.high) if value > 0]
+    _logarithmic(axes, "x", min(known, default=0.1), max(known, default=1.0) * 1.2)
+    axes.set_xlabel(plot.value_name)
+    axes.tick_params(axis="y", length=0)
+    _grid(axes, "x")
+    _legend(drawn, axes, 1 if narrow else 3)
+
+
+def _claims(drawn: Figure, claims: Sequence[Claim], narrow: bool) -> None:
+    axes = drawn.add_subplot()
+    places = list(range(len(claims)))
+    numbers = [v for c in claims for v in (c.measured, c.bound, c.planted) if v is not None and 0 < v < math.inf]
+    floor = 10.0 ** (math.floor(math.log10(min(numbers))) - 1)
+    axes.set_yticks(places, [_short(claim.name, narrow) for claim in claims])
+    axes.set_ylim(len(claims) - 0.5, -0.5)
+    _logarithmic(axes, "x", floor, max(numbers) * 1.2)
+    top = axes.get_xlim()[1]
+    for name, values, marker, size, label in (
+        ("ink", [claim.bound for claim in claims], "|", 13, "allowed"),
+        ("planted", [claim.planted for claim in claims], "X", 6, "with a defect planted"),
+    ):
+        known = [(value, place) for value, place in zip(values, places, strict=True) if value is not None]
+        if known:
+            axes.plot(
+                *zip(*known, strict=True), ls="none", marker=marker, ms=size, mew=1.6, color=colour(name), label=label
+            )
+    for passed, name, marker, label in ((True, "good", "o", "measured"), (False, "bad", "s", "measured, failed")):
+        known = [
+            (min(max(claim.measured or 0.0, floor), top), place)
+            for claim, place in zip(claims, places, strict=True)
+            if (claim.passed is not False) is passed
+        ]
+        if known:
+            axes.plot(
+                *zip(*known, strict=True),
+                ls="none",
+                marker=marker,
+                ms=6,
+                color=colour(name),
+                label=label,
+                clip_on=False,
+            )
+    axes.tick_params(axis="y", length=0)
+    _grid(axes, "x")
+    _legend(drawn, axes, 2 if narrow else 4)
