@@ -94,7 +94,6 @@ def check_engine(
         first, *others = (
             compare_runs(RunResults([results[0], other]), names, looser, tolerance, real) for other in list(results)[1:]
         )
-        both = RunResults(list(results)[:2])
         decode, named = token_text(reference), [(case.name, case.tensors) for case in cases]
         greedy = greedy_agreement(
             reference, candidate, rows=limits.max_batch, max_tokens=limits.max_context, decode=decode
@@ -104,8 +103,8 @@ def check_engine(
     return CheckReport(
         parity=first, greedy_equal=greedy.equal, greedy_total=greedy.total, recipe=program.recipe,
         usual_bound=usual_bound, others=tuple(others), not_finite=lost, greedy=greedy,
-        tokens=token_parity(both, named, decode),
-        positions=position_errors(both, named),
+        tokens=token_parity(results, named, decode),
+        positions=position_errors(results, named),
     )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ import base64
 import hashlib
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from glm_export import __version__
 from glm_export.errors import one_line
@@ -62,7 +62,7 @@ def shown_token(piece: Piece) -> str:
         return f"#{piece.number}"
     if not piece.text.strip():
         return "".join(BLANKS.get(character, "␣") for character in piece.text) or BLANKS[""]
-    return one_line(piece.text)
+    return piece.text
 
 
 @cache
@@ -70,18 +70,18 @@ def _environment() -> Environment:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
+    def printing(value: Any) -> Any:
+        return one_line(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
     environment = Environment(
         loader=FileSystemLoader(FOLDER),
         autoescape=True,
+        # Nothing from outside turns the direction of writing, or is there and cannot be seen.
+        finalize=printing,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
-        "figure": figure,
-        "token": shown_token,
-        "line": one_line,
-        # Of our own plots and styles alone; all else is escaped.
-        "ours": Markup,
-    }
+    # ``ours``: our own plots and styles alone; all else is escaped.
+    environment.filters |= {"figure": figure, "token": shown_token, "ours": Markup}
     return environment

@@ -11,11 +11,12 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
+from glm_export.errors import one_line
 from glm_export.reports.colours import HEAT, OVER, SERIES, colour
-from glm_export.reports.records import Bars, Claim, HeatMap, Lines, Spans, figure
+from glm_export.reports.records import Bars, Claim, HeatMap, Lines, Series, Spans, figure
 from glm_export.reports.svg import embedded
 
 if TYPE_CHECKING:
@@ -68,7 +69,8 @@ def draw(plot: Plot, prefix: str) -> Drawn:
         "bars": _bars,
         "spans": _spans,
     }
-    return _drawn(lambda figure_, narrow: drawing[plot.kind](figure_, plot, narrow), _height(plot), prefix)
+    shown = _shown(plot)
+    return _drawn(lambda figure_, narrow: drawing[plot.kind](figure_, shown, narrow), _height(plot), prefix)
 
 
 def draw_claims(claims: Sequence[Claim], prefix: str) -> Drawn | None:
@@ -77,10 +79,21 @@ def draw_claims(claims: Sequence[Claim], prefix: str) -> Drawn | None:
     Returns:
         None where none has a bound above 0.
     """
-    shown = [claim for claim in claims if claim.measured is not None and claim.bound and not claim.at_least]
+    shown = [_shown(claim) for claim in claims if claim.measured is not None and claim.bound and not claim.at_least]
     if not shown:
         return None
     return _drawn(lambda figure_, narrow: _claims(figure_, shown, narrow), 0.32 * len(shown) + 1.0, prefix)
+
+
+def _shown(value: Any) -> Any:
+    """A record whose texts are lines that print: XML has no other characters."""
+    if isinstance(value, str):
+        return one_line(value)
+    if isinstance(value, tuple):
+        return tuple(map(_shown, value))
+    if not isinstance(value, Claim | Series | HeatMap | Lines | Bars | Spans):
+        return value
+    return replace(value, **{field.name: _shown(getattr(value, field.name)) for field in fields(value)})
 
 
 def _drawn(fill: Callable[[Figure, bool], None], height: float, prefix: str) -> Drawn:
@@ -291,11 +304,13 @@ def _bars(drawn: Figure, plot: Bars, narrow: bool) -> None:
         _logarithmic(axes, "x", floor, max([*known, *marks], default=1.0) * 1.2)
     else:
         axes.set_xlim(0, max([*known, *marks], default=1.0) * 1.18 or 1.0)
-    axes.barh(list(places), [value or 0 for value in plot.values], color=colour("series-0"), height=0.62)
-    for place, value in zip(places, plot.values, strict=True):
+    # What is no number reaches to the end.
+    lengths = [min(value or 0, axes.get_xlim()[1]) for value in plot.values]
+    axes.barh(list(places), lengths, color=colour("series-0"), height=0.62)
+    for place, value, length in zip(places, plot.values, lengths, strict=True):
         axes.annotate(
             figure(value),
-            (max(value or 0, axes.get_xlim()[0]), place),
+            (max(length, axes.get_xlim()[0]), place),
             (3, 0),
             textcoords="offset points",
             va="center",

@@ -13,7 +13,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TextIO, TypeVar
 
 import rich_click as click
-from click.core import ParameterSource
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -179,7 +178,8 @@ def typed_line() -> str:
     words = ["glm-export", str(context.info_name)]
     for parameter in context.command.params:
         value = context.params.get(str(parameter.name))
-        if context.get_parameter_source(str(parameter.name)) is not ParameterSource.COMMANDLINE:
+        source = context.get_parameter_source(str(parameter.name))
+        if source is None or source.name != "COMMANDLINE":
             continue
         if isinstance(parameter, click.Argument):
             words.append(str(value))

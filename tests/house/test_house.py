@@ -50,6 +50,8 @@ def test_wheel_owns_one_name_and_holds_every_room(tmp_path: Path) -> None:
         "embedded/tang_poems.jsonl",
         "embedded/chatglm2/model.safetensors",
         "tokenizers/chat/prompts/text.jinja",
+        "reports/page/report.css",
+        "reports/page/report.html.jinja",
         "serving/page/index.html",
         "serving/page/icon.svg",
         *(f"serving/page/scripts/{path.name}" for path in (ROOT / "glm_export/serving/page/scripts").iterdir()),

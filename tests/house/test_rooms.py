@@ -54,6 +54,8 @@ NAMESAKES = {
     ("glm_export/engines/vendor.py", "tensorrt"): "the runtime",
     ("glm_export/proof/check_engine.py", "tensorrt"): "the runner",
     ("glm_export/artifacts/manifest.py", "onnx"): "the package",
+    ("glm_export/reports/run.py", "onnx"): "the package",
+    ("glm_export/reports/run.py", "tensorrt"): "the package",
     ("glm_export/engines/layers.py", "fp8"): "TensorRT's spelling of a dtype",
     ("glm_export/checkpoints/quantized/block_fp8.py", "fp8"): "what configs call the method",
     ("glm_export/spec/session_entries.py", "fp8"): "ONNX Runtime 1.31 fails on its Q/DQ unless told otherwise",

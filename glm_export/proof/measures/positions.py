@@ -56,13 +56,14 @@ def position_errors(
     """Compare two runs column by column; padding is not counted.
 
     Args:
-        results: the reference and the candidate, one iteration for each case; the reference is finite.
+        results: the reference, the candidate, and others that are not read, one iteration for each case; the reference
+            is finite.
         cases: names and canonical inputs of the iterations.
 
     Returns:
         One for each output of each case; none for outputs of another shape.
     """
-    (_, expected), (_, found) = results
+    (_, expected), (_, found) = list(results)[:2]
     measured: list[PositionErrors] = []
     for (name, tensors), one, other in zip(cases, expected, found, strict=True):
         real = OwnLengths.of(tensors)

@@ -61,7 +61,8 @@ def token_parity(
     """Compare what two runs predict behind every real token.
 
     Args:
-        results: the reference and the candidate, one iteration for each case; the reference is finite.
+        results: the reference, the candidate, and others that are not read, one iteration for each case; the reference
+            is finite.
         cases: names and canonical inputs of the iterations.
         decode: an id's text, for people.
 
@@ -69,7 +70,7 @@ def token_parity(
         Case by case, row by row; of a program that computes the last token's logits alone one a row. Nothing where the
         candidate's logits have another shape.
     """
-    (_, expected), (_, found) = results
+    (_, expected), (_, found) = list(results)[:2]
     rows: list[TokenParity] = []
     for (name, tensors), one, other in zip(cases, expected, found, strict=True):
         reference, candidate = (np.asarray(run[LOGITS]) for run in (one, other))

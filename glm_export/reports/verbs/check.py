@@ -20,8 +20,8 @@ SHARE = (
     "output's largest reference value, and so is what is allowed."
 )
 READ = (
-    "What a planted defect reads: the same measure on the embedded model, broken on purpose in a way people break it. "
-    "A bound far below it can tell a fault from rounding."
+    "What a planted defect reads: the same measure on the embedded model in float32, broken on purpose in a way people "
+    "break it. A bound far below that tells a fault from rounding; one above it does not see that fault."
 )
 CASES = {
     "prefill": "a prompt, read at once",

@@ -45,8 +45,8 @@ def quality_report(verdict: QualityVerdict, budget: Budget | None, subject: Subj
     against = f"{subject.against}, on {report.tokens:,} tokens of {report.samples:,} samples of {report.corpus['name']}"
     sentence = f"KL {figure(report.kl)} nats a token from {against}."
     if verdict.broken is not None:
-        kept = "The program keeps to its budget" if passed else "The program exceeds its budget"
-        sentence = f"{kept}: {'; '.join(verdict.broken) or sentence}{'' if passed else '.'}"
+        kept = f"The program keeps to its budget: {sentence}"
+        sentence = kept if passed else f"The program exceeds its budget: {'; '.join(verdict.broken)}."
     sections = [_predicted(report), _written(report), *([] if verdict.costs is None else [_costs(verdict.costs)])]
     return Report(
         verb="quality",
