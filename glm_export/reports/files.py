@@ -124,7 +124,7 @@ def require_report(out: Path, *, force: bool, sources: Sequence[str | Path | Non
     Args:
         out: the page; the JSON lies beside it.
         force: replace one that glm-export wrote.
-        sources: folders that are read, as they were given: nothing is written into them.
+        sources: folders that are read or written, as they were given: a report does not lie in them.
 
     Raises:
         InputError: it is no name of a page, lies in a source, or is there already and may not be replaced.
@@ -138,8 +138,9 @@ def require_report(out: Path, *, force: bool, sources: Sequence[str | Path | Non
         raise InputError(f"{out} cannot be made: {above} is no folder; give another --report")
     for source in sources:
         home = Path(source or "").resolve()
-        if source and home.is_dir() and home in out.resolve().parents:
-            raise InputError(f"{out} lies in {source}, which is only read; give a --report outside of it")
+        # A word may be an embedded model's name; a path is a folder, there or to be written.
+        if source and (home.is_dir() or isinstance(source, Path)) and home in out.resolve().parents:
+            raise InputError(f"{out} lies in {source}, which it is about; give a --report outside of it")
     files = ReportFiles(page=out, data=out.with_suffix(DATA_ENDING), force=force)
     for path in (files.page, files.data):
         if os.path.lexists(path) and not force:

@@ -102,6 +102,8 @@ def show_parity(console: Console, report: CheckReport) -> None:
         f"smallest passing tolerance: {parity.required_tolerance:.1e} of an output's largest value "
         f"({parity.outputs[0].tolerance:.0e} allowed)"
     )
+    for line in _of_texts(report):
+        console.print(line, soft_wrap=True, markup=False)
     if report.usual_bound is not None:
         console.print(f"usually, over cases: {report.usual:.1e} ({report.usual_bound:.0e} allowed)")
     if report.company is not None:
@@ -113,6 +115,22 @@ def show_parity(console: Console, report: CheckReport) -> None:
     for other in report.others:
         console.print(f"{other.candidate}: smallest passing tolerance {other.required_tolerance:.1e}")
     console.print("[bold green]PASSED[/]" if report.passed else "[bold red]FAILED[/]")
+
+
+def _of_texts(report: CheckReport) -> list[str]:
+    """How far single predictions are apart, and where greedy texts part first."""
+    lines = []
+    if report.tokens:
+        worst = max(report.tokens, key=lambda token: token.kl)
+        lines.append(f"furthest prediction: KL {worst.kl:.1e} nats, position {worst.position} in case {worst.case!r}")
+    texts = report.greedy.texts if report.greedy is not None else ()
+    parted = min((text for text in texts if text.parted is not None), key=lambda text: text.parted or 0, default=None)
+    if parted is not None and parted.reference_margin is not None:
+        lines.append(
+            f"greedy texts part first at token {(parted.parted or 0) + 1}, where the reference prefers its own by "
+            f"{parted.reference_margin:.2g}{': rounding alone can turn that' if parted.near_tie else ''}"
+        )
+    return lines
 
 
 def _parity_row(table: Table, case: str, label: str, group: Sequence[OutputParity]) -> None:

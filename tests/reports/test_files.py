@@ -101,15 +101,18 @@ def test_what_a_killed_run_left_is_no_obstacle(tmp_path: Path) -> None:
         ("a.txt", r"should be the name of a page, NAME\.html; found '.*a\.txt'"),
         (".html", "should be the name of a page"),
         ("file/a.html", "is no folder; give another --report"),
-        ("source/a.html", "lies in .*source, which is only read"),
-        ("source/within/a.html", "lies in .*source, which is only read"),
+        ("source/a.html", "lies in .*source, which it is about"),
+        ("source/within/a.html", "lies in .*source, which it is about"),
+        ("ranges/a.html", "lies in .*ranges, which it is about"),
     ],
 )
 def test_places_where_no_report_goes(name: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "source").mkdir()
     with pytest.raises(InputError, match=message) as raised:
-        require_report(tmp_path / name, force=False, sources=(None, "demo", tmp_path / "source"))
+        require_report(
+            tmp_path / name, force=False, sources=(None, "demo", str(tmp_path / "source"), tmp_path / "ranges")
+        )
     assert "\n" not in str(raised.value)
     assert names(tmp_path) == ["file", "source"]
 

@@ -6,11 +6,13 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from glm_export import api
 from glm_export.artifacts.program import OnnxProgram
@@ -26,6 +28,7 @@ from glm_export.reports.run import SIGNATURE_FILE, Subject, program_subject, sig
 from glm_export.reports.verbs.check import check_report
 from glm_export.reports.verbs.layers import layers_section
 from glm_export.reports.verbs.quality import quality_report
+from glm_export.terminal.check import show_parity
 from tests.helpers.golden_data import Golden
 from tests.helpers.planted import plant
 from tests.reports.examples import HOSTILE, RUN
@@ -287,3 +290,14 @@ def test_a_report_is_a_value(passing: CheckReport) -> None:
     one, other = (check_report(passing, SUBJECT, RUN) for _ in range(2))
     assert isinstance(one, Report)
     assert page(one) == page(other)
+
+
+def test_the_terminal_says_where_texts_part(failing: CheckReport, passing: CheckReport) -> None:
+    said = {}
+    for report in (failing, passing):
+        written = StringIO()
+        show_parity(Console(file=written, width=200), report)
+        said[report.passed] = written.getvalue()
+    assert "furthest prediction: KL " in said[True]
+    assert "greedy texts part first at token" not in said[True]
+    assert "greedy texts part first at token 1, where the reference prefers its own by 0." in said[False]
