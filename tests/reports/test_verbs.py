@@ -26,7 +26,7 @@ from glm_export.reports.page import page
 from glm_export.reports.records import Bars, HeatMap, Lines, Report, Spans, Texts
 from glm_export.reports.run import SIGNATURE_FILE, Subject, program_subject, signature_of
 from glm_export.reports.verbs.check import check_report
-from glm_export.reports.verbs.layers import layers_section
+from glm_export.reports.verbs.layers import layers_section, layers_values
 from glm_export.reports.verbs.quality import quality_report
 from glm_export.terminal.check import show_parity
 from tests.helpers.golden_data import Golden
@@ -134,7 +134,7 @@ def test_the_first_guilty_layer_has_a_place(failing: CheckReport) -> None:
     section = report.sections[0]
     assert (section.key, section.title) == ("layers", "First guilty layer")
     assert section.text == (
-        "Layer 1 is the first whose own error is beyond the bound.",
+        "First guilty: 1, by its own error; those behind it are given what the reference gives them.",
         "Hint: a bias is missing",
     )
     assert {fact.name: fact.value for fact in section.facts}["command"] == LAYERS["command"]
@@ -150,6 +150,32 @@ def test_the_first_guilty_layer_has_a_place(failing: CheckReport) -> None:
     alone = layers_section({"layers": [{"layer": "head", "error": 0.0}]})
     assert alone.text == ("No layer is beyond the bound.",)
     assert len(alone.items) == 1
+
+
+def test_an_examination_of_slices_is_one_of_layers(failing: CheckReport) -> None:
+    def error(part: str, case: str, own: float) -> dict[str, Any]:
+        return {
+            "slice": part, "case": case, "alone": {"hidden": own, "key": own / 2}, "together": {"hidden": 3 * own},
+            "positions": [0.0, own],
+        }  # fmt: skip
+
+    shares = {"layer 0": 1e-7, "layer 1": float("inf"), "head": 1e-6}
+    examined = {
+        "errors": [error(part, case, own) for part, own in shares.items() for case in ("prefill", "decode")],
+        "tolerance": 1e-5, "first": {"slice": "layer 1", "case": "prefill"}, "uncut": None, "command": "polygraphy",
+        "node": {"operator": "MatMul", "name": "n", "error": 0.5, "inputs": [], "hints": []},
+    }  # fmt: skip
+    section = layers_section(layers_values(examined))
+    lines, heat = section.items
+    assert isinstance(lines, Lines)
+    assert isinstance(heat, HeatMap)
+    assert [one.y for one in lines.series] == [(1e-7, float("inf"), 1e-6), (pytest.approx(3e-7), float("inf"), 3e-6)]
+    assert lines.table.marked == {1}
+    assert heat.values == ((0.0, 1e-7), (0.0, float("inf")), (0.0, 1e-6))
+    assert "Layer layer 1" not in section.text[0]
+    assert "infinite" in page(check_report(failing, SUBJECT, RUN, layers=layers_values(examined)))
+    uncut = layers_section(layers_values({"errors": [], "uncut": "the graph cannot be cut"}))
+    assert uncut.text == ("Layers were not looked at: the graph cannot be cut.",)
 
 
 def quality(**changes: Any) -> QualityVerdict:

@@ -73,7 +73,7 @@ def check_report(
         signature=subject.signature,
         environment=(*subject.facts, *run.facts()),
         hashes=subject.hashes,
-        measured=report.to_json() | ({"layers": dict(layers)} if layers is not None else {}),
+        measured=({"layers": dict(layers)} if layers is not None else {}) | report.to_json(),
     )
 
 

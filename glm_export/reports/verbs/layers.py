@@ -7,30 +7,63 @@ from typing import Any
 
 from glm_export.reports.records import Column, Fact, HeatMap, Item, Lines, Section, Series, Table, figure
 
+NODE = ("operator", "name", "module", "slice", "case", "output", "expected", "error")
+"""What is shown of a node, where it is known."""
+OWN = (
+    "Every layer is given what the reference gives it, so that what differs is its own; together is what the program "
+    "has come to by itself."
+)
+
+
+def layers_values(examined: Mapping[str, Any]) -> dict[str, Any]:
+    """What an examination says of slices and cases, as :func:`layers_section` takes it: the worst of the cases.
+
+    Args:
+        examined: ``errors``, a list of ``{"slice", "case", "alone", "together", "positions"}``, where ``alone`` and
+            ``together`` map what a slice puts out to its error; ``tolerance``; ``first`` with its ``slice``; ``node``;
+            ``uncut``; ``command``.
+    """
+    layers: list[dict[str, Any]] = []
+    for error in examined.get("errors") or ():
+        own, all_of_it = (max(map(float, error[name].values()), default=0.0) for name in ("alone", "together"))
+        layers.append({"layer": error["slice"], "error": own, "together": all_of_it})
+        layers += [
+            {"layer": error["slice"], "position": place, "error": float(value)}
+            for place, value in enumerate(error.get("positions") or ())
+        ]
+    first = examined.get("first")
+    kept = {name: examined.get(name) for name in ("node", "uncut", "command")}
+    return kept | {"layers": layers, "bound": examined.get("tolerance"), "first": first and first["slice"]}
+
 
 def layers_section(layers: Mapping[str, Any]) -> Section:
     """Error over layers, the first that is beyond the bound, and its node.
 
     Args:
         layers: ``layers``, a list of ``{"layer", "error"}`` in their order, several of one layer where each also has a
-            ``"position"``; ``bound``, which an error is not to exceed; ``first``, the guilty layer, or None; ``node``,
-            or None: ``operator``, ``name``, ``module``, ``inputs`` (a list of records of plain values), ``hints`` (a
-            list of sentences); ``saved``, the path of the smallest program that shows it, and ``command``, which runs
-            it. All but ``layers`` may be missing.
+            ``"position"``, with ``"together"`` where it is known what the program itself has come to; ``bound``, which
+            an error is not to exceed; ``first``, the guilty layer, or None; ``node``, or None: ``operator``, ``name``,
+            ``module``, ``inputs`` (a list of records of plain values), ``hints`` (a list of sentences); ``saved``, the
+            path of the smallest program that shows it, and ``command``, which runs it; ``uncut``, why layers were not
+            looked at. All but ``layers`` may be missing.
     """
     errors: list[Mapping[str, Any]] = list(layers["layers"])
+    if not errors:
+        why = layers.get("uncut") or "there is none"
+        return Section(key="layers", title="First guilty layer", text=(f"Layers were not looked at: {why}.",))
     first, bound, node = layers.get("first"), layers.get("bound"), layers.get("node")
     text = (
         "No layer is beyond the bound."
         if first is None
-        else f"Layer {first} is the first whose own error is beyond the bound."
+        else f"First guilty: {first}, by its own error; those behind it are given what the reference gives them."
     )
     items: list[Item] = [_over_layers(errors, bound)]
-    if any(error.get("position") for error in errors):
-        items.append(_by_position(errors, bound))
+    placed = [error for error in errors if error.get("position") is not None]
+    if any(error["position"] for error in placed):
+        items.append(_by_position(placed, bound))
     facts: list[Fact] = []
     if node:
-        facts = [Fact(name=name, value=str(node[name])) for name in ("operator", "name", "module") if node.get(name)]
+        facts = [Fact(name=name, value=str(node[name])) for name in NODE if node.get(name) is not None]
         items += _inputs(node.get("inputs") or [])
     told = {"saved": "The smallest program that shows it.", "command": "Runs it again."}
     facts += [Fact(name=name, value=str(layers[name]), definition=told[name]) for name in told if layers.get(name)]
@@ -40,29 +73,35 @@ def layers_section(layers: Mapping[str, Any]) -> Section:
     )
 
 
-def _worst(errors: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def _worst(errors: Sequence[Mapping[str, Any]], what: str = "error") -> dict[str, float]:
     worst: dict[str, float] = {}
     for error in errors:
-        name = str(error["layer"])
-        worst[name] = max(worst.get(name, 0.0), float(error["error"]))
+        if error.get(what) is not None:
+            name = str(error["layer"])
+            worst[name] = max(worst.get(name, 0.0), float(error[what]))
     return worst
 
 
 def _over_layers(errors: Sequence[Mapping[str, Any]], bound: float | None) -> Lines:
-    worst = _worst(errors)
+    worst, together = _worst(errors), _worst(errors, "together")
+    places = tuple(map(float, range(len(worst))))
+    series = [Series(name="own error", x=places, y=tuple(worst.values()))]
+    if together:
+        come_to = tuple(together.get(name) for name in worst)
+        series.append(Series(name="what has come together", x=places, y=come_to))
     table = Table(
         title="The numbers behind it: each layer's own error",
         folded=True,
-        columns=(Column(name="layer", numeric=False), Column(name="error")),
-        rows=tuple(worst.items()),
+        columns=(Column(name="layer", numeric=False), Column(name="own error"), Column(name="together")),
+        rows=tuple((name, error, together.get(name)) for name, error in worst.items()),
         marked=frozenset(n for n, error in enumerate(worst.values()) if bound is not None and error > bound),
     )
     largest = max(worst, key=worst.__getitem__)
     return Lines(
         title="Each layer's own error",
-        definition="Every layer is given what the reference gives it, so that what differs is its own doing.",
+        definition=OWN,
         alt=f"The largest is {figure(worst[largest])}, in layer {largest}; {figure(bound)} is allowed.",
-        series=(Series(name="own error", x=tuple(map(float, range(len(worst)))), y=tuple(worst.values())),),
+        series=tuple(series),
         x_name="layer",
         x_names=tuple(worst),
         y_name="share of the largest value",
