@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from glm_export.artifacts.engine import Engine
-from glm_export.artifacts.manifest import ENGINE_MANIFEST, MANIFEST
+from glm_export.artifacts.manifest import ENGINE_MANIFEST, MANIFEST, SIGNATURE
 from glm_export.artifacts.program import OnnxProgram
 from glm_export.checkpoints.checkpoint import Checkpoint
 from glm_export.machine.facts import Machine, this_machine
@@ -19,8 +19,6 @@ from glm_export.machine.memory import PROCESSORS, kernel_fields
 from glm_export.model_folder import file_sha256
 from glm_export.reports.records import Fact, size
 
-SIGNATURE_FILE = "model.sig"
-"""A detached signature of a folder, as OpenSSF Model Signing writes it."""
 PACKAGES = (
     *("glm-export", "torch", "onnx", "onnxruntime", "onnxruntime-gpu", "polygraphy"),
     *("tensorrt", "tensorrt-rtx-cu13-bindings", "numpy"),
@@ -157,9 +155,9 @@ def _texts(values: Any) -> dict[str, str]:
 
 def signature_of(folder: Path) -> str:
     """Whether a folder carries a signature, as a sentence; whether it is a good one is not asked."""
-    if (folder / SIGNATURE_FILE).is_file():
-        return f"The folder carries a signature, {SIGNATURE_FILE}, which this report has not verified."
-    return f"The folder carries no signature ({SIGNATURE_FILE})."
+    if (folder / SIGNATURE).is_file():
+        return f"The folder carries a signature, {SIGNATURE}, not verified here: `glm-export verify` does that."
+    return f"The folder carries no signature ({SIGNATURE})."
 
 
 def corpus_line(corpus: Mapping[str, Any]) -> str:

@@ -15,6 +15,7 @@ import pytest
 from rich.console import Console
 
 from glm_export import api
+from glm_export.artifacts.manifest import SIGNATURE
 from glm_export.artifacts.program import OnnxProgram
 from glm_export.evaluation.budget import Budget
 from glm_export.evaluation.layer_costs import LayerCost
@@ -24,7 +25,7 @@ from glm_export.proof.compare import PLANTED, REASONS, TOLERANCES, Reading
 from glm_export.proof.measures.greedy import GreedyReport, GreedyText
 from glm_export.reports.page import page
 from glm_export.reports.records import Bars, HeatMap, Lines, Report, Spans, Texts
-from glm_export.reports.run import SIGNATURE_FILE, Subject, program_subject, signature_of
+from glm_export.reports.run import Subject, program_subject, signature_of
 from glm_export.reports.verbs.check import check_report
 from glm_export.reports.verbs.layers import layers_section, layers_values
 from glm_export.reports.verbs.quality import quality_report
@@ -218,13 +219,13 @@ def test_without_a_budget_nothing_is_judged() -> None:
 
 def test_a_signature_is_seen_and_not_vouched_for(demo_program: OnnxProgram, tmp_path: Path) -> None:
     subject = program_subject(demo_program, "demo")
-    assert subject.signature == f"The folder carries no signature ({SIGNATURE_FILE})."
+    assert subject.signature == f"The folder carries no signature ({SIGNATURE})."
     assert dict(subject.hashes)["model.onnx"] == demo_program.manifest["sha256"]["model.onnx"]
     assert {"manifest.json", "source/config.json"} <= dict(subject.hashes).keys()
-    (tmp_path / SIGNATURE_FILE).touch()
+    (tmp_path / SIGNATURE).touch()
     assert (
         signature_of(tmp_path)
-        == f"The folder carries a signature, {SIGNATURE_FILE}, which this report has not verified."
+        == f"The folder carries a signature, {SIGNATURE}, not verified here: `glm-export verify` does that."
     )
 
 
