@@ -238,9 +238,10 @@ class CallLayout:
         return tensors | {name: tensors[name].astype(np.float32) * scale for name, scale in scale_of.items()}
 
     def dequantize_present(self, outputs: Tensors) -> Tensors:
-        """Presents as floats."""
+        """Presents as floats, those that are among the outputs."""
         scale_of = dict(self._scale_of(present_names))
-        return outputs | {name: outputs[name].astype(np.float32) * scale for name, scale in scale_of.items()}
+        known = {name: scale for name, scale in scale_of.items() if name in outputs}
+        return outputs | {name: outputs[name].astype(np.float32) * scale for name, scale in known.items()}
 
     def _scale_of(self, names: Callable[[int], tuple[str, str]]) -> Iterator[tuple[str, np.float32]]:
         if self.signature.cache_is_integer and self.kv_scales is not None:

@@ -12,19 +12,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from glm_export.artifacts.initial_cache import InitialCache
-from glm_export.calibration.formats import decode
 from glm_export.calibration.quantization import Quantization
 from glm_export.calibration.quantize import fake_quantize
 from glm_export.calibration.recipe import program_invariance
-from glm_export.calibration.simulate import simulate
-from glm_export.calibration.smoothed_weights import SmoothedWeights
 from glm_export.checkpoints.checkpoint import Checkpoint
 from glm_export.checkpoints.sources import ComputedTensor
 from glm_export.errors import EnvironmentMissingError
 from glm_export.inputs.feeds import Feeds
 from glm_export.machine.memory import available_memory
-from glm_export.modeling import Decoder, KeyValue, building_in, linear_weights
+from glm_export.modeling import Decoder, KeyValue
 from glm_export.sessions.kv_cache import KvCache, Part, put
+from glm_export.sessions.reference_weights import ReferenceWeights
 from glm_export.sessions.session import Logits, Session, SessionDescription, Tensors
 from glm_export.spec.batch_invariance import BatchInvariance
 from glm_export.spec.dtypes import DTYPE_BYTES
@@ -38,7 +36,7 @@ from glm_export.spec.signature import (
     past_names,
     present_names,
 )
-from glm_export.spec.weight_formats import HEAD, PROMPT_TOKENS
+from glm_export.spec.weight_formats import PROMPT_TOKENS
 
 
 def load_reference(
@@ -54,35 +52,8 @@ def load_reference(
         CheckpointError: tensors are missing, mis-shaped or damaged.
     """
     checkpoint.audit()
-    wanted = getattr(torch, dtype)
     require_memory(checkpoint, dtype)
-    with torch.device("meta"), building_in(wanted):
-        model = Decoder(checkpoint.config)
-    # Some parameters keep a dtype of their own: routing is float32 in every model.
-    dtypes = {name: parameter.dtype for name, parameter in model.state_dict().items()}
-    formats = quantization.formats(linear_weights(model), checkpoint.config) if quantization else {}
-    smoothed = SmoothedWeights(checkpoint, quantization)
-
-    def kept(name: str, weight: Tensor) -> Tensor:
-        if name in formats:
-            columns, beforehand = weight.shape[-1], smoothed.rounded
-            given = beforehand.given(name, formats[name], columns) if beforehand is not None else None
-            # Experts are stacked, and each row has its own blocks.
-            weight = decode(formats[name].of(tokens), weight.flatten(0, -2), given).view(weight.shape)
-        return weight.to(dtypes[name])
-
-    names = [rule.target for rule in checkpoint.weight_map.rules]
-    plain = {name: dtype for name, dtype in dtypes.items() if name not in formats}
-    weights = {name: kept(name, smoothed.parameter(name, plain.get(name))) for name in names}
-    model.load_state_dict(weights, assign=True)
-    if checkpoint.config.tied_head:
-        # In a program the head is stored apart, and quantized in its own way.
-        head = nn.Parameter(kept(HEAD, smoothed.linear(HEAD))) if HEAD in formats else model.embedding.weight
-        model.head.weight = head
-    model.rebuild_tables(wanted)
-    if quantization is not None:
-        simulate(model, quantization, formats)
-    return model.eval().requires_grad_(False)
+    return ReferenceWeights(checkpoint, dtype, quantization, tokens).load()
 
 
 def require_memory(checkpoint: Checkpoint, dtype: str) -> None:

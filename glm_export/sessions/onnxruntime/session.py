@@ -65,7 +65,7 @@ class OrtSession(Session):
         program = (program.ragged if reads_ragged(chosen) else None) or program
         if program.dtype not in NUMPY_DTYPES:
             self._twin = ScratchFolder()
-            program = _upcast(program, self._twin.path)
+            program = upcast_program(program, self._twin.path)
         self.program, self.signature = program, program.signature
         self.initial_cache = read_initial_cache(self.folder, self.config, program.signature)
         self.layout = call_layout(program.signature, self.folder)
@@ -234,7 +234,8 @@ class OrtSession(Session):
             self._twin.close()
 
 
-def _upcast(program: OnnxProgram, folder: Path) -> OnnxProgram:
+def upcast_program(program: OnnxProgram, folder: Path) -> OnnxProgram:
+    """The float32 twin of a bfloat16 program, written to a folder."""
     from glm_export.graphs.precision.upcast import upcast, upcast_signature
 
     upcast(program.model_path, folder / program.graph, WEIGHTS)
