@@ -7,7 +7,7 @@ dialect are cut alike, and so are those that others exported under the standard 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from itertools import pairwise
@@ -230,7 +230,7 @@ class _Cutter:
 
 
 def extract(
-    model: onnx.ModelProto, part: Slice, input_types: dict[str, int], outputs: Sequence[str] | None = None
+    model: onnx.ModelProto, part: Slice, input_types: Mapping[str, int], outputs: Sequence[str] | None = None
 ) -> onnx.ModelProto:
     """A slice as a model of its own; weights stay in the files they are in.
 
@@ -245,7 +245,11 @@ def extract(
 
 
 def model_of(
-    model: onnx.ModelProto, nodes: Sequence[int], input_types: dict[str, int], outputs: Sequence[str]
+    model: onnx.ModelProto,
+    nodes: Sequence[int],
+    input_types: Mapping[str, int],
+    outputs: Sequence[str],
+    shapes: Mapping[str, Sequence[int]] | None = None,
 ) -> onnx.ModelProto:
     """Some of a model's nodes as a model: what they read of its inputs and initializers comes along.
 
@@ -254,6 +258,7 @@ def model_of(
         nodes: indices, in order.
         input_types: ONNX element type of values that are given and computed by none of these nodes.
         outputs: names to put out; a runtime finds their types itself.
+        shapes: of values that are given; any where it is not told.
     """
     graph = model.graph
     kept = [graph.node[index] for index in nodes]
@@ -261,7 +266,7 @@ def model_of(
     made = {name for node in kept for name in node.output}
     inputs = [value for value in graph.input if value.name in read and value.name not in input_types]
     given = {name: kind for name, kind in input_types.items() if name in read - made}
-    inputs += [onnx.helper.make_tensor_value_info(name, kind, None) for name, kind in given.items()]
+    inputs += [onnx.helper.make_tensor_value_info(name, kind, (shapes or {}).get(name)) for name, kind in given.items()]
     part = onnx.GraphProto(
         name=graph.name or "slice",
         node=kept,

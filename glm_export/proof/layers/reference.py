@@ -76,7 +76,7 @@ class LayeredReference:
                 module.register_forward_hook(lambda _, __, rows: rows.to(self.dtype))
         model.rebuild_tables(self.dtype)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def enter(self, tensors: Tensors) -> tuple[LayerCall, Tensor]:
         """A call as its layers see it, and what the first one reads, ``[B, S, H]``."""
         ids, mask, positions = (
@@ -90,14 +90,14 @@ class LayeredReference:
     def layer(self, index: int, tokens: int = 1) -> Iterator[Layer]:
         """One layer with its weights, as it computes in calls of that many tokens."""
         weights = self._prompt_weights if tokens > PROMPT_TOKENS else self._weights
-        with torch.inference_mode(), weights.loaded(f"layers.{index}") as module:
+        with torch.no_grad(), weights.loaded(f"layers.{index}") as module:
             assert isinstance(module, Layer)
             yield module
 
     @contextmanager
     def module(self, name: str) -> Iterator[nn.Module]:
         """Another part with its weights: a norm, or the head."""
-        with torch.inference_mode(), self._weights.loaded(name) as module:
+        with torch.no_grad(), self._weights.loaded(name) as module:
             yield module
 
     def norm_behind(self, layer: int) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import onnxruntime
 
 from glm_export.artifacts.program import OnnxProgram
-from glm_export.errors import EnvironmentMissingError
+from glm_export.errors import ComparisonFailedError, EnvironmentMissingError
 from glm_export.machine.gpu import has_driver
 from glm_export.sessions.onnxruntime.cuda_graph import ENABLE
 from glm_export.spec.session_entries import LEAST_FOR_RAGGED, LEAST_ON_CUDA, session_entries
@@ -46,6 +48,23 @@ def usable_threads() -> int:
 def reads_ragged(chosen: list[str] | None) -> bool:
     """Whether the runtime takes rows with different numbers of tokens in one call: on the CPU, in late versions."""
     return (chosen or providers())[0] == CPU and _numbers(onnxruntime.__version__) >= LEAST_FOR_RAGGED
+
+
+@contextmanager
+def stopping_in_one_line() -> Iterator[None]:
+    """A program that stops inside has failed its comparison; what the runtime says names the node.
+
+    Raises:
+        ComparisonFailedError: in place of the runtime's own exceptions.
+    """
+    try:
+        yield
+    except Exception as error:  # onnxruntime's exceptions share no public base
+        if type(error).__module__.split(".")[0] != "onnxruntime":
+            raise
+        raise ComparisonFailedError(
+            f"the program stops in ONNX Runtime: {' '.join(str(error).split())[:400]}"
+        ) from error
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from glm_export.errors import EnvironmentMissingError
-from glm_export.sessions.onnxruntime.runtime import CPU, usable_threads
+from glm_export.sessions.onnxruntime.runtime import CPU, stopping_in_one_line, usable_threads
 from glm_export.spec.session_entries import session_entries
 
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
@@ -64,7 +64,12 @@ class PartSession:
         return ELEMENT_TYPES[self.output_types[output]]
 
     def run(self, given: Mapping[str, NDArray[Any]], outputs: Sequence[str] | None = None) -> dict[str, NDArray[Any]]:
-        """One call; of ``given`` is taken what the part reads."""
+        """One call; of ``given`` is taken what the part reads.
+
+        Raises:
+            ComparisonFailedError: a node refuses its input; the runtime says which.
+        """
         names = list(outputs or self.output_types)
         feeds = {name: np.ascontiguousarray(given[name]) for name in self.inputs}
-        return dict(zip(names, self._session.run(names, feeds), strict=True))
+        with stopping_in_one_line():
+            return dict(zip(names, self._session.run(names, feeds), strict=True))

@@ -1,0 +1,96 @@
+"""All layers of a program examined: errors by layer, the first guilty one, its node, and what was saved of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from glm_export.artifacts.program import OnnxProgram
+from glm_export.graphs.slices import UncutError
+from glm_export.progress import Progress
+from glm_export.proof.cases import Case
+from glm_export.proof.layers.guilty import GuiltyNode, find_node, first_guilty
+from glm_export.proof.layers.program import SlicedProgram
+from glm_export.proof.layers.reference import LayeredReference
+from glm_export.proof.layers.walk import SliceError, walk
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayersReport:
+    """What every slice adds by itself, and who is the first to add too much.
+
+    ``tolerance``: of one slice, as of a whole output. ``first``: the first slice beyond it, with its case; None where
+    each is within. ``node``: in it; None where the nodes agree one by one, which makes it the runtime's own rewriting.
+    ``uncut``: why the graph could not be cut, and nothing else is known then.
+    """
+
+    tolerance: float
+    errors: tuple[SliceError, ...] = ()
+    first: SliceError | None = None
+    node: GuiltyNode | None = None
+    uncut: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "tolerance": self.tolerance,
+            "errors": [asdict(error) for error in self.errors],
+            "first": None if self.first is None else {"slice": self.first.slice, "case": self.first.case},
+            "node": None if self.node is None else self.node.to_json(),
+            "uncut": self.uncut,
+        }
+
+    def sentences(self) -> list[str]:
+        """What a person needs first, a line each."""
+        if self.uncut is not None:
+            return [f"layers were not looked at: {self.uncut}"]
+        if self.first is None:
+            worst = max(self.errors, key=lambda error: error.worst)
+            return [
+                f"every layer by itself is within {self.tolerance:.0e}; the worst is {worst.slice}, {worst.worst:.1e}"
+            ]
+        told = [f"first guilty: {self.first.slice}, {self.first.worst:.1e} by itself in case {self.first.case!r}"]
+        if self.node is None:
+            return [*told, "its nodes agree one by one: the runtime's own rewriting of the graph makes the difference"]
+        return told + _of_node(self.node)
+
+
+def _of_node(node: GuiltyNode) -> list[str]:
+    apart = "" if node.error is None else f", {node.error:.1e} from the reference's {node.expected!r}"
+    told = [f"first node: {node.operator} {node.name}{apart}"]
+    for value in node.inputs:
+        agrees = {True: "agrees", False: "differs", None: "not in the reference"}[value.agrees]
+        lost = f", {value.not_finite} not finite" if value.not_finite else ""
+        shape = "x".join(map(str, value.shape)) or "scalar"
+        told.append(
+            f"  reads {value.name} {value.dtype} {shape}, {value.least:.4g} to {value.largest:.4g}{lost}: {agrees}"
+        )
+    return told + [f"  {hint}" for hint in node.hints]
+
+
+def examine_layers(
+    reference: LayeredReference,
+    program: OnnxProgram,
+    cases: Sequence[Case],
+    tolerance: float,
+    progress: Progress | None = None,
+) -> LayersReport:
+    """Walk through all layers, and where one is guilty look for its node.
+
+    Args:
+        reference: one layer at a time, rounding as the program does.
+        program: an exported folder.
+        cases: calls in the canonical layout; those that failed suffice.
+        tolerance: of one slice's outputs, as a share of the largest value.
+        progress: shows how far it is.
+    """
+    try:
+        sliced = SlicedProgram(program)
+    except UncutError as error:
+        return LayersReport(tolerance=tolerance, uncut=str(error))
+    with sliced:
+        walked = walk(reference, sliced, cases, progress)
+        first = first_guilty(walked.errors, tolerance)
+        node = None if first is None else find_node(reference, sliced, cases, walked, first, tolerance)
+    return LayersReport(tolerance=tolerance, errors=walked.errors, first=first, node=node)
