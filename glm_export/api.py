@@ -19,6 +19,7 @@ from glm_export.generation.infilling import infill, score
 from glm_export.generation.sampling import Sampling
 from glm_export.generation.stopping import Decode, Stopping, cut_at_stop, stops_of
 from glm_export.progress import Progress
+from glm_export.proof.options import CheckKeywords, CheckOptions
 from glm_export.sessions.load import session_of
 from glm_export.sessions.session import Session
 from glm_export.spec.option import merged, takes
@@ -219,29 +220,29 @@ def _reply(session: Session, prompt: list[int], max_new_tokens: int, sampling: S
     return row.ids
 
 
+@takes(CheckOptions)
 def check(
     program: Source | OnnxProgram | Engine,
     against: Source | Checkpoint,
+    options: CheckOptions | None = None,
     *,
     family: str | None = None,
-    reference_dtype: str = "float32",
+    progress: Progress | None = None,
+    **keywords: Unpack[CheckKeywords],
 ) -> CheckReport:
-    """Compare an exported folder with the checkpoint it came from; see :func:`glm_export.proof.check.check`.
-
-    An engine is compared with its checkpoint or with the exported folder it was built of; see
-    :func:`glm_export.proof.check_engine.check_engine`.
-    """
+    """Hold an exported folder or an engine to its checkpoint, or an engine to its program; see ``proof/check.py``."""
     from glm_export.proof.check import check as check_program
     from glm_export.proof.origin import open_origin
 
+    chosen = merged(CheckOptions, options, keywords)
     loaded = open_exported(program) if isinstance(program, str | Path) else program
     if isinstance(loaded, Engine):
         from glm_export.proof.check_engine import check_engine
 
         if isinstance(against, str | Path) and kind_of(Path(against)) is Kind.PROGRAM:
             return check_engine(loaded, load_program(Path(against)))
-        return check_engine(loaded, open_origin(loaded.program, against, family), reference_dtype)
-    return check_program(loaded, open_origin(loaded, against, family), reference_dtype)
+        return check_engine(loaded, open_origin(loaded.program, against, family), chosen.reference_dtype)
+    return check_program(loaded, open_origin(loaded, against, family), chosen, progress)
 
 
 @takes(CalibrationOptions)

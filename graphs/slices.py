@@ -176,9 +176,11 @@ class _Cutter:
         )
 
     def _ends(self) -> list[int]:
+        sums, ends = [cut for cut in self.cuts if self._is_sum(cut)], []
+        if len(sums) == SUMS_A_LAYER * self.layers:
+            return sums[SUMS_A_LAYER - 1 :: SUMS_A_LAYER]
+        # A sum is missing, or there are more: a layer ends before the next reads its past.
         anchors = [self._anchor(layer) for layer in range(self.layers)]
-        sums = [cut for cut in self.cuts if self._is_sum(cut)]
-        ends = []
         for layer, (_, last) in enumerate(anchors):
             limit = anchors[layer + 1][0] if layer + 1 < self.layers else len(self.graph.node)
             between = [index for index in sums if last < index < limit]

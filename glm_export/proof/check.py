@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
 from glm_export.artifacts.initial_cache import INITIAL_CACHE
+from glm_export.artifacts.output_folder import require_writable
 from glm_export.artifacts.program import OnnxProgram
 from glm_export.calibration.keep import KEPT
 from glm_export.calibration.quantization import Quantization
@@ -14,12 +16,16 @@ from glm_export.checkpoints.checkpoint import Checkpoint
 from glm_export.errors import ComparisonFailedError
 from glm_export.generation.finite import way_out
 from glm_export.inputs.call_layout import OwnLengths
+from glm_export.progress import Progress
 from glm_export.proof.cases import parity_cases
 from glm_export.proof.company import CompanyReport, measure_company, outlier_token
 from glm_export.proof.compare import BEGINNING_TOLERANCES, TOLERANCES, ParityReport, compare_runs
+from glm_export.proof.layers.examine import LayersReport, examine_layers
+from glm_export.proof.layers.reference import LayeredReference
 from glm_export.proof.measures.greedy import GreedyReport, greedy_agreement, token_text
 from glm_export.proof.measures.positions import PositionErrors, position_errors
 from glm_export.proof.measures.tokens import TokenParity, token_parity
+from glm_export.proof.options import CheckOptions
 from glm_export.proof.origin import require_same_checkpoint
 from glm_export.proof.runners import canonical_signature, run_both
 from glm_export.proof.stored_integers import ProgramIntegers
@@ -55,6 +61,9 @@ class CheckReport:
     greedy: GreedyReport | None = None
     """The texts that ``greedy_equal`` of ``greedy_total`` was counted on."""
 
+    layers: LayersReport | None = None
+    """What each layer adds, and who is the first to add too much; None where nobody asked."""
+
     @property
     def usual(self) -> float:
         """The median over cases of the smallest passing tolerance: what a case needs where no value is a tie."""
@@ -82,10 +91,16 @@ class CheckReport:
             "tokens": [token.to_json() for token in self.tokens],
             "positions": [output.to_json() for output in self.positions],
             "greedy": None if self.greedy is None else self.greedy.to_json(),
+            "layers": None if self.layers is None else self.layers.to_json(),
         }  # fmt: skip
 
 
-def check(program: OnnxProgram, checkpoint: Checkpoint, reference_dtype: str = "float32") -> CheckReport:
+def check(
+    program: OnnxProgram,
+    checkpoint: Checkpoint,
+    options: CheckOptions | None = None,
+    progress: Progress | None = None,
+) -> CheckReport:
     """Run the PyTorch reference and the ONNX program side by side.
 
     The reference of a quantized program computes with the weights its recipe keeps, in floating point: so what
@@ -94,13 +109,18 @@ def check(program: OnnxProgram, checkpoint: Checkpoint, reference_dtype: str = "
     Args:
         program: an exported folder.
         checkpoint: what it was exported from.
-        reference_dtype: of the reference; with float16 or bfloat16 the bound is that dtype's.
+        options: with float16 or bfloat16 as the reference's dtype the bound is that dtype's. Where the program fails,
+            its layers are looked at as well.
+        progress: shows how far that is.
 
     Raises:
-        InputError: the program was exported from another checkpoint.
+        InputError: the program was exported from another checkpoint; or there is a folder for evidence already.
         CheckpointError: the checkpoint's tensors do not fit.
         EnvironmentMissingError: no runtime here can load the program.
     """
+    options = options or CheckOptions()
+    reference_dtype = options.reference_dtype
+    evidence = None if options.evidence is None else require_writable(Path(options.evidence), force=False)
     require_same_checkpoint(program, checkpoint)
     looser = max(program.dtype, reference_dtype, key=TOLERANCES.__getitem__)
     quantization = quantization_of(program)
@@ -124,11 +144,18 @@ def check(program: OnnxProgram, checkpoint: Checkpoint, reference_dtype: str = "
         lost = candidate_not_finite(parity, candidate)
         company = measure_company(candidate, outlier_token(reference), tolerance) if lost is None else None
     usual_bound = recipe.usual_for(program.config) if recipe is not None and looser == "float32" else None
-    return CheckReport(
+    report = CheckReport(
         parity=parity, greedy_equal=greedy.equal, greedy_total=greedy.total, recipe=program.recipe,
         usual_bound=usual_bound, not_finite=lost, company=company, greedy=greedy,
         tokens=token_parity(results, named, decode), positions=position_errors(results, named),
     )  # fmt: skip
+    if report.passed and not options.layers:
+        return report
+    failed = {output.case for output in parity.outputs if not output.passed}
+    looked_at = [case for case in cases if case.name in failed or not failed]
+    layered = LayeredReference(checkpoint, reference_dtype, quantization)
+    bound = parity.outputs[0].tolerance
+    return replace(report, layers=examine_layers(layered, program, looked_at, bound, evidence, progress))
 
 
 def require_same_beginning(reference: Session, candidate: Session, dtype: str) -> None:

@@ -6,18 +6,20 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from glm_export.evaluation.options import QualityOptions
+from glm_export.proof.options import CheckOptions
 from glm_export.spec.signature import LOGITS
 from glm_export.terminal.console import (
     FOLDER,
+    MESSAGES,
     RESULTS,
+    ProgressBars,
     adapter_option,
     flags,
     force_option,
@@ -35,7 +37,7 @@ if TYPE_CHECKING:  # these need torch; showing what they made does not
 @click.command()
 @click.argument("program", type=FOLDER)
 @click.option("--against", required=True, help="The checkpoint it is of, or `demo`; for an engine also its program.")
-@flags(QualityOptions, "reference_dtype")
+@flags(CheckOptions)
 @adapter_option
 @json_option("Print the report as JSON.")
 @report_option
@@ -43,11 +45,11 @@ if TYPE_CHECKING:  # these need torch; showing what they made does not
 def check(
     program: Path,
     against: str,
-    reference_dtype: str,
     adapters: tuple[str, ...],
     as_json: bool,
     report: Path | None,
     force: bool,
+    **options: Any,
 ) -> None:
     """Prove the exported PROGRAM, or an engine, equal to PyTorch; exit 1 where it is not.
 
@@ -60,7 +62,8 @@ def check(
     reference = (
         api.open_checkpoint(against, api.open_exported(program).config.family, adapters) if adapters else against
     )
-    found = api.check(program, reference, reference_dtype=reference_dtype)
+    with ProgressBars(MESSAGES) as bars:
+        found = api.check(program, reference, CheckOptions(**options), progress=bars)
     if asked is not None:
         from glm_export.reports.run import program_subject
         from glm_export.reports.verbs.check import check_report
@@ -114,6 +117,8 @@ def show_parity(console: Console, report: CheckReport) -> None:
             console.print(company.advice, soft_wrap=True, markup=False)
     for other in report.others:
         console.print(f"{other.candidate}: smallest passing tolerance {other.required_tolerance:.1e}")
+    for line in report.layers.sentences() if report.layers is not None else ():
+        console.print(line, soft_wrap=True, markup=False)
     console.print("[bold green]PASSED[/]" if report.passed else "[bold red]FAILED[/]")
 
 

@@ -19,6 +19,7 @@ from glm_export.evaluation.options import QualityOptions
 from glm_export.exporter.options import ExportOptions
 from glm_export.generation.sampling import Sampling
 from glm_export.performance.report import BenchOptions
+from glm_export.proof.options import CheckOptions
 from glm_export.spec.option import flag, options_of
 
 LOADED_BY_HELP = """
@@ -90,7 +91,7 @@ def test_the_module_runs_and_says_its_version() -> None:
         ("export", ExportOptions, {"excluded"}),
         ("calibrate", CalibrationOptions, set()),
         ("quality", QualityOptions, set()),
-        ("check", QualityOptions, {"corpus", "sequence_length", "max_samples", "budget", "by_layer"}),
+        ("check", CheckOptions, set()),
         ("bench", BenchOptions, set()),
         ("generate", Sampling, set()),
         ("chat", Sampling, set()),

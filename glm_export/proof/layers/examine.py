@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from glm_export.artifacts.program import OnnxProgram
 from glm_export.graphs.slices import UncutError
 from glm_export.progress import Progress
 from glm_export.proof.cases import Case
+from glm_export.proof.layers.evidence import save_evidence
 from glm_export.proof.layers.guilty import GuiltyNode, find_node, first_guilty
 from glm_export.proof.layers.program import SlicedProgram
 from glm_export.proof.layers.reference import LayeredReference
@@ -22,7 +25,8 @@ class LayersReport:
 
     ``tolerance``: of one slice, as of a whole output. ``first``: the first slice beyond it, with its case; None where
     each is within. ``node``: in it; None where the nodes agree one by one, which makes it the runtime's own rewriting.
-    ``uncut``: why the graph could not be cut, and nothing else is known then.
+    ``uncut``: why the graph could not be cut, and nothing else is known then. ``command``: shows the node alone, from
+    the folder of evidence.
     """
 
     tolerance: float
@@ -30,6 +34,7 @@ class LayersReport:
     first: SliceError | None = None
     node: GuiltyNode | None = None
     uncut: str | None = None
+    command: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -39,6 +44,7 @@ class LayersReport:
             "first": None if self.first is None else {"slice": self.first.slice, "case": self.first.case},
             "node": None if self.node is None else self.node.to_json(),
             "uncut": self.uncut,
+            "command": self.command,
         }
 
     def sentences(self) -> list[str]:
@@ -53,7 +59,8 @@ class LayersReport:
         told = [f"first guilty: {self.first.slice}, {self.first.worst:.1e} by itself in case {self.first.case!r}"]
         if self.node is None:
             return [*told, "its nodes agree one by one: the runtime's own rewriting of the graph makes the difference"]
-        return told + _of_node(self.node)
+        shown = [] if self.command is None else [f"shown alone by: {self.command}"]
+        return told + _of_node(self.node) + shown
 
 
 def _of_node(node: GuiltyNode) -> list[str]:
@@ -61,6 +68,7 @@ def _of_node(node: GuiltyNode) -> list[str]:
     told = [f"first node: {node.operator} {node.name}{apart}"]
     for value in node.inputs:
         agrees = {True: "agrees", False: "differs", None: "not in the reference"}[value.agrees]
+        agrees = "given" if value.given else agrees
         lost = f", {value.not_finite} not finite" if value.not_finite else ""
         shape = "x".join(map(str, value.shape)) or "scalar"
         told.append(
@@ -74,6 +82,7 @@ def examine_layers(
     program: OnnxProgram,
     cases: Sequence[Case],
     tolerance: float,
+    evidence: Path | None = None,
     progress: Progress | None = None,
 ) -> LayersReport:
     """Walk through all layers, and where one is guilty look for its node.
@@ -83,6 +92,7 @@ def examine_layers(
         program: an exported folder.
         cases: calls in the canonical layout; those that failed suffice.
         tolerance: of one slice's outputs, as a share of the largest value.
+        evidence: a new folder for the node, where one is found.
         progress: shows how far it is.
     """
     try:
@@ -93,4 +103,6 @@ def examine_layers(
         walked = walk(reference, sliced, cases, progress)
         first = first_guilty(walked.errors, tolerance)
         node = None if first is None else find_node(reference, sliced, cases, walked, first, tolerance)
-    return LayersReport(tolerance=tolerance, errors=walked.errors, first=first, node=node)
+        command = save_evidence(sliced.model, node, tolerance, evidence) if node and evidence else None
+    saved = None if command is None else f"cd {shlex.quote(str(evidence))} && {command}"
+    return LayersReport(tolerance=tolerance, errors=walked.errors, first=first, node=node, command=saved)

@@ -27,7 +27,10 @@ from glm_export.spec.weight_formats import PROMPT_TOKENS
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ValueFacts:
-    """What a node read. ``agrees``: with the reference, True or False; None where the reference has no such number."""
+    """What a node read.
+
+    ``agrees``: with the reference, or not; None where the reference has no such number. ``given``: by the caller.
+    """
 
     name: str
     dtype: str
@@ -37,6 +40,7 @@ class ValueFacts:
     not_finite: int
     agrees: bool | None
     is_weight: bool = False
+    given: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -267,4 +271,5 @@ def _facts(name: str, array: NDArray[Any], found: Explained, graph: onnx.GraphPr
         not_finite=int(numbers.size - finite.size),
         agrees=agrees,
         is_weight=is_weight,
+        given=any(value.name == name for value in graph.input),
     )

@@ -26,6 +26,22 @@ from glm_export.proof.layers.walk import SMALLEST_SCALE
 
 HIDDEN_BELOW = -1e3
 """A bias of attention below this hides a token."""
+SAME_NUMBERS = frozenset(
+    {
+        "view",
+        "_unsafe_view",
+        "reshape",
+        "transpose",
+        "t",
+        "expand",
+        "clone",
+        "unsqueeze",
+        "squeeze",
+        "detach",
+        "contiguous",
+    }
+)
+"""Operators that compute nothing: what they put out is called by what they were given."""
 LARGEST_ELEMENTS = 1 << 26
 """Of one intermediate value: larger ones (a vocabulary's, of a long prompt) are not kept."""
 
@@ -105,19 +121,33 @@ class Intermediates:
 
     def explain(self, value: NDArray[Any]) -> int | None:
         """Index of the first value that is this one; None where there is none."""
+        value = self._without_free_columns(value)
+        return next((i for i, ordered in self._by_size[value.size] if self._same(ordered, value)), None)
+
+    def matches(self, value: NDArray[Any], index: int) -> bool:
+        """Whether a value is the one of that index."""
+        value = self._without_free_columns(value)
+        return any(self._same(ordered, value) for i, ordered in self._by_size[value.size] if i == index)
+
+    def _without_free_columns(self, value: NDArray[Any]) -> NDArray[Any]:
         columns = self._places.all_BT.shape[1]
         if value.ndim == 4 and value.shape[2] > columns and not self._by_size[value.size]:
-            value = value[:, :, :columns]  # what lies behind is free
-        flat = value.reshape(-1).astype(np.float64)
-        for index, ordered in self._by_size[value.size]:
-            expected = ordered.reshape(-1)
-            cared = ~np.isnan(expected)
-            scale = max(float(np.abs(expected[cared]).max(initial=0.0)), SMALLEST_SCALE)
-            with np.errstate(invalid="ignore", over="ignore"):
-                apart = np.abs(expected[cared].astype(np.float64) - flat[cared])
-                if cared.any() and (apart.max() <= self.tolerance * scale or _same_infinities(expected, flat, cared)):
-                    return index
-        return None
+            return value[:, :, :columns]
+        return value
+
+    def _same(self, ordered: NDArray[Any], value: NDArray[Any]) -> bool:
+        expected = ordered.reshape(-1)
+        cared = ~np.isnan(expected)
+        expected, found = expected[cared].astype(np.float64), value.reshape(-1)[cared].astype(np.float64)
+        if not expected.size:
+            return False
+        infinite = np.isinf(expected)
+        if infinite.any():
+            # A bias of attention.
+            return bool(np.array_equal(expected, found))
+        bound = self.tolerance * max(float(np.abs(expected).max()), SMALLEST_SCALE)
+        with np.errstate(invalid="ignore", over="ignore"):
+            return bool(np.abs(expected - found).max() <= bound)
 
     def next_like(self, value: NDArray[Any], met: set[int], behind: int) -> int | None:
         """Index of the first value of that shape (or else size) computed behind one and none of those met."""
@@ -183,18 +213,13 @@ class Intermediates:
         return array
 
 
-def _same_infinities(expected: NDArray[Any], found: NDArray[Any], cared: NDArray[np.bool_]) -> bool:
-    """Whether a bias of minus infinity stands at the same places, and zeros elsewhere."""
-    infinite = np.isinf(expected[cared])
-    return bool(infinite.any() and np.array_equal(expected[cared], found[cared]))
-
-
 class _Recorder(TorchDispatchMode):
     """Hands what operators put out to ``keep``, under the module it is computed in; not the parameters themselves."""
 
     def __init__(self, module: nn.Module, keep: Callable[[str, Tensor], None]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._keep, self._tracker, self._keeping = keep, ModuleTracker(), False
+        self._names: dict[int, str] = {}
         self._parameters = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
 
     def __enter__(self) -> _Recorder:
@@ -214,9 +239,13 @@ class _Recorder(TorchDispatchMode):
             return outputs
         self._keeping = True
         try:
-            name = f"{self._place()}{func.overloadpacket.__name__}"
+            operator = func.overloadpacket.__name__
+            name = f"{self._place()}{operator}"
+            if operator in SAME_NUMBERS:
+                name = self._names.get(args[0].data_ptr(), name)
             for output in outputs if isinstance(outputs, tuple | list) else (outputs,):
                 if isinstance(output, Tensor) and output.untyped_storage().data_ptr() not in self._parameters:
+                    self._names[output.data_ptr()] = name
                     self._keep(name, output)
             if func is torch.ops.aten.silu.default:
                 # Programs compute it as a product with this.

@@ -100,10 +100,17 @@ def blame(graph: onnx.GraphProto, found: Explained, targets: Sequence[str], righ
     usual = right.benign() if right is not None else {}
 
     def is_right(name: str) -> bool:
-        if name not in found.agrees or found.agrees[name] is not None:
+        if name not in found.agrees:
             return True
-        # Never agrees where the layer is right either.
-        return usual.get(found.keys[name], NO_VALUE) is None
+        place = usual.get(found.keys[name], NO_VALUE)
+        if place is None:
+            # Never agrees where the layer is right either.
+            return True
+        index = found.agrees[name]
+        if index is None or place == NO_VALUE:
+            return index is not None
+        # Another value of the reference is no better than none: a norm's before its weight.
+        return index == place or found.intermediates.matches(found.values[name], place)
 
     ancestors = _ancestors(graph, found.part, targets)
     wrong = [i for i in found.part.nodes if i in ancestors and any(not is_right(name) for name in graph.node[i].output)]

@@ -1,0 +1,35 @@
+"""What is asked of a check."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TypedDict
+
+from glm_export.spec.dtypes import DTYPES
+from glm_export.spec.option import described, listed
+
+
+class CheckKeywords(TypedDict, total=False):
+    """The fields of :class:`CheckOptions`, as keywords."""
+
+    reference_dtype: str
+    layers: bool
+    evidence: str | None
+
+
+@listed
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckOptions:
+    """How a program is held to its reference, and what is looked for where it differs."""
+
+    reference_dtype: str = field(
+        default="float32",
+        metadata=described("Of PyTorch; the checkpoint's own needs no copy of its weights.", choices=DTYPES),
+    )
+    layers: bool = field(
+        default=False, metadata=described("Compare layer by layer, too; done unasked where the check fails.")
+    )
+    evidence: str | None = field(
+        default=None,
+        metadata=described("New folder for the first node that differs, with its inputs, as Polygraphy runs it."),
+    )
