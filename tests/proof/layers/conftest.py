@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -43,14 +43,18 @@ class Judge:
 
     def __call__(self, program: OnnxProgram) -> Verdict:
         with OrtSession(program) as candidate:
-            cases = self.cases(candidate)
-            results = run_both(self.reference, program, candidate, cases)
+            return self.of(candidate)
+
+    def of(self, candidate: OrtSession) -> Verdict:
+        """Of a program that is loaded."""
+        cases = self.cases(candidate)
+        results = run_both(self.reference, candidate.program, candidate, cases)
         parity = compare_runs(results, [case.name for case in cases], "float32")
-        return Verdict(parity, examine_layers(self.layered, program, cases, BOUND))
+        return Verdict(parity, examine_layers(self.layered, candidate.program, cases, BOUND))
 
 
 @pytest.fixture(scope="session")
-def judged(demo_checkpoint: Checkpoint) -> Iterator[Callable[[OnnxProgram], Verdict]]:
+def judged(demo_checkpoint: Checkpoint) -> Iterator[Judge]:
     judge = Judge(demo_checkpoint)
     yield judge
     judge.reference.close()
