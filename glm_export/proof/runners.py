@@ -16,6 +16,7 @@ from polygraphy.logger import G_LOGGER
 from glm_export.artifacts.program import OnnxProgram
 from glm_export.inputs.call_layout import without_padding
 from glm_export.proof.cases import Case
+from glm_export.sessions.onnxruntime.runtime import stopping_in_one_line
 from glm_export.sessions.onnxruntime.session import OrtSession
 from glm_export.sessions.session import Session, Tensors
 from glm_export.sessions.torch import TorchSession
@@ -70,7 +71,11 @@ class ReferenceRunner(SessionRunner):
 
 
 def run_both(reference: TorchSession, program: OnnxProgram, candidate: OrtSession, cases: Sequence[Case]) -> RunResults:
-    """Record both runs; Polygraphy calls each runner once a case."""
+    """Record both runs; Polygraphy calls each runner once a case.
+
+    Raises:
+        ComparisonFailedError: the program stops inside; the message names the node.
+    """
     signature = canonical_signature(candidate.program)
     own = SessionRunner("onnxruntime", candidate, signature)
     # Where the program's layout is the canonical one, Polygraphy runs it without our session between.
@@ -78,7 +83,7 @@ def run_both(reference: TorchSession, program: OnnxProgram, candidate: OrtSessio
         ReferenceRunner(reference, program, signature),
         OnnxrtRunner(lambda: candidate.runtime, name="onnxruntime") if candidate.layout.is_canonical else own,
     ]
-    with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
+    with G_LOGGER.verbosity(G_LOGGER.CRITICAL), stopping_in_one_line():
         return Comparator.run(runners, data_loader=[case.tensors for case in cases])
 
 

@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tests.helpers.faults import Planting
 
 Change = Callable[[Planting], None]
+Step = tuple[str, list[str], dict[str, object]]
 
 
 def _each(operator: str, change: Callable[[Planting, onnx.NodeProto], list[onnx.NodeProto]]) -> Change:
@@ -36,7 +37,7 @@ def _commuted(_: Planting, node: onnx.NodeProto) -> list[onnx.NodeProto]:
     return [helper.make_node(node.op_type, list(reversed(node.input)), node.output, node.name)]
 
 
-def _chain(*steps: tuple[str, list[str], dict[str, object]], ends: str) -> list[onnx.NodeProto]:
+def _chain(*steps: Step, ends: str) -> list[onnx.NodeProto]:
     """Nodes one after another; ``<`` stands for the output of the one before."""
     made, before = [], ""
     for place, (operator, inputs, attributes) in enumerate(steps):
@@ -87,8 +88,8 @@ def _flat_product(given: Planting, node: onnx.NodeProto) -> list[onnx.NodeProto]
 
 def _silu_by_exponent(given: Planting, node: onnx.NodeProto) -> list[onnx.NodeProto]:
     one = given.constant(np.array(1.0, np.float32))
-    steps = (("Neg", [node.input[0]], {}), ("Exp", ["<"], {}), ("Add", ["<", one], {}), ("Reciprocal", ["<"], {}))
-    return _chain(*steps, ends=node.output[0])
+    before: list[Step] = [("Neg", [node.input[0]], {}), ("Exp", ["<"], {}), ("Add", ["<", one], {})]
+    return _chain(*before, ("Reciprocal", ["<"], {}), ends=node.output[0])
 
 
 def _slices(given: Planting, node: onnx.NodeProto) -> list[onnx.NodeProto]:

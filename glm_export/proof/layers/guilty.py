@@ -17,7 +17,15 @@ from glm_export.inputs.call_layout import OwnLengths
 from glm_export.proof.cases import Case
 from glm_export.proof.layers.hints import hints
 from glm_export.proof.layers.intermediates import Intermediates, Places, recording
-from glm_export.proof.layers.nodes import NO_VALUE, Blamed, Explained, blame, compare_values, named_outputs
+from glm_export.proof.layers.nodes import (
+    NO_VALUE,
+    Blamed,
+    Explained,
+    blame,
+    compare_values,
+    named_outputs,
+    structure_keys,
+)
 from glm_export.proof.layers.program import SlicedProgram
 from glm_export.proof.layers.reference import HEAD_MODULES, LayeredReference
 from glm_export.proof.layers.walk import HEAD, SMALLEST_SCALE, CaseState, SliceError, Walked, reference_step
@@ -105,19 +113,32 @@ def find_node(
     case = next(case for case in cases if case.name == guilty.case)
     part = next(part for part in program.slices if part.name == guilty.slice)
     within = [error.slice for error in walked.errors if error.case == guilty.case and error.worst <= tolerance]
-    alike = [other for other in program.slices if _alike(part, other) and other.name in within]
-    explained = _explain(reference, program, case, [part, *alike[:1]], tolerance)
+    alike = _most_alike(program, part, [other for other in program.slices if other.name in within])
+    explained = _explain(reference, program, case, [part, *([alike] if alike else [])], tolerance)
     found = explained[part.name]
     targets = _targets(part, guilty, tolerance)
     # What it puts out has a meaning of its own: values in place of keys are wrong, though the reference has them.
     found = replace(found, agrees=dict(found.agrees) | dict.fromkeys(targets))
-    blamed = blame(program.model.graph, found, targets, explained.get(alike[0].name) if alike else None)
+    blamed = blame(program.model.graph, found, targets, explained[alike.name] if alike else None)
     return _described(program, part, guilty.case, found, blamed) if blamed is not None else None
 
 
-def _alike(part: Slice, other: Slice) -> bool:
-    meanings = [[crossing.meaning for crossing in p.inputs] for p in (part, other)]
-    return part is not other and part.layer is not None and other.layer is not None and meanings[0] == meanings[1]
+def _most_alike(program: SlicedProgram, part: Slice, others: Sequence[Slice]) -> Slice | None:
+    """The layer that is built most like this one; None where no other begins alike."""
+    meanings = [crossing.meaning for crossing in part.inputs]
+    layers = [
+        other
+        for other in others
+        if other is not part
+        and None not in (other.layer, part.layer)
+        and [crossing.meaning for crossing in other.inputs] == meanings
+    ]
+    keys = set(structure_keys(program.model.graph, part).values())
+
+    def shared(other: Slice) -> int:
+        return len(keys.intersection(structure_keys(program.model.graph, other).values()))
+
+    return max(layers, key=shared, default=None)
 
 
 def _targets(part: Slice, guilty: SliceError, tolerance: float) -> list[str]:

@@ -28,7 +28,7 @@ def _of_range(found: NDArray[Any], expected: NDArray[Any] | None) -> Iterator[st
     lost = int((~np.isfinite(found)).sum())
     if lost:
         told = f"{lost} of {found.size} values are NaN or infinite"
-        most = np.finfo(found.dtype).max
+        most = float(np.finfo(found.dtype).max)
         largest = float(np.abs(expected).max()) if expected is not None else 0.0
         yield (
             f"{told}: the reference reaches {largest:.4g}, {found.dtype} ends at {most:.5g}" if largest > most else told

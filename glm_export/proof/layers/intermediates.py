@@ -21,6 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.module_tracker import ModuleTracker
 
+from glm_export.modeling import Experts
 from glm_export.proof.layers.reference import numpy_of
 from glm_export.proof.layers.walk import SMALLEST_SCALE
 
@@ -247,6 +248,8 @@ class _Recorder(TorchDispatchMode):
                 if isinstance(output, Tensor) and output.untyped_storage().data_ptr() not in self._parameters:
                     self._names[output.data_ptr()] = name
                     self._keep(name, output)
+            if func is torch.ops.aten.rsqrt.default:
+                self._keep(f"{self._place()}sqrt", args[0].sqrt())
             if func is torch.ops.aten.silu.default:
                 # Programs compute it as a product with this.
                 self._keep(f"{self._place()}sigmoid", args[0].sigmoid())
@@ -268,6 +271,11 @@ def recording(module: nn.Module, keep: Callable[[str, Tensor], None]) -> Iterato
         for name, part in module.named_modules()
         if isinstance(part, nn.Linear) and part.bias is not None
     ]
+    hooks += [
+        part.register_forward_pre_hook(_of_every_expert(name, keep))
+        for name, part in module.named_modules()
+        if isinstance(part, Experts)
+    ]
     try:
         with sdpa_kernel(SDPBackend.MATH), _Recorder(module, keep):
             yield
@@ -279,5 +287,22 @@ def recording(module: nn.Module, keep: Callable[[str, Tensor], None]) -> Iterato
 def _before_bias(name: str, linear: nn.Linear, keep: Callable[[str, Tensor], None]) -> Callable[..., None]:
     def hook(_: nn.Module, given: tuple[Tensor], __: Tensor) -> None:
         keep(f"{name}: product", functional.linear(given[0], linear.weight))
+
+    return hook
+
+
+def _of_every_expert(name: str, keep: Callable[[str, Tensor], None]) -> Callable[..., None]:
+    """Programs without a loop compute all experts for every token, where the reference computes those it chose."""
+
+    def hook(experts: Experts, given: tuple[Tensor]) -> None:
+        x_XH = given[0].reshape(-1, given[0].shape[-1])
+        both_EXF = torch.einsum("xh,efh->exf", x_XH, experts.gate_up)
+        gate_EXF, up_EXF = both_EXF.chunk(2, dim=-1)
+        down_EXH = torch.einsum("exf,ehf->exh", functional.silu(gate_EXF) * up_EXF, experts.down)
+        for part, value in (("gate_up", both_EXF), ("gate", gate_EXF), ("up", up_EXF), ("down", down_EXH)):
+            keep(f"{name}.{part} of every expert", value)
+        keep(f"{name}: sigmoid of every expert", gate_EXF.sigmoid())
+        keep(f"{name}: silu of every expert", functional.silu(gate_EXF))
+        keep(f"{name}: product of every expert", functional.silu(gate_EXF) * up_EXF)
 
     return hook

@@ -67,9 +67,9 @@ def compare_values(graph: onnx.GraphProto, part: Slice, values: Values, intermed
     agrees: dict[str, int | None] = {}
     made = [name for index in part.nodes for name in graph.node[index].output if name in values]
     for name, value in ((name, values[name]) for name in made):
-        if name in stream:
-            agrees[name] = intermediates.explain(value) if value.dtype.kind == "f" else None
-        elif value.dtype.kind == "f" and name in read_by_stream:
+        if name in stream and value.dtype.kind == "f":
+            agrees[name] = intermediates.explain(value)
+        elif value.dtype.kind == "f":
             found = intermediates.explain(value)
             known = found is not None or intermediates.is_mask(value) or intermediates.weight(value) is not None
             agrees[name] = NO_VALUE if found is None and known else found
@@ -113,16 +113,30 @@ def blame(graph: onnx.GraphProto, found: Explained, targets: Sequence[str], righ
         return index == place or found.intermediates.matches(found.values[name], place)
 
     ancestors = _ancestors(graph, found.part, targets)
-    wrong = [i for i in found.part.nodes if i in ancestors and any(not is_right(name) for name in graph.node[i].output)]
-    first = next((i for i in wrong if all(is_right(name) for name in read_names(graph.node[i]))), None)
+    differs = _without_harmless(graph, found, {n for n in found.agrees if not is_right(n)}, set(targets))
+    wrong = [i for i in found.part.nodes if i in ancestors and differs.intersection(graph.node[i].output)]
+    first = next((i for i in wrong if not differs.intersection(read_names(graph.node[i]))), None)
     if first is None:
         return None
-    output = next(name for name in graph.node[first].output if not is_right(name))
+    output = next(name for name in graph.node[first].output if name in differs)
     expected = usual.get(found.keys[output])
     end = next((i for i in wrong if i > first and usual.get(found.keys[_main(graph, i)]) is not None), None)
     region = tuple(i for i in wrong if first <= i and (end is None or i < end))
     known = expected if expected is not None and expected >= 0 else None
     return Blamed(node=first, output=output, expected=known, region=region)
+
+
+def _without_harmless(graph: onnx.GraphProto, found: Explained, differs: set[str], targets: set[str]) -> set[str]:
+    """Without values from which only what is right was made: the reference computes that by another way."""
+    left, part = set(differs), found.part
+    for index in reversed(part.nodes):
+        for name in left.intersection(graph.node[index].output) - targets:
+            readers = [graph.node[i] for i in part.nodes if name in read_names(graph.node[i])]
+            right = {name for name, place in found.agrees.items() if place is not None} - left
+            made = [set(reader.output) for reader in readers]
+            if made and all(right & outputs and not left & outputs for outputs in made):
+                left.discard(name)
+    return left
 
 
 def _main(graph: onnx.GraphProto, index: int) -> str:
