@@ -208,15 +208,22 @@ class _Cutter:
         outputs: Sequence[Crossing],
         presents: tuple[str, ...],
     ) -> Slice:
-        given, wanted, nodes = {c.value for c in inputs}, {c.value for c in outputs} | set(presents), []
+        given, nodes = {c.value for c in inputs}, []
+        wanted = {c.value for c in outputs} | set(presents)
+        values = set(wanted)
+        by_value = set()
         for index in reversed(range(len(self.graph.node))):
             made = set(self.graph.node[index].output)
-            if made & wanted and not made & given:
-                nodes.append(index)
-                wanted.update(self.reads[index])
+            if not made & wanted or made & given:
+                continue
+            nodes.append(index)
+            wanted.update(self.reads[index])
+            if made & values and self.graph.node[index].op_type not in TELL_SIZES:
+                by_value.add(index)
+                values.update(self.reads[index])
         nodes.reverse()
         begins = max((self.producer[name_] for name_ in given), default=-1)
-        strays = [self.graph.node[i].name for i in nodes if i in self.stream and i < begins]
+        strays = [self.graph.node[i].name for i in sorted(by_value & self.stream) if i < begins]
         if strays:
             raise UncutError(f"{name} should read the stream at {sorted(given)} alone, and reads {strays[0]} as well")
         sums = sum(1 for index in nodes if index in self.cuts and self._is_sum(index))
