@@ -230,19 +230,19 @@ def check(
     progress: Progress | None = None,
     **keywords: Unpack[CheckKeywords],
 ) -> CheckReport:
-    """Hold an exported folder or an engine to its checkpoint, or an engine to its program; see ``proof/check.py``."""
-    from glm_export.proof.check import check as check_program
-    from glm_export.proof.origin import open_origin
+    """Hold one side to another; see :func:`glm_export.proof.sides.open.check_sides`.
 
-    chosen = merged(CheckOptions, options, keywords)
-    loaded = open_exported(program) if isinstance(program, str | Path) else program
-    if isinstance(loaded, Engine):
-        from glm_export.proof.check_engine import check_engine
+    Args:
+        program: an exported folder, an engine, an ONNX file of another tool, or a saved run.
+        against: its checkpoint, an exported folder, an ONNX file, or a saved run.
+        options: how; None is the defaults.
+        family: of the checkpoint, where config.json leaves it open.
+        progress: shows how far it is.
+        **keywords: options, in place of those.
+    """
+    from glm_export.proof.sides.open import check_sides
 
-        if isinstance(against, str | Path) and kind_of(Path(against)) is Kind.PROGRAM:
-            return check_engine(loaded, load_program(Path(against)))
-        return check_engine(loaded, open_origin(loaded.program, against, family), chosen.reference_dtype)
-    return check_program(loaded, open_origin(loaded, against, family), chosen, progress)
+    return check_sides(program, against, merged(CheckOptions, options, keywords), family, progress)
 
 
 @takes(CalibrationOptions)

@@ -204,7 +204,9 @@ class CallLayout:
     def to_program(self, tensors: Tensors) -> Tensors:
         """Canonical inputs as the program takes them."""
         tensors = self.quantize_past(tensors)
-        return _to_own_lengths(tensors, self.signature) if self.signature.own_lengths else tensors
+        if self.signature.own_lengths:
+            return _to_own_lengths(tensors, self.signature)
+        return {spec.name: tensors[spec.name] for spec in self.signature.inputs}
 
     def to_canonical(self, outputs: Tensors, tensors: Tensors) -> Tensors:
         """The program's outputs in canonical columns; ``tensors`` are the canonical inputs."""

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from polygraphy.comparator import Comparator, IterationResult, RunResults
+from polygraphy.logger import G_LOGGER
 
 from glm_export.artifacts.initial_cache import INITIAL_CACHE
 from glm_export.artifacts.output_folder import require_writable
 from glm_export.artifacts.program import OnnxProgram
+from glm_export.calibration import recipes
 from glm_export.calibration.keep import KEPT
 from glm_export.calibration.quantization import Quantization
 from glm_export.checkpoints.checkpoint import Checkpoint
 from glm_export.errors import ComparisonFailedError
 from glm_export.generation.finite import way_out
-from glm_export.inputs.call_layout import OwnLengths
+from glm_export.inputs.call_layout import OwnLengths, without_padding
 from glm_export.progress import Progress
-from glm_export.proof.cases import parity_cases
+from glm_export.proof.cases import Case, parity_cases
 from glm_export.proof.company import CompanyReport, measure_company, outlier_token
 from glm_export.proof.compare import BEGINNING_TOLERANCES, TOLERANCES, ParityReport, compare_runs
 from glm_export.proof.layers.examine import LayersReport, examine_layers
@@ -26,14 +31,15 @@ from glm_export.proof.measures.greedy import GreedyReport, greedy_agreement, tok
 from glm_export.proof.measures.positions import PositionErrors, position_errors
 from glm_export.proof.measures.tokens import TokenParity, token_parity
 from glm_export.proof.options import CheckOptions
-from glm_export.proof.origin import require_same_checkpoint
-from glm_export.proof.runners import canonical_signature, run_both
+from glm_export.proof.runners import SessionRunner, canonical_signature, run_both
+from glm_export.proof.sides.reference import Reference, open_reference, require_same_sizes
+from glm_export.proof.sides.saved_run import SavedRun, SideFacts, askable, save_run
 from glm_export.proof.stored_integers import ProgramIntegers
 from glm_export.sessions.batch_invariance import recipe_of
 from glm_export.sessions.onnxruntime.session import OrtSession
 from glm_export.sessions.session import Session
 from glm_export.sessions.torch import TorchSession
-from glm_export.spec.signature import Cache, past_names
+from glm_export.spec.signature import LOGITS, Cache, past_names
 
 SCHEMA = "glm-export/check/1"
 """Of :meth:`CheckReport.to_json`: raised where a name goes or changes its meaning, not where one comes."""
@@ -61,6 +67,8 @@ class CheckReport:
     greedy: GreedyReport | None = None
     """The texts that ``greedy_equal`` of ``greedy_total`` was counted on."""
 
+    not_asked: tuple[str, ...] = ()
+    """Cases of a saved run that the program cannot be asked, and why."""
     layers: LayersReport | None = None
     """What each layer adds, and who is the first to add too much; None where nobody asked."""
 
@@ -91,71 +99,147 @@ class CheckReport:
             "tokens": [token.to_json() for token in self.tokens],
             "positions": [output.to_json() for output in self.positions],
             "greedy": None if self.greedy is None else self.greedy.to_json(),
-            "layers": None if self.layers is None else self.layers.to_json(),
+            "not_asked": list(self.not_asked), "layers": None if self.layers is None else self.layers.to_json(),
         }  # fmt: skip
 
 
 def check(
     program: OnnxProgram,
-    checkpoint: Checkpoint,
+    against: Checkpoint | OnnxProgram | SavedRun,
     options: CheckOptions | None = None,
     progress: Progress | None = None,
 ) -> CheckReport:
-    """Run the PyTorch reference and the ONNX program side by side.
+    """Run the reference and the ONNX program side by side.
 
     The reference of a quantized program computes with the weights its recipe keeps, in floating point: so what
     differs is the rounding of activations, and any defect. How much the recipe itself costs is another question.
 
     Args:
-        program: an exported folder.
-        checkpoint: what it was exported from.
-        options: with float16 or bfloat16 as the reference's dtype the bound is that dtype's. Where the program fails,
-            its layers are looked at as well.
+        program: an exported folder, or another's file (:func:`glm_export.proof.sides.foreign.foreign_program`).
+        against: what it was exported from, run by PyTorch; another program of the same sizes, run as it is; or a run
+            that was saved, which asks its own cases.
+        options: with float16 or bfloat16 as the reference's dtype the bound is that dtype's. Where the program fails
+            against a checkpoint its layers are looked at as well.
         progress: shows how far that is.
 
     Raises:
-        InputError: the program was exported from another checkpoint; or there is a folder for evidence already.
+        InputError: the program was exported from another checkpoint, or has other sizes; or a folder to write exists.
         CheckpointError: the checkpoint's tensors do not fit.
         EnvironmentMissingError: no runtime here can load the program.
     """
     options = options or CheckOptions()
-    reference_dtype = options.reference_dtype
-    evidence = None if options.evidence is None else require_writable(Path(options.evidence), force=False)
-    require_same_checkpoint(program, checkpoint)
-    looser = max(program.dtype, reference_dtype, key=TOLERANCES.__getitem__)
-    quantization = quantization_of(program)
-    recipe = quantization.recipe if quantization else None
-    with (
-        TorchSession(checkpoint, reference_dtype, quantization=quantization) as reference,
-        OrtSession(program) as candidate,
-    ):
+    for folder in (options.evidence, options.save_run):
+        if folder is not None:
+            require_writable(Path(folder), force=False)
+    quantization = quantization_of(program) if isinstance(against, Checkpoint) else None
+    not_asked: tuple[str, ...] = ()
+    with ExitStack() as stack:
+        candidate = stack.enter_context(OrtSession(program))
+        reference = open_reference(program, against, options.reference_dtype, quantization, stack)
         signature = candidate.program.signature
-        require_same_beginning(reference, candidate, cache_dtype(program, reference_dtype))
-        max_tokens = signature.static_length if signature.cache is Cache.STATIC else 0
-        canonical = canonical_signature(candidate.program)
-        cases = parity_cases(reference, program.config, canonical, signature.cache, max_tokens)
-        cases = [replace(case, tensors=candidate.layout.rounded_past(case.tensors)) for case in cases]
-        tolerance = recipe.tolerance_for(experts=program.config.experts is not None) if recipe else 0.0
-        results = run_both(reference, program, candidate, cases)
-        real = [OwnLengths.of(case.tensors) for case in cases]
-        parity = compare_runs(results, [case.name for case in cases], looser, tolerance, real)
-        decode, named = token_text(reference), [(case.name, case.tensors) for case in cases]
-        greedy = greedy_agreement(reference, candidate, decode=decode)
-        lost = candidate_not_finite(parity, candidate)
-        company = measure_company(candidate, outlier_token(reference), tolerance) if lost is None else None
-    usual_bound = recipe.usual_for(program.config) if recipe is not None and looser == "float32" else None
-    report = CheckReport(
-        parity=parity, greedy_equal=greedy.equal, greedy_total=greedy.total, recipe=program.recipe,
-        usual_bound=usual_bound, not_finite=lost, company=company, greedy=greedy,
-        tokens=token_parity(results, named, decode), positions=position_errors(results, named),
-    )  # fmt: skip
-    if report.passed and not options.layers:
+        if isinstance(reference.said_by, SavedRun):
+            cases, not_asked = askable(reference.said_by.cases, signature)
+        else:
+            require_same_beginning(reference.said_by, candidate, cache_dtype(program, reference.dtype))
+            longest = signature.static_length if signature.cache is Cache.STATIC else 0
+            canonical = canonical_signature(candidate.program)
+            cases = parity_cases(reference.said_by, program.config, canonical, signature.cache, longest)
+            cases = [replace(case, tensors=candidate.layout.rounded_past(case.tensors)) for case in cases]
+        report = replace(_compare(reference, program, candidate, cases, options), not_asked=not_asked)
+    if not isinstance(against, Checkpoint) or (report.passed and not options.layers):
         return report
-    failed = {output.case for output in parity.outputs if not output.passed}
+    failed = {output.case for output in report.parity.outputs if not output.passed}
     looked_at = [case for case in cases if case.name in failed or not failed]
-    layered = LayeredReference(checkpoint, reference_dtype, quantization)
-    bound = parity.outputs[0].tolerance
+    layered = LayeredReference(against, options.reference_dtype, quantization)
+    evidence = None if options.evidence is None else Path(options.evidence)
+    bound = report.parity.outputs[0].tolerance
     return replace(report, layers=examine_layers(layered, program, looked_at, bound, evidence, progress))
+
+
+def _compare(
+    reference: Reference, program: OnnxProgram, candidate: OrtSession, cases: list[Case], options: CheckOptions
+) -> CheckReport:
+    looser = max(program.dtype, reference.dtype, key=TOLERANCES.__getitem__)
+    recipe = recipe_of(program) if program.recipe == reference.recipe else None
+    tolerance = recipe.tolerance_for(experts=program.config.experts is not None) if recipe else 0.0
+    tolerance = tolerance if options.tolerance is None else options.tolerance
+    said_by = reference.said_by
+    results = run_both(said_by, program, candidate, cases, reference.name)
+    if options.save_run is not None:
+        save_sides(Path(options.save_run), reference, program, results, cases)
+    real = [OwnLengths.of(case.tensors) for case in cases]
+    parity = compare_runs(results, [case.name for case in cases], looser, tolerance, real)
+    lost = candidate_not_finite(parity, candidate)
+    named = [(case.name, case.tensors) for case in cases]
+    greedy, company, decode = None, None, token_text(candidate)
+    if not isinstance(said_by, SavedRun):
+        decode = token_text(said_by)
+        greedy = greedy_agreement(said_by, candidate, decode=decode)
+    if isinstance(said_by, TorchSession) and lost is None:
+        company = measure_company(candidate, outlier_token(said_by), tolerance)
+    usual_bound = recipe.usual_for(program.config) if recipe is not None and looser == "float32" else None
+    return CheckReport(
+        parity=parity,
+        greedy_equal=greedy.equal if greedy is not None else 0,
+        greedy_total=greedy.total if greedy is not None else 0,
+        recipe=program.recipe if recipe is not None else None,
+        usual_bound=usual_bound if options.tolerance is None else None,
+        not_finite=lost,
+        company=company,
+        greedy=greedy,
+        tokens=token_parity(results, named, decode),
+        positions=position_errors(results, named),
+    )
+
+
+def check_saved(candidate: SavedRun, reference: SavedRun, options: CheckOptions) -> CheckReport:
+    """Compare two runs that were saved of the same cases.
+
+    Args:
+        candidate: what was checked.
+        reference: what it is held to.
+        options: of them the tolerance alone.
+
+    Raises:
+        InputError: they are of other sizes, or were asked otherwise.
+    """
+    require_same_sizes(candidate.config, reference.config, f"{candidate.folder} and {reference.folder}")
+    names = [case.name for case in candidate.cases]
+    sides: list[tuple[str, list[IterationResult]]] = [(f"{reference.name}, saved", []), (candidate.name, [])]
+    for case, found in zip(candidate.cases, candidate.outputs, strict=True):
+        expected = reference.run(case.tensors)
+        if found[LOGITS].shape[1] == 1:
+            expected[LOGITS] = expected[LOGITS][:, -1:]
+        for (name, said), outputs in zip(sides, (expected, found), strict=True):
+            kept = without_padding(outputs, case.tensors)
+            said.append(IterationResult({key: np.ascontiguousarray(array) for key, array in kept.items()}, 0.0, name))
+    same = candidate.recipe == reference.recipe and candidate.recipe is not None
+    tolerance = recipes.load(str(candidate.recipe)).tolerance if same and candidate.recipe != recipes.KEEP else 0.0
+    looser = max(candidate.dtype, reference.dtype, key=TOLERANCES.__getitem__)
+    results, named = RunResults(sides), [(case.name, case.tensors) for case in candidate.cases]
+    real = [OwnLengths.of(tensors) for _, tensors in named]
+    parity = compare_runs(results, names, looser, tolerance if options.tolerance is None else options.tolerance, real)
+    tokens = token_parity(results, named, lambda _: None)
+    positions = position_errors(results, named)
+    return CheckReport(parity=parity, greedy_equal=0, greedy_total=0, tokens=tokens, positions=positions)
+
+
+def save_sides(
+    out: Path, reference: Reference, program: OnnxProgram, results: RunResults, cases: Sequence[Case]
+) -> None:
+    """Save what both sides said; the reference as it speaks, not as little of it as this program says.
+
+    Raises:
+        InputError: the folder exists.
+    """
+    whole = SessionRunner(reference.name, reference.said_by, canonical_signature(program))
+    with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
+        said = Comparator.run([whole], data_loader=[case.tensors for case in cases])
+    candidate = SideFacts(
+        name=results[1][0], dtype=program.dtype, recipe=program.recipe, results=RunResults([results[1]])
+    )
+    facts = SideFacts(name=reference.name, dtype=reference.dtype, recipe=reference.recipe, results=said)
+    save_run(out, cases, facts, candidate, program.config)
 
 
 def require_same_beginning(reference: Session, candidate: Session, dtype: str) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 from typing import Self
 
 import numpy as np
@@ -16,6 +17,7 @@ from polygraphy.datatype import DataType as PolygraphyType
 from polygraphy.logger import G_LOGGER
 
 from glm_export.artifacts.engine import Engine
+from glm_export.artifacts.output_folder import require_writable
 from glm_export.artifacts.program import OnnxProgram
 from glm_export.checkpoints.checkpoint import Checkpoint
 from glm_export.errors import InputError
@@ -27,16 +29,20 @@ from glm_export.proof.check import (
     candidate_not_finite,
     quantization_of,
     require_same_beginning,
+    save_sides,
 )
 from glm_export.proof.compare import TOLERANCES, compare_runs
 from glm_export.proof.measures.greedy import greedy_agreement, token_text
 from glm_export.proof.measures.positions import position_errors
 from glm_export.proof.measures.tokens import token_parity
+from glm_export.proof.options import CheckOptions
 from glm_export.proof.origin import require_same_checkpoint
 from glm_export.proof.runners import ReferenceRunner, SessionRunner
+from glm_export.proof.sides.reference import Reference, require_same_sizes
+from glm_export.proof.sides.saved_run import SavedRun, askable
 from glm_export.sessions.batch_invariance import recipe_of
 from glm_export.sessions.onnxruntime.session import OrtSession
-from glm_export.sessions.session import Session, Tensors, call_layout
+from glm_export.sessions.session import Tensors, call_layout
 from glm_export.sessions.tensorrt.session import EngineSession, load_onto_device
 from glm_export.sessions.tensorrt.step import LoadedEngine
 from glm_export.sessions.torch import TorchSession
@@ -48,8 +54,8 @@ OURS, POLYGRAPHYS = "tensorrt", "polygraphy's TrtRunner"
 
 def check_engine(
     engine: Engine,
-    against: Checkpoint | OnnxProgram,
-    reference_dtype: str = "float32",
+    against: Checkpoint | OnnxProgram | SavedRun,
+    options: CheckOptions | None = None,
     *,
     loaded: LoadedEngine | None = None,
     polygraphy: bool = True,
@@ -58,8 +64,9 @@ def check_engine(
 
     Args:
         engine: from :func:`glm_export.artifacts.engine.load_engine`.
-        against: the checkpoint, run by PyTorch with the rounding of the engine's recipe; or the exported folder.
-        reference_dtype: of a checkpoint's reference.
+        against: the checkpoint, run by PyTorch with the rounding of the engine's recipe; the exported folder; or a run
+            that was saved of either, which asks its own cases.
+        options: of them the reference's dtype, the tolerance, and where the run is saved.
         loaded: the engine in device memory, if it is.
         polygraphy: run the cases through Polygraphy's own runner, too (not bfloat16, which numpy has not).
 
@@ -67,24 +74,30 @@ def check_engine(
         InputError: the engine was made of something else.
         EnvironmentMissingError: the engine will not load here.
     """
-    program, limits = engine.program, engine.limits
+    program, limits, options = engine.program, engine.limits, options or CheckOptions()
     recipe = recipe_of(program)
-    looser = max(program.dtype, reference_dtype, key=TOLERANCES.__getitem__)
     tolerance = recipe.tolerance_for(experts=program.config.experts is not None) if recipe else 0.0
+    tolerance = tolerance if options.tolerance is None else options.tolerance
+    if options.save_run is not None:
+        require_writable(Path(options.save_run), force=False)
+    not_asked: tuple[str, ...] = ()
     with ExitStack() as stack:
         loaded = loaded or load_onto_device(engine)
         candidate = stack.enter_context(EngineSession(engine, loaded))
-        reference, name = _reference(engine, against, reference_dtype)
-        stack.enter_context(reference)
-        require_same_beginning(reference, candidate, cache_dtype(program, reference_dtype))
-        canonical = canonical_of(program)
-        cases = parity_cases(
-            reference, program.config, canonical, program.signature.cache, limits.max_context,
-            rows=limits.max_batch, tokens=limits.prefill_tokens,
-        )  # fmt: skip
-        # What an integer cache keeps of a past, so that both sides begin from the same.
-        cases = [replace(case, tensors=candidate.layout.rounded_past(case.tensors)) for case in cases]
-        runners = [ReferenceRunner(reference, program, canonical, name), SessionRunner(OURS, candidate, canonical)]
+        side = _reference(engine, against, options.reference_dtype, stack)
+        reference, canonical = side.said_by, canonical_of(program)
+        looser = max(program.dtype, side.dtype, key=TOLERANCES.__getitem__)
+        if isinstance(reference, SavedRun):
+            cases, not_asked = askable(reference.cases, program.signature)
+        else:
+            require_same_beginning(reference, candidate, cache_dtype(program, side.dtype))
+            cases = parity_cases(
+                reference, program.config, canonical, program.signature.cache, limits.max_context,
+                rows=limits.max_batch, tokens=limits.prefill_tokens,
+            )  # fmt: skip
+            # What an integer cache keeps of a past, so that both sides begin from the same.
+            cases = [replace(case, tensors=candidate.layout.rounded_past(case.tensors)) for case in cases]
+        runners = [ReferenceRunner(reference, program, canonical, side.name), SessionRunner(OURS, candidate, canonical)]
         if polygraphy and program.dtype in NUMPY_DTYPES:
             theirs = stack.enter_context(PolygraphySession(engine, loaded))
             runners.append(SessionRunner(POLYGRAPHYS, theirs, canonical))
@@ -94,15 +107,22 @@ def check_engine(
         first, *others = (
             compare_runs(RunResults([results[0], other]), names, looser, tolerance, real) for other in list(results)[1:]
         )
-        decode, named = token_text(reference), [(case.name, case.tensors) for case in cases]
-        greedy = greedy_agreement(
-            reference, candidate, rows=limits.max_batch, max_tokens=limits.max_context, decode=decode
-        )
+        both = RunResults(list(results)[:2])
+        named = [(case.name, case.tensors) for case in cases]
+        if options.save_run is not None:
+            save_sides(Path(options.save_run), side, program, both, cases)
+        greedy, decode = None, token_text(candidate)
+        if not isinstance(reference, SavedRun):
+            decode = token_text(reference)
+            greedy = greedy_agreement(
+                reference, candidate, rows=limits.max_batch, max_tokens=limits.max_context, decode=decode
+            )
         lost = candidate_not_finite(first, candidate)
     usual_bound = recipe.usual_for(program.config) if recipe is not None and looser == "float32" else None
     return CheckReport(
-        parity=first, greedy_equal=greedy.equal, greedy_total=greedy.total, recipe=program.recipe,
-        usual_bound=usual_bound, others=tuple(others), not_finite=lost, greedy=greedy,
+        parity=first, recipe=program.recipe,
+        greedy_equal=greedy.equal if greedy else 0, greedy_total=greedy.total if greedy else 0,
+        usual_bound=usual_bound, others=tuple(others), not_finite=lost, greedy=greedy, not_asked=not_asked,
         tokens=token_parity(results, named, decode),
         positions=position_errors(results, named),
     )  # fmt: skip
@@ -114,12 +134,17 @@ def canonical_of(program: OnnxProgram) -> Signature:
     return decoder_signature(program.config, dtype=dtype, logits=program.logits)
 
 
-def _reference(engine: Engine, against: Checkpoint | OnnxProgram, dtype: str) -> tuple[Session, str]:
+def _reference(engine: Engine, against: Checkpoint | OnnxProgram | SavedRun, dtype: str, stack: ExitStack) -> Reference:
     import torch
 
+    if isinstance(against, SavedRun):
+        require_same_sizes(engine.program.config, against.config, f"{engine.folder} and {against.folder}")
+        return Reference(said_by=against, name=f"{against.name}, saved", dtype=against.dtype, recipe=against.recipe)
     if isinstance(against, OnnxProgram):
         require_same_program(engine, against)
-        return OrtSession(against), "onnxruntime"
+        session = stack.enter_context(OrtSession(against))
+        # An engine computes what its program does: its dtype's bound is for both.
+        return Reference(said_by=session, name="onnxruntime", dtype=dtype, recipe=against.recipe)
     require_same_checkpoint(engine.program, against)
     recipe = recipe_of(engine.program)
     if recipe is not None and recipe.rounding == "gptq":
@@ -127,7 +152,8 @@ def _reference(engine: Engine, against: Checkpoint | OnnxProgram, dtype: str) ->
             f"the integers of {recipe.name} are in the exported folder {engine.folder} was built of; check against that"
         )
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return TorchSession(against, dtype, device, quantization_of(engine.program)), "pytorch"
+    torch_session = stack.enter_context(TorchSession(against, dtype, device, quantization_of(engine.program)))
+    return Reference(said_by=torch_session, name="pytorch", dtype=dtype, recipe=engine.program.recipe)
 
 
 def require_same_program(engine: Engine, program: OnnxProgram) -> None:

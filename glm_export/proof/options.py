@@ -15,6 +15,8 @@ class CheckKeywords(TypedDict, total=False):
     reference_dtype: str
     layers: bool
     evidence: str | None
+    save_run: str | None
+    tolerance: float | None
 
 
 @listed
@@ -32,4 +34,12 @@ class CheckOptions:
     evidence: str | None = field(
         default=None,
         metadata=described("New folder for the first node that differs, with its inputs, as Polygraphy runs it."),
+    )
+    save_run: str | None = field(
+        default=None,
+        metadata=described("New folder for what both sides said; --against it compares later, on any machine."),
+    )
+    tolerance: float | None = field(
+        default=None,
+        metadata=described("Allowed difference, as a share of the largest value; its dtype's where left out."),
     )

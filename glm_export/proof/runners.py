@@ -16,10 +16,10 @@ from polygraphy.logger import G_LOGGER
 from glm_export.artifacts.program import OnnxProgram
 from glm_export.inputs.call_layout import without_padding
 from glm_export.proof.cases import Case
+from glm_export.proof.sides.foreign import FOREIGN
 from glm_export.sessions.onnxruntime.runtime import stopping_in_one_line
 from glm_export.sessions.onnxruntime.session import OrtSession
-from glm_export.sessions.session import Session, Tensors
-from glm_export.sessions.torch import TorchSession
+from glm_export.sessions.session import Tensors
 from glm_export.spec.signature import LOGITS, Signature, decoder_signature
 
 
@@ -59,7 +59,7 @@ class SessionRunner(BaseRunner):  # type: ignore[misc]  # polygraphy has no type
 class ReferenceRunner(SessionRunner):
     """The reference, saying as much as the program does: its logits, and padding only where it has any."""
 
-    def __init__(self, session: Session, program: OnnxProgram, signature: Signature, name: str = "pytorch") -> None:
+    def __init__(self, session: Runs, program: OnnxProgram, signature: Signature, name: str = "pytorch") -> None:
         super().__init__(name, session, signature)
         self._program = program
 
@@ -67,24 +67,45 @@ class ReferenceRunner(SessionRunner):
         outputs = self._session.run(tensors)
         if self._program.signature.last_logits_only:
             outputs[LOGITS] = outputs[LOGITS][:, -1:]
-        return without_padding(outputs, tensors) if self._program.signature.own_lengths else outputs
+        return without_padding(outputs, tensors) if says_no_padding(self._program) else outputs
 
 
-def run_both(reference: TorchSession, program: OnnxProgram, candidate: OrtSession, cases: Sequence[Case]) -> RunResults:
+class ForeignRunner(SessionRunner):
+    """Another tool's program: what it has for padding is its own affair."""
+
+    def _outputs(self, tensors: Tensors) -> Tensors:
+        return without_padding(super()._outputs(tensors), tensors)
+
+
+def says_no_padding(program: OnnxProgram) -> bool:
+    """Whether a program's outputs are compared with 0 in place of padding."""
+    return program.signature.own_lengths or program.dialect == FOREIGN
+
+
+def run_both(
+    reference: Runs, program: OnnxProgram, candidate: OrtSession, cases: Sequence[Case], name: str = "pytorch"
+) -> RunResults:
     """Record both runs; Polygraphy calls each runner once a case.
 
     Raises:
         ComparisonFailedError: the program stops inside; the message names the node.
     """
     signature = canonical_signature(candidate.program)
-    own = SessionRunner("onnxruntime", candidate, signature)
+    own = (ForeignRunner if program.dialect == FOREIGN else SessionRunner)("onnxruntime", candidate, signature)
     # Where the program's layout is the canonical one, Polygraphy runs it without our session between.
     runners = [
-        ReferenceRunner(reference, program, signature),
-        OnnxrtRunner(lambda: candidate.runtime, name="onnxruntime") if candidate.layout.is_canonical else own,
+        ReferenceRunner(reference, program, signature, name),
+        OnnxrtRunner(lambda: candidate.runtime, name="onnxruntime") if _is_canonical(candidate, signature) else own,
     ]
     with G_LOGGER.verbosity(G_LOGGER.CRITICAL), stopping_in_one_line():
         return Comparator.run(runners, data_loader=[case.tensors for case in cases])
+
+
+def _is_canonical(candidate: OrtSession, signature: Signature) -> bool:
+    """Whether the program is called by the canonical names and no others."""
+    taken = {spec.name for spec in candidate.program.signature.inputs}
+    ours = candidate.program.dialect != FOREIGN
+    return ours and candidate.layout.is_canonical and taken == {spec.name for spec in signature.inputs}
 
 
 def canonical_signature(program: OnnxProgram) -> Signature:

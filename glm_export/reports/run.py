@@ -10,9 +10,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from glm_export.artifacts.engine import Engine
+from glm_export.artifacts.engine import Engine, load_engine
 from glm_export.artifacts.manifest import ENGINE_MANIFEST, MANIFEST, SIGNATURE
-from glm_export.artifacts.program import OnnxProgram
+from glm_export.artifacts.open import Kind, kind_of
+from glm_export.artifacts.program import OnnxProgram, load_program
 from glm_export.checkpoints.checkpoint import Checkpoint
 from glm_export.machine.facts import Machine, this_machine
 from glm_export.machine.memory import PROCESSORS, kernel_fields
@@ -117,6 +118,19 @@ def subject_of(opened: OnnxProgram | Engine | Checkpoint, name: str) -> Subject:
     # Hashing gigabytes would take longer than the verb.
     told = ("fingerprint of config.json and 64 places of each weight file", opened.identity.fingerprint())
     return Subject(name=name, facts=facts, hashes=(told,), signature=signature_of(opened.folder))
+
+
+def side_subject(side: Path, against: str) -> Subject:
+    """What a check was asked about: a folder of ours, another's ONNX file, or a saved run.
+
+    Args:
+        side: as it was given.
+        against: what it was held to, as it was given.
+    """
+    kind = kind_of(side)
+    if kind in (Kind.PROGRAM, Kind.ENGINE):
+        return program_subject(load_engine(side) if kind is Kind.ENGINE else load_program(side), against)
+    return Subject(name=str(side), against=against, facts=(Fact(name="held to", value=against),))
 
 
 def program_subject(exported: OnnxProgram | Engine, against: str | None = None) -> Subject:

@@ -36,7 +36,9 @@ if TYPE_CHECKING:  # these need torch; showing what they made does not
 
 @click.command()
 @click.argument("program", type=FOLDER)
-@click.option("--against", required=True, help="The checkpoint it is of, or `demo`; for an engine also its program.")
+@click.option(
+    "--against", required=True, help="The checkpoint it is of, or `demo`; an exported folder, or a saved run."
+)
 @flags(CheckOptions)
 @adapter_option
 @json_option("Print the report as JSON.")
@@ -53,7 +55,8 @@ def check(
 ) -> None:
     """Prove the exported PROGRAM, or an engine, equal to PyTorch; exit 1 where it is not.
 
-    An engine can be held to the exported folder it was built of as well, in ONNX Runtime.
+    PROGRAM may also be an ONNX file that another tool exported, or a run that was saved; and what it is held to an
+    exported folder, or a saved run.
     """
     from glm_export import api
     from glm_export.reports.files import asked_report
@@ -65,11 +68,10 @@ def check(
     with ProgressBars(MESSAGES) as bars:
         found = api.check(program, reference, CheckOptions(**options), progress=bars)
     if asked is not None:
-        from glm_export.reports.run import program_subject
+        from glm_export.reports.run import side_subject
         from glm_export.reports.verbs.check import check_report
 
-        subject = program_subject(api.open_exported(program), against)
-        asked.write(check_report(found, subject, asked.stopwatch.run()))
+        asked.write(check_report(found, side_subject(program, against), asked.stopwatch.run()))
     if as_json:
         click.echo(json.dumps(found.to_json(), indent=2))
     else:
@@ -100,8 +102,11 @@ def show_parity(console: Console, report: CheckReport) -> None:
         console.print(f"first output beyond tolerance: {first.output} in case {first.case!r}")
     if report.not_finite is not None:
         console.print(report.not_finite, soft_wrap=True, markup=False)
+    for line in report.not_asked:
+        console.print(f"not asked: {line}", soft_wrap=True, markup=False)
+    if report.greedy_total:
+        console.print(f"greedy tokens equal: {report.greedy_equal} of {report.greedy_total}")
     console.print(
-        f"greedy tokens equal: {report.greedy_equal} of {report.greedy_total}\n"
         f"smallest passing tolerance: {parity.required_tolerance:.1e} of an output's largest value "
         f"({parity.outputs[0].tolerance:.0e} allowed)"
     )

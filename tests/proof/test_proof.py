@@ -108,9 +108,13 @@ def test_a_damaged_config_is_not_called_another_family(chatglm2_copy: Path, tmp_
         api.check(program, chatglm2_copy)
 
 
-def test_a_program_is_no_checkpoint(exported: Callable[[str], OnnxProgram]) -> None:
+def test_a_program_is_held_to_a_program_as_it_is(exported: Callable[[str], OnnxProgram]) -> None:
+    report = api.check(exported("chatglm2"), exported("chatglm2").folder)
+    assert report.passed
+    assert report.parity.required_tolerance == 0
+    assert report.parity.reference == "onnxruntime of chatglm2"
     with pytest.raises(InputError, match="exported folder"):
-        api.check(exported("chatglm2"), exported("chatglm2").folder)
+        api.load_session(api.open_checkpoint(exported("chatglm2").folder))
 
 
 # -- comparing recorded runs ------------------------------------------------------------------------
