@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from glm_export.calibration.corpus.load import load_corpus
+from glm_export.checkpoints.checkpoint import Checkpoint
 from glm_export.errors import ComparisonFailedError
 from glm_export.generation.finite import way_out
 from glm_export.inputs.feeds import Feeds
 from glm_export.inputs.prompts import Prompt, prefill_feeds
 from glm_export.proof.compare import EmptyComparisonError
-from glm_export.sessions.session import Session, Tensors
+from glm_export.proof.options import CheckOptions
+from glm_export.sessions.session import SessionDescription, Tensors
 from glm_export.spec.config import GlmConfig
 from glm_export.spec.signature import (
     BATCH,
@@ -27,6 +30,8 @@ from glm_export.spec.signature import (
 SINGLE_PROMPT, BATCH_PROMPTS = 33, (17, 9, 2)
 """Tokens of the prompts compared."""
 RANDOM_PAST_BYTES = 256 << 20
+LONGEST_TEXT = 256
+"""Tokens of a text that is compared: logits of each are held on both sides."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,8 +42,23 @@ class Case:
     tensors: Tensors
 
 
+class SpeaksAlone(Protocol):
+    """What pasts are asked of: a session, or a model that is one layer at a time."""
+
+    config: GlmConfig
+
+    def run(self, tensors: Tensors) -> Tensors:
+        """One call with the cache handed in and out."""
+
+    def first_past(self, rows: int) -> Tensors:
+        """What a batch begins with."""
+
+    def describe(self) -> SessionDescription:
+        """Which runtime it is."""
+
+
 def parity_cases(
-    reference: Session,
+    reference: SpeaksAlone,
     config: GlmConfig,
     signature: Signature,
     cache: Cache = Cache.GROWING,
@@ -115,6 +135,33 @@ def _behind_random_past(
     )
 
 
+def text_cases(
+    checkpoint: Checkpoint, options: CheckOptions, signature: Signature, reference: SpeaksAlone, most_tokens: int
+) -> list[Case]:
+    """Prompts of a corpus, each read at once.
+
+    Args:
+        checkpoint: whose tokenizer reads the text.
+        options: which corpus, and how much of it.
+        signature: the canonical one.
+        reference: has what a batch begins with.
+        most_tokens: of a prompt.
+
+    Raises:
+        InputError: the corpus cannot be read.
+    """
+    config = checkpoint.config
+    length = min(LONGEST_TEXT, most_tokens - config.prefix_length)
+    corpus = load_corpus(
+        str(options.corpus), checkpoint.tokenizer, config, sequence_length=length, max_samples=options.max_samples
+    )
+    prompts = [prefill_feeds([sample.prompt], config) for sample in corpus.samples]
+    return [
+        Case(name=f"text {number}", tensors=_tensors(reference, signature, None, feeds))
+        for number, feeds in enumerate(prompts, 1)
+    ]
+
+
 def random_prompt(random: np.random.Generator, length: int, config: GlmConfig) -> Prompt:
     """Random ids; for a prefix family two thirds are context, and the written part stands for a place within it."""
     ids = tuple(int(i) for i in random.integers(0, config.vocab_size, length))
@@ -124,7 +171,7 @@ def random_prompt(random: np.random.Generator, length: int, config: GlmConfig) -
     return Prompt(ids=ids, context_length=context, mask_position=int(random.integers(0, context)))
 
 
-def _tensors(reference: Session, signature: Signature, past: Feeds | None, feeds: Feeds) -> Tensors:
+def _tensors(reference: SpeaksAlone, signature: Signature, past: Feeds | None, feeds: Feeds) -> Tensors:
     layers = range(reference.config.num_layers)
     cache_dtype = np.dtype(signature.input(past_names(0)[0]).dtype)
     beginning = {name: array.astype(cache_dtype) for name, array in reference.first_past(feeds.batch).items()}
@@ -136,7 +183,7 @@ def _tensors(reference: Session, signature: Signature, past: Feeds | None, feeds
     return {name: _kept(array, cache_dtype, reference) for name, array in tensors.items()}
 
 
-def _kept(array: NDArray[np.generic], dtype: np.dtype[Any], reference: Session) -> NDArray[np.generic]:
+def _kept(array: NDArray[np.generic], dtype: np.dtype[Any], reference: SpeaksAlone) -> NDArray[np.generic]:
     """A past as the program keeps it; other inputs as they are."""
     if array.dtype.kind != "f":
         return array

@@ -18,13 +18,14 @@ from glm_export.calibration import recipes
 from glm_export.calibration.keep import KEPT
 from glm_export.calibration.quantization import Quantization
 from glm_export.checkpoints.checkpoint import Checkpoint
-from glm_export.errors import ComparisonFailedError
+from glm_export.errors import ComparisonFailedError, InputError
 from glm_export.generation.finite import way_out
 from glm_export.inputs.call_layout import OwnLengths, without_padding
 from glm_export.progress import Progress
-from glm_export.proof.cases import Case, parity_cases
+from glm_export.proof.cases import Case, parity_cases, text_cases
 from glm_export.proof.company import CompanyReport, measure_company, outlier_token
 from glm_export.proof.compare import BEGINNING_TOLERANCES, TOLERANCES, ParityReport, compare_runs
+from glm_export.proof.controls import Control, Question, run_controls
 from glm_export.proof.layers.examine import LayersReport, examine_layers
 from glm_export.proof.layers.reference import LayeredReference
 from glm_export.proof.measures.greedy import GreedyReport, greedy_agreement, token_text
@@ -67,6 +68,8 @@ class CheckReport:
     greedy: GreedyReport | None = None
     """The texts that ``greedy_equal`` of ``greedy_total`` was counted on."""
 
+    controls: tuple[Control, ...] = ()
+    """Broken variants that were asked the same, and must fail."""
     not_asked: tuple[str, ...] = ()
     """Cases of a saved run that the program cannot be asked, and why."""
     layers: LayersReport | None = None
@@ -86,6 +89,7 @@ class CheckReport:
         within = self.parity.passed and all(other.passed for other in self.others)
         within = within and (self.usual_bound is None or self.usual <= self.usual_bound)
         within = within and (self.company is None or self.company.passed)
+        within = within and all(control.noticed for control in self.controls)
         exact = self.parity.dtype == "float32" and self.recipe is None
         return within and (not exact or self.greedy_equal == self.greedy_total)
 
@@ -99,7 +103,8 @@ class CheckReport:
             "tokens": [token.to_json() for token in self.tokens],
             "positions": [output.to_json() for output in self.positions],
             "greedy": None if self.greedy is None else self.greedy.to_json(),
-            "not_asked": list(self.not_asked), "layers": None if self.layers is None else self.layers.to_json(),
+            "controls": [control.to_json() for control in self.controls], "not_asked": list(self.not_asked),
+            "layers": None if self.layers is None else self.layers.to_json(),
         }  # fmt: skip
 
 
@@ -128,6 +133,8 @@ def check(
         EnvironmentMissingError: no runtime here can load the program.
     """
     options = options or CheckOptions()
+    if options.corpus is not None and not isinstance(against, Checkpoint):
+        raise InputError("--corpus needs a checkpoint's tokenizer; give a checkpoint --against, or leave it out")
     for folder in (options.evidence, options.save_run):
         if folder is not None:
             require_writable(Path(folder), force=False)
@@ -144,6 +151,10 @@ def check(
             longest = signature.static_length if signature.cache is Cache.STATIC else 0
             canonical = canonical_signature(candidate.program)
             cases = parity_cases(reference.said_by, program.config, canonical, signature.cache, longest)
+            if options.corpus is not None and isinstance(against, Checkpoint):
+                cases += text_cases(
+                    against, options, canonical, reference.said_by, longest or program.config.max_columns
+                )
             cases = [replace(case, tensors=candidate.layout.rounded_past(case.tensors)) for case in cases]
         report = replace(_compare(reference, program, candidate, cases, options), not_asked=not_asked)
     if not isinstance(against, Checkpoint) or (report.passed and not options.layers):
@@ -170,6 +181,10 @@ def _compare(
     real = [OwnLengths.of(case.tensors) for case in cases]
     parity = compare_runs(results, [case.name for case in cases], looser, tolerance, real)
     lost = candidate_not_finite(parity, candidate)
+    controls: tuple[Control, ...] = ()
+    if options.control:
+        question = Question(results=results, cases=cases, program=program, dtype=looser, tolerance=tolerance)
+        controls = run_controls(question, candidate, candidate.layout)
     named = [(case.name, case.tensors) for case in cases]
     greedy, company, decode = None, None, token_text(candidate)
     if not isinstance(said_by, SavedRun):
@@ -187,6 +202,7 @@ def _compare(
         not_finite=lost,
         company=company,
         greedy=greedy,
+        controls=controls,
         tokens=token_parity(results, named, decode),
         positions=position_errors(results, named),
     )

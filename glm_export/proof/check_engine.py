@@ -32,6 +32,7 @@ from glm_export.proof.check import (
     save_sides,
 )
 from glm_export.proof.compare import TOLERANCES, compare_runs
+from glm_export.proof.controls import Control, Question, run_controls
 from glm_export.proof.measures.greedy import greedy_agreement, token_text
 from glm_export.proof.measures.positions import position_errors
 from glm_export.proof.measures.tokens import token_parity
@@ -118,11 +119,16 @@ def check_engine(
                 reference, candidate, rows=limits.max_batch, max_tokens=limits.max_context, decode=decode
             )
         lost = candidate_not_finite(first, candidate)
+        controls: tuple[Control, ...] = ()
+        if options.control:
+            question = Question(results=both, cases=cases, program=program, dtype=looser, tolerance=tolerance)
+            controls = run_controls(question, candidate)
     usual_bound = recipe.usual_for(program.config) if recipe is not None and looser == "float32" else None
     return CheckReport(
         parity=first, recipe=program.recipe,
         greedy_equal=greedy.equal if greedy else 0, greedy_total=greedy.total if greedy else 0,
         usual_bound=usual_bound, others=tuple(others), not_finite=lost, greedy=greedy, not_asked=not_asked,
+        controls=controls,
         tokens=token_parity(results, named, decode),
         positions=position_errors(results, named),
     )  # fmt: skip

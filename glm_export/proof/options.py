@@ -13,7 +13,11 @@ class CheckKeywords(TypedDict, total=False):
     """The fields of :class:`CheckOptions`, as keywords."""
 
     reference_dtype: str
+    corpus: str | None
+    max_samples: int
+    control: bool
     layers: bool
+    layer_by_layer: bool
     evidence: str | None
     save_run: str | None
     tolerance: float | None
@@ -28,8 +32,19 @@ class CheckOptions:
         default="float32",
         metadata=described("Of PyTorch; the checkpoint's own needs no copy of its weights.", choices=DTYPES),
     )
+    corpus: str | None = field(
+        default=None,
+        metadata=described("Also compare its texts: default, poems, technical, or a .txt or .jsonl file."),
+    )
+    max_samples: int = field(default=4, metadata=described("Texts of the corpus that are compared.", least=1))
+    control: bool = field(
+        default=False, metadata=described("Also run broken variants, which must fail; says what each reads.")
+    )
     layers: bool = field(
         default=False, metadata=described("Compare layer by layer, too; done unasked where the check fails.")
+    )
+    layer_by_layer: bool = field(
+        default=False, metadata=described("Both sides in the memory of one layer: for models that do not fit.")
     )
     evidence: str | None = field(
         default=None,

@@ -64,10 +64,7 @@ class ReferenceRunner(SessionRunner):
         self._program = program
 
     def _outputs(self, tensors: Tensors) -> Tensors:
-        outputs = self._session.run(tensors)
-        if self._program.signature.last_logits_only:
-            outputs[LOGITS] = outputs[LOGITS][:, -1:]
-        return without_padding(outputs, tensors) if says_no_padding(self._program) else outputs
+        return as_the_program_says(self._session.run(tensors), tensors, self._program)
 
 
 class ForeignRunner(SessionRunner):
@@ -75,6 +72,13 @@ class ForeignRunner(SessionRunner):
 
     def _outputs(self, tensors: Tensors) -> Tensors:
         return without_padding(super()._outputs(tensors), tensors)
+
+
+def as_the_program_says(outputs: Tensors, tensors: Tensors, program: OnnxProgram) -> Tensors:
+    """A call's whole outputs, as little of them as a program says: its logits, and 0 for padding where it has none."""
+    if program.signature.last_logits_only:
+        outputs = outputs | {LOGITS: outputs[LOGITS][:, -1:]}
+    return without_padding(outputs, tensors) if says_no_padding(program) else outputs
 
 
 def says_no_padding(program: OnnxProgram) -> bool:

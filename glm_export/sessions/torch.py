@@ -156,7 +156,7 @@ class TorchSession(Session):
         self._prompt_model = self.model
         if quantization is not None and quantization.recipe.prompt is not None:
             self._prompt_model = load_reference(checkpoint, dtype, quantization, PROMPT_TOKENS + 1).to(device)
-        self.initial_cache = _initial_cache(checkpoint, quantization)
+        self.initial_cache = initial_cache_of(checkpoint, quantization)
         self.cache = self.new_cache()
         self._recipe = quantization.recipe if quantization is not None else None
 
@@ -226,7 +226,7 @@ class TorchSession(Session):
         del self.model, self._prompt_model
 
 
-def _initial_cache(checkpoint: Checkpoint, quantization: Quantization | None) -> InitialCache | None:
+def initial_cache_of(checkpoint: Checkpoint, quantization: Quantization | None) -> InitialCache | None:
     """The prefix, rounded as a program that keeps integers has it."""
     pairs = checkpoint.initial_cache
     if pairs is None:

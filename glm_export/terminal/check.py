@@ -122,6 +122,11 @@ def show_parity(console: Console, report: CheckReport) -> None:
             console.print(company.advice, soft_wrap=True, markup=False)
     for other in report.others:
         console.print(f"{other.candidate}: smallest passing tolerance {other.required_tolerance:.1e}")
+    for control in report.controls:
+        noticed = "fails, as it must" if control.noticed else "NOT NOTICED: passing this check proves too little"
+        console.print(
+            f"control, {control.name}: {control.needed:.1e} in case {control.case!r}: {noticed}", soft_wrap=True
+        )
     for line in report.layers.sentences() if report.layers is not None else ():
         console.print(line, soft_wrap=True, markup=False)
     console.print("[bold green]PASSED[/]" if report.passed else "[bold red]FAILED[/]")

@@ -16,7 +16,7 @@ from glm_export.proof.layers.evidence import save_evidence
 from glm_export.proof.layers.guilty import GuiltyNode, find_node, first_guilty
 from glm_export.proof.layers.program import SlicedProgram
 from glm_export.proof.layers.reference import LayeredReference
-from glm_export.proof.layers.walk import SliceError, walk
+from glm_export.proof.layers.walk import SliceError, Walked, walk
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,8 +101,29 @@ def examine_layers(
         return LayersReport(tolerance=tolerance, uncut=str(error))
     with sliced:
         walked = walk(reference, sliced, cases, progress)
-        first = first_guilty(walked.errors, tolerance)
-        node = None if first is None else find_node(reference, sliced, cases, walked, first, tolerance)
-        command = save_evidence(sliced.model, node, tolerance, evidence) if node and evidence else None
+        return judge_layers(reference, sliced, cases, walked, tolerance, evidence)
+
+
+def judge_layers(
+    reference: LayeredReference,
+    sliced: SlicedProgram,
+    cases: Sequence[Case],
+    walked: Walked,
+    tolerance: float,
+    evidence: Path | None = None,
+) -> LayersReport:
+    """What a walk shows: the first guilty layer, and its node, which is looked for.
+
+    Args:
+        reference: one layer at a time.
+        sliced: the program.
+        cases: that were walked.
+        walked: the errors.
+        tolerance: of one slice's outputs, as a share of the largest value.
+        evidence: a new folder for the node, where one is found.
+    """
+    first = first_guilty(walked.errors, tolerance)
+    node = None if first is None else find_node(reference, sliced, cases, walked, first, tolerance)
+    command = save_evidence(sliced.model, node, tolerance, evidence) if node and evidence else None
     saved = None if command is None else f"cd {shlex.quote(str(evidence))} && {command}"
     return LayersReport(tolerance=tolerance, errors=walked.errors, first=first, node=node, command=saved)

@@ -20,8 +20,17 @@ from glm_export.checkpoints.checkpoint import Checkpoint
 from glm_export.graphs.patterns.rotary import Rotation
 from glm_export.modeling import Layer
 from glm_export.sessions.reference_weights import ReferenceWeights
-from glm_export.sessions.session import Tensors
-from glm_export.spec.signature import ATTENTION_MASK, INPUT_IDS, POSITION_IDS, past_names
+from glm_export.sessions.session import SessionDescription, Tensors
+from glm_export.sessions.torch import initial_cache_of
+from glm_export.spec.signature import (
+    ATTENTION_MASK,
+    INPUT_IDS,
+    LOGITS,
+    POSITION_IDS,
+    Cache,
+    past_names,
+    present_names,
+)
 from glm_export.spec.weight_formats import PROMPT_TOKENS
 
 HEAD_MODULES = ("final_norm", "head")
@@ -64,6 +73,7 @@ class LayeredReference:
         self._prompt_weights = prompts or self._weights
         for weights in {id(w): w for w in (self._weights, self._prompt_weights)}.values():
             weights.simulate()
+        self._initial = initial_cache_of(checkpoint, quantization)
         self._embeddings()
 
     def _embeddings(self) -> None:
@@ -85,6 +95,36 @@ class LayeredReference:
         past = tensors[past_names(0)[0]].shape[2]
         hidden_BSH, rotary, mask_B1ST = self._weights.model.embed(ids, mask, positions, past)
         return LayerCall(tensors=tensors, rotary=rotary, mask_B1ST=mask_B1ST, dtype=self.dtype), hidden_BSH
+
+    def run(self, tensors: Tensors) -> Tensors:
+        """One call through all layers, by the names of the canonical signature."""
+        call, hidden_BSH = self.enter(tensors)
+        found: Tensors = {}
+        for index in range(self.config.num_layers):
+            with self.layer(index, tensors[INPUT_IDS].size) as layer:
+                hidden_BSH, present = layer(hidden_BSH, call.rotary, call.mask_B1ST, call.past(index))
+            found |= zip(present_names(index), map(numpy_of, present), strict=True)
+        return {LOGITS: self.logits([hidden_BSH])[0]} | found
+
+    def first_past(self, rows: int) -> Tensors:
+        """What a batch begins with, ``[B, K, P, D]``: the model's prefix, or nothing."""
+        config, initial = self.config, self._initial
+        names = [name for layer in range(config.num_layers) for name in past_names(layer)]
+        if initial is None:
+            return {name: np.zeros((rows, config.kv_heads, 0, config.head_dim), np.float32) for name in names}
+        return {name: np.repeat(initial.arrays[name], rows, axis=0) for name in names}
+
+    def describe(self) -> SessionDescription:
+        """PyTorch on the processor."""
+        return SessionDescription(
+            runtime="pytorch",
+            version=torch.__version__,
+            device="cpu",
+            dialect=None,
+            dtype=self.dtype_name,
+            cache=Cache.GROWING,
+            threads=torch.get_num_threads(),
+        )
 
     @contextmanager
     def layer(self, index: int, tokens: int = 1) -> Iterator[Layer]:

@@ -12,6 +12,7 @@ from glm_export.errors import InputError
 from glm_export.progress import Progress
 from glm_export.proof.check import CheckReport, check, check_saved
 from glm_export.proof.check_engine import check_engine
+from glm_export.proof.layers.check_layers import check_layer_by_layer
 from glm_export.proof.options import CheckOptions
 from glm_export.proof.origin import open_origin
 from glm_export.proof.sides.foreign import find_onnx, foreign_program
@@ -50,7 +51,11 @@ def check_sides(
         return check_engine(opened, other, options)
     if isinstance(opened, Path):
         opened = foreign_program(opened, other.config)
-    return check(opened, other, options, progress)
+    if not options.layer_by_layer:
+        return check(opened, other, options, progress)
+    if not isinstance(other, Checkpoint) or options.save_run is not None:
+        raise InputError("--layer-by-layer is against a checkpoint, and saves no run; leave it out")
+    return check_layer_by_layer(opened, other, options, progress)
 
 
 def open_candidate(source: str | Path | OnnxProgram | Engine) -> Candidate:
