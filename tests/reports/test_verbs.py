@@ -79,7 +79,10 @@ def test_a_failing_check_says_where(failing: CheckReport) -> None:
     assert report.passed is False
     assert {claim.name for claim in report.claims if claim.passed is False} == CASES | {"greedy texts"}
     assert "present.0.key in case prefill" in report.sentence or "logits in case prefill" in report.sentence
-    (heat, *_) = [item for item in report.sections[0].items if isinstance(item, HeatMap) and not item.folded]
+    layers, where = report.sections[:2]
+    assert (layers.key, where.key) == ("layers", "where")
+    assert layers.text[0] == "Layer layers.0 is the first whose own error is beyond the bound."
+    (heat, *_) = [item for item in where.items if isinstance(item, HeatMap) and not item.folded]
     assert "layer 0 is the first beyond the bound" in heat.alt
     assert heat.table.marked == set(range(len(heat.rows)))
     texts = [item for item in report.sections[-1].items if isinstance(item, Texts)]
@@ -131,8 +134,8 @@ LAYERS: dict[str, Any] = {
 
 
 def test_the_first_guilty_layer_has_a_place(failing: CheckReport) -> None:
-    report = check_report(failing, SUBJECT, RUN, layers=LAYERS)
-    section = report.sections[0]
+    section = layers_section(LAYERS)
+    report = replace(check_report(failing, SUBJECT, RUN), sections=(section,))
     assert (section.key, section.title) == ("layers", "First guilty layer")
     assert section.text == (
         "First guilty: 1, by its own error; those behind it are given what the reference gives them.",
@@ -146,7 +149,6 @@ def test_the_first_guilty_layer_has_a_place(failing: CheckReport) -> None:
     assert lines.table.marked == {1}
     assert heat.table.rows[1] == ("1", 0.3, 2)
     assert inputs.title == "What the node is given"
-    assert report.measured["layers"] == LAYERS
     assert "polygraphy run guilty.onnx" in page(report)
     alone = layers_section({"layers": [{"layer": "head", "error": 0.0}]})
     assert alone.text == ("No layer is beyond the bound.",)

@@ -18,6 +18,8 @@ from glm_export.proof.layers.program import SlicedProgram
 from glm_export.proof.layers.reference import LayeredReference
 from glm_export.proof.layers.walk import SliceError, Walked, walk
 
+AGREES = {True: "agrees", False: "differs", None: "not in the reference"}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayersReport:
@@ -67,7 +69,7 @@ def _of_node(node: GuiltyNode) -> list[str]:
     apart = "" if node.error is None else f", {node.error:.1e} from the reference's {node.expected!r}"
     told = [f"first node: {node.operator} {node.name}{apart}"]
     for value in node.inputs:
-        agrees = {True: "agrees", False: "differs", None: "not in the reference"}[value.agrees]
+        agrees = AGREES[value.agrees]
         agrees = "given" if value.given else agrees
         lost = f", {value.not_finite} not finite" if value.not_finite else ""
         shape = "x".join(map(str, value.shape)) or "scalar"

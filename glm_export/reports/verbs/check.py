@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from glm_export.proof.check import CheckReport
 from glm_export.proof.compare import PLANTED, REASONS, TOLERANCES, Reading
 from glm_export.reports.records import Claim, Report, figure
 from glm_export.reports.run import Run, Subject
-from glm_export.reports.verbs.layers import layers_section
+from glm_export.reports.verbs.layers import controls_section, layers_section, layers_values
 from glm_export.reports.verbs.positions import where_section
 from glm_export.reports.verbs.predictions import outputs_section, predictions_section, texts_section
 from glm_export.spec.batch_invariance import BatchInvariance
@@ -41,7 +40,6 @@ def check_report(
     run: Run,
     *,
     planted: Mapping[str, Reading] | None = None,
-    layers: Mapping[str, Any] | None = None,
 ) -> Report:
     """The findings of one ``check``.
 
@@ -50,11 +48,13 @@ def check_report(
         subject: what was examined.
         run: on what.
         planted: what claims read where a defect is planted, by their names, in place of those in ``compare.PLANTED``.
-        layers: what a search for the first guilty layer found, as plain values; see :func:`layers_section`.
     """
     parity = report.parity
     sections = [
-        layers_section(layers) if layers is not None else None,
+        layers_section(plain_layers(report.layers))
+        if report.layers is not None and report.layers.uncut is None
+        else None,
+        controls_section(report.controls) if report.controls else None,
         where_section(report.positions, parity.outputs[0].tolerance),
         outputs_section(parity.outputs),
         predictions_section(report.tokens),
@@ -73,7 +73,7 @@ def check_report(
         signature=subject.signature,
         environment=(*subject.facts, *run.facts()),
         hashes=subject.hashes,
-        measured=({"layers": dict(layers)} if layers is not None else {}) | report.to_json(),
+        measured=report.to_json(),
     )
 
 

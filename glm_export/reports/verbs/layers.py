@@ -1,10 +1,11 @@
-"""The section on the first guilty layer: what a walk through the layers found, given as plain values."""
+"""Sections on the first guilty layer, as a walk through the layers found it, and on what broken variants read."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from glm_export.proof.controls import Control
 from glm_export.reports.records import Column, Fact, HeatMap, Item, Lines, Section, Series, Table, figure
 
 NODE = ("operator", "name", "module", "slice", "case", "output", "expected", "error")
@@ -34,6 +35,21 @@ def layers_values(examined: Mapping[str, Any]) -> dict[str, Any]:
     first = examined.get("first")
     kept = {name: examined.get(name) for name in ("node", "uncut", "command")}
     return kept | {"layers": layers, "bound": examined.get("tolerance"), "first": first and first["slice"]}
+
+
+def controls_section(controls: Sequence[Control]) -> Section:
+    """What broken variants of the same side read, asked the same."""
+    rows = tuple((control.name, control.needed, control.bound, control.case) for control in controls)
+    columns = (
+        Column(name="variant", numeric=False),
+        Column(name="reads"),
+        Column(name="allowed"),
+        Column(name="in case", numeric=False),
+    )
+    missed = frozenset(place for place, control in enumerate(controls) if not control.noticed)
+    text = "Each must fail: a check that passes one proves too little."
+    table = Table(title="Broken variants", columns=columns, rows=rows, marked=missed)
+    return Section(key="controls", title="Controls", text=(text,), facts=(), items=(table,))
 
 
 def layers_section(layers: Mapping[str, Any]) -> Section:
