@@ -108,6 +108,8 @@ def walk(
         loaded = program.load(part)
         for state, tensors in zip(states, given, strict=True):
             errors.append(_compare(program, part, loaded, state, tensors))
+        # Before the next layer of either side is read: memory holds one.
+        del loaded
         advance(1)
     return Walked(
         errors=tuple(errors),
