@@ -205,10 +205,7 @@ def chat_message(
 ) -> Message:
     """As :func:`chat`, the reply as a message: its text, the tools it calls, what was thought before.
 
-    It can stand in the conversation as it is, followed by the tools' answers.
-
-    Raises:
-        InputError: the format cannot express the conversation, or it exceeds the context.
+    It can stand in the conversation as it is, followed by the tools' answers. Raises as that does.
     """
     prompt = session.tokenizer.chat(messages, tools=tools, documents=documents, options=options)
     ids = _reply(session, prompt, max_new_tokens, sampling)
@@ -234,9 +231,9 @@ def check(
 
     Args:
         program: an exported folder, an engine, an ONNX file of another tool, or a saved run.
-        against: its checkpoint, an exported folder, an ONNX file, or a saved run.
+        against: its checkpoint, or one of the same.
         options: how; None is the defaults.
-        family: of the checkpoint, where config.json leaves it open.
+        family: where config.json leaves it open.
         progress: shows how far it is.
         **keywords: options, in place of those.
     """
@@ -338,7 +335,7 @@ def quality(
 
     Args:
         program: an exported folder, or an engine.
-        against: the checkpoint it came from.
+        against: its checkpoint.
         options: on what, and what may be lost; None is the defaults.
         family: where config.json leaves it open.
         progress: shows how far it is.

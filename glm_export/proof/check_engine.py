@@ -22,7 +22,7 @@ from glm_export.artifacts.program import OnnxProgram
 from glm_export.checkpoints.checkpoint import Checkpoint
 from glm_export.errors import InputError
 from glm_export.inputs.call_layout import OwnLengths
-from glm_export.proof.cases import parity_cases
+from glm_export.proof.cases import Case, parity_cases
 from glm_export.proof.check import (
     CheckReport,
     cache_dtype,
@@ -81,23 +81,13 @@ def check_engine(
     tolerance = tolerance if options.tolerance is None else options.tolerance
     if options.save_run is not None:
         require_writable(Path(options.save_run), force=False)
-    not_asked: tuple[str, ...] = ()
     with ExitStack() as stack:
         loaded = loaded or load_onto_device(engine)
         candidate = stack.enter_context(EngineSession(engine, loaded))
         side = _reference(engine, against, options.reference_dtype, stack)
         reference, canonical = side.said_by, canonical_of(program)
         looser = max(program.dtype, side.dtype, key=TOLERANCES.__getitem__)
-        if isinstance(reference, SavedRun):
-            cases, not_asked = askable(reference.cases, program.signature)
-        else:
-            require_same_beginning(reference, candidate, cache_dtype(program, side.dtype))
-            cases = parity_cases(
-                reference, program.config, canonical, program.signature.cache, limits.max_context,
-                rows=limits.max_batch, tokens=limits.prefill_tokens,
-            )  # fmt: skip
-            # What an integer cache keeps of a past, so that both sides begin from the same.
-            cases = [replace(case, tensors=candidate.layout.rounded_past(case.tensors)) for case in cases]
+        cases, not_asked = _cases(side, engine, candidate, canonical)
         runners = [ReferenceRunner(reference, program, canonical, side.name), SessionRunner(OURS, candidate, canonical)]
         if polygraphy and program.dtype in NUMPY_DTYPES:
             theirs = stack.enter_context(PolygraphySession(engine, loaded))
@@ -132,6 +122,22 @@ def check_engine(
         tokens=token_parity(results, named, decode),
         positions=position_errors(results, named),
     )  # fmt: skip
+
+
+def _cases(
+    side: Reference, engine: Engine, candidate: EngineSession, canonical: Signature
+) -> tuple[list[Case], tuple[str, ...]]:
+    """What is asked, within the engine's limits; and of a saved run's cases which it cannot be."""
+    reference, program, limits = side.said_by, engine.program, engine.limits
+    if isinstance(reference, SavedRun):
+        return askable(reference.cases, program.signature)
+    require_same_beginning(reference, candidate, cache_dtype(program, side.dtype))
+    cases = parity_cases(
+        reference, program.config, canonical, program.signature.cache, limits.max_context,
+        rows=limits.max_batch, tokens=limits.prefill_tokens,
+    )  # fmt: skip
+    # What an integer cache keeps of a past, so that both sides begin from the same.
+    return [replace(case, tensors=candidate.layout.rounded_past(case.tensors)) for case in cases], ()
 
 
 def canonical_of(program: OnnxProgram) -> Signature:

@@ -230,7 +230,7 @@ def _described(
         with np.errstate(invalid="ignore", over="ignore"):
             apart = np.abs(value.astype(np.float64) - expected.astype(np.float64))[~np.isnan(expected)]
         scale = max(float(np.nanmax(np.abs(expected), initial=0.0)), SMALLEST_SCALE)
-        error = float(np.nan_to_num(apart.max(initial=0.0), nan=np.inf)) / scale
+        error = float(np.nan_to_num(apart.max(initial=0.0), nan=np.inf, posinf=np.inf)) / scale
     return GuiltyNode(
         slice=part.name,
         case=case,

@@ -20,6 +20,13 @@ from glm_export.sessions.session import Tensors, call_layout
 from glm_export.spec.dtypes import NUMPY_DTYPES
 
 Values = dict[str, NDArray[Any]]
+ELEMENT_TYPES = {
+    "tensor(float)": onnx.TensorProto.FLOAT,
+    "tensor(float16)": onnx.TensorProto.FLOAT16,
+    "tensor(bfloat16)": onnx.TensorProto.BFLOAT16,
+    "tensor(double)": onnx.TensorProto.DOUBLE,
+}
+"""ONNX's numbers for the floats that ONNX Runtime names."""
 
 
 class SlicedProgram:
@@ -62,9 +69,10 @@ class SlicedProgram:
         """
         types = {crossing.value: self.types[crossing.value] for crossing in part.inputs}
         model = extract(self.model, part, types, outputs)
-        loaded = PartSession(model, self.program.folder, self.program.recipe, fused=outputs is None)
+        loaded = PartSession(model.SerializeToString(), self.program.folder, self.program.recipe, fused=outputs is None)
         if outputs is None:
-            self.types |= {crossing.value: loaded.element_type(crossing.value) for crossing in part.outputs}
+            kinds = {crossing.value: loaded.output_types[crossing.value] for crossing in part.outputs}
+            self.types |= {name: ELEMENT_TYPES[kind] for name, kind in kinds.items()}
         return loaded
 
     def numpy_type(self, value: str) -> np.dtype[Any]:

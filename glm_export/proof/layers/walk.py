@@ -201,4 +201,4 @@ def relative(expected: NDArray[Any], found: NDArray[Any], real: NDArray[np.bool_
     scale = max(float(np.abs(expected[real].astype(np.float64)).max(initial=0.0)), SMALLEST_SCALE)
     with np.errstate(invalid="ignore", over="ignore"):
         apart = np.abs(expected.astype(np.float64) - found.astype(np.float64)).max(axis=axes, initial=0.0) / scale
-    return np.where(real, np.nan_to_num(apart, nan=np.inf), 0.0)
+    return np.where(real, np.nan_to_num(apart, nan=np.inf, posinf=np.inf), 0.0)

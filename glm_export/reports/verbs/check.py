@@ -51,9 +51,7 @@ def check_report(
     """
     parity = report.parity
     sections = [
-        layers_section(plain_layers(report.layers))
-        if report.layers is not None and report.layers.uncut is None
-        else None,
+        layers_section(layers_values(report.layers.to_json())) if report.layers else None,
         controls_section(report.controls) if report.controls else None,
         where_section(report.positions, parity.outputs[0].tolerance),
         outputs_section(parity.outputs),

@@ -79,7 +79,7 @@ def layers_section(layers: Mapping[str, Any]) -> Section:
         items.append(_by_position(placed, bound))
     facts: list[Fact] = []
     if node:
-        facts = [Fact(name=name, value=str(node[name])) for name in NODE if node.get(name) is not None]
+        facts = [Fact(name=name, value=figure(node[name])) for name in NODE if node.get(name) is not None]
         items += _inputs(node.get("inputs") or [])
     told = {"saved": "The smallest program that shows it.", "command": "Runs it again."}
     facts += [Fact(name=name, value=str(layers[name]), definition=told[name]) for name in told if layers.get(name)]

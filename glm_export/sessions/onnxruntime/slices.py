@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
@@ -16,22 +15,13 @@ from glm_export.sessions.onnxruntime.runtime import CPU, stopping_in_one_line, u
 from glm_export.spec.session_entries import session_entries
 
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
-ELEMENT_TYPES = {
-    f"tensor({name})": kind
-    for name, kind in (
-        ("float", onnx.TensorProto.FLOAT),
-        ("float16", onnx.TensorProto.FLOAT16),
-        ("bfloat16", onnx.TensorProto.BFLOAT16),
-        ("double", onnx.TensorProto.DOUBLE),
-    )
-}
 
 
 class PartSession:
     """Some nodes of a program, on the CPU.
 
     Args:
-        part: a model whose large weights may lie in files.
+        part: a serialized model whose large weights may lie in files.
         folder: where those files are.
         recipe: of the program; see :func:`glm_export.spec.session_entries.session_entries`.
         fused: whether the runtime may rewrite the graph, as it does with the whole program.
@@ -40,7 +30,7 @@ class PartSession:
         EnvironmentMissingError: ONNX Runtime cannot load it.
     """
 
-    def __init__(self, part: onnx.ModelProto, folder: Path, recipe: str | None = None, *, fused: bool = True) -> None:
+    def __init__(self, part: bytes, folder: Path, recipe: str | None = None, *, fused: bool = True) -> None:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = usable_threads()
@@ -50,18 +40,14 @@ class PartSession:
         for key, value in session_entries(recipe).items():
             options.add_session_config_entry(key, value)
         try:
-            self._session = onnxruntime.InferenceSession(part.SerializeToString(), options, providers=[CPU])
+            self._session = onnxruntime.InferenceSession(part, options, providers=[CPU])
         except Exception as error:  # onnxruntime's exceptions share no public base
             raise EnvironmentMissingError(
                 f"ONNX Runtime {onnxruntime.__version__} should load a part of {folder} as it loads the whole, and "
                 f"does not: {' '.join(str(error).split())[:300]}"
             ) from error
         self.inputs = tuple(entry.name for entry in self._session.get_inputs())
-        self.output_types = {entry.name: entry.type for entry in self._session.get_outputs()}
-
-    def element_type(self, output: str) -> int:
-        """ONNX element type of a float output."""
-        return ELEMENT_TYPES[self.output_types[output]]
+        self.output_types: dict[str, str] = {entry.name: entry.type for entry in self._session.get_outputs()}
 
     def run(self, given: Mapping[str, NDArray[Any]], outputs: Sequence[str] | None = None) -> dict[str, NDArray[Any]]:
         """One call; of ``given`` is taken what the part reads.
