@@ -17,6 +17,7 @@ from glm_export.artifacts.program import OnnxProgram
 from glm_export.calibration import recipes
 from glm_export.calibration.keep import KEPT
 from glm_export.calibration.quantization import Quantization
+from glm_export.calibration.recipe import Recipe
 from glm_export.checkpoints.checkpoint import Checkpoint
 from glm_export.errors import ComparisonFailedError, InputError
 from glm_export.generation.finite import way_out
@@ -172,8 +173,7 @@ def _compare(
 ) -> CheckReport:
     looser = max(program.dtype, reference.dtype, key=TOLERANCES.__getitem__)
     recipe = recipe_of(program) if program.recipe == reference.recipe else None
-    tolerance = recipe.tolerance_for(experts=program.config.experts is not None) if recipe else 0.0
-    tolerance = tolerance if options.tolerance is None else options.tolerance
+    tolerance = bound_of(program, recipe, options)
     said_by = reference.said_by
     results = run_both(said_by, program, candidate, cases, reference.name)
     if options.save_run is not None:
@@ -294,6 +294,13 @@ def quantization_of(program: OnnxProgram) -> Quantization | None:
         return None
     quantization = Quantization.load(program.folder, recipe, program.manifest["left_in_float"])
     return replace(quantization, rounded=ProgramIntegers(program)) if recipe.rounding != "nearest" else quantization
+
+
+def bound_of(program: OnnxProgram, recipe: Recipe | None, options: CheckOptions) -> float:
+    """What a program is allowed beyond its dtype's tolerance: what was asked for, or else its recipe's."""
+    if options.tolerance is not None:
+        return options.tolerance
+    return recipe.tolerance_for(experts=program.config.experts is not None) if recipe else 0.0
 
 
 def cache_dtype(program: OnnxProgram, reference_dtype: str) -> str:

@@ -25,6 +25,7 @@ from glm_export.inputs.call_layout import OwnLengths
 from glm_export.proof.cases import Case, parity_cases
 from glm_export.proof.check import (
     CheckReport,
+    bound_of,
     cache_dtype,
     candidate_not_finite,
     quantization_of,
@@ -32,8 +33,8 @@ from glm_export.proof.check import (
     save_sides,
 )
 from glm_export.proof.compare import TOLERANCES, compare_runs
-from glm_export.proof.controls import Control, Question, run_controls
-from glm_export.proof.measures.greedy import greedy_agreement, token_text
+from glm_export.proof.controls import Question, run_controls
+from glm_export.proof.measures.greedy import GreedyReport, greedy_agreement, token_text
 from glm_export.proof.measures.positions import position_errors
 from glm_export.proof.measures.tokens import token_parity
 from glm_export.proof.options import CheckOptions
@@ -75,10 +76,9 @@ def check_engine(
         InputError: the engine was made of something else.
         EnvironmentMissingError: the engine will not load here.
     """
-    program, limits, options = engine.program, engine.limits, options or CheckOptions()
+    program, options = engine.program, options or CheckOptions()
     recipe = recipe_of(program)
-    tolerance = recipe.tolerance_for(experts=program.config.experts is not None) if recipe else 0.0
-    tolerance = tolerance if options.tolerance is None else options.tolerance
+    tolerance = bound_of(program, recipe, options)
     if options.save_run is not None:
         require_writable(Path(options.save_run), force=False)
     with ExitStack() as stack:
@@ -102,25 +102,17 @@ def check_engine(
         named = [(case.name, case.tensors) for case in cases]
         if options.save_run is not None:
             save_sides(Path(options.save_run), side, program, both, cases)
-        greedy, decode = None, token_text(candidate)
-        if not isinstance(reference, SavedRun):
-            decode = token_text(reference)
-            greedy = greedy_agreement(
-                reference, candidate, rows=limits.max_batch, max_tokens=limits.max_context, decode=decode
-            )
+        decode = token_text(candidate if isinstance(reference, SavedRun) else reference)
+        greedy = _texts(side, engine, candidate)
         lost = candidate_not_finite(first, candidate)
-        controls: tuple[Control, ...] = ()
-        if options.control:
-            question = Question(results=both, cases=cases, program=program, dtype=looser, tolerance=tolerance)
-            controls = run_controls(question, candidate)
+        question = Question(results=both, cases=cases, program=program, dtype=looser, tolerance=tolerance)
+        controls = run_controls(question, candidate) if options.control else ()
     usual_bound = recipe.usual_for(program.config) if recipe is not None and looser == "float32" else None
     return CheckReport(
         parity=first, recipe=program.recipe,
         greedy_equal=greedy.equal if greedy else 0, greedy_total=greedy.total if greedy else 0,
         usual_bound=usual_bound, others=tuple(others), not_finite=lost, greedy=greedy, not_asked=not_asked,
-        controls=controls,
-        tokens=token_parity(results, named, decode),
-        positions=position_errors(results, named),
+        controls=controls, tokens=token_parity(results, named, decode), positions=position_errors(results, named),
     )  # fmt: skip
 
 
@@ -138,6 +130,16 @@ def _cases(
     )  # fmt: skip
     # What an integer cache keeps of a past, so that both sides begin from the same.
     return [replace(case, tensors=candidate.layout.rounded_past(case.tensors)) for case in cases], ()
+
+
+def _texts(side: Reference, engine: Engine, candidate: EngineSession) -> GreedyReport | None:
+    """Texts of both sides; a saved run writes none."""
+    if isinstance(side.said_by, SavedRun):
+        return None
+    limits, decode = engine.limits, token_text(side.said_by)
+    return greedy_agreement(
+        side.said_by, candidate, rows=limits.max_batch, max_tokens=limits.max_context, decode=decode
+    )
 
 
 def canonical_of(program: OnnxProgram) -> Signature:

@@ -17,7 +17,7 @@ from glm_export.graphs.slices import UncutError
 from glm_export.inputs.call_layout import OwnLengths
 from glm_export.progress import Progress
 from glm_export.proof.cases import parity_cases
-from glm_export.proof.check import CheckReport, quantization_of
+from glm_export.proof.check import CheckReport, bound_of, quantization_of
 from glm_export.proof.compare import TOLERANCES, compare_runs
 from glm_export.proof.layers.examine import judge_layers
 from glm_export.proof.layers.program import SlicedProgram
@@ -57,8 +57,7 @@ def check_layer_by_layer(
     quantization = quantization_of(program)
     recipe = quantization.recipe if quantization else None
     looser = max(program.dtype, options.reference_dtype, key=TOLERANCES.__getitem__)
-    tolerance = recipe.tolerance_for(experts=program.config.experts is not None) if recipe else 0.0
-    tolerance = tolerance if options.tolerance is None else options.tolerance
+    tolerance = bound_of(program, recipe, options)
     reference = LayeredReference(checkpoint, options.reference_dtype, quantization)
     try:
         sliced = SlicedProgram(program)
