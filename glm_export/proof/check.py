@@ -19,7 +19,7 @@ from glm_export.calibration.keep import KEPT
 from glm_export.calibration.quantization import Quantization
 from glm_export.calibration.recipe import Recipe
 from glm_export.checkpoints.checkpoint import Checkpoint
-from glm_export.errors import ComparisonFailedError, InputError
+from glm_export.errors import ComparisonFailedError
 from glm_export.generation.finite import way_out
 from glm_export.inputs.call_layout import OwnLengths, without_padding
 from glm_export.progress import Progress
@@ -134,8 +134,6 @@ def check(
         EnvironmentMissingError: no runtime here can load the program.
     """
     options = options or CheckOptions()
-    if options.corpus is not None and not isinstance(against, Checkpoint):
-        raise InputError("--corpus needs a checkpoint's tokenizer; give a checkpoint --against, or leave it out")
     for folder in (options.evidence, options.save_run):
         if folder is not None:
             require_writable(Path(folder), force=False)

@@ -40,7 +40,7 @@ from glm_export.proof.measures.tokens import token_parity
 from glm_export.proof.options import CheckOptions
 from glm_export.proof.origin import require_same_checkpoint
 from glm_export.proof.runners import ReferenceRunner, SessionRunner
-from glm_export.proof.sides.reference import Reference, require_same_sizes
+from glm_export.proof.sides.reference import Reference, saved_reference
 from glm_export.proof.sides.saved_run import SavedRun, askable
 from glm_export.sessions.batch_invariance import recipe_of
 from glm_export.sessions.onnxruntime.session import OrtSession
@@ -152,13 +152,12 @@ def _reference(engine: Engine, against: Checkpoint | OnnxProgram | SavedRun, dty
     import torch
 
     if isinstance(against, SavedRun):
-        require_same_sizes(engine.program.config, against.config, f"{engine.folder} and {against.folder}")
-        return Reference(said_by=against, name=f"{against.name}, saved", dtype=against.dtype, recipe=against.recipe)
+        return saved_reference(engine.program, against)
     if isinstance(against, OnnxProgram):
         require_same_program(engine, against)
         session = stack.enter_context(OrtSession(against))
         # An engine computes what its program does: its dtype's bound is for both.
-        return Reference(said_by=session, name="onnxruntime", dtype=dtype, recipe=against.recipe)
+        return Reference(said_by=session, name="onnxruntime", dtype=dtype, recipe=engine.program.recipe)
     require_same_checkpoint(engine.program, against)
     recipe = recipe_of(engine.program)
     if recipe is not None and recipe.rounding == "gptq":

@@ -52,5 +52,5 @@ def test_texts_of_a_corpus(demo_program: OnnxProgram) -> None:
     texts = [token for token in report.tokens if token.case == "text 1"]
     assert len(texts) > 20
     assert {output.case for output in report.parity.outputs} >= {"text 1", "text 2"}
-    with pytest.raises(InputError, match="needs a checkpoint's tokenizer"):
+    with pytest.raises(InputError, match="--corpus needs a checkpoint's tokenizer"):
         api.check(demo_program, demo_program.folder, corpus="poems")

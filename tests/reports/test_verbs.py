@@ -282,24 +282,20 @@ def test_calibrate_and_quality_write_reports(tmp_path: Path) -> None:
 
 
 def test_bench_writes_a_report(demo_program: OnnxProgram, tmp_path: Path) -> None:
-    short = ("--rounds", 1, "--prompt-tokens", 8, "--context", 8, "--new-tokens", 4)
-    values, text = written(tmp_path, "bench", demo_program.folder, *short)
+    """And the line that repeats it has what was given and no more."""
+    out = tmp_path / "a folder" / "r.html"
+    short = ("--rounds", 1, "--prompt-tokens", 8, "--new-tokens", 4)
+    assert run("bench", demo_program.folder, *short, "--force", "--report", out).exit_code == 0
+    values, text = json.loads(out.with_suffix(".json").read_text()), out.read_text(encoding="utf-8")
     assert (values["verb"], values["passed"]) == ("bench", None)
     assert values["measured"]["decode_tokens_s"] > 0
     assert "tokens/s" in text
     assert "a planted defect reads" not in text
-    result = run("bench", demo_program.folder, *short, "--report", tmp_path / "r.html")
-    assert result.exit_code == 2
-    assert run("bench", demo_program.folder, *short, "--report", tmp_path / "r.html", "--force").exit_code == 0
-
-
-def test_the_line_that_repeats_it_has_what_was_given_and_no_more(tmp_path: Path, demo_program: OnnxProgram) -> None:
-    out = tmp_path / "a folder" / "r.html"
-    short = ("--rounds", 1, "--prompt-tokens", 8, "--new-tokens", 4)
-    assert run("bench", demo_program.folder, *short, "--force", "--report", out).exit_code == 0
-    assert json.loads(out.with_suffix(".json").read_text())["command"] == (
+    assert values["command"] == (
         f"glm-export bench {demo_program.folder} --prompt-tokens 8 --new-tokens 4 --rounds 1 --report '{out}' --force"
     )
+    result = run("bench", demo_program.folder, *short, "--report", out)
+    assert result.exit_code == 2
 
 
 def test_what_the_docs_say_of_the_library_is_so(

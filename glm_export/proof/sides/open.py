@@ -17,7 +17,18 @@ from glm_export.proof.options import CheckOptions
 from glm_export.proof.origin import open_origin
 from glm_export.proof.sides.foreign import find_onnx, foreign_program
 from glm_export.proof.sides.saved_run import SavedRun, is_saved_run, load_run
+from glm_export.spec.option import flag
 
+OF_LAYERS = "is for a program and its checkpoint: an engine, another program or a saved run has no layers to look into"
+WHY = {
+    "layers": OF_LAYERS,
+    "layer_by_layer": OF_LAYERS,
+    "evidence": OF_LAYERS,
+    "corpus": "needs a checkpoint's tokenizer and a program that is loaded whole",
+    "control": "asks a side that runs, loaded whole",
+    "save_run": "saves what a side says that runs, loaded whole",
+}
+"""Why an option of a check cannot be answered."""
 Candidate = OnnxProgram | Engine | SavedRun | Path
 """What is checked: a path is an ONNX file that another tool made."""
 
@@ -43,6 +54,7 @@ def check_sides(
     """
     opened = open_candidate(candidate)
     other = _open_other(opened, against, family)
+    _require_possible(options, opened, other)
     if isinstance(opened, SavedRun):
         if not isinstance(other, SavedRun):
             raise InputError(f"{opened.folder} is a saved run and answers nothing else; give another run --against it")
@@ -53,9 +65,34 @@ def check_sides(
         opened = foreign_program(opened, other.config)
     if not options.layer_by_layer:
         return check(opened, other, options, progress)
-    if not isinstance(other, Checkpoint) or options.save_run is not None:
-        raise InputError("--layer-by-layer is against a checkpoint, and saves no run; leave it out")
+    assert isinstance(other, Checkpoint)
     return check_layer_by_layer(opened, other, options, progress)
+
+
+def _require_possible(options: CheckOptions, candidate: Candidate, other: Checkpoint | OnnxProgram | SavedRun) -> None:
+    """See that nothing is asked that these two sides cannot answer: left undone unsaid it would count as done.
+
+    Raises:
+        InputError: naming the option to leave out.
+    """
+    whole = isinstance(candidate, Engine) or not isinstance(other, Checkpoint)
+    asked = {
+        "layers": whole and options.layers,
+        "layer_by_layer": whole and options.layer_by_layer,
+        "evidence": whole and options.evidence is not None,
+        "corpus": whole and options.corpus is not None,
+        "control": isinstance(candidate, SavedRun) and options.control,
+        "save_run": isinstance(candidate, SavedRun) and options.save_run is not None,
+    }
+    if options.layer_by_layer:
+        asked |= {
+            "save_run": options.save_run is not None,
+            "control": options.control,
+            "corpus": options.corpus is not None,
+        }
+    name = next((name for name, impossible in asked.items() if impossible), None)
+    if name is not None:
+        raise InputError(f"{flag(CheckOptions, name)} {WHY[name]}; leave it out")
 
 
 def open_candidate(source: str | Path | OnnxProgram | Engine) -> Candidate:

@@ -54,13 +54,23 @@ def open_reference(
             require_same_checkpoint(program, against)
         session = stack.enter_context(TorchSession(against, dtype, quantization=quantization))
         return Reference(said_by=session, name="pytorch", dtype=dtype, recipe=program.recipe)
-    require_same_sizes(program.config, against.config, f"{program.folder} and {against.folder}")
     if isinstance(against, SavedRun):
-        return Reference(said_by=against, name=f"{against.name}, saved", dtype=against.dtype, recipe=against.recipe)
+        return saved_reference(program, against)
+    require_same_sizes(program.config, against.config, f"{program.folder} and {against.folder}")
     other = stack.enter_context(OrtSession(against))
     return Reference(
         said_by=other, name=f"onnxruntime of {against.folder.name}", dtype=against.dtype, recipe=against.recipe
     )
+
+
+def saved_reference(program: OnnxProgram, run: SavedRun) -> Reference:
+    """A run that was saved, as the side a program is held to.
+
+    Raises:
+        InputError: it is another model's.
+    """
+    require_same_sizes(program.config, run.config, f"{program.folder} and {run.folder}")
+    return Reference(said_by=run, name=f"{run.name}, saved", dtype=run.dtype, recipe=run.recipe)
 
 
 def require_same_sizes(one: GlmConfig, other: GlmConfig, sides: str) -> None:

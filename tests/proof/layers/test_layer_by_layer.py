@@ -58,6 +58,10 @@ def test_a_fault_fails_and_is_found(demo_program: OnnxProgram, tmp_path: Path) -
     assert report.layers.node.name.startswith(fault.nodes)
 
 
-def test_what_it_cannot_do_is_said(demo_program: OnnxProgram) -> None:
-    with pytest.raises(InputError, match="layer-by-layer is against a checkpoint"):
-        api.check(demo_program, demo_program.folder, layer_by_layer=True)
+def test_what_it_cannot_do_is_said(demo_program: OnnxProgram, tmp_path: Path) -> None:
+    for options in ({"layer_by_layer": True}, {"layers": True}, {"evidence": str(tmp_path / "node")}):
+        with pytest.raises(InputError, match=r"is for a program and its checkpoint: .*; leave it out"):
+            api.check(demo_program, demo_program.folder, **options)
+    for options in ({"control": True}, {"corpus": "poems"}, {"save_run": str(tmp_path / "run")}):
+        with pytest.raises(InputError, match="loaded whole; leave it out"):
+            api.check(demo_program, "demo", layer_by_layer=True, **options)
