@@ -50,8 +50,7 @@ class Crossing:
 class Slice:
     """A part of the graph. ``layer``: which; None for what stands before the first and behind the last.
 
-    ``nodes``: indices into the graph's, in its order, with those that only tell masks and positions. ``residual_sums``:
-    how many sums of the stream end in it; a layer has two.
+    ``nodes``: indices into the graph's, in its order, with those that only tell masks and positions.
     """
 
     name: str
@@ -60,7 +59,6 @@ class Slice:
     outputs: tuple[Crossing, ...]
     presents: tuple[str, ...]
     nodes: tuple[int, ...]
-    residual_sums: int = 0
 
 
 def read_names(node: onnx.NodeProto) -> Iterator[str]:
@@ -226,7 +224,6 @@ class _Cutter:
         strays = [self.graph.node[i].name for i in sorted(by_value & self.stream) if i < begins]
         if strays:
             raise UncutError(f"{name} should read the stream at {sorted(given)} alone, and reads {strays[0]} as well")
-        sums = sum(1 for index in nodes if index in self.cuts and self._is_sum(index))
         return Slice(
             name=name,
             layer=layer,
@@ -234,7 +231,6 @@ class _Cutter:
             outputs=tuple(outputs),
             presents=presents,
             nodes=tuple(nodes),
-            residual_sums=sums,
         )
 
 

@@ -200,7 +200,7 @@ class TorchSession(Session):
         output = self._model_for(feeds.input_ids.size)(*tensors, self.cache.past())
         self.cache.take(output.past_key_values)
         self.cache.wrote(feeds)
-        return _numpy(output.logits).astype(np.float32)
+        return numpy_of(output.logits).astype(np.float32)
 
     @torch.inference_mode()
     def _run(self, tensors: Tensors) -> Tensors:
@@ -212,9 +212,9 @@ class TorchSession(Session):
         past = [tuple(given[name].to(dtype) for name in past_names(i)) for i in layers]
         model = self._model_for(tensors[INPUT_IDS].size)
         output = model(given[INPUT_IDS], given[ATTENTION_MASK], given[POSITION_IDS], past)
-        result = {LOGITS: _numpy(output.logits)}
+        result = {LOGITS: numpy_of(output.logits)}
         for i in layers:
-            result |= zip(present_names(i), map(_numpy, output.past_key_values[i]), strict=True)
+            result |= zip(present_names(i), map(numpy_of, output.past_key_values[i]), strict=True)
         return result
 
     def _model_for(self, tokens: int) -> Decoder:
@@ -253,8 +253,8 @@ def torch_weight_traffic(model: nn.Module, batch: int) -> int:
     return sum((tables | whole).values())
 
 
-def _numpy(tensor: Tensor) -> np.ndarray:
-    # numpy has no bfloat16; float32 holds every value of it.
+def numpy_of(tensor: Tensor) -> np.ndarray:
+    """As numpy; bfloat16, which it has not, as float32, which holds every value of it."""
     tensor = tensor.detach().cpu()
     array: np.ndarray = (tensor.float() if tensor.dtype is torch.bfloat16 else tensor).numpy()
     return array

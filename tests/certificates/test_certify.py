@@ -27,6 +27,7 @@ from glm_export.model_folder import file_sha256
 from glm_export.proof.check import CheckReport
 from tests.certificates.conftest import SOURCE, Copies, Runs
 from tests.helpers.authority import PASSWORD, Authority, Pair, key_pair
+from tests.helpers.connections import WATCHING
 from tests.helpers.golden_data import GOLDEN
 
 ENGINE = GOLDEN / "written_before" / "engine"
@@ -192,16 +193,9 @@ def test_a_password_is_given_by_a_variable_or_asked_for(
     assert not works or verify(folder, trust=Trust(key=pair.public)).holds
 
 
-WATCHED = """
-import sys
-
-CONNECTING = ("socket.connect", "socket.getaddrinfo", "socket.sendto", "socket.gethostbyname", "urllib.Request")
-
-def watch(event, arguments):
-    if event in CONNECTING:
-        print("CONNECTS", event, arguments, file=sys.stderr)
-
-sys.addaudithook(watch)
+WATCHED = (
+    WATCHING
+    + """\
 from pathlib import Path
 from glm_export import certify, verify
 from glm_export.certificates.options import Signer, Trust
@@ -212,6 +206,7 @@ signer = Signer(key=private, certificate=certificate, chain=(intermediate,))
 certify(folder, source, signer=signer, force=True)
 assert verify(folder, trust=Trust(chain=(root,))).holds
 """
+)
 
 
 def test_no_connection_is_opened(copied: Copies, pairs: dict[str, Pair], tmp_path: Path) -> None:

@@ -96,7 +96,8 @@ def _tables(change: Callable[[np.ndarray, str], np.ndarray]) -> Callable[[Planti
     return planted
 
 
-def _angles(table: np.ndarray, name: str, base: float, scale: float) -> np.ndarray:
+def angles(table: np.ndarray, name: str, base: float, scale: float) -> np.ndarray:
+    """A table of cosines or sines, of that many positions and pairs."""
     positions, pairs = table.shape
     angle = np.outer(np.arange(positions) / scale, base ** (-np.arange(pairs) / pairs))
     return (np.cos if name == "cos" else np.sin)(angle)
@@ -129,7 +130,8 @@ def _mask(given: Planting) -> None:
     next(node for node in given.graph.node if node.op_type == "LessOrEqual").op_type = "Less"
 
 
-def _see_padding(given: Planting) -> None:
+def see_padding(given: Planting) -> None:
+    """The mask is compared with -1 instead of 0: every token counts as real."""
     (equal,) = (node for node in given.graph.node if node.op_type == "Equal")
     equal.input[1] = given.constant(np.array(-1))
 
@@ -216,15 +218,15 @@ def _weight(name: str, change: Callable[[np.ndarray], np.ndarray]) -> Callable[[
 
 FAULTS = {
     "half-split rotary": Fault("layers.1", (ROTARY,), lambda given: given.attribute(ROTARY, "interleaved", 0)),
-    "rotary base": Fault("layers.1", (ROTARY,), _tables(lambda table, name: _angles(table, name, 500.0, 1))),
-    "rotary ratio": Fault("layers.1", (ROTARY,), _tables(lambda table, name: _angles(table, name, 10000.0, 2))),
+    "rotary base": Fault("layers.1", (ROTARY,), _tables(lambda table, name: angles(table, name, 500.0, 1))),
+    "rotary ratio": Fault("layers.1", (ROTARY,), _tables(lambda table, name: angles(table, name, 10000.0, 2))),
     "YaRN factor": Fault("layers.1", (ROTARY,), _tables(lambda table, _: table * 0.95)),
     "tables rounded to float16": Fault("layers.1", (ROTARY,), _tables(lambda table, _: table.astype(np.float16))),
     "too few channels rotated": Fault("layers.1", (ROTARY,), _shorter_rotation),
     "position off by one": Fault("layers.1", (ROTARY,), _position),
     "group order": Fault("layers.1", ("planted/Gather", ATTENTION), _group_order),
     "mask off by one": Fault("layers.0", ("mask/",), _mask),
-    "padding is seen": Fault("layers.0", ("mask/",), _see_padding),
+    "padding is seen": Fault("layers.0", ("mask/",), see_padding),
     "attention scale": Fault("layers.1", (ATTENTION,), lambda given: given.attribute(ATTENTION, "scale", 0.2)),
     "keys and values exchanged": Fault("layers.1", (ATTENTION,), _exchanged),
     "stale cache": Fault("layers.1", (ATTENTION,), _stale_cache),

@@ -16,6 +16,7 @@ from glm_export import api
 from glm_export.artifacts.manifest import MANIFEST
 from glm_export.artifacts.program import MODEL, WEIGHTS
 from glm_export.errors import GlmExportError
+from tests.helpers.connections import WATCHING
 from tests.helpers.tiny import tiny_values, write_checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -32,16 +33,9 @@ def test_every_promise_names_a_test_that_is_there() -> None:
     assert missing == []
 
 
-WATCHED = """
-import sys
-
-CONNECTING = ("socket.connect", "socket.getaddrinfo", "socket.sendto", "socket.gethostbyname", "urllib.Request")
-
-def watch(event, arguments):
-    if event in CONNECTING:
-        print("CONNECTS", event, arguments, file=sys.stderr)
-
-sys.addaudithook(watch)
+WATCHED = (
+    WATCHING
+    + """\
 from glm_export import api, calibrate, check, export, generate, load_session
 program = export("demo", sys.argv[1] + "/program")
 assert check(program, "demo").passed
@@ -54,6 +48,7 @@ if len(sys.argv) > 2:
     import socket
     socket.socket(socket.AF_INET, socket.SOCK_DGRAM).connect(("127.0.0.1", 9))
 """
+)
 
 
 @pytest.mark.parametrize("control", [False, True], ids=["ours", "a connection is seen"])

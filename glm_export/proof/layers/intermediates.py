@@ -22,8 +22,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.module_tracker import ModuleTracker
 
 from glm_export.modeling import Experts
-from glm_export.proof.layers.reference import numpy_of
 from glm_export.proof.layers.walk import SMALLEST_SCALE
+from glm_export.sessions.torch import numpy_of
 
 HIDDEN_BELOW = -1e3
 """A bias of attention below this hides a token."""

@@ -30,7 +30,6 @@ class Explained:
     intermediates: Intermediates
     agrees: Mapping[str, int | None]
     keys: Mapping[str, Key]
-    stream: frozenset[str]
 
     def benign(self) -> dict[Key, int | None]:
         """By place in the structure: which of the reference's values stands there; None where it has none."""
@@ -81,7 +80,6 @@ def compare_values(graph: onnx.GraphProto, part: Slice, values: Values, intermed
         intermediates=intermediates,
         agrees=agrees,
         keys=structure_keys(graph, part),
-        stream=stream,
     )
 
 

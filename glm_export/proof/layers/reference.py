@@ -21,7 +21,7 @@ from glm_export.graphs.patterns.rotary import Rotation
 from glm_export.modeling import Layer
 from glm_export.sessions.reference_weights import ReferenceWeights
 from glm_export.sessions.session import SessionDescription, Tensors
-from glm_export.sessions.torch import initial_cache_of
+from glm_export.sessions.torch import initial_cache_of, numpy_of
 from glm_export.spec.signature import (
     ATTENTION_MASK,
     INPUT_IDS,
@@ -154,10 +154,3 @@ class LayeredReference:
         normed = self.normed(self.config.num_layers - 1, hidden)
         with self.module("head") as head:
             return [numpy_of(head(normed_BSH)) for normed_BSH in normed]
-
-
-def numpy_of(tensor: Tensor) -> NDArray[Any]:
-    """As numpy; bfloat16, which it has not, as float32."""
-    tensor = tensor.detach().cpu()
-    array: NDArray[Any] = (tensor.float() if tensor.dtype is torch.bfloat16 else tensor).numpy()
-    return array

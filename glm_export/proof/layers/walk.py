@@ -19,9 +19,10 @@ from glm_export.inputs.call_layout import OwnLengths
 from glm_export.progress import NullProgress, Progress
 from glm_export.proof.cases import Case
 from glm_export.proof.layers.program import SlicedProgram, Values
-from glm_export.proof.layers.reference import LayerCall, LayeredReference, numpy_of
+from glm_export.proof.layers.reference import LayerCall, LayeredReference
 from glm_export.sessions.onnxruntime.slices import PartSession
 from glm_export.sessions.session import Tensors
+from glm_export.sessions.torch import numpy_of
 from glm_export.spec.signature import INPUT_IDS, LOGITS, present_names
 from glm_export.spec.weight_formats import PROMPT_TOKENS
 
