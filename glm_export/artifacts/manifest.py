@@ -15,6 +15,7 @@ from glm_export.model_folder import file_sha256, inside, load_json
 MANIFEST = "manifest.json"
 ENGINE_MANIFEST = "engine.json"
 RANGES_MANIFEST = "ranges.json"
+TRITON_MANIFEST = "triton.json"
 MANIFEST_FORMAT = 1
 MARKER = ".glm-export"
 """An empty file in every folder that is being filled: one that holds it is ours, however unfinished."""

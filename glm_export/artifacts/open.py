@@ -7,7 +7,7 @@ from enum import Enum
 from pathlib import Path
 
 from glm_export.artifacts.hub_cache import IDENTIFIER, cached, snapshot_in
-from glm_export.artifacts.manifest import ENGINE_MANIFEST, MANIFEST, RANGES_MANIFEST
+from glm_export.artifacts.manifest import ENGINE_MANIFEST, MANIFEST, RANGES_MANIFEST, TRITON_MANIFEST
 from glm_export.embedded import FOLDERS
 from glm_export.errors import InputError
 from glm_export.model_folder import read_json
@@ -21,6 +21,7 @@ class Kind(Enum):
     ENGINE = "engine"
     PROGRAM = "ONNX program"
     RANGES = "ranges"
+    TRITON = "Triton model"
     ADAPTER = "adapter"
     CHECKPOINT = "checkpoint"
 
@@ -29,6 +30,7 @@ TOLD_BY = {
     Kind.ENGINE: ENGINE_MANIFEST,
     Kind.PROGRAM: MANIFEST,
     Kind.RANGES: RANGES_MANIFEST,
+    Kind.TRITON: TRITON_MANIFEST,
     Kind.ADAPTER: "adapter_config.json",
     Kind.CHECKPOINT: "config.json",
 }
@@ -82,6 +84,8 @@ def require_checkpoint(artifact: Artifact) -> Path:
     path = artifact.path
     if artifact.kind in (Kind.PROGRAM, Kind.ENGINE):
         raise InputError(f"{path} is an exported folder; a checkpoint is expected here, the folder it was made from")
+    if artifact.kind is Kind.TRITON:
+        raise InputError(f"{path} is a Triton model, which tritonserver runs; give the folder it was made of")
     if artifact.kind is Kind.RANGES:
         raise InputError(f"{path} is a folder of ranges; a checkpoint is expected here, the one they were measured on")
     if artifact.kind is Kind.ADAPTER:

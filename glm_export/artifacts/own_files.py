@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from glm_export.artifacts.engine import KERNELS
@@ -19,8 +19,13 @@ SAYS: Mapping[Kind, Mapping[str, type]] = {
     Kind.PROGRAM: {"format": int, "sizes": dict, "signature": dict, "config": dict, "dialect": str},
     Kind.ENGINE: {"format": int, "sizes": dict, "program": dict, "runtime": str, "profiles": list},
     Kind.RANGES: {"format": int, "checkpoint": dict, "corpus": dict, "layers": int},
+    Kind.TRITON: {"format": int, "sizes": dict, "backend": str, "made_of": dict},
 }
 """What each kind's manifest says, by which it is told from other people's files of that name."""
+NESTED = (Kind.TRITON,)
+"""Those with folders in them; names of their files are paths, with a slash."""
+LEFT_BY_RUNS = ("*/__pycache__/*.pyc", f"*/*/{KERNELS}")
+"""Of a Triton model, by whoever ran it: Python, and TensorRT-RTX."""
 SHOWN = 3
 
 
@@ -44,6 +49,9 @@ def own_files(folder: Path, kind: Kind) -> frozenset[str]:
 def _listed(folder: Path, kind: Kind, manifest: Mapping[str, Any]) -> list[str]:
     if kind is Kind.RANGES and "sizes" not in manifest:  # written by an earlier version
         return [path.name for path in folder.iterdir() if RANGES_FILE.fullmatch(path.name)]
+    if kind is Kind.TRITON:
+        left = (path.relative_to(folder).as_posix() for pattern in LEFT_BY_RUNS for path in folder.glob(pattern))
+        return [*map(str, manifest["sizes"]), *left]
     return [*map(str, manifest["sizes"]), *([KERNELS] if kind is Kind.ENGINE else []), *_certified(manifest)]
 
 
@@ -65,10 +73,7 @@ def require_all_own(folder: Path, kind: Kind) -> None:
         InputError: it holds another file, a folder, or a link.
     """
     own = own_files(folder, kind)
-    with os.scandir(folder) as entries:
-        others = sorted(
-            entry.name for entry in entries if entry.name not in own or not entry.is_file(follow_symlinks=False)
-        )
+    others = sorted(name for name, is_file in _entries(folder, _folders(own, kind)) if name not in own or not is_file)
     if others:
         more = f" and {len(others) - SHOWN} more" if len(others) > SHOWN else ""
         raise InputError(
@@ -77,12 +82,36 @@ def require_all_own(folder: Path, kind: Kind) -> None:
         )
 
 
+def _folders(own: frozenset[str], kind: Kind) -> frozenset[str]:
+    """Folders that own files lie in; of most kinds there are none. A name that leads elsewhere has none either."""
+    if kind not in NESTED:
+        return frozenset()
+    paths = [PurePosixPath(name) for name in own if not {"", ".", ".."} & set(name.split("/"))]
+    return frozenset(str(above) for path in paths for above in path.parents if above.name)
+
+
+def _entries(folder: Path, within: frozenset[str], before: str = "") -> Iterator[tuple[str, bool]]:
+    """Names in a folder, and below it those in the folders ``within``; each with whether it is a file, and no link."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            name = before + entry.name
+            if name in within and entry.is_dir(follow_symlinks=False):
+                yield from _entries(folder / entry.name, within, f"{name}/")
+            else:
+                yield name, entry.is_file(follow_symlinks=False)
+
+
 def remove_own(folder: Path, kind: Kind) -> bool:
     """Delete what glm-export wrote, and the folder if nothing is left in it. Says whether it is gone."""
-    for name in own_files(folder, kind):
-        path = folder / name
-        if os.path.dirname(name) == "" and not path.is_dir():
-            path.unlink(missing_ok=True)
+    own = own_files(folder, kind)
+    within = _folders(own, kind)
+    # What is looked at is what lies there: no name in a manifest leads elsewhere.
+    for name, _ in list(_entries(folder, within)):
+        if name in own and not (folder / name).is_dir():
+            (folder / name).unlink(missing_ok=True)
+    for name in sorted(within, key=len, reverse=True):
+        if not (folder / name).is_symlink() and (folder / name).is_dir():
+            _removed_empty(folder / name)
     return _removed_empty(folder)
 
 

@@ -11,11 +11,13 @@ import onnx
 
 from glm_export import api
 from glm_export.artifacts.engine import load_engine
+from glm_export.artifacts.manifest import TRITON_MANIFEST
 from glm_export.artifacts.open import Artifact, Kind, open_artifact
 from glm_export.artifacts.program import MODEL, NEEDS, load_program
 from glm_export.calibration.ranges import load_ranges
 from glm_export.checkpoints.checkpoint import Checkpoint
 from glm_export.errors import CheckpointError, GlmExportError, InputError
+from glm_export.model_folder import read_json
 from glm_export.sessions.batch_invariance import invariance_of
 from glm_export.spec.config import ExpertsConfig, GlmConfig
 from glm_export.tokenizers import load_tokenizer, stop_ids
@@ -145,10 +147,25 @@ def ranges_facts(folder: Path) -> dict[str, Any]:
     }
 
 
+def triton_facts(folder: Path) -> dict[str, Any]:
+    """Which backend runs it, and what it was made of."""
+    manifest = read_json(folder, TRITON_MANIFEST)
+    return {
+        "kind": Kind.TRITON.value,
+        "folder": str(folder),
+        "backend": manifest["backend"],
+        "made_of": manifest["made_of"]["kind"],
+        "created": manifest["created"],
+        "packages": manifest["packages"],
+        "sizes": manifest["sizes"],
+    }
+
+
 WRITTEN: dict[Kind, Callable[[Path], dict[str, Any]]] = {
     Kind.ENGINE: engine_facts,
     Kind.PROGRAM: program_facts,
     Kind.RANGES: ranges_facts,
+    Kind.TRITON: triton_facts,
 }
 
 

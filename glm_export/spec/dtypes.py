@@ -12,7 +12,8 @@ from dataclasses import dataclass
 class DType:
     """One dtype. ``bits``: of a value as stored. ``onnx``: ``TensorProto``'s name. ``tensorrt``: ``DataType``'s.
 
-    ``numpy``: numpy has it. ``torch``: PyTorch's name where it differs; empty where it has none.
+    ``numpy``: numpy has it. ``torch``: PyTorch's name where it differs; empty where it has none. ``triton``: the name
+    that Triton Inference Server has behind ``TYPE_``; empty where it has none.
     """
 
     bits: int
@@ -20,19 +21,20 @@ class DType:
     tensorrt: str
     numpy: bool = True
     torch: str | None = None
+    triton: str = ""
 
 
 TABLE = {
-    "float32": DType(32, "FLOAT", "FLOAT"),
-    "float16": DType(16, "FLOAT16", "HALF"),
-    "bfloat16": DType(16, "BFLOAT16", "BF16", numpy=False),
+    "float32": DType(32, "FLOAT", "FLOAT", triton="FP32"),
+    "float16": DType(16, "FLOAT16", "HALF", triton="FP16"),
+    "bfloat16": DType(16, "BFLOAT16", "BF16", numpy=False, triton="BF16"),
     "float8e4m3fn": DType(8, "FLOAT8E4M3FN", "FP8", numpy=False, torch="float8_e4m3fn"),
-    "int64": DType(64, "INT64", "INT64"),
-    "int32": DType(32, "INT32", "INT32"),
-    "int8": DType(8, "INT8", "INT8"),
-    "uint8": DType(8, "UINT8", "UINT8"),
+    "int64": DType(64, "INT64", "INT64", triton="INT64"),
+    "int32": DType(32, "INT32", "INT32", triton="INT32"),
+    "int8": DType(8, "INT8", "INT8", triton="INT8"),
+    "uint8": DType(8, "UINT8", "UINT8", triton="UINT8"),
     "int4": DType(4, "INT4", "INT4", numpy=False, torch=""),
-    "bool": DType(8, "BOOL", "BOOL"),
+    "bool": DType(8, "BOOL", "BOOL", triton="BOOL"),
 }
 DTYPES = ("float32", "float16", "bfloat16")
 """Of a program's weights, cache and logits."""
@@ -41,6 +43,8 @@ STORED_BITS = {name: dtype.bits for name, dtype in TABLE.items()}
 DTYPE_BYTES = {name: TABLE[name].bits // 8 for name in DTYPES}
 ONNX_DTYPES = {name: dtype.onnx for name, dtype in TABLE.items()}
 """Our names in ONNX's words."""
+TRITON_DTYPES = {name: dtype.triton for name, dtype in TABLE.items() if dtype.triton}
+"""Our names in Triton's words."""
 FROM_TENSORRT = {dtype.tensorrt: name for name, dtype in TABLE.items()}
 """TensorRT's names in our words."""
 NUMPY_DTYPES = frozenset(name for name, dtype in TABLE.items() if dtype.numpy)

@@ -19,6 +19,7 @@ WRITTEN = {
     Kind.ENGINE: ("engine.json", "engine.plan", "config.json"),
     Kind.PROGRAM: ("manifest.json", "model.onnx", "config.json"),
     Kind.RANGES: ("ranges.json", "ranges.safetensors"),
+    Kind.TRITON: ("triton.json", "config.pbtxt"),
     Kind.ADAPTER: ("adapter_config.json", "adapter_model.safetensors"),
     Kind.CHECKPOINT: ("config.json", "model.safetensors"),
 }

@@ -48,10 +48,13 @@ VENDORS = {
     "securesystemslib": ("glm_export/certificates/",),
     "cryptography": ("glm_export/certificates/",),
     "matplotlib": ("glm_export/reports/",),
+    "tritonclient": ("glm_export/serving/triton/",),
+    "triton_python_backend_utils": ("glm_export/serving/triton/",),
 }
 # What merely has a dialect's or a recipe's name: packages, runtimes, and one recipe whose programs need an option.
 NAMESAKES = {
     ("glm_export/engines/vendor.py", "tensorrt"): "the runtime",
+    ("glm_export/serving/triton/options.py", "tensorrt"): "Triton's backend",
     ("glm_export/proof/check_engine.py", "tensorrt"): "the runner",
     ("glm_export/artifacts/manifest.py", "onnx"): "the package",
     ("glm_export/reports/run.py", "onnx"): "the package",

@@ -1,0 +1,32 @@
+"""The target ``triton``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import rich_click as click
+from rich.markup import escape
+
+from glm_export.serving.options import ServeOptions
+from glm_export.serving.triton.options import RepositoryOptions
+from glm_export.serving.triton.settings import SETTINGS
+from glm_export.terminal.console import FOLDER, RESULTS, flags, picked, size
+
+
+@click.command()
+@click.argument("folder")
+@click.option("--out", type=FOLDER, required=True, help="The repository: a folder with a folder for each model.")
+@flags(RepositoryOptions)
+@flags(ServeOptions, *SETTINGS)
+def triton(folder: str, out: Path, **options: Any) -> None:
+    """Put FOLDER, an exported folder or an engine, into a model repository of Triton Inference Server."""
+    from glm_export.serving.triton.repository import write_model
+
+    engine = ServeOptions(**picked(ServeOptions, options))
+    written = write_model(folder, out, RepositoryOptions(**options), engine)
+    linked = f", {size(written.linked_bytes)} of it hard links" if written.linked_bytes else ""
+    said = f"{written.folder} ({size(written.total_bytes)}{linked})"
+    RESULTS.print(f"[green]wrote[/] {escape(said)}, for Triton's backend {written.backend}", soft_wrap=True)
+    for note in written.notes:
+        RESULTS.print(f"[yellow]note[/] {escape(note)}", soft_wrap=True)
