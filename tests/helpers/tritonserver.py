@@ -14,7 +14,7 @@ import time
 import urllib.request
 import venv
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -60,7 +60,7 @@ class Server:
         return sum(float(line.split()[-1]) for line in lines if all(one in line for one in wanted))
 
 
-def _ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [one.getsockname()[1] for one in sockets]
     for one in sockets:
@@ -100,14 +100,15 @@ def started(repository: Path, folder: Path, *words: str, numpy_1: bool = True) -
         try:
             yield process
         finally:
-            os.killpg(process.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
 
 @contextmanager
 def serving(repository: Path, folder: Path, *words: str) -> Iterator[Server]:
     """A server that is ready."""
-    ports = _ports(3)
+    ports = free_ports(3)
     grpc, http, metrics = (f"127.0.0.1:{port}" for port in ports)
     listening = [f"--{name}-port={port}" for name, port in zip(("grpc", "http", "metrics"), ports, strict=True)]
     listening += [f"--{name}-address=127.0.0.1" for name in ("grpc", "http", "metrics")]

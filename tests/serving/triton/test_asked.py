@@ -14,7 +14,12 @@ from glm_export.serving.triton.asked import Asked, read_request
 
 def tensors(**given: Any) -> dict[str, np.ndarray]:
     """As Triton hands them over: texts are bytes."""
-    kinds = {"input_ids": np.int32, "max_tokens": np.int32, "min_tokens": np.int32, "top_k": np.int32}
+    kinds: dict[str, type[np.generic]] = {
+        "input_ids": np.int32,
+        "max_tokens": np.int32,
+        "min_tokens": np.int32,
+        "top_k": np.int32,
+    }
     kinds |= {"seed": np.uint64, "stream": np.bool_, "exclude_input_in_output": np.bool_}
     found = {}
     for name, value in given.items():

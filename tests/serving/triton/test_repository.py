@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -240,14 +241,10 @@ def test_an_engines_plan_lies_where_the_backend_looks(
     (built / PLAN).write_bytes(b"a plan")
     engine = engine_of(program)
     # Neither is there here: an engine of TensorRT, nor what it would be built by.
-    monkeypatch.setattr(repository, "_load", lambda _: Engine(**_fields(engine) | {"folder": built}))
+    monkeypatch.setattr(repository, "_load", lambda _: replace(engine, folder=built))
     written = write_model(built, tmp_path / "models", RepositoryOptions(name="step", backend="tensorrt"))
     assert (written.folder / "1" / "model.plan").read_bytes() == b"a plan"
     assert sorted(path.name for path in (written.folder / "1").iterdir()) == ["model.plan"]
-
-
-def _fields(engine: Engine) -> dict[str, Any]:
-    return {name: getattr(engine, name) for name in Engine.__dataclass_fields__}
 
 
 @pytest.mark.parametrize(
@@ -286,11 +283,9 @@ def test_engines_the_backend_cannot_run(
         model_config.engine_config("step", engine_of(exported("glm", dialect), **changes))
 
 
-def test_programs_the_backend_cannot_run(tmp_path: Path) -> None:
-    program = api.export("demo", tmp_path / "bf16", dtype="bfloat16")
+def test_programs_the_backend_cannot_run(demo_program: OnnxProgram) -> None:
     with pytest.raises(InputError, match="takes no bfloat16; export with --dtype float16"):
-        write_model(program.folder, tmp_path / "models", RepositoryOptions(backend="onnxruntime"))
-    assert not (tmp_path / "models").exists()
+        model_config.program_config("step", replace(demo_program, dtype="bfloat16"))
 
 
 def test_what_the_backend_cannot_be_told_is_said(tmp_path: Path) -> None:
