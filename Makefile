@@ -75,12 +75,16 @@ $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
 	touch $@
 
 # onnxruntime-genai without its dependency onnxruntime, whose files would overwrite those of onnxruntime-gpu; it runs on
-# either. And ONNX Runtime 1.32 apart from the GPU wheel, which is older: what only it can do is tested on it. Where a
-# wheel is missing its tests are skipped.
+# either. And ONNX Runtime 1.32 apart from the GPU wheel, which is older: what only it can do is tested on it. Triton's
+# client without its dependencies, of which it takes only older ones, and runs on these. Its server apart, in a wheel for
+# Linux on x86-64, with a numpy that this server's Python backend can read. Where a wheel is missing its tests are skipped.
 $(VENV)/.installed-for-tests: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
 	-$(BIN)/python -m pip install --quiet --no-deps onnxruntime-genai==0.18.0
 	-$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/later 'onnxruntime>=1.32,<1.33'
+	-$(BIN)/python -m pip install --quiet --no-deps tritonclient==2.73.0 'grpcio>=1.81.1,<2' 'python-rapidjson>=1.20'
+	-$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/triton nvidia-pytriton==0.7.0
+	-$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/triton numpy==1.26.4
 	touch $@ $(VENV)/.installed
 
 clean:

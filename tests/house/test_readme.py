@@ -45,13 +45,15 @@ def test_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     api.export(Golden("glm").folder, "glm-onnx")
     lines = [line[2:] for block in blocks("console") for line in block.splitlines() if line.startswith("$ glm-export")]
-    assert len(lines) == 20
+    assert len(lines) == 21
     request = {"custom_id": "1", "method": "POST", "url": "/v1/completions", "body": {"prompt": "春眠不觉晓，"}}
     (tmp_path / "requests.jsonl").write_text(json.dumps(request))
     for line in lines:
         arguments = shlex.split(line.replace("THUDM/chatglm2-6b", "demo"))[1:]
         if arguments[0] == "build" and find_spec("tensorrt_rtx_bindings") is None:
             continue  # it has wheels for Linux on x86-64 only
+        if arguments[0] == "deploy" and find_spec("tritonclient") is None:
+            continue  # of older dependencies than a lock has; the Makefile installs it without
         if arguments[0] == "serve":
             continue  # it does not end by itself; tests/serving starts it
         result = CliRunner().invoke(cli, arguments, input="", catch_exceptions=False)

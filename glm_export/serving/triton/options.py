@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from glm_export.errors import InputError, shown
 from glm_export.spec.option import described, listed, require_known
 
-BACKENDS = ("python", "onnxruntime", "tensorrt")
+ENGINE = "python"
+"""The backend with our engine behind it."""
+BACKENDS = (ENGINE, "onnxruntime", "tensorrt")
 """Triton's, that run what we write."""
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 """Of a model: a folder's, and part of a URL."""
@@ -20,7 +22,7 @@ class RepositoryOptions:
     """How a model is put into a repository."""
 
     backend: str = field(
-        default="python",
+        default=ENGINE,
         metadata=described("The engine with texts (python), or one step of the decoder.", choices=BACKENDS),
     )
     name: str | None = field(default=None, metadata=described("Of the model in the repository. Default: the folder's."))

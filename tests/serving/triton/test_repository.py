@@ -301,6 +301,10 @@ def test_what_the_backend_cannot_be_told_is_said(tmp_path: Path) -> None:
         (["demo", "--out", "models"], "is of kind checkpoint; a repository is made of an exported folder or an engine"),
         (["PROGRAM", "--out", "models", "--name", "../up"], "a model's name is letters, digits"),
         (["PROGRAM", "--out", "models", "--backend", "tensorrt"], "is an ONNX program; build an engine of it"),
+        (
+            ["PROGRAM", "--out", "models", "--backend", "onnxruntime", "--max-batch", "8"],
+            "--max-batch is the engine's, and backend onnxruntime has none",
+        ),
         (["nowhere", "--out", "models"], "nowhere is no folder"),
         (["PROGRAM", "--out", "PROGRAM"], "which is only read"),
     ],

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from glm_export import api
@@ -160,6 +161,8 @@ def test_one_request_in_every_form_is_what_generate_says(triton: Running) -> Non
         for streams in (False, True):
             cut = stream.ask(MODEL, text_input=line, stop_words=["翁，独"], stream=streams)
             assert (cut.text, cut.reasons[-1]) == (wanted.split("翁")[0], "stop")
+            # What could have become a stop word and did not is told in the end.
+            assert stream.ask(MODEL, text_input=line, stop_words=["。的"], stream=streams).text == wanted
         few = stream.ask(MODEL, text_input=line, max_tokens=3)
         assert (few.ids, few.reasons) == (whole.ids[:3], ["length"])
         told = Answer()
@@ -273,6 +276,69 @@ def test_a_parameter_that_cannot_be_keeps_the_model_from_loading(triton: Running
             stream.client.load_model(MODEL, config=json.dumps(config))
         # The one that was loaded goes on.
         assert stream.ask(MODEL, text_input=LINES[3]).text == api.generate(triton.session, LINES[3])
+
+
+STEP = """
+import numpy as np
+import onnxruntime
+import triton_python_backend_utils as triton
+
+class TritonPythonModel:
+    def initialize(self, args):
+        file = args["model_repository"] + "/1/model.onnx"
+        self.session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+
+    def execute(self, requests):
+        return [self.answered(request) for request in requests]
+
+    def answered(self, request):
+        feeds = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+        names = [one.name for one in self.session.get_outputs()]
+        found = zip(names, self.session.run(names, feeds))
+        return triton.InferenceResponse([triton.Tensor(name, value) for name, value in found])
+"""
+"""Stands for the ONNX Runtime backend, which is not in the wheel; Triton's own part is the real one."""
+
+
+def test_the_server_takes_the_config_of_a_step(triton: Running, demo_program: OnnxProgram) -> None:
+    """Names, dtypes and shapes, a past without columns among them, as Triton's core checks them."""
+    from tritonclient.grpc import InferenceServerClient, InferInput
+
+    models = triton.server.log.parent / "models"
+    folder = write_model(demo_program.folder, models, RepositoryOptions(name="step", backend="onnxruntime")).folder
+    config = folder / "config.pbtxt"
+    config.write_text(config.read_text().replace('backend: "onnxruntime"', 'backend: "python"'))
+    (folder / "1" / "model.py").write_text(STEP)
+    client = InferenceServerClient(triton.server.grpc)
+    client.load_model("step")
+    said = client.get_model_config("step").config
+    kinds = {np.dtype(np.int64): "INT64", np.dtype(np.float32): "FP32"}
+
+    def called(feeds: dict[str, np.ndarray]) -> Any:
+        inputs = [InferInput(name, list(value.shape), kinds[value.dtype]) for name, value in feeds.items()]
+        for one, value in zip(inputs, feeds.values(), strict=True):
+            one.set_data_from_numpy(value)
+        return client.infer("step", inputs)
+
+    ids = new = triton.session.encode(LINES[0])
+    past = {
+        one.name: np.zeros([1 if at == 0 else max(0, dim) for at, dim in enumerate(one.dims)], np.float32)
+        for one in said.input
+        if one.name.startswith("past")
+    }
+    for _ in range(13):
+        places = [[*range(len(ids))][-len(new) :]]
+        told = {"input_ids": [new], "attention_mask": [[1] * len(ids)], "position_ids": places}
+        result = called({name: np.array(value, np.int64) for name, value in told.items()} | past)
+        past = {name: result.as_numpy(name.replace("past_key_values", "present")) for name in past}
+        new = [int(result.as_numpy("logits")[0, -1].argmax())]
+        ids = ids + new
+    assert triton.session.tokenizer.decode(ids[-13:]) == api.generate(triton.session, LINES[0])
+    # Fewer heads than the config has are refused by the core.
+    fewer = {name: value[:, :1] for name, value in past.items()}
+    with pytest.raises(Exception, match=r"unexpected shape for input 'past_key_values\.\d\.\w+'"):
+        called({name: np.array(value, np.int64) for name, value in told.items()} | fewer)
+    client.close()
 
 
 def test_a_damaged_file_keeps_the_model_from_loading(triton: Running, tmp_path: Path) -> None:
