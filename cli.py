@@ -46,7 +46,7 @@ HOME = {
     "build": "engines",
     "certify": "certificates.certify",
     "chat": "generate",
-    "deploy": "deploy.deploy",
+    "deploy": "deploy.targets",
     "doctor": "engines",
     "recipes": "export",
     "score": "infill",

@@ -21,6 +21,7 @@ from glm_export.generation.sampling import Sampling
 from glm_export.performance.report import BenchOptions
 from glm_export.proof.options import CheckOptions
 from glm_export.spec.option import flag, options_of
+from glm_export.terminal.deploy.targets import TARGETS, Target
 
 LOADED_BY_HELP = """
 import contextlib, io, sys
@@ -50,8 +51,19 @@ def test_help_imports_the_verb_it_explains_alone() -> None:
     assert result.returncode == 0, result.stderr
     loaded = {line.split(" ")[0]: line.split(" ")[1:] for line in result.stdout.splitlines()}
     assert loaded.pop("") == []
-    # A room of several verbs is loaded with the one of them.
-    assert loaded == {name: sorted({"console", *HOME.get(name, name).split(".")}) for name in VERBS}
+    # A room of several verbs is loaded with the one of them; a verb with targets prints nothing itself.
+    console = {name: set[str]() if name == "deploy" else {"console"} for name in VERBS}
+    assert loaded == {name: sorted(console[name] | {*HOME.get(name, name).split(".")}) for name in VERBS}
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_the_list_of_targets_says_what_the_target_says_of_itself(name: str) -> None:
+    command = Target(name=name, help="").load()
+    assert command.name == name
+    assert str(command.help).split("\n\n")[0].replace("\n", " ") == TARGETS[name]
+    shown = CliRunner().invoke(cli, ["deploy", name, "--help"])
+    assert (shown.exit_code, "--out" in shown.output) == (0, True)
+    assert CliRunner().invoke(cli, ["deploy", "nowhere"]).exit_code == 2
 
 
 @pytest.mark.parametrize("name", VERBS)

@@ -1,11 +1,10 @@
-"""Answers on their way: events of the engine become responses, in a thread that may wait where the engine may not."""
+"""Answers on their way: events of the engine become responses, in threads that may wait where the engine's may not."""
 
 from __future__ import annotations
 
 import logging
 import queue
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -18,7 +17,8 @@ from glm_export.serving.written_text import WrittenText
 
 LOG = logging.getLogger(__name__)
 POLL_S = 0.05
-"""Between two looks at who has left; each asks Triton, which takes a tenth of a millisecond a row."""
+"""Between two looks at who has left; each asks Triton, which takes from a tenth of a millisecond a row to, on a busy
+machine, 50: so it keeps nobody's response waiting."""
 Values = dict[str, Any]
 
 
@@ -51,7 +51,7 @@ def told_of(error: BaseException) -> str:
 class Row:
     """One request and what is told of it.
 
-    ``stream``: piece by piece. ``echo``: text that goes before the answer. ``ended``: whether its last event has come.
+    ``stream``: piece by piece. ``echo``: text that goes before the answer.
     """
 
     request: Request
@@ -59,10 +59,10 @@ class Row:
     text: WrittenText
     stream: bool
     echo: str = ""
-    ended: bool = False
     _new: str = ""
     _ids: list[int] = field(default_factory=list)
-    _left: bool = False
+    _ended: bool = False
+    _ending: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
         self._new = self.echo
@@ -72,11 +72,15 @@ class Row:
         if event.token is not None:
             self._ids.append(event.token)
             self._new += self.text.take()
-        reason = event.finish_reason
-        if reason is None:
-            if self.stream and self._new:
-                self._send("", last=False)
-        elif event.error is not None:
+        if event.finish_reason is not None:
+            with self._ending:
+                self._ended = True
+                self._end(event, event.finish_reason)
+        elif self.stream and self._new:
+            self._send("", last=False)
+
+    def _end(self, event: Event, reason: str) -> None:
+        if event.error is not None:
             self.sender.fail(told_of(event.error), code_of(event.error))
         elif reason == "deadline":
             self.sender.fail("the request took longer than it may; ask for less, or try again later", "UNAVAILABLE")
@@ -94,34 +98,42 @@ class Row:
         self.sender.send(values, last=last)
 
     def has_left(self) -> bool:
-        """Whether nobody waits for it since now."""
-        if not self._left and self.sender.is_cancelled():
-            self._left = True
-            return True
-        return False
+        """Whether nobody waits any more; Triton must not be asked behind the last response, which frees the request."""
+        with self._ending:
+            return not self._ended and self.sender.is_cancelled()
 
 
 class Answering:
-    """The thread between a worker and Triton. A context manager: leaving it tells what is left, then ends.
+    """Two threads between a worker and Triton: one sends, the other looks who has left.
+
+    A context manager: leaving it tells what is left, then ends.
 
     Args:
         worker: is told of those who have left.
-        observe: called now and then, and at each request's end; must not raise.
+        observe: called now and then, in one thread; must not raise.
     """
 
     def __init__(self, worker: Worker, observe: Callable[[], None] = lambda: None) -> None:
         self._worker, self._observe = worker, observe
-        self._queue: queue.SimpleQueue[tuple[Row, Event | None] | None] = queue.SimpleQueue()
-        self._rows: dict[str, Row] = {}
-        self._thread = threading.Thread(target=self._run, name="answering", daemon=True)
+        self._events: queue.SimpleQueue[tuple[Row, Event] | None] = queue.SimpleQueue()
+        self._open: dict[str, Row] = {}
+        self._lock, self._over = threading.Lock(), threading.Event()
+        self._threads = [
+            threading.Thread(target=self._tell_all, name="answering", daemon=True),
+            threading.Thread(target=self._watch, name="watching", daemon=True),
+        ]
 
     def __enter__(self) -> Answering:
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._queue.put(None)
-        self._thread.join()
+        self._events.put(None)
+        self._over.set()
+        for thread in self._threads:
+            thread.join()
+        self._observe()
 
     def submit(self, row: Row, *, wait_s: float, run_s: float) -> None:
         """Let a row be written, and tell of it.
@@ -130,52 +142,41 @@ class Answering:
             QueueFullError: too many wait.
             DrainingError: the worker is to end.
         """
-
-        def sink(event: Event) -> None:
-            self._queue.put((row, event))
-
-        self._worker.submit(row.request, sink, wait_s=wait_s, run_s=run_s)
-        self._queue.put((row, None))
-
-    def _run(self) -> None:
-        looked = time.monotonic()
-        while True:
-            try:
-                item = self._queue.get(timeout=POLL_S if self._rows else None)
-                if item is None:
-                    return
-                self._tell(*item)
-            except queue.Empty:
-                pass
-            if time.monotonic() - looked > POLL_S:
-                self._look()
-                looked = time.monotonic()
-
-    def _tell(self, row: Row, event: Event | None) -> None:
         key = row.request.key
-        if event is None:
-            # Its end may have come before this did.
-            if not row.ended:
-                self._rows[key] = row
-            return
+        with self._lock:
+            self._open[key] = row
         try:
-            row.take(event)
-        except Exception:  # Triton gave up the request: nobody else is to lose by it
-            LOG.exception("a response of %s could not be sent", key)
-            self._worker.cancel(key)
-        if event.finish_reason is not None:
-            row.ended = True
-            self._rows.pop(key, None)
-            self._observe()
+            self._worker.submit(row.request, lambda event: self._events.put((row, event)), wait_s=wait_s, run_s=run_s)
+        except GlmExportError:
+            self._close(key)
+            raise
 
-    def _look(self) -> None:
-        """Free the rows of those who have left."""
-        for key, row in self._rows.items():
+    def _close(self, key: str) -> None:
+        with self._lock:
+            self._open.pop(key, None)
+
+    def _tell_all(self) -> None:
+        while (item := self._events.get()) is not None:
+            row, event = item
             try:
-                left = row.has_left()
-            except Exception:
-                LOG.exception("whether somebody waits for %s is not known", key)
-                continue
-            if left:
-                self._worker.cancel(key)
-        self._observe()
+                row.take(event)
+            except Exception:  # Triton gave up the request: nobody else is to lose by it
+                LOG.exception("a response of %s could not be sent", row.request.key)
+                self._worker.cancel(row.request.key)
+            if event.finish_reason is not None:
+                self._close(row.request.key)
+
+    def _watch(self) -> None:
+        while not self._over.wait(POLL_S):
+            with self._lock:
+                rows = list(self._open.items())
+            for key, row in rows:
+                try:
+                    left = row.has_left()
+                except Exception:
+                    LOG.exception("whether somebody waits for %s is not known", key)
+                    left = False
+                if left:
+                    self._close(key)
+                    self._worker.cancel(key)
+            self._observe()

@@ -87,6 +87,8 @@ def test_the_python_backends_model(demo_program: OnnxProgram, tmp_path: Path) ->
     for tensors, entries in ((INPUTS, config.input), (OUTPUTS, config.output)):
         assert said(entries) == [(one.name, f"TYPE_{one.dtype}", [one.size]) for one in tensors]
     assert all(entry.optional for entry in config.input)
+    (python,) = folder.rglob("*.py")
+    assert (python.relative_to(folder), python.read_text()) == (Path("1/model.py"), repository.MODEL_PY)
     # Nothing leads out of it, and what is in it is the folder that was exported.
     assert not [path for path in folder.rglob("*") if path.is_symlink()]
     inner = folder / "1" / "model"
