@@ -21,13 +21,13 @@ from glm_export.artifacts.open import Kind
 from glm_export.artifacts.own_files import remove_own
 from glm_export.artifacts.program import OnnxProgram
 from glm_export.cli import cli
+from glm_export.deployment.inspect import inspect_folder
 from glm_export.engines.profiles import profiles_of, resolve_limits
 from glm_export.errors import EnvironmentMissingError, InputError
 from glm_export.serving.triton import model_config, repository
 from glm_export.serving.triton.options import RepositoryOptions
 from glm_export.serving.triton.repository import write_model
 from glm_export.serving.triton.tensors import INPUTS, OUTPUTS
-from tests.sessions.conftest import exported as exported
 
 pytest.importorskip("tritonclient.grpc")
 from google.protobuf import text_format
@@ -328,6 +328,12 @@ def test_the_verb_says_what_it_wrote(demo_program: OnnxProgram, tmp_path: Path) 
     assert done.exit_code == 0
     assert f"wrote {tmp_path / 'p'} (10.8 MB" in done.output
     assert config_of(tmp_path / "p").parameters["max_batch"].string_value == "3"
+    facts = inspect_folder(str(tmp_path / "p"))
+    assert (facts["kind"], facts["backend"], facts["made_of"]) == ("Triton model", "python", "ONNX program")
+    # It is no folder that other verbs run, and they say which one is.
+    told = CliRunner().invoke(cli, ["generate", str(tmp_path / "p"), "--prompt", "春"])
+    assert told.exit_code == 2
+    assert "is a Triton model, which tritonserver runs; give the folder it was made of" in told.output
 
 
 def test_without_the_schema_the_extra_is_named(
