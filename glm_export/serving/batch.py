@@ -9,11 +9,10 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import json
-import logging
 import math
 import os
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Any
 from glm_export.errors import InputError
 from glm_export.model_folder import parse_json
 from glm_export.progress import Advance, NullProgress, Progress
+from glm_export.serving.in_process import App, Call, answered
 from glm_export.serving.options import MEGABYTE, ServeOptions
 from glm_export.serving.server import require_packages
 
@@ -30,7 +30,6 @@ URLS = ("/v1/chat/completions", "/v1/completions", "/v1/infill", "/v1/score", "/
 AHEAD = 2
 """Lines under way for each row: one that ends is followed at once."""
 Line = dict[str, Any]
-App = Callable[[dict[str, Any], Callable[[], Any], Callable[[Any], Any]], Any]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -191,10 +190,10 @@ async def _answer(app: App, line: Line) -> dict[str, Any]:
     wrong = _wrong(line)
     if wrong is not None:
         return told | {"error": {"code": wrong[0], "message": wrong[1]}}
-    status, request_id, text = await _post(app, line["url"], json.dumps(line["body"]).encode())
-    body = json.loads(text)
-    told["response"] = {"status_code": status, "request_id": request_id, "body": body}
-    if status >= 400:
+    answer = await answered(app, Call(path=line["url"], body=json.dumps(line["body"]).encode()))
+    body = json.loads(answer.body)
+    told["response"] = {"status_code": answer.status, "request_id": answer.header("x-request-id"), "body": body}
+    if answer.status >= 400:
         error = body["error"]
         told["error"] = {"code": error.get("code") or error["type"], "message": error["message"]}
     return told
@@ -211,46 +210,3 @@ def _wrong(line: Line) -> tuple[str, str] | None:
     if line["body"].get("stream"):
         return "invalid_body", "a line is answered whole; leave stream out"
     return None
-
-
-async def _post(app: App, path: str, body: bytes) -> tuple[int, str, bytes]:
-    """Ask an ASGI application in this process: status, the request's name, and the answer's body."""
-    scope = {
-        "type": "http",
-        "asgi": {"version": "3.0"},
-        "http_version": "1.1",
-        "method": "POST",
-        "scheme": "http",
-        "path": path,
-        "raw_path": path.encode(),
-        "query_string": b"",
-        "root_path": "",
-        "headers": [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())],
-        "client": None,
-        "server": None,
-    }
-    given: list[dict[str, Any]] = [{"type": "http.request", "body": body, "more_body": False}]
-    answer: dict[str, Any] = {"status": 500, "id": "", "body": b""}
-
-    async def receive() -> dict[str, Any]:
-        if not given:
-            # Nobody leaves: this waits until the answer is there.
-            await asyncio.Event().wait()
-        return given.pop()
-
-    async def send(message: dict[str, Any]) -> None:
-        if message["type"] == "http.response.start":
-            names = {name.decode(): value.decode() for name, value in message["headers"]}
-            answer.update(status=message["status"], id=names.get("x-request-id", ""))
-        else:
-            answer["body"] += message.get("body", b"")
-
-    try:
-        await app(scope, receive, send)
-    except Exception as error:  # a fault of ours costs its line alone
-        logging.getLogger(__name__).exception("a request failed")
-        told = {
-            "error": {"message": f"the request failed: {type(error).__name__}", "type": "server_error", "code": None}
-        }
-        answer.update(status=500, body=json.dumps(told).encode())
-    return answer["status"], answer["id"], answer["body"]

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import logging
-import math
 import queue
 import threading
 import time
 import traceback
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from glm_export.errors import GlmExportError, InputError
 from glm_export.serving.engine import Engine
 from glm_export.serving.metrics.histogram import BETWEEN_TOKENS_S, FIRST_TOKEN_S, REQUEST_S, Histogram
+from glm_export.serving.metrics.pace import Pace
 from glm_export.serving.request import Event, Request
 
 Sink = Callable[[Event], None]
-RATE_OVER = 32
-"""Requests that ended last, whose pace says how long a queue takes."""
-LONGEST_WAIT_S = 300
 
 
 class QueueFullError(GlmExportError):
@@ -88,7 +84,7 @@ class Worker:
         self._asked: dict[str, _Asked] = {}
         self._lock = threading.Lock()
         self._open, self._draining, self._stopped = 0, False, False
-        self._ended_at: deque[float] = deque(maxlen=RATE_OVER)
+        self._pace = Pace()
         self._thread = threading.Thread(target=self._run, name=f"engine {name}".strip(), daemon=True)
 
     def __enter__(self) -> Worker:
@@ -113,6 +109,12 @@ class Worker:
         """Rows that are written."""
         return len(self.engine.scheduler.running)
 
+    @property
+    def unread_tokens(self) -> int:
+        """Of prompts, of rows and of requests that wait, and of rows that are written the one before the next."""
+        scheduler = self.engine.scheduler
+        return sum(place.unread for place in [*scheduler.waiting.values(), *scheduler.running.values()])
+
     def submit(self, request: Request, sink: Sink, *, wait_s: float | None = None, run_s: float | None = None) -> None:
         """Let a request be written. Its events go to ``sink``, in the engine's thread, the last with a reason.
 
@@ -131,7 +133,7 @@ class Worker:
             if self._draining or self._stopped:
                 raise DrainingError
             if self._open >= self.engine.scheduler.options.max_rows + self._max_waiting:
-                raise QueueFullError(self.waiting, self.retry_after_s())
+                raise QueueFullError(self.waiting, self._pace.retry_after_s())
             self._open += 1
         asked = _Asked(
             request=request,
@@ -145,13 +147,6 @@ class Worker:
     def cancel(self, key: str) -> None:
         """Nobody waits for a request any more; one that has ended already is left alone."""
         self._inbox.put(lambda: self._cancel(key, "cancelled"))
-
-    def retry_after_s(self) -> int:
-        """Seconds in which a place in the queue will be free, at the pace of the last requests; 1 without any."""
-        if len(self._ended_at) < 2:
-            return 1
-        pace = (self._ended_at[-1] - self._ended_at[0]) / (len(self._ended_at) - 1)
-        return max(1, min(LONGEST_WAIT_S, math.ceil(pace)))
 
     def drain(self, timeout_s: float) -> bool:
         """Take nothing new, and wait until what was accepted is answered; returns whether it was."""
@@ -258,7 +253,7 @@ class Worker:
         reason, now = event.finish_reason or "", self._clock() if now is None else now
         self.counts.requests[reason] = self.counts.requests.get(reason, 0) + 1
         self.counts.request_s.observe(now - asked.arrived)
-        self._ended_at.append(now)
+        self._pace.ended(now)
         with self._lock:
             self._open -= 1
         asked.sink(event)

@@ -11,7 +11,7 @@ from glm_export.serving.http import failures
 from glm_export.serving.http.anthropic import messages
 from glm_export.serving.http.doors import blanks, chat, completions, health, page, tokens
 from glm_export.serving.http.forms import Forms
-from glm_export.serving.http.guard import Guard
+from glm_export.serving.http.guard import Guard, digest_of
 from glm_export.serving.http.responses import responses
 from glm_export.serving.http.served import ServedModel
 from glm_export.serving.metrics.record import log_request
@@ -38,5 +38,5 @@ def create_app(models: Mapping[str, ServedModel], options: ServeOptions, keys: f
         app.include_router(room.router)
     most, endpoint = options.max_body_megabytes * MEGABYTE, options.otlp_traces_endpoint
     observers = [log_request, *([exported_spans(endpoint)] if endpoint is not None else [])]
-    app.add_middleware(Guard, keys=keys, max_body_bytes=most, observers=observers)
+    app.add_middleware(Guard, digests=sorted(map(digest_of, keys)), max_body_bytes=most, observers=observers)
     return app

@@ -113,7 +113,7 @@ def choices(
         for number in range(asked.n or 1):
             text = WrittenText(model.tokenizer.detokenizer(names=rows.names), asked.stops)
             request = Request(
-                key=f"{http.state.request_id}-{len(made)}",
+                key=f"{http.state.key}-{len(made)}",
                 prompt=prompt,
                 sampling=asked.sampling(number),
                 max_new_tokens=rows.max_new_tokens,

@@ -8,7 +8,7 @@ import hmac
 import json
 import time
 import uuid
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping, Sequence
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -29,27 +29,33 @@ BODY_SECONDS = 30.0
 """Between two pieces of a body."""
 
 
+def digest_of(key: str) -> str:
+    """What is kept of a key: enough to know it again, and to keep apart what is kept for it."""
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
 class _RefusedError(HTTPException):
     """Raised where a body is read, too: the framework takes other errors there for malformed JSON."""
 
 
 class Guard:
-    """Around an app. ``keys``: those that open it; without any, everybody on this machine may enter.
+    """Around an app. ``digests``: of the keys that open it; without any, everybody on this machine may enter.
 
-    The state of a request has ``request_id``, ``tenant``, a hash of the key, for what is kept apart by it, and
-    ``tally``, for whoever writes. ``observers`` are told of each request when it has been answered.
+    The state of a request has ``request_id``, which whoever calls the app may have chosen, and then tells itself;
+    ``key``, which no other request has; ``tenant``, a hash of the key that opened the door, for what is kept apart by
+    it; and ``tally``, for whoever writes. ``observers`` are told of each request when it has been answered.
     """
 
     def __init__(
         self,
         app: App,
         *,
-        keys: frozenset[str],
+        digests: Iterable[str],
         max_body_bytes: int,
         body_s: float = BODY_SECONDS,
         observers: Sequence[Observer] = (log_request,),
     ) -> None:
-        self._app, self._keys, self._max_body_bytes, self._body_s = app, keys, max_body_bytes, body_s
+        self._app, self._digests, self._max_body_bytes, self._body_s = app, tuple(digests), max_body_bytes, body_s
         self._observers = observers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -59,7 +65,9 @@ class Guard:
             return
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         state = scope.setdefault("state", {})
-        state["request_id"] = f"req-{uuid.uuid4().hex}"
+        own = "request_id" not in state
+        state["key"] = uuid.uuid4().hex
+        state.setdefault("request_id", f"req-{state['key']}")
         state["tally"] = Tally()
         started, seen = time.perf_counter(), {"status": 0, "first": 0.0}
 
@@ -67,7 +75,10 @@ class Guard:
             if message["type"] == "http.response.start":
                 seen["status"] = message["status"]
                 # Anthropic's clients look for its second name.
-                names = [b"x-request-id", *([b"request-id"] if scope["path"].startswith(ANTHROPIC) else [])]
+                names = [
+                    *([b"x-request-id"] if own else []),
+                    *([b"request-id"] if scope["path"].startswith(ANTHROPIC) else []),
+                ]
                 ids = [(name, state["request_id"].encode()) for name in names]
                 message["headers"] = [*message.get("headers", ()), *ids]
             elif not seen["first"]:
@@ -75,7 +86,8 @@ class Guard:
             await send(message)
 
         try:
-            state["tenant"] = self._tenant(scope["path"], headers)
+            if "tenant" not in state:
+                state["tenant"] = self._tenant(scope["path"], headers)
             declared = headers.get("content-length", "")
             if declared.isdigit() and int(declared) > self._max_body_bytes:
                 raise self._too_large()
@@ -99,15 +111,16 @@ class Guard:
                 observe(record)
 
     def _tenant(self, path: str, headers: dict[str, str]) -> str:
-        if not self._keys or path in OPEN or path.startswith(OPEN_BELOW):
+        if not self._digests or path in OPEN or path.startswith(OPEN_BELOW):
             return ""
         scheme, _, key = headers.get("authorization", "").partition(" ")
         given = key.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
-        # Every known key is compared, in a time that says nothing of where they differ.
-        known = [hmac.compare_digest(given.encode(), one.encode()) for one in sorted(self._keys)]
+        digest = digest_of(given)
+        # Every known one is compared, in a time that says nothing of where they differ.
+        known = [hmac.compare_digest(digest, one) for one in self._digests]
         if not any(known):
             raise _RefusedError(401, "a key is wanted: Authorization: Bearer KEY, or x-api-key: KEY")
-        return hashlib.sha256(given.encode()).hexdigest()
+        return digest
 
     def _too_large(self) -> _RefusedError:
         return _RefusedError(413, f"a body has at most {self._max_body_bytes} bytes; send less")

@@ -8,21 +8,27 @@ from typing import Any
 import rich_click as click
 from rich.markup import escape
 
+from glm_export.errors import InputError
 from glm_export.serving.options import ServeOptions
-from glm_export.terminal.console import MESSAGES, flags
+from glm_export.serving.ray.options import RayOptions
+from glm_export.spec.option import flag
+from glm_export.terminal.console import MESSAGES, flags, picked
 
 
 @click.command()
 @click.argument("models", nargs=-1, required=True)
 @flags(ServeOptions)
 @click.option("--access-log", is_flag=True, help="A line of JSON a request, on standard error.")
-def serve(models: tuple[str, ...], access_log: bool, **options: Any) -> None:
+@click.option("--ray", is_flag=True, help="Spread engines over a Ray cluster; needs the extra `ray`.")
+@flags(RayOptions, before="With --ray: ")
+def serve(models: tuple[str, ...], access_log: bool, ray: bool, **options: Any) -> None:
     """Serve MODELS (exported folders, engines, checkpoints, `demo`) by OpenAI's API, batched continuously.
 
     Ends on SIGTERM or Ctrl-C, when what was accepted is answered.
     """
     from glm_export.serving.server import serve as run
 
+    spread = picked(RayOptions, options)
     if access_log:
         logging.getLogger("glm_export.access").setLevel(logging.INFO)
 
@@ -30,4 +36,17 @@ def serve(models: tuple[str, ...], access_log: bool, **options: Any) -> None:
         names = ", ".join(models)
         MESSAGES.print(f"serving {escape(names)} at {address}/v1", soft_wrap=True)
 
-    run(models, ServeOptions(**options), announce)
+    if not ray:
+        _require_alone(spread)
+        run(models, ServeOptions(**options), announce)
+        return
+    from glm_export.serving.ray.cluster import serve_on_ray
+
+    serve_on_ray(models, ServeOptions(**options), RayOptions(**spread), announce, access_log=access_log)
+
+
+def _require_alone(given: dict[str, Any]) -> None:
+    default = RayOptions()
+    for name, value in given.items():
+        if value != getattr(default, name):
+            raise InputError(f"{flag(RayOptions, name)} is for a Ray cluster; add --ray, or leave it out")

@@ -23,7 +23,7 @@ router = APIRouter()
 async def messages(http: HttpRequest, asked: MessagesRequest) -> Response:
     """The assistant's next message."""
     made = await prepared(http, asked.to_write())
-    message = AnthropicMessage(Telling(made), http.state.request_id[4:])
+    message = AnthropicMessage(Telling(made), http.state.request_id.removeprefix("req-"))
     if asked.stream:
 
         def failed(error: Exception) -> bytes:

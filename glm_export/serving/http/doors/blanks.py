@@ -72,7 +72,7 @@ async def _score(http: HttpRequest, model: ServedModel, asked: ScoreRequest) -> 
         if not ids:
             raise HttpError(400, f"the label {label!r} tokenizes to nothing; give it a word", param="labels")
         request = Request(
-            key=f"{http.state.request_id}-{number}",
+            key=f"{http.state.key}-{number}",
             prompt=model.prompt([*context, *ids]),
             sampling=Sampling(),
             max_new_tokens=0,

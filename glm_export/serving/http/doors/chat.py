@@ -46,7 +46,7 @@ class _Answer:
 
     def __init__(self, http: HttpRequest, asked: ChatRequest, model: ServedModel, replies: Sequence[Reply]) -> None:
         self._asked, self._model, self._replies = asked, model, replies
-        self._id, self._created = f"chatcmpl-{http.state.request_id[4:]}", int(time.time())
+        self._id, self._created = f"chatcmpl-{http.state.request_id.removeprefix('req-')}", int(time.time())
 
     def _body(self, kind: str, told: list[dict[str, Any]]) -> dict[str, Any]:
         return {"id": self._id, "object": kind, "created": self._created, "model": self._model.name, "choices": told}

@@ -107,7 +107,7 @@ class _Answer:
 
     def __init__(self, http: HttpRequest, asked: CompletionRequest, model: ServedModel) -> None:
         self._asked, self._model = asked, model
-        self._id, self._created = f"cmpl-{http.state.request_id[4:]}", int(time.time())
+        self._id, self._created = f"cmpl-{http.state.request_id.removeprefix('req-')}", int(time.time())
 
     def _body(self, told: list[dict[str, Any]]) -> dict[str, Any]:
         return {

@@ -19,7 +19,7 @@ router = APIRouter()
 async def responses(http: HttpRequest, asked: ResponsesRequest) -> Response:
     """What the model thinks, says and calls next."""
     made = await prepared(http, asked.to_write())
-    answer = OpenAIResponse(Telling(made), asked, http.state.request_id[4:])
+    answer = OpenAIResponse(Telling(made), asked, http.state.request_id.removeprefix("req-"))
     if asked.stream:
         return streamed(made.writing, answer.stream(), failed=answer.failed, last=b"")
     with made.writing:
