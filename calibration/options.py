@@ -11,6 +11,7 @@ from glm_export.spec.option import described, listed
 
 if TYPE_CHECKING:
     from glm_export.calibration.corpus.corpus import Corpus
+    from glm_export.calibration.recipe import Recipe
 
 SHORTEST_ROW = 16
 DEVICES = ("cpu", "cuda")
@@ -54,3 +55,8 @@ class CalibrationOptions(TextOptions):
         default=None, metadata=described("One that has weights rounded here: int4-gptq.", choices=recipes.names)
     )
     device: str = field(default="cpu", metadata=described("Where layers are computed.", choices=DEVICES))
+
+    @property
+    def loaded_recipe(self) -> Recipe | None:
+        """The recipe of that name."""
+        return None if self.recipe is None else recipes.load(self.recipe)

@@ -29,6 +29,7 @@ from glm_export.tokenizers.chat.prompt import Options
 
 if TYPE_CHECKING:  # an exported folder runs without torch; what needs it imports it when it is called
     from glm_export.calibration.corpus.corpus import Corpus
+    from glm_export.calibration.layerwise.shards import Spread
     from glm_export.calibration.ranges import Ranges
     from glm_export.checkpoints.checkpoint import Checkpoint
     from glm_export.evaluation.layer_costs import MixedPrecision
@@ -251,6 +252,7 @@ def calibrate(
     force: bool = False,
     progress: Progress | None = None,
     on_plan: Callable[[Corpus], None] = lambda _: None,
+    spread: Spread | None = None,
     **keywords: Unpack[CalibrationKeywords],
 ) -> Ranges:
     """Measure a checkpoint's activations on text; see :func:`glm_export.calibration.layerwise.calibrate.calibrate`.
@@ -262,9 +264,9 @@ def calibrate(
         force: replace a folder of ranges.
         progress: shows how far it is.
         on_plan: is told what was read before the work begins.
+        spread: workers that take rows of text through layers.
         **keywords: options, in place of those.
     """
-    from glm_export.calibration import recipes
     from glm_export.calibration.layerwise import calibrate as walk
 
     chosen = merged(CalibrationOptions, options, keywords)
@@ -272,9 +274,9 @@ def calibrate(
     require_writable(Path(out), force=force, kinds=(Kind.RANGES,))
     read = _read(chosen, checkpoint)
     on_plan(read)
-    recipe = recipes.load(chosen.recipe) if chosen.recipe is not None else None
+    loaded, device = chosen.loaded_recipe, chosen.device
     return walk.calibrate(
-        checkpoint, read, Path(out), recipe=recipe, device=chosen.device, force=force, progress=progress
+        checkpoint, read, Path(out), recipe=loaded, device=device, force=force, progress=progress, spread=spread
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,51 +20,45 @@ from glm_export.artifacts.folder_lock import alone
 from glm_export.artifacts.manifest import RANGES_MANIFEST, recorded_files, write_json
 from glm_export.artifacts.open import Kind
 from glm_export.artifacts.output_folder import require_writable, take_name
-from glm_export.calibration.corpus.corpus import Corpus, Sample
+from glm_export.calibration.corpus.corpus import Corpus
 from glm_export.calibration.layerwise.hidden_states import HiddenStatesWriter, read_hidden_states
-from glm_export.calibration.layerwise.observe import LayerObserver, Numbers
+from glm_export.calibration.layerwise.observe import Numbers, Seen
+from glm_export.calibration.layerwise.passing import Model, Rows, name_of, observing, passed
 from glm_export.calibration.layerwise.resume import STATE, resume_or_start, take_file_name
 from glm_export.calibration.layerwise.search import round_layer, search_smoothing
+from glm_export.calibration.layerwise.shards import Spread, passed_by_workers
 from glm_export.calibration.ranges import RANGES, RANGES_FORMAT, Ranges, load_ranges
 from glm_export.calibration.recipe import Recipe
 from glm_export.calibration.rounded_folder import rounded_name
 from glm_export.checkpoints.checkpoint import Checkpoint
-from glm_export.inputs.prompts import prefill_feeds
-from glm_export.modeling import Decoder, KeyValue, Layer, building_in, norm
+from glm_export.errors import InputError
+from glm_export.modeling import Decoder
 from glm_export.progress import Advance, NullProgress, Progress
 from glm_export.spec.config import GlmConfig
-from glm_export.spec.weight_formats import EMBEDDING, HEAD
-
-KEPT_SAMPLES = 128
-"""Tokens, evenly spaced over the corpus, whose inputs decide about smoothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _LayerwiseRun:
-    """One run: what is walked, with which text, where to."""
+    """One run: what is walked, with which text, where to, and who helps."""
 
-    checkpoint: Checkpoint
+    model: Model
     corpus: Corpus
     recipe: Recipe | None
     work: Path
-    device: torch.device
-    initial: tuple[KeyValue, ...] | None
+    spread: Spread | None
 
     @property
     def config(self) -> GlmConfig:
-        return self.checkpoint.config
+        return self.model.config
+
+    @property
+    def rows(self) -> Rows:
+        """All of the corpus."""
+        return Rows(samples=self.corpus.samples, before=0, total=self.corpus.tokens)
 
     def hidden_states(self, layer: int) -> Path:
         """Hidden states that a layer reads."""
         return self.work / f"spool-{layer:03}"
-
-    def past(self, layer: int) -> KeyValue:
-        """Keys and values ``[1, K, P, D]`` a layer begins with; P is 0 where the model has no prefix."""
-        if self.initial is None:
-            empty = torch.empty(1, self.config.kv_heads, 0, self.config.head_dim, device=self.device)
-            return empty, empty
-        key, value = self.initial[layer]
-        return key.to(self.device), value.to(self.device)
 
     def numbers(self, layer: int) -> Path:
         """What was measured in a layer; the head's come after the last."""
@@ -80,6 +74,7 @@ def calibrate(
     device: str = "cpu",
     force: bool = False,
     progress: Progress | None = None,
+    spread: Spread | None = None,
 ) -> Ranges:
     """Measure a checkpoint's activations on a corpus.
 
@@ -92,24 +87,30 @@ def calibrate(
         device: where layers are computed, ``cpu`` or ``cuda``.
         force: replace a folder of ranges.
         progress: shows how far it is.
+        spread: workers that take rows through a layer; the ranges are the same bits. What a run has done is gone on
+            from with and without them.
 
     Returns:
         The ranges, loaded from ``out``.
 
     Raises:
-        InputError: ``out`` exists; or activations are NaN, infinite or all zero.
+        InputError: ``out`` exists; activations are NaN, infinite or all zero; or weights are rounded here, for which
+            rows pass one after another.
         CheckpointError: tensors are missing, mis-shaped or damaged; or files changed meanwhile.
     """
     given, out = out, require_writable(out, force=force, kinds=(Kind.RANGES,), sources=checkpoint.folders)
     checkpoint.audit()
     rounding = recipe if recipe is not None and recipe.rounding == "gptq" else None
+    if rounding is not None and spread is not None:
+        raise InputError(
+            f"{rounding.name} adds products of rows in their order, which workers would change; leave --ray out"
+        )
     run = _LayerwiseRun(
-        checkpoint=checkpoint,
+        model=Model(checkpoint=checkpoint, device=torch.device(device)),
         corpus=corpus,
         recipe=rounding,
         work=out.parent / f".{out.name}.work",
-        device=torch.device(device),
-        initial=checkpoint.initial_cache,
+        spread=spread,
     )
     identity = {
         "format": RANGES_FORMAT,
@@ -134,7 +135,7 @@ def calibrate(
 
 def _pass_through(run: _LayerwiseRun, advance: Advance) -> None:
     """Every step that is not done yet, the embedding first and the head last."""
-    decoder = _bare_decoder(run)
+    decoder = run.model.entrance()
     for layer in range(run.config.num_layers + 1):
         if run.numbers(layer).is_file():
             advance(run.corpus.tokens)
@@ -142,7 +143,7 @@ def _pass_through(run: _LayerwiseRun, advance: Advance) -> None:
         if layer == 0 and not run.hidden_states(0).is_file():
             with HiddenStatesWriter(run.hidden_states(0)) as spool:
                 for sample in run.corpus.samples:
-                    spool.add(_entered(decoder, sample, run)[0][0])
+                    spool.add(run.model.entered(decoder, sample)[0][0])
         if layer < run.config.num_layers:
             numbers = _through_layer(run, decoder, layer, advance)
         else:
@@ -153,122 +154,55 @@ def _pass_through(run: _LayerwiseRun, advance: Advance) -> None:
 
 def _through_layer(run: _LayerwiseRun, decoder: Decoder, layer: int, advance: Advance) -> Numbers:
     """Run one layer over the corpus; its outputs become the next one's spool."""
-    prefix = f"layers.{layer}"
-    module = _loaded(Layer, run, layer, prefix)
-    observer = LayerObserver(module, prefix, gram=run.recipe is not None)
+    prefix, hidden = name_of(layer, run.config), run.hidden_states(layer)
+    module = run.model.layer(layer)
     if run.recipe is not None:
-        for _ in _outputs(run, decoder, module, layer, observer):
-            pass
-        observer.close()
-        round_layer(module, observer, run.recipe, run.work / rounded_name(layer))
+        seen = _rounded(run, decoder, module, layer)
+        outputs = passed(run.model, decoder, module, layer, run.rows, read_hidden_states(hidden))
+    else:
+        seen = Seen()
+        outputs = _observed(run, decoder, module, layer, seen)
     with HiddenStatesWriter(run.hidden_states(layer + 1)) as spool:
-        for hidden_SH in _outputs(run, decoder, module, layer, observer if run.recipe is None else None):
+        for hidden_SH in outputs:
             spool.add(hidden_SH)
             advance(len(hidden_SH))
-    observer.close()
-    numbers = observer.numbers()
-    for name in observer.inputs:
+    numbers = seen.numbers()
+    for name in seen.inputs:
         weight = module.get_parameter(name.removeprefix(f"{prefix}."))
-        numbers |= search_smoothing(name, weight, observer)
+        numbers |= search_smoothing(name, weight, seen)
     return numbers
 
 
-def _outputs(
-    run: _LayerwiseRun, decoder: Decoder, module: nn.Module, layer: int, observer: LayerObserver | None
+def _observed(
+    run: _LayerwiseRun, decoder: Decoder | None, module: nn.Module, layer: int, seen: Seen
 ) -> Iterator[Tensor]:
-    """A layer's output for each row, float32 ``[S, H]``."""
-    before, past = 0, run.past(layer)
-    for sample, hidden_SH in zip(run.corpus.samples, read_hidden_states(run.hidden_states(layer)), strict=True):
-        _, rotary, mask_B1ST = _entered(decoder, sample, run)
-        if observer is not None:
-            observer.rotary, observer.past = rotary, past
-            observer.rows_to_keep = _kept_rows(before, len(hidden_SH), run.corpus.tokens)
-        output_BSH, _ = module(hidden_SH[None].to(run.device), rotary, mask_B1ST, past)
-        before += len(hidden_SH)
-        yield output_BSH[0]
+    """A layer's output for each row; what was seen of them is in ``seen`` behind the last."""
+    hidden = read_hidden_states(run.hidden_states(layer))
+    if run.spread is not None:
+        yield from passed_by_workers(run.spread, run.model, layer, run.rows, hidden, seen)
+        return
+    with observing(module, layer, run.config, seen) as observer:
+        yield from passed(run.model, decoder, module, layer, run.rows, hidden, observer)
+
+
+def _rounded(run: _LayerwiseRun, decoder: Decoder, module: nn.Module, layer: int) -> Seen:
+    """Round a layer's weights by what it reads: what was seen of that."""
+    assert run.recipe is not None
+    seen, hidden = Seen(), read_hidden_states(run.hidden_states(layer))
+    with observing(module, layer, run.config, seen, gram=True) as observer:
+        for _ in passed(run.model, decoder, module, layer, run.rows, hidden, observer):
+            pass
+    round_layer(module, observer, run.recipe, run.work / rounded_name(layer))
+    return seen
 
 
 def _through_head(run: _LayerwiseRun, advance: Advance) -> Numbers:
     """The last norm and the head: only measured."""
-    final_norm = _loaded_norm(run)
-    head = nn.Linear(run.config.hidden_size, run.config.vocab_size, bias=False, device="meta")
-    tied = run.config.tied_head
-    rules = {rule.target: rule for rule in run.checkpoint.weight_map.rules}
-    weight = run.checkpoint.parameter(rules[EMBEDDING if tied else HEAD])
-    head.weight = nn.Parameter(weight.to(run.device).float(), requires_grad=False)
-    module = nn.Sequential()
-    module.add_module("final_norm", final_norm)
-    module.add_module("head", head)
-    observer = LayerObserver(module, "model")
-    for hidden_SH in read_hidden_states(run.hidden_states(run.config.num_layers)):
-        module(hidden_SH[None].to(run.device))
-        advance(len(hidden_SH))
-    observer.close()
-    return {name.removeprefix("model."): value for name, value in observer.numbers().items()}
-
-
-def _kept_rows(before: int, count: int, total: int) -> Tensor:
-    """Which of a row's tokens are samples, so that they lie evenly over the corpus."""
-    wanted = min(KEPT_SAMPLES, total)
-    places = torch.arange(wanted) * total // wanted
-    return places[(places >= before) & (places < before + count)] - before
-
-
-def _bare_decoder(run: _LayerwiseRun) -> Decoder:
-    """What stands before the first layer: embeddings, memory-mapped, and rotary tables."""
-    config = replace(run.config, num_layers=1)
-    with torch.device("meta"), building_in(torch.float32):
-        decoder = Decoder(config)
-    for rule in run.checkpoint.weight_map.rules:
-        if "embedding" in rule.target:
-            module = decoder.get_submodule(rule.target.rsplit(".", 1)[0])
-            module.weight = nn.Parameter(run.checkpoint.parameter(rule), requires_grad=False)
-            module.register_forward_hook(_widened)
-    decoder.rebuild_tables(torch.float32)
-    return decoder
-
-
-def _widened(_: nn.Module, __: tuple[Tensor], rows: Tensor) -> Tensor:
-    """What is looked up is float32 from here on; the table stays as it is stored."""
-    return rows.float()
-
-
-def _entered(decoder: Decoder, sample: Sample, run: _LayerwiseRun) -> tuple[Tensor, Any, Tensor]:
-    """Hidden states ``[1, S, H]`` float32, rotation and mask of one row."""
-    feeds = prefill_feeds([sample.prompt], run.config)
-    ids, mask, positions = (torch.from_numpy(array) for array in feeds.named().values())
-    hidden_BSH, rotary, mask_B1ST = decoder.embed(ids, mask, positions, 0)
-    if rotary is not None:
-        places = None if rotary.position_ids is None else rotary.position_ids.to(run.device)
-        rotary = replace(rotary, cos=rotary.cos.to(run.device), sin=rotary.sin.to(run.device), position_ids=places)
-    return hidden_BSH, rotary, mask_B1ST.to(run.device)
-
-
-def _loaded(kind: type[Layer], run: _LayerwiseRun, layer: int, prefix: str) -> nn.Module:
-    """One layer in float32."""
-    with torch.device("meta"), building_in(torch.float32):
-        module = kind(run.config, layer)
-    weights = {
-        rule.target.removeprefix(f"{prefix}."): run.checkpoint.parameter(rule).to(run.device).float()
-        for rule in run.checkpoint.weight_map.rules
-        if rule.target.startswith(f"{prefix}.")
-    }
-    module.load_state_dict(weights, assign=True)
-    return module.eval().requires_grad_(False)
-
-
-def _loaded_norm(run: _LayerwiseRun) -> nn.Module:
-    if not run.config.final_norm:
-        return nn.Identity()
-    with torch.device("meta"), building_in(torch.float32):
-        module = norm(run.config)
-    rules = {rule.target: rule for rule in run.checkpoint.weight_map.rules}
-    weights = {
-        name: run.checkpoint.parameter(rules[f"final_norm.{name}"]).to(run.device).float()
-        for name in module.state_dict()
-    }
-    module.load_state_dict(weights, assign=True)
-    return module.eval()
+    layer, seen = run.config.num_layers, Seen()
+    module = run.model.layer(layer) if run.spread is None else nn.Identity()
+    for sample, _ in zip(run.corpus.samples, _observed(run, None, module, layer, seen), strict=True):
+        advance(len(sample.prompt.ids))
+    return {name.removeprefix("model."): value for name, value in seen.numbers().items()}
 
 
 def _save(numbers: Numbers, path: Path) -> None:

@@ -34,52 +34,36 @@ INPUT = ".input"
 Numbers = dict[str, NDArray[Any]]
 
 
-class LayerObserver:
-    """Hooks on a module's parts, and what they have seen.
+class Seen:
+    """What was seen of one layer: of products' inputs, of keys and values, and the largest value in each place.
 
-    ``past``: keys and values ``[1, K, P, D]`` that stand before each row, kept with its own. ``chosen``: which of a
-    row's tokens are kept as samples, given how many it has and how many came before.
+    ``batches``: whether what depends on the rows' order is kept of each, so that another can take it in.
     """
 
-    def __init__(self, module: nn.Module, prefix: str, *, gram: bool = False) -> None:
-        self.prefix = prefix
+    def __init__(self, *, batches: bool = False) -> None:
+        self.batches = batches
         self.inputs: dict[str, TensorStatistics] = {}
         self.kept: dict[str, TensorStatistics] = {}
         self.maxima: dict[str, float] = {}
-        self.grams: dict[str, GramMatrix] = {}
-        self.rotary: Rotation | None = None
-        self.past: KeyValue | None = None
-        self.rows_to_keep: Tensor = torch.empty(0, dtype=torch.int64)
-        self._samples: dict[str, list[Tensor]] = {}
-        self._hooks: list[Any] = []
-        for name, part in module.named_modules():
-            self._watch(name, part, gram=gram)
-
-    def _watch(self, name: str, part: nn.Module, *, gram: bool) -> None:
-        place = f"{self.prefix}.{name}" if name else self.prefix
-        if isinstance(part, nn.Linear) and not name.endswith(ROUTER):
-            weight = f"{place}.weight"
-            self.inputs[weight] = TensorStatistics(part.in_features)
-            self._samples[weight] = []
-            if gram:
-                self.grams[weight] = GramMatrix(part.in_features, device=part.weight.device)
-            self._hooks.append(part.register_forward_pre_hook(partial(self._see_input, weight)))
-        if isinstance(part, Attention):
-            for kind in (KEY, VALUE):
-                self.kept[f"{self.prefix}.{kind}"] = TensorStatistics(part.config.kv_size)
-            self._hooks.append(part.qkv.register_forward_hook(partial(self._see_projection, part)))
-        if not isinstance(part, nn.Identity):
-            self._hooks.append(part.register_forward_pre_hook(partial(self._see_maximum, f"{place}{INPUT}")))
-            self._hooks.append(part.register_forward_hook(partial(self._see_output, place)))
-
-    def close(self) -> None:
-        """Take the hooks away."""
-        for hook in self._hooks:
-            hook.remove()
+        self.kept_rows: dict[str, list[Tensor]] = {}
 
     def samples(self, weight: str) -> Tensor:
         """The inputs kept of a product, float32 ``[R, K]``."""
-        return torch.cat(self._samples[weight])
+        return torch.cat(self.kept_rows[weight])
+
+    def merge(self, later: Seen) -> None:
+        """Take in what was seen of rows behind these: the same bits as if they had passed here.
+
+        Raises:
+            InputError: it did not keep what depends on their order.
+        """
+        for name, statistics in later.inputs.items():
+            self.inputs.setdefault(name, TensorStatistics(len(statistics.channels.sums_K))).merge(statistics)
+            self.kept_rows.setdefault(name, []).extend(later.kept_rows[name])
+        for name, statistics in later.kept.items():
+            self.kept.setdefault(name, TensorStatistics(len(statistics.channels.sums_K))).merge(statistics)
+        for name, largest in later.maxima.items():
+            self.maxima[name] = max(self.maxima.get(name, 0.0), largest)
 
     def numbers(self) -> Numbers:
         """Everything as arrays, under the names of a ranges file.
@@ -97,10 +81,52 @@ class LayerObserver:
             numbers[name + TOKEN_MAXIMA] = np.array([statistics.tokens.least, statistics.tokens.largest], np.float32)
         return numbers
 
+
+class LayerObserver:
+    """Hooks on a module's parts; what they see is added to ``seen``.
+
+    ``past``: keys and values ``[1, K, P, D]`` that stand before each row, kept with its own. ``rows_to_keep``: which of
+    a row's tokens are kept as samples.
+    """
+
+    def __init__(self, module: nn.Module, prefix: str, seen: Seen, *, gram: bool = False) -> None:
+        self.prefix, self.seen = prefix, seen
+        self.grams: dict[str, GramMatrix] = {}
+        self.rotary: Rotation | None = None
+        self.past: KeyValue | None = None
+        self.rows_to_keep: Tensor = torch.empty(0, dtype=torch.int64)
+        self._hooks: list[Any] = []
+        for name, part in module.named_modules():
+            self._watch(name, part, gram=gram)
+
+    def _watch(self, name: str, part: nn.Module, *, gram: bool) -> None:
+        place = f"{self.prefix}.{name}" if name else self.prefix
+        if isinstance(part, nn.Linear) and not name.endswith(ROUTER):
+            weight = f"{place}.weight"
+            self.seen.inputs[weight] = TensorStatistics(part.in_features, batches=self.seen.batches)
+            self.seen.kept_rows[weight] = []
+            if gram:
+                self.grams[weight] = GramMatrix(part.in_features, device=part.weight.device)
+            self._hooks.append(part.register_forward_pre_hook(partial(self._see_input, weight)))
+        if isinstance(part, Attention):
+            for kind in (KEY, VALUE):
+                self.seen.kept[f"{self.prefix}.{kind}"] = TensorStatistics(
+                    part.config.kv_size, batches=self.seen.batches
+                )
+            self._hooks.append(part.qkv.register_forward_hook(partial(self._see_projection, part)))
+        if not isinstance(part, nn.Identity):
+            self._hooks.append(part.register_forward_pre_hook(partial(self._see_maximum, f"{place}{INPUT}")))
+            self._hooks.append(part.register_forward_hook(partial(self._see_output, place)))
+
+    def close(self) -> None:
+        """Take the hooks away."""
+        for hook in self._hooks:
+            hook.remove()
+
     def _see_input(self, weight: str, _: nn.Module, given: tuple[Tensor]) -> None:
         rows_SK = given[0].detach().flatten(0, -2)
-        named(weight, partial(self.inputs[weight].observe, rows_SK))
-        self._samples[weight].append(rows_SK[self.rows_to_keep.to(rows_SK.device)].float().cpu())
+        named(weight, partial(self.seen.inputs[weight].observe, rows_SK))
+        self.seen.kept_rows[weight].append(rows_SK[self.rows_to_keep.to(rows_SK.device)].float().cpu())
         if weight in self.grams:
             self.grams[weight].add(rows_SK)
 
@@ -113,7 +139,7 @@ class LayerObserver:
             )
         for kind, values in ((KEY, k_BSC), (VALUE, v_BSC)):
             name = f"{self.prefix}.{kind}"
-            named(name, partial(self.kept[name].observe, values.flatten(0, -2)))
+            named(name, partial(self.seen.kept[name].observe, values.flatten(0, -2)))
         config = attention.config
         group = config.num_heads // config.kv_heads
         # The largest score needs one head's [S, G, T] at a time; all heads at once would be the walk's largest tensor.
@@ -138,7 +164,8 @@ class LayerObserver:
             raise InputError(
                 f"{place}: NaN or infinity among activations; the checkpoint is damaged, or its training diverged"
             )
-        self.maxima[place] = max(self.maxima.get(place, 0.0), largest)
+        maxima = self.seen.maxima
+        maxima[place] = max(maxima.get(place, 0.0), largest)
 
 
 def named(name: str, call: Callable[[], Any]) -> Any:

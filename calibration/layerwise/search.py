@@ -9,7 +9,7 @@ import numpy as np
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from glm_export.calibration.layerwise.observe import LayerObserver, Numbers, named
+from glm_export.calibration.layerwise.observe import LayerObserver, Numbers, Seen, named
 from glm_export.calibration.layerwise.resume import take_file_name
 from glm_export.calibration.methods.awq import awq_scales, search_ratio
 from glm_export.calibration.methods.gptq import gptq_round
@@ -28,13 +28,13 @@ AWQ_BITS, AWQ_BLOCK = 4, 64
 SMOOTHQUANT, AWQ, ALPHA, RATIO = "/smoothquant", "/awq", "/smoothquant_alpha", "/awq_ratio"
 
 
-def search_smoothing(weight_name: str, weight_NK: Tensor, observer: LayerObserver) -> Numbers:
+def search_smoothing(weight_name: str, weight_NK: Tensor, seen: Seen) -> Numbers:
     """The scales SmoothQuant and AWQ choose for one product, each by the error of its own rounding on the samples.
 
     Args:
         weight_name: which product.
         weight_NK: its weight, any float dtype.
-        observer: what was seen of its input.
+        seen: of its layer.
 
     Returns:
         Scales float32 ``[K]``, what was chosen, and the largest input after smoothing, under a ranges file's names.
@@ -43,8 +43,8 @@ def search_smoothing(weight_name: str, weight_NK: Tensor, observer: LayerObserve
     if weight_name.split(".")[-2] not in SMOOTHED:
         return {}
     device = weight_NK.device
-    samples_RK = observer.samples(weight_name).to(device)
-    channels = observer.inputs[weight_name].channels
+    samples_RK = seen.samples(weight_name).to(device)
+    channels = seen.inputs[weight_name].channels
     maxima_K = channels.maxima_K.float().to(device)
     some_nK = weight_NK[:: -(-weight_NK.numel() // SEARCHED_ELEMENTS)]
     # First: it refuses products that are all zero.

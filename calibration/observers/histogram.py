@@ -70,15 +70,36 @@ class Histogram:
             indices = magnitudes.mul_(2.0**shift).to(torch.int32)
             self._counts += torch.bincount(indices, minlength=self.bins + 1).cpu()
 
+    def merge(self, other: Histogram) -> None:
+        """Count another's values as well; InputError if its bins are not as many. The other one is left as it is."""
+        if other.bins != self.bins:
+            raise InputError(f"histograms of {self.bins} and of {other.bins} bins cannot be one")
+        counts = other._counts
+        if other._exponent is not None:
+            self.largest = max(self.largest, other.largest)
+            if self._exponent is None or self._exponent < other._exponent:
+                self._fold_to(other._exponent)
+            counts = _folded(counts, self._exponent - other._exponent if self._exponent is not None else 0)
+        self._counts = self._counts + counts
+
     def _grow_to(self, largest: float) -> None:
         mantissa, exponent = math.frexp(largest)
-        exponent = max(exponent - (mantissa == 0.5), _LEAST_EXPONENT)
+        self._fold_to(max(exponent - (mantissa == 0.5), _LEAST_EXPONENT))
+
+    def _fold_to(self, exponent: int) -> None:
         if self._exponent is not None:
-            # After so many foldings everything is in the first bin.
-            for _ in range(min(exponent - self._exponent, self.bins.bit_length())):
-                pairs = self._counts[:-1].view(-1, 2).sum(dim=1)
-                self._counts = torch.cat((pairs, self._counts[-1:], torch.zeros_like(pairs)))
+            self._counts = _folded(self._counts, exponent - self._exponent)
         self._exponent = exponent
+
+
+def _folded(counts: Tensor, times: int) -> Tensor:
+    """Counts of bins twice as wide, so many times over; the last one, of what equals the top, starts a bin then."""
+    bins = len(counts) - 1
+    # After so many foldings everything is in the first bin.
+    for _ in range(min(times, bins.bit_length())):
+        pairs = counts[:-1].view(-1, 2).sum(dim=1)
+        counts = torch.cat((pairs, counts[-1:], torch.zeros(bins // 2, dtype=torch.int64)))
+    return counts
 
 
 def widened(values: Tensor) -> Tensor:

@@ -33,6 +33,10 @@ class MinMax:
             low, high = smallest_and_largest(values)
             self.low, self.high = min(self.low, low), max(self.high, high)
 
+    def merge(self, other: MinMax) -> None:
+        """Take in what another has seen, after all that this one has."""
+        self.low, self.high = min(self.low, other.low), max(self.high, other.high)
+
     def threshold(self) -> float:
         """The larger magnitude of ``low`` and ``high``, as the symmetric observers of ``torch.ao.quantization``.
 
@@ -52,6 +56,9 @@ class MovingAverage(MinMax):
 
     Args:
         constant: above 0, up to 1; else InputError.
+
+    Attributes:
+        extents: each batch's smallest and largest value: what another needs to average them in their order.
     """
 
     def __init__(self, constant: float = 0.01) -> None:
@@ -59,28 +66,44 @@ class MovingAverage(MinMax):
             raise InputError(f"an averaging constant is above 0 and up to 1; found {constant}")
         super().__init__()
         self._constant = constant
+        self.extents: list[tuple[float, float]] = []
 
     def observe(self, values: Tensor) -> None:
         """Take in one batch of any shape; InputError if NaN or infinity is in it."""
         values = widened(values)
         if values.numel():
-            extent = torch.tensor(smallest_and_largest(values), dtype=torch.float32)
-            if self.low <= self.high:
-                old = torch.tensor((self.low, self.high), dtype=torch.float32)
-                extent = old + self._constant * (extent - old)
-            self.low, self.high = extent.tolist()
+            self._take(smallest_and_largest(values))
+
+    def merge(self, other: MinMax) -> None:
+        """Take in another's batches, after all that this one has seen: the same bits as if they had come here."""
+        assert isinstance(other, MovingAverage)
+        for extent in other.extents:
+            self._take(extent)
+
+    def _take(self, smallest_and_largest: tuple[float, float]) -> None:
+        self.extents.append(smallest_and_largest)
+        extent = torch.tensor(smallest_and_largest, dtype=torch.float32)
+        if self.low <= self.high:
+            old = torch.tensor((self.low, self.high), dtype=torch.float32)
+            extent = old + self._constant * (extent - old)
+        self.low, self.high = extent.tolist()
 
 
 class ChannelMaxima:
     """How large each of K channels' values are: the greatest magnitude and the mean magnitude.
 
+    Args:
+        channels: K.
+        batches: whether each batch's sums are kept, for another to add them in their order.
+
     Attributes:
         maxima_K: float64 ``[K]``, exact; zeros before any value.
-        sums_K: float64 ``[K]``, sums of magnitudes; another order of the values can change their last bits.
+        sums_K: float64 ``[K]``, sums of the batches' sums of magnitudes; another order can change their last bits.
         count: tokens so far.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, *, batches: bool = False) -> None:
+        self._batches: list[Tensor] | None = [] if batches else None
         self.maxima_K = torch.zeros(channels, dtype=torch.float64)
         self.sums_K = torch.zeros(channels, dtype=torch.float64)
         self.count = 0
@@ -99,10 +122,27 @@ class ChannelMaxima:
             raise InputError(f"expected activations of {len(self.maxima_K)} channels; found {list(values.shape)}")
         values = widened(values)
         smallest_and_largest(values)
+        batch_K = torch.zeros_like(self.sums_K)
         for magnitudes_TK in magnitude_chunks(values):
             self.maxima_K = torch.maximum(self.maxima_K, magnitudes_TK.amax(dim=0).double().cpu())
-            self.sums_K += magnitudes_TK.sum(dim=0, dtype=torch.float64).cpu()
+            batch_K += magnitudes_TK.sum(dim=0, dtype=torch.float64).cpu()
             self.count += len(magnitudes_TK)
+        self.sums_K += batch_K
+        if self._batches is not None:
+            self._batches.append(batch_K)
+
+    def merge(self, other: ChannelMaxima) -> None:
+        """Take in another's batches, after all that this one has seen: the same bits as if they had come here.
+
+        Raises:
+            InputError: the other did not keep them.
+        """
+        if other._batches is None:
+            raise InputError("sums are added batch by batch, and these were not kept")
+        self.maxima_K = torch.maximum(self.maxima_K, other.maxima_K)
+        for batch_K in other._batches:
+            self.sums_K += batch_K
+        self.count += other.count
 
 
 class TokenMaxima:
@@ -130,19 +170,28 @@ class TokenMaxima:
             self.histogram.observe(maxima_T)
             self.least = min(self.least, float(maxima_T.min()))
 
+    def merge(self, other: TokenMaxima) -> None:
+        """Take in what another has seen."""
+        self.histogram.merge(other.histogram)
+        self.least = min(self.least, other.least)
+
 
 class TensorStatistics:
     """All of the above about one tensor of K channels.
+
+    Args:
+        channels: K.
+        batches: whether what depends on the batches' order is kept of each, so that another can take it in.
 
     Attributes:
         min_max, moving_average, histogram, channels, tokens: the parts, which have seen the same batches.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, *, batches: bool = False) -> None:
         self.min_max = MinMax()
         self.moving_average = MovingAverage()
         self.histogram = Histogram()
-        self.channels = ChannelMaxima(channels)
+        self.channels = ChannelMaxima(channels, batches=batches)
         self.tokens = TokenMaxima()
 
     @property
@@ -165,6 +214,18 @@ class TensorStatistics:
         self.channels.observe(values)  # first: it refuses whatever any of them would
         for observer in (self.min_max, self.moving_average, self.histogram, self.tokens):
             observer.observe(values)
+
+    def merge(self, other: TensorStatistics) -> None:
+        """Take in another's batches, after all that this one has seen: the same bits as if they had come here.
+
+        Raises:
+            InputError: the other did not keep what depends on their order.
+        """
+        self.channels.merge(other.channels)
+        self.min_max.merge(other.min_max)
+        self.moving_average.merge(other.moving_average)
+        self.histogram.merge(other.histogram)
+        self.tokens.merge(other.tokens)
 
     def thresholds(self) -> dict[str, float]:
         """Where each of :data:`OBSERVERS` clips, in the values' units.

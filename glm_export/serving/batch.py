@@ -12,7 +12,7 @@ import json
 import math
 import os
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import Any
 
 from glm_export.errors import InputError
 from glm_export.model_folder import parse_json
-from glm_export.progress import Advance, NullProgress, Progress
+from glm_export.progress import NullProgress, Progress
 from glm_export.serving.in_process import App, Call, answered
 from glm_export.serving.options import MEGABYTE, ServeOptions
 from glm_export.serving.server import require_packages
@@ -41,25 +41,26 @@ class BatchReport:
     failed: int = 0
 
 
+Answers = Callable[[Iterator[Line], Callable[[Line], None]], None]
+"""What answers lines: it takes those that are left, and tells each answer as it is ready."""
+
+
 def answer_batch(
-    source: str, requests: Path, answers: Path, options: ServeOptions, progress: Progress | None = None
+    answering: Answers, requests: Path, answers: Path, options: ServeOptions, progress: Progress | None = None
 ) -> BatchReport:
     """Answer every line of a file that has no answer yet.
 
     Args:
-        source: an exported folder, engine, checkpoint or embedded model.
+        answering: an engine here (:func:`by_engine`), or several (:mod:`glm_export.serving.ray.batch`).
         requests: a line of JSON each: ``custom_id``, ``method``, ``url``, ``body``.
         answers: is appended to: ``id``, ``custom_id``, ``response``, ``error``.
-        options: of the engine; nothing listens, and nothing waits too long.
+        options: how long a line may be.
         progress: told of each line.
 
     Raises:
         GlmExportError: the model cannot be loaded, a line is no request, or the answers are of other requests.
     """
     require_packages()
-    from glm_export.serving.http.app import create_app
-    from glm_export.serving.http.served import opened
-
     longest = options.max_body_megabytes * MEGABYTE
     ids = {line["custom_id"] for line in _lines(requests, longest)}
     with _answers(requests, answers) as file:
@@ -67,13 +68,49 @@ def answer_batch(
         report = BatchReport(lines=len(ids), before=len(done), failed=sum(done.values()))
         if len(done) == len(ids):
             return report
-        options = replace(options, queue=1 << 30, wait_seconds=math.inf, deadline=math.inf)
         advance = (progress or NullProgress()).task("requests", len(ids) - len(done))
-        left = (line for line in _lines(requests, longest) if line["custom_id"] not in done)
-        with opened([source], options) as models:
-            app = create_app(models, options, frozenset())
-            asyncio.run(_answer_all(app, left, file, report, advance, AHEAD * options.max_batch))
+
+        def take(told: Line) -> None:
+            # One call a line: what a kill leaves is a line or a torn one, and only the last.
+            _write(file, json.dumps(told, ensure_ascii=False).encode() + b"\n")
+            report.failed += told["error"] is not None
+            advance(1)
+
+        answering((line for line in _lines(requests, longest) if line["custom_id"] not in done), take)
     return report
+
+
+def by_engine(source: str, options: ServeOptions) -> Answers:
+    """An engine in this process; it is loaded when there is a line to answer.
+
+    Args:
+        source: an exported folder, engine, checkpoint or embedded model.
+        options: of the engine; nothing listens, and nothing waits too long.
+
+    Raises:
+        GlmExportError: when lines are to be answered: the model cannot be loaded.
+    """
+
+    def answering(lines: Iterator[Line], take: Callable[[Line], None]) -> None:
+        with application(source, options) as app:
+            asyncio.run(answer_lines(app, lines, take, AHEAD * options.max_batch))
+
+    return answering
+
+
+@contextmanager
+def application(source: str, options: ServeOptions) -> Iterator[App]:
+    """The server's application over one model, where nobody waits too long.
+
+    Raises:
+        GlmExportError: the model cannot be loaded.
+    """
+    from glm_export.serving.http.app import create_app
+    from glm_export.serving.http.served import opened
+
+    options = replace(options, queue=1 << 30, wait_seconds=math.inf, deadline=math.inf)
+    with opened([source], options) as models:
+        yield create_app(models, options, frozenset())
 
 
 def _lines(requests: Path, longest: int) -> Iterator[Line]:
@@ -159,20 +196,22 @@ def _answered(file: int, answers: Path, ids: set[str]) -> dict[str, bool]:
     return done
 
 
-async def _answer_all(
-    app: App, lines: Iterator[Line], file: int, report: BatchReport, advance: Advance, at_once: int
-) -> None:
-    """Some at a time; each answer is written whole when it is there."""
+async def answer_lines(app: App, lines: Iterable[Line], take: Callable[[Line], None], at_once: int) -> None:
+    """Answer lines, some at a time.
 
-    async def go_on(lines: Iterable[Line]) -> None:
-        for line in lines:
-            told = await _answer(app, line)
-            # One call a line: what a kill leaves is a line or a torn one, and only the last.
-            _write(file, json.dumps(told, ensure_ascii=False).encode() + b"\n")
-            report.failed += told["error"] is not None
-            advance(1)
+    Args:
+        app: the server's application.
+        lines: requests.
+        take: is told each answer when it is ready.
+        at_once: how many are under way.
+    """
+    left = iter(lines)
 
-    await asyncio.gather(*(go_on(lines) for _ in range(at_once)))
+    async def go_on() -> None:
+        for line in left:
+            take(await _answer(app, line))
+
+    await asyncio.gather(*(go_on() for _ in range(at_once)))
 
 
 def _write(file: int, data: bytes) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from glm_export.calibration.options import CalibrationOptions
+from glm_export.cluster.options import WorkerOptions
 from glm_export.spec.dtypes import DTYPE_BYTES
 from glm_export.terminal.console import (
     MESSAGES,
@@ -22,6 +25,7 @@ from glm_export.terminal.console import (
     flags,
     force_option,
     out_option,
+    picked,
     report_option,
     show_written,
     size,
@@ -30,6 +34,7 @@ from glm_export.terminal.console import (
 
 if TYPE_CHECKING:  # these need torch; showing what they made does not
     from glm_export.calibration.corpus.corpus import Corpus
+    from glm_export.calibration.layerwise.shards import Spread
     from glm_export.calibration.ranges import Ranges
     from glm_export.checkpoints.checkpoint import Checkpoint
 
@@ -42,6 +47,7 @@ SHOWN_INPUTS = 6
 @flags(CalibrationOptions, "corpus")
 @out_option
 @flags(CalibrationOptions, "recipe", "sequence_length", "max_samples", "device")
+@flags(WorkerOptions)
 @family_option
 @adapter_option
 @report_option
@@ -62,11 +68,12 @@ def calibrate(
     from glm_export import api
     from glm_export.reports.files import asked_report
 
+    helped = WorkerOptions(**picked(WorkerOptions, options))
     asked = asked_report(report, typed_line(), force=force, sources=(checkpoint, out))
     opened = api.open_checkpoint(checkpoint, family, adapters)
-    with ProgressBars(MESSAGES) as bars:
+    with ProgressBars(MESSAGES) as bars, workers(helped, (checkpoint, family, adapters)) as spread:
         ranges = api.calibrate(
-            opened, out, CalibrationOptions(**options), force=force, progress=bars,
+            opened, out, CalibrationOptions(**options), force=force, progress=bars, spread=spread,
             on_plan=lambda read: show_calibration_plan(MESSAGES, opened, read),
         )  # fmt: skip
     if asked is not None:
@@ -76,6 +83,33 @@ def calibrate(
         asked.write(calibrate_report(ranges, subject_of(opened, checkpoint), asked.stopwatch.run()))
     show_ranges(MESSAGES, ranges)
     show_written(MESSAGES, asked)
+
+
+@contextmanager
+def workers(asked: WorkerOptions, opening: tuple[str, str | None, tuple[str, ...]]) -> Iterator[Spread | None]:
+    """Those of a Ray cluster, if they are asked for; each opens the checkpoint for itself.
+
+    Args:
+        asked: which.
+        opening: arguments of :func:`~glm_export.api.open_checkpoint`, found on every node.
+    """
+    if not asked.ray:
+        yield None
+        return
+    import torch
+
+    from glm_export import api
+    from glm_export.calibration.layerwise.shards import Opening, Spread
+    from glm_export.cluster.join import joined
+    from glm_export.cluster.spread import spread
+
+    # As many threads as here: others may divide sums in another way.
+    cpus = torch.get_num_threads()
+    with joined(asked.ray_address) as nodes:
+        count = asked.workers or max(1, nodes.engines(cpus))
+        yield Spread(
+            partial(spread, at_once=2 * count, cpus=min(cpus, nodes.most)), Opening(api.open_checkpoint, opening)
+        )
 
 
 def show_calibration_plan(console: Console, checkpoint: Checkpoint, corpus: Corpus) -> None:

@@ -17,7 +17,7 @@ import pytest
 
 from glm_export import api
 from glm_export.errors import InputError
-from glm_export.serving.batch import answer_batch
+from glm_export.serving.batch import answer_batch, by_engine
 from glm_export.serving.options import ServeOptions
 
 LINES = ["春眠不觉晓，处处闻啼鸟。\n", "白日依山尽，黄河入海流。\n", "床前明月光，疑是地上霜。\n"]
@@ -55,7 +55,7 @@ def test_each_kind_of_line_is_answered(tmp_path: Path) -> None:
         {"custom_id": "no body", "method": "POST", "url": CHAT},
     ]
     requests, answers = written(tmp_path / "in.jsonl", lines), tmp_path / "out.jsonl"
-    report = answer_batch("demo", requests, answers, OPTIONS)
+    report = answer_batch(by_engine("demo", OPTIONS), requests, answers, OPTIONS)
     told = answers_of(answers)
     assert set(told) == {line["custom_id"] for line in lines}
     assert (report.lines, report.before, report.failed) == (9, 0, 7)
@@ -78,14 +78,14 @@ def test_each_kind_of_line_is_answered(tmp_path: Path) -> None:
         None,
     )
     before = answers.read_bytes()
-    again = answer_batch("demo", requests, answers, OPTIONS)
+    again = answer_batch(by_engine("demo", OPTIONS), requests, answers, OPTIONS)
     assert (again.before, again.failed, answers.read_bytes()) == (9, 7, before)
 
 
 def test_blanks_are_filled(tmp_path: Path) -> None:
     body = {"text": "春眠不觉晓，[MASK]", "temperature": 0}
     requests = written(tmp_path / "in.jsonl", [asked("a", body, "/v1/infill")])
-    answer_batch("demo-glm", requests, tmp_path / "out.jsonl", OPTIONS)
+    answer_batch(by_engine("demo-glm", OPTIONS), requests, tmp_path / "out.jsonl", OPTIONS)
     with api.load_session("demo-glm") as session:
         fills = answers_of(tmp_path / "out.jsonl")["a"]["response"]["body"]["fills"]
         assert fills == list(api.infill(session, body["text"]).fills)
@@ -135,25 +135,25 @@ def test_what_is_no_request_is_refused_before_anything_is_answered(
     requests, answers = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     requests.write_bytes(b"\n".join(lines))
     with pytest.raises(InputError, match=word):
-        answer_batch("demo", requests, answers, ServeOptions(max_body_megabytes=1))
+        answer_batch(by_engine("demo", OPTIONS), requests, answers, ServeOptions(max_body_megabytes=1))
     assert not answers.exists()
 
 
 def test_other_peoples_answers_are_left_alone(tmp_path: Path) -> None:
     requests, answers = written(tmp_path / "in.jsonl", [asked("a", {"prompt": "x"})]), tmp_path / "out.jsonl"
     with pytest.raises(InputError, match="no file"):
-        answer_batch("demo", tmp_path / "nothing", answers, OPTIONS)
+        answer_batch(by_engine("demo", OPTIONS), tmp_path / "nothing", answers, OPTIONS)
     with pytest.raises(InputError, match="name another"):
-        answer_batch("demo", requests, requests, OPTIONS)
+        answer_batch(by_engine("demo", OPTIONS), requests, requests, OPTIONS)
     with pytest.raises(InputError, match="folder"):
-        answer_batch("demo", requests, tmp_path / "no" / "out.jsonl", OPTIONS)
+        answer_batch(by_engine("demo", OPTIONS), requests, tmp_path / "no" / "out.jsonl", OPTIONS)
     for text in (b'{"custom_id": "other", "error": null}\n', b"a poem\n", b"[]\n"):
         answers.write_bytes(text)
         with pytest.raises(InputError, match="line 1"):
-            answer_batch("demo", requests, answers, OPTIONS)
+            answer_batch(by_engine("demo", OPTIONS), requests, answers, OPTIONS)
         assert answers.read_bytes() == text
     answers.write_bytes(b"")
     with answers.open("rb") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         with pytest.raises(InputError, match="another run"):
-            answer_batch("demo", requests, answers, OPTIONS)
+            answer_batch(by_engine("demo", OPTIONS), requests, answers, OPTIONS)

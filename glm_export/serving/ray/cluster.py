@@ -6,14 +6,14 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from glm_export.cluster.join import Nodes, joined
 from glm_export.errors import EnvironmentMissingError, InputError, one_line
 from glm_export.serving.options import ServeOptions
-from glm_export.serving.ray.options import RayOptions, require_ray
+from glm_export.serving.ray.options import RayOptions
 from glm_export.serving.server import require_packages
 
 POLL_S = 0.1
@@ -41,36 +41,14 @@ def serve_on_ray(
         InputError: the options do not go together, or a model cannot be loaded.
     """
     require_packages()
-    require_ray()
     options.keys()  # before anything is begun
-    with joined(ray_options.ray_address):
-        deploy(models, options, _with_cpus(ray_options, len(models)), access_log=access_log)
+    with joined(ray_options.ray_address) as nodes:
+        deploy(models, options, _with_cpus(ray_options, len(models), nodes), access_log=access_log)
         announce(f"http://{options.host}:{options.port}")
         if ray_options.detach:
             return
         _wait_for_signal()
         take_down(ray_options.app_name, options.drain_seconds)
-
-
-@contextmanager
-def joined(address: str | None) -> Iterator[None]:
-    """A cluster, for as long as the block lasts: one that runs, or one of this machine alone.
-
-    Raises:
-        EnvironmentMissingError: nothing answers at the address.
-    """
-    import ray
-
-    try:
-        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, ignore_reinit_error=True)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise EnvironmentMissingError(
-            f"no Ray cluster answers at {address or 'this machine'} ({one_line(str(error))}); see `ray status`"
-        ) from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 def deploy(models: Sequence[str], options: ServeOptions, ray_options: RayOptions, *, access_log: bool = False) -> None:
@@ -106,18 +84,14 @@ def _reason(name: str, error: Exception) -> str:
     return lines[-1].strip() if lines else str(error)
 
 
-def _with_cpus(ray_options: RayOptions, models: int) -> RayOptions:
+def _with_cpus(ray_options: RayOptions, models: int, nodes: Nodes) -> RayOptions:
     """Processors for an engine, where nobody says: a node's, or a share where the cluster holds all engines so."""
-    import ray
-
     if ray_options.cpus is not None:
         return ray_options
-    nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
-    if not any(nodes):
+    cpus = nodes.most
+    if not cpus:
         raise EnvironmentMissingError("the cluster has no processors for an engine; add nodes, or give --cpus")
-    engines = models * ray_options.most_replicas
-    cpus = max(nodes)
-    while cpus > 1 and sum(node // cpus for node in nodes) < engines:
+    while cpus > 1 and nodes.engines(cpus) < models * ray_options.most_replicas:
         cpus -= 1
     return replace(ray_options, cpus=cpus)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from glm_export.errors import EnvironmentMissingError, InputError
+from glm_export.errors import InputError
 from glm_export.spec.option import described, listed, require_known
 
 ROUTINGS = ("prefix", "load")
@@ -71,17 +71,3 @@ class RayOptions:
     def most_replicas(self) -> int:
         """Of each model."""
         return self.max_replicas or self.replicas or 1
-
-
-def require_ray() -> None:
-    """See that Ray Serve is there.
-
-    Raises:
-        EnvironmentMissingError: it is not.
-    """
-    try:
-        from ray import serve  # noqa: F401
-    except ImportError as error:
-        raise EnvironmentMissingError(
-            f"a Ray cluster needs {error.name}, which is not installed; pip install 'glm-export[ray]'"
-        ) from error

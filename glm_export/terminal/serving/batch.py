@@ -8,8 +8,9 @@ from typing import Any
 import rich_click as click
 from rich.markup import escape
 
+from glm_export.cluster.options import WorkerOptions
 from glm_export.serving.options import ServeOptions
-from glm_export.terminal.console import FOLDER, MESSAGES, ProgressBars, flags
+from glm_export.terminal.console import FOLDER, MESSAGES, ProgressBars, flags, picked
 
 ENGINE = (
     "max_batch",
@@ -27,15 +28,23 @@ ENGINE = (
 @click.option("--input", "requests", type=FOLDER, required=True, help="Requests, a line of JSON each.")
 @click.option("--output", "answers", type=FOLDER, required=True, help="Answers; those that are there are kept.")
 @flags(ServeOptions, *ENGINE)
+@flags(WorkerOptions)
 def batch(model: str, requests: Path, answers: Path, **options: Any) -> None:
     """Answer a file of requests with MODEL, in OpenAI's batch format; run again, it goes on where it stopped.
 
     Exits with 1 where an answer is an error.
     """
-    from glm_export.serving.batch import answer_batch
+    from glm_export.serving.batch import answer_batch, by_engine
 
+    asked = WorkerOptions(**picked(WorkerOptions, options))
+    made = ServeOptions(**options)
+    answering = by_engine(model, made)
+    if asked.ray:
+        from glm_export.serving.ray.batch import by_workers
+
+        answering = by_workers(model, made, asked)
     with ProgressBars(MESSAGES) as progress:
-        report = answer_batch(model, requests, answers, ServeOptions(**options), progress)
+        report = answer_batch(answering, requests, answers, made, progress)
     before = f", {report.before} of them before" if report.before else ""
     failed = f"; {report.failed} of the answers are errors" if report.failed else ""
     MESSAGES.print(f"{report.lines} requests answered in {escape(str(answers))}{before}{failed}", soft_wrap=True)
