@@ -70,12 +70,15 @@ class ServedModel:
 
 
 @contextmanager
-def opened(sources: Sequence[str], options: ServeOptions) -> Iterator[dict[str, ServedModel]]:
+def opened(
+    sources: Sequence[str], options: ServeOptions, names: Sequence[str] = ()
+) -> Iterator[dict[str, ServedModel]]:
     """Load models, each with a worker; all of them end with the block.
 
     Args:
         sources: exported folders, engines, checkpoints, or embedded models by name.
         options: of the server.
+        names: what requests call them; without any, as their folders are called.
 
     Yields:
         Models by name, the first one first.
@@ -85,8 +88,7 @@ def opened(sources: Sequence[str], options: ServeOptions) -> Iterator[dict[str, 
     """
     with ExitStack() as stack:
         models: dict[str, ServedModel] = {}
-        for source in sources:
-            name = Path(source).resolve().name if Path(source).exists() else source
+        for source, name in zip(sources, names or map(name_of, sources), strict=True):
             if name in models:
                 raise InputError(f"two models are called {name!r}; rename a folder")
             session, proof = _load(source, options)
@@ -96,6 +98,11 @@ def opened(sources: Sequence[str], options: ServeOptions) -> Iterator[dict[str, 
             worker = stack.enter_context(Worker(engine, max_waiting=options.queue, name=name))
             models[name] = ServedModel(name=name, session=session, worker=worker, proof=proof, max_context=most)
         yield models
+
+
+def name_of(source: str) -> str:
+    """What a model is called where nobody says."""
+    return Path(source).resolve().name if Path(source).exists() else source
 
 
 def _load(source: str, options: ServeOptions) -> tuple[Session, dict[str, Any]]:

@@ -43,7 +43,7 @@ def application(
     Raises:
         InputError: two models have one name, or the keys cannot be read.
     """
-    names = [Path(source).name or source for source in models]
+    names = [Path(source).name for source in models]
     for name in names:
         if names.count(name) > 1:
             raise InputError(f"two models are called {name!r}; rename a folder")
@@ -53,7 +53,7 @@ def application(
     digests = sorted(map(digest_of, options.keys()))
     passed = replace(options, api_key_file=None, host="127.0.0.1")
     engines = [
-        _engine(name, options, ray_options).bind(source, passed, access_log=access_log)
+        _engine(name, options, ray_options).bind(name, source, passed, access_log=access_log)
         for name, source in zip(names, models, strict=True)
     ]
     pinned = {"resources": {HEAD: 0.001}} if ray_options.ingress_replicas == 1 else {}

@@ -31,10 +31,11 @@ class Asked:
 class EngineReplica:
     """One model, its engine and its doors. Ray Serve makes it, asks it how it does, and ends it when it is idle."""
 
-    def __init__(self, source: str, options: ServeOptions, *, access_log: bool = False) -> None:
+    def __init__(self, name: str, source: str, options: ServeOptions, *, access_log: bool = False) -> None:
         """Load the model.
 
         Args:
+            name: what requests call it.
             source: an exported folder, engine, checkpoint or embedded model, on this machine.
             options: as of a server; who may ask is known before a request comes here.
             access_log: whether each request is a line of the replica's log.
@@ -47,7 +48,7 @@ class EngineReplica:
             LOG.setLevel(logging.INFO)
         self._drain_s = options.drain_seconds
         self._open = ExitStack()
-        self._models = self._open.enter_context(opened([source], options))
+        self._models = self._open.enter_context(opened([source], options, [name]))
         (self._model,) = self._models.values()
         self._app = create_app(self._models, options, frozenset())
 
