@@ -36,6 +36,12 @@ SHAPES = {
         "hidden_size": 2048, "kv_channels": 128, "num_attention_heads": 16, "num_layers": 24, "ffn_hidden_size": 6144,
         "padded_vocab_size": 59264, "seq_length": 8192,
     },
+    # Several engines on one small machine.
+    "small": CHATGLM2
+    | {
+        "hidden_size": 1024, "kv_channels": 128, "num_attention_heads": 8, "num_layers": 12, "ffn_hidden_size": 3072,
+        "padded_vocab_size": 32000, "seq_length": 8192,
+    },
     # To see that code runs; a second on any machine.
     "tiny": CHATGLM2
     | {

@@ -112,15 +112,7 @@ def calibrate(
         work=out.parent / f".{out.name}.work",
         spread=spread,
     )
-    identity = {
-        "format": RANGES_FORMAT,
-        "checkpoint": checkpoint.identity.to_json(),
-        "corpus": corpus.to_json(),
-        # The same file makes other rows of another length, and with another tokenizer.
-        "rows": hashlib.sha256(repr(corpus.samples).encode()).hexdigest(),
-        "rounded_for": rounding.name if rounding else None,
-        "device": device,
-    }
+    identity = _identity(run)
     layers = checkpoint.config.num_layers
     advance = (progress or NullProgress()).task("layers", (layers + 1) * corpus.tokens)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -131,6 +123,19 @@ def calibrate(
         require_writable(out, force=force, kinds=(Kind.RANGES,))
         _finish(run, out, identity)
     return load_ranges(given)
+
+
+def _identity(run: _LayerwiseRun) -> dict[str, Any]:
+    """What has to be the same for a run to go on where another stopped."""
+    return {
+        "format": RANGES_FORMAT,
+        "checkpoint": run.model.checkpoint.identity.to_json(),
+        "corpus": run.corpus.to_json(),
+        # The same file makes other rows of another length, and with another tokenizer.
+        "rows": hashlib.sha256(repr(run.corpus.samples).encode()).hexdigest(),
+        "rounded_for": run.recipe.name if run.recipe else None,
+        "device": run.model.device.type,
+    }
 
 
 def _pass_through(run: _LayerwiseRun, advance: Advance) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections import deque
 from collections.abc import Iterable, Iterator
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from glm_export.errors import EnvironmentMissingError, GlmExportError
 
@@ -38,45 +38,68 @@ def pooled(
         EnvironmentMissingError: one worker after another died.
     """
     import ray
-    from ray import exceptions
 
     remote: Any = ray.remote(**options, max_concurrency=AHEAD)(worker)
-    pool = [remote.remote(*arguments) for _ in range(workers)]
-    under_way: dict[Any, tuple[Any, Given]] = {}
-    given_back: deque[Given] = deque()
-    rest, deaths = iter(things), 0
+    pool = _Pool(lambda: remote.remote(*arguments), iter(things), workers)
+    try:
+        pool.hand_out()
+        while pool.under_way:
+            done = pool.next_done()
+            pool.hand_out()
+            if done is not None:
+                yield done
+    finally:
+        pool.end()
 
-    def hand_out() -> None:
-        for actor in pool:
-            while sum(whose is actor for whose, _ in under_way.values()) < AHEAD:
-                thing = given_back.popleft() if given_back else next(rest, None)
+
+class _Pool(Generic[Given]):
+    """Workers, what each has under way, and what has to be given to another."""
+
+    def __init__(self, begin: Callable[[], Any], things: Iterator[Given], workers: int) -> None:
+        self._begin, self._things = begin, things
+        self._workers = [begin() for _ in range(workers)]
+        self._given_back: deque[Given] = deque()
+        self._deaths = 0
+        self.under_way: dict[Any, tuple[Any, Given]] = {}
+
+    def hand_out(self) -> None:
+        """Give every worker as much as it may have."""
+        for worker in self._workers:
+            while sum(whose is worker for whose, _ in self.under_way.values()) < AHEAD:
+                thing = self._given_back.popleft() if self._given_back else next(self._things, None)
                 if thing is None:
                     return
-                under_way[actor.do.remote(thing)] = actor, thing
+                self.under_way[worker.do.remote(thing)] = worker, thing
 
-    try:
-        hand_out()
-        while under_way:
-            (ready,), _ = ray.wait(list(under_way), num_returns=1)
-            actor, thing = under_way.pop(ready)
-            try:
-                made = ray.get(ready)
-            except exceptions.RayTaskError as error:
-                if isinstance(error.cause, GlmExportError):
-                    raise error.cause from error
-                raise
-            except exceptions.RayError as error:
-                given_back.append(thing)
-                if actor in pool:
-                    deaths += 1
-                    pool[pool.index(actor)] = remote.remote(*arguments)
-                if deaths > MOST_DEATHS:
-                    raise EnvironmentMissingError("workers die one after another; see `ray status`") from error
-            else:
-                deaths = 0
-                yield thing, made
-            hand_out()
-    finally:
-        for actor in pool:
+    def next_done(self) -> tuple[Given, Any] | None:
+        """What is ready first; None where that is a worker's death."""
+        import ray
+        from ray import exceptions
+
+        (ready,), _ = ray.wait(list(self.under_way), num_returns=1)
+        worker, thing = self.under_way.pop(ready)
+        try:
+            made = ray.get(ready)
+        except exceptions.RayTaskError as error:
+            if isinstance(error.cause, GlmExportError):
+                raise error.cause from error
+            raise
+        except exceptions.RayError as error:
+            self._given_back.append(thing)
+            if worker in self._workers:
+                self._deaths += 1
+                self._workers[self._workers.index(worker)] = self._begin()
+            if self._deaths > MOST_DEATHS:
+                raise EnvironmentMissingError("workers die one after another; see `ray status`") from error
+            return None
+        self._deaths = 0
+        return thing, made
+
+    def end(self) -> None:
+        """All of them."""
+        import ray
+        from ray import exceptions
+
+        for worker in self._workers:
             with contextlib.suppress(exceptions.RayError):
-                ray.kill(actor)
+                ray.kill(worker)

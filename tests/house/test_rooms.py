@@ -19,8 +19,8 @@ Tree = dict[str, str]
 """Path -> source."""
 
 TOP_LEVEL = {
-    "__init__", "api", "artifacts", "calibration", "certificates", "checkpoints", "cli", "deployment", "embedded",
-    "engines", "errors", "evaluation", "exporter", "families", "generation", "graphs", "inputs", "machine",
+    "__init__", "api", "artifacts", "calibration", "certificates", "checkpoints", "cli", "cluster", "deployment",
+    "embedded", "engines", "errors", "evaluation", "exporter", "families", "generation", "graphs", "inputs", "machine",
     "model_folder", "modeling", "objective", "performance", "progress", "proof", "reports", "serving", "sessions",
     "spec", "terminal", "tokenizers",
 }  # fmt: skip
@@ -50,6 +50,7 @@ VENDORS = {
     "matplotlib": ("glm_export/reports/",),
     "tritonclient": ("glm_export/serving/triton/",),
     "triton_python_backend_utils": ("glm_export/serving/triton/",),
+    "ray": ("glm_export/cluster/", "glm_export/serving/ray/"),
 }
 # What merely has a dialect's or a recipe's name: packages, runtimes, and one recipe whose programs need an option.
 NAMESAKES = {

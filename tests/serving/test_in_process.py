@@ -49,7 +49,7 @@ def test_who_leaves_is_missed() -> None:
         told = pieces(endless, CALL)
         await anext(told)
         piece = await anext(told)
-        await told.aclose()  # type: ignore[attr-defined]
+        await told.aclose()
         return piece
 
     assert asyncio.run(first()) == b"x"

@@ -1,1 +1,1 @@
-"""The server on many machines: the same application in replicas on a Ray cluster. The only room that imports Ray."""
+"""The server on many machines: the same application in replicas on a Ray cluster. It alone imports Ray Serve."""

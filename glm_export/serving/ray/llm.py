@@ -14,8 +14,6 @@ from contextlib import ExitStack
 from dataclasses import fields
 from typing import Any
 
-from ray.llm._internal.serve.core.configs import openai_api_models as told
-
 from glm_export.errors import InputError
 from glm_export.serving.http.app import create_app
 from glm_export.serving.http.served import opened
@@ -49,22 +47,22 @@ class GlmServer:
 
     async def chat(self, request: Any, raw_request_info: Any = None) -> AsyncIterator[Any]:
         """``/v1/chat/completions``."""
-        async for one in self._answers("/v1/chat/completions", request, raw_request_info, told.ChatCompletionResponse):
+        async for one in self._answers("/v1/chat/completions", request, raw_request_info, "ChatCompletionResponse"):
             yield one
 
     async def completions(self, request: Any, raw_request_info: Any = None) -> AsyncIterator[Any]:
         """``/v1/completions``."""
-        async for one in self._answers("/v1/completions", request, raw_request_info, told.CompletionResponse):
+        async for one in self._answers("/v1/completions", request, raw_request_info, "CompletionResponse"):
             yield one
 
     async def tokenize(self, request: Any, raw_request_info: Any = None) -> AsyncIterator[Any]:
         """``/tokenize``."""
-        async for one in self._answers("/tokenize", request, raw_request_info, told.TokenizeResponse):
+        async for one in self._answers("/tokenize", request, raw_request_info, "TokenizeResponse"):
             yield one
 
     async def detokenize(self, request: Any, raw_request_info: Any = None) -> AsyncIterator[Any]:
         """``/detokenize``."""
-        async for one in self._answers("/detokenize", request, raw_request_info, told.DetokenizeResponse):
+        async for one in self._answers("/detokenize", request, raw_request_info, "DetokenizeResponse"):
             yield one
 
     async def check_health(self) -> None:
@@ -95,7 +93,7 @@ class GlmServer:
         actor.setdefault("num_cpus", options.threads or 1)
         return given
 
-    async def _answers(self, path: str, request: Any, raw: Any, kind: Any) -> AsyncIterator[Any]:
+    async def _answers(self, path: str, request: Any, raw: Any, kind: str) -> AsyncIterator[Any]:
         body = request.model_dump(mode="json", exclude_unset=True) | {"model": self._model.name}
         headers = tuple(
             (name.lower().encode(), value.encode("latin-1")) for name, value in getattr(raw, "headers", {}).items()
@@ -114,11 +112,14 @@ class GlmServer:
                 yield piece.decode()
 
 
-def _whole(answer: Answer, kind: Any) -> Any:
+def _whole(answer: Answer, kind: str) -> Any:
     """An answer as Ray Serve LLM's ingress tells it: of its kind, or an error."""
+    # Not before it is needed: without vLLM and SGLang it cannot be imported.
+    from ray.llm._internal.serve.core.configs import openai_api_models as told
+
     body = json.loads(answer.body)
     if answer.status < 400:
-        return kind.model_validate(body)
+        return getattr(told, kind).model_validate(body)
     error = body["error"]
     return told.ErrorResponse(
         error=told.ErrorInfo(message=error["message"], type=error["type"], param=error["param"], code=answer.status)

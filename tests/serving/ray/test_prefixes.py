@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 from hypothesis import given, strategies as st
 
@@ -36,7 +37,8 @@ def test_a_conversation_that_goes_on_begins_like_it_did() -> None:
 
 
 def test_what_is_no_request_has_no_pieces() -> None:
-    for body in ({}, [], "text", None, {"prompt": 7}, {"messages": None}, {"prompt": [[1, 2], "x"]}):
+    bodies: tuple[Any, ...] = ({}, [], "text", None, {"prompt": 7}, {"messages": None}, {"prompt": [[1, 2], "x"]})
+    for body in bodies:
         assert pieces_of(body) == ()
 
 
