@@ -29,12 +29,13 @@ SLACK = 4
 
 @dataclass(slots=True, kw_only=True)
 class Asked:
-    """A request. ``known``: tokens of its prompt that its user's last one had. Times in seconds; NaN is not yet."""
+    """A request. ``known``: tokens of its prompt that its conversation had, the user's ``talk``-th; NaN is not yet."""
 
     user: int
     prompt: int
     answer: int
     known: int = 0
+    talk: int = 0
     came: float = math.nan
     first: float = math.nan
     done: float = math.nan
@@ -88,14 +89,14 @@ class Processors:
 
 
 class Replica:
-    """One engine. ``open``: requests it has. ``kept``: tokens of each user's conversation that it has read, by age."""
+    """One engine. ``open``: requests it has. ``kept``: of each user the last conversation it read, and how many tokens."""
 
     def __init__(self, env: simpy.Environment, steps: Steps, processors: Processors, keep_tokens: int) -> None:
         self._env, self._steps, self._processors, self._keep = env, steps, processors, keep_tokens
         self._scheduler = Scheduler(steps.scheduler())
         self._asked: dict[str, tuple[Asked, simpy.Event]] = {}
         self._keys, self._wake = itertools.count(), env.event()
-        self.kept: OrderedDict[int, int] = OrderedDict()
+        self.kept: OrderedDict[int, tuple[int, int]] = OrderedDict()
         self.open = self._kept = 0
         self.busy_s = 0.0
         env.process(self._run())
@@ -116,7 +117,8 @@ class Replica:
                 yield self._wake
             for key in self._scheduler.change_rows().admitted:
                 asked, _ = self._asked[key]
-                asked.cached = min(asked.known, self.kept.get(asked.user, 0))
+                talk, kept = self.kept.get(asked.user, (-1, 0))
+                asked.cached = min(asked.known, kept) if talk == asked.talk else 0
                 if asked.cached:
                     self._scheduler.began_with(key, asked.cached)
             for call in self._scheduler.calls():
@@ -146,10 +148,10 @@ class Replica:
     def _keep_row(self, asked: Asked) -> None:
         if self._keep:
             new = asked.prompt + asked.answer - 1
-            self._kept += new - self.kept.pop(asked.user, 0)
-            self.kept[asked.user] = new
+            self._kept += new - self.kept.pop(asked.user, (0, 0))[1]
+            self.kept[asked.user] = asked.talk, new
             while self._kept > self._keep:
-                self._kept -= self.kept.popitem(last=False)[1]
+                self._kept -= self.kept.popitem(last=False)[1][1]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,14 +168,14 @@ class Behaviour:
     turns: int = 1
     system: int = 0
 
-    def conversations(self, seed: int) -> Iterator[tuple[int, int, int]]:
-        """Prompt, answer, and how much of the prompt was said before, one request after another."""
+    def conversations(self, seed: int) -> Iterator[tuple[int, int, int, int]]:
+        """Prompt, answer, how much of the prompt was said before, and in which conversation, request by request."""
         draw = random.Random(seed)
-        while True:
+        for talk in itertools.count():
             said = self.system
             for turn in range(self.turns):
                 question, answer = (_drawn(draw, bounds) for bounds in (self.question, self.answer))
-                yield said + question, answer, said if turn else 0
+                yield said + question, answer, said if turn else 0, talk
                 said += question + answer
 
 
@@ -268,8 +270,8 @@ def simulate(cluster: Cluster, users: int, behaviour: Behaviour, *, seconds: flo
         asking = behaviour.conversations(seed * 1_000_003 + user)
         if behaviour.think_s:
             yield env.timeout(think.expovariate(1 / behaviour.think_s))
-        for prompt, answer, known in asking:
-            asked = Asked(user=user, prompt=prompt, answer=answer, known=known, came=env.now)
+        for prompt, answer, known, talk in asking:
+            asked = Asked(user=user, prompt=prompt, answer=answer, known=known, talk=talk, came=env.now)
             if cluster.front_s:
                 yield processors.work(cluster.front_s)
             while (replica := placed(user)) is None:

@@ -16,6 +16,7 @@ import math
 import os
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -37,7 +38,7 @@ async def asked(address: str, clients: int, seconds: float) -> Found:
     found, began = Found(seconds=seconds * 0.8), time.perf_counter()
 
     async def client(http: httpx.AsyncClient, number: int) -> None:
-        for prompt, answer, _ in LOAD.conversations(number):
+        for prompt, answer, *_ in LOAD.conversations(number):
             came = time.perf_counter() - began
             if came > seconds:
                 return
@@ -106,7 +107,7 @@ def main() -> None:
 
 def _row(count: int, front: float, real: Found, model: Found) -> dict[str, float]:
     row: dict[str, float] = {"replicas": count, "front_ms": 1e3 * front, "answers": len(real.answered)}
-    figures = {
+    figures: dict[str, Callable[[Found], float]] = {
         "tokens_s": lambda found: found.tokens_s,
         "p50_s": lambda found: found.quantile(whole_s, 50),
         "p99_s": lambda found: found.quantile(whole_s, 99),
