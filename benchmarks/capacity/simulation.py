@@ -89,7 +89,7 @@ class Processors:
 
 
 class Replica:
-    """One engine. ``open``: requests it has. ``kept``: of each user the last conversation it read, and how many tokens."""
+    """One engine. ``open``: requests it has. ``kept``: the last conversation it read of each user, and its tokens."""
 
     def __init__(self, env: simpy.Environment, steps: Steps, processors: Processors, keep_tokens: int) -> None:
         self._env, self._steps, self._processors, self._keep = env, steps, processors, keep_tokens

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,7 +33,7 @@ def test_processors_are_shared_alike(processors: float, ends: list[float]) -> No
     env = simpy.Environment()
     shared, ended = Processors(env, processors), []
 
-    def job(seconds: float):
+    def job(seconds: float) -> Iterator[Any]:
         yield shared.work(seconds)
         ended.append(env.now)
 

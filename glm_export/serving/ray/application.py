@@ -21,7 +21,12 @@ from glm_export.serving.ray.replica import EngineReplica
 from glm_export.serving.ray.router import LoadRouter, PrefixRouter
 from glm_export.serving.server import CONNECTIONS
 
-ROUTERS = {"prefix": PrefixRouter, "load": LoadRouter}
+ROUTERS: dict[str, Any] = {
+    "prefix": PrefixRouter,
+    "load": LoadRouter,
+    # Ray Serve's own.
+    "random": "ray.serve._private.request_router:PowerOfTwoChoicesRequestRouter",
+}
 HEAD = "node:__internal_head__"
 """Ray's name for what only the head node has."""
 AHEAD = 2

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from glm_export.errors import InputError
 from glm_export.spec.option import described, listed, require_known
 
-ROUTINGS = ("prefix", "load")
+ROUTINGS = ("prefix", "load", "random")
 PROXIES = ("HeadOnly", "EveryNode")
 
 

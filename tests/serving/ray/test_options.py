@@ -22,7 +22,7 @@ from glm_export.serving.ray.options import RayOptions
         ({"min_replicas": 2}, "wants --max-replicas"),
         ({"min_replicas": 4, "max_replicas": 3}, "more than"),
         ({"detach": True}, "--ray-address"),
-        ({"routing": "luck"}, "known: prefix, load"),
+        ({"routing": "luck"}, "known: prefix, load, random"),
     ],
 )
 def test_options_that_do_not_go_together(given: dict[str, Any], said: str) -> None:
