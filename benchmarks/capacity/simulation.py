@@ -2,8 +2,8 @@
 
 Discrete events by SimPy. What is modelled: requests that wait and rows that are written (``serving/scheduler.py``
 itself), prompts in chunks beside decoding rows, replicas and how requests are placed on them, what a replica keeps of
-conversations, processors that several share, and the work of what stands before the engines. What is not: memory
-bandwidth that several engines share, networks, garbage.
+conversations, processors that several share, and the work of what stands before the engines. What is not:
+networks, garbage, and how engines slow each other but on average.
 """
 
 from __future__ import annotations
@@ -44,10 +44,13 @@ class Asked:
 
 
 class Processors:
-    """Some that jobs share alike: each goes on as fast as one processor, or slower where there are more jobs."""
+    """Some that jobs share alike: each goes on as fast as one processor, or slower where there are more jobs.
 
-    def __init__(self, env: simpy.Environment, count: float) -> None:
-        self._env, self._count = env, count
+    ``crowded``: how many times as long a job takes where every processor has one, as they share caches and memory.
+    """
+
+    def __init__(self, env: simpy.Environment, count: float, crowded: float = 1.0) -> None:
+        self._env, self._count, self._crowded = env, count, crowded
         self._left: dict[simpy.Event, float] = {}
         self._since, self._plans = 0.0, itertools.count()
         self._plan = 0
@@ -55,7 +58,11 @@ class Processors:
 
     @property
     def _rate(self) -> float:
-        return min(1.0, self._count / len(self._left)) if self._left else 1.0
+        if len(self._left) < 2 or math.isinf(self._count):
+            return 1.0
+        others = min(len(self._left), self._count) - 1
+        slower = 1 + (self._crowded - 1) * others / (self._count - 1) if self._count > 1 else 1.0
+        return min(1.0, self._count / len(self._left)) / slower
 
     def work(self, seconds: float) -> simpy.Event:
         """An event that comes when so much work is done."""
@@ -248,7 +255,7 @@ def simulate(cluster: Cluster, users: int, behaviour: Behaviour, *, seconds: flo
         seed: of everything that is drawn.
     """
     env = simpy.Environment()
-    processors = Processors(env, cluster.processors)
+    processors = Processors(env, cluster.processors, cluster.steps.crowded)
     replicas = [Replica(env, cluster.steps, processors, cluster.keep_tokens) for _ in range(cluster.replicas)]
     most = AHEAD * cluster.steps.options["max_rows"]
     found, draw, freed = Found(seconds=seconds * 0.8), random.Random(seed), [env.event()]

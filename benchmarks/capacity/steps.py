@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
+import os
 import statistics
 import time
 from dataclasses import asdict, dataclass, replace
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import numpy as np
@@ -25,13 +28,18 @@ from glm_export.serving.scheduler import SchedulerOptions
 from glm_export.sessions.load import session_of
 
 CONTEXT = 128
+WARM_UP_S = 4.0
+"""Until a process that was begun computes."""
+SETTLED = 4
+"""Steps in which rows that were just read come to decode as they go on to."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Steps:
     """Seconds of a step: ``seconds[i][j]`` with ``rows[i]`` that decode and ``prompt_tokens[j]`` read besides.
 
-    ``options``: of the engine's scheduler. ``said``: of what, where and with how many threads, or by which formula.
+    ``options``: of the engine's scheduler. ``crowded``: how many times as long a step takes where every processor of a
+    machine has one. ``said``: of what, where and with how many threads, or by which formula.
     """
 
     rows: list[int]
@@ -39,6 +47,7 @@ class Steps:
     seconds: list[list[float]]
     options: dict[str, int]
     said: str
+    crowded: float = 1.0
 
     def step_s(self, rows: int, prompt_tokens: int) -> float:
         """Between the cells that were measured, and on along the last ones beyond."""
@@ -74,7 +83,7 @@ def measure(source: str, options: SchedulerOptions, threads: int | None, rounds:
         more = replace(options, max_rows=options.max_rows + 2, step_tokens=options.step_tokens + 2)
         # Rows for the prompts of a step, whatever decodes beside them.
         engine = Engine(session, more, prefix_bytes=0)
-        rows = sorted({0, 1, 2, options.max_rows // 2, options.max_rows - 1})
+        rows = sorted({0, 1, 2, options.max_rows // 2, options.max_rows - 1, options.max_rows})
         tokens = [0, 8, options.chunk_tokens // 2, options.chunk_tokens, 2 * options.chunk_tokens]
         taken: dict[tuple[int, int], list[float]] = {(r, t): [] for r in rows for t in tokens if r + t}
         for _ in range(rounds):
@@ -93,6 +102,41 @@ def measure(source: str, options: SchedulerOptions, threads: int | None, rounds:
     )  # fmt: skip
 
 
+def crowded(source: str, options: SchedulerOptions, threads: int, rounds: int) -> float:
+    """How many times as long steps take while other processes do the same on the other processors; here and apart in
+    turns, steps that decode and steps that read, the median of their ratios.
+    """
+    others = (os.cpu_count() or 1) // threads - 1
+    ending, ratios = multiprocessing.Event(), []
+    with session_of(api.open_exported(source), threads=threads) as session:
+        engine = Engine(session, options, prefix_bytes=0)
+        cells = [(options.max_rows, 0), (0, options.chunk_tokens)]
+        for _ in range(3):
+            alone = [statistics.median(_one(engine, *cell, options) for _ in range(rounds)) for cell in cells]
+            ending.clear()
+            beside = [
+                multiprocessing.Process(target=_keep_busy, args=(source, options, threads, ending))
+                for _ in range(others)
+            ]
+            for process in beside:
+                process.start()
+            time.sleep(WARM_UP_S)
+            together = [statistics.median(_one(engine, *cell, options) for _ in range(rounds)) for cell in cells]
+            ending.set()
+            for process in beside:
+                process.join()
+            ratios += [slow / fast for slow, fast in zip(together, alone, strict=True)]
+    return statistics.median(ratios)
+
+
+def _keep_busy(source: str, options: SchedulerOptions, threads: int, ending: Event) -> None:
+    with session_of(api.open_exported(source), threads=threads) as session:
+        engine = Engine(session, options, prefix_bytes=0)
+        while not ending.is_set():
+            _one(engine, options.max_rows, 0, options)
+            _one(engine, 0, options.chunk_tokens, options)
+
+
 def _one(engine: Engine, rows: int, prompt_tokens: int, options: SchedulerOptions) -> float:
     """Rows that decode, then a step that reads prompts beside them."""
     draw = np.random.default_rng(rows * 1000 + prompt_tokens)
@@ -100,12 +144,16 @@ def _one(engine: Engine, rows: int, prompt_tokens: int, options: SchedulerOption
         engine.submit(_request(engine, f"row {number}", draw.integers(300, 2000, CONTEXT)))
     while any(place.unread > 1 for place in [*engine.scheduler.waiting.values(), *engine.scheduler.running.values()]):
         engine.step()
+    for _ in range(SETTLED if rows else 0):
+        engine.step()
     pieces = [options.chunk_tokens] * (prompt_tokens // options.chunk_tokens) + [prompt_tokens % options.chunk_tokens]
     for number, length in enumerate(filter(None, pieces)):
         engine.submit(_request(engine, f"prompt {number}", draw.integers(300, 2000, length)))
+    times = 1 if prompt_tokens else SETTLED
     began = time.perf_counter()
-    engine.step()
-    took = time.perf_counter() - began
+    for _ in range(times):
+        engine.step()
+    took = (time.perf_counter() - began) / times
     for key in [*engine.scheduler.waiting, *engine.scheduler.running]:
         engine.cancel(key)
     return took
@@ -128,10 +176,12 @@ def main() -> None:
     step = given.max_batch + 2 * given.chunk_tokens
     options = SchedulerOptions(max_rows=given.max_batch, chunk_tokens=given.chunk_tokens, step_tokens=step)
     found = measure(given.model, options, given.threads, given.rounds)
+    found = replace(found, crowded=crowded(given.model, options, given.threads, given.rounds))
     found.write(given.out)
     print("rows \\ prompt tokens", *found.prompt_tokens, sep="\t")
     for rows, line in zip(found.rows, found.seconds, strict=True):
         print(rows, *(f"{1e3 * value:.1f} ms" for value in line), sep="\t")
+    print(f"{found.crowded:.2f} times as long where every processor has one")
 
 
 if __name__ == "__main__":

@@ -78,8 +78,13 @@ def main() -> None:
     arguments.add_argument("--seconds", type=float, default=60)
     arguments.add_argument("--port", type=int, default=8123)
     arguments.add_argument("--out", type=Path)
+    arguments.add_argument("--again", type=Path, help="simulate beside the real figures that --out wrote before")
     given = arguments.parse_args()
     steps = read_steps(given.steps)
+    if given.again:
+        for row in json.loads(given.again.read_text())["runs"]:
+            print(json.dumps(_again(row, steps, given.seconds)))
+        return
     options = ServeOptions(
         port=given.port, max_batch=steps.options["max_rows"], chunk_tokens=steps.options["chunk_tokens"], threads=1,
         prefix_megabytes=0, queue=10_000,
@@ -94,9 +99,7 @@ def main() -> None:
             asyncio.run(asked(address, CLIENTS * count, 5))
             front = front_s(address, steps)
             real = asyncio.run(asked(address, CLIENTS * count, given.seconds))
-            cluster = Cluster(steps=steps, replicas=count, processors=os.cpu_count() or 1, front_s=front)
-            model = simulate(cluster, CLIENTS * count, LOAD, seconds=given.seconds)
-            told.append(_row(count, front, real, model))
+            told.append(_row(count, front, real, simulated(steps, count, front, given.seconds)))
             print(json.dumps(told[-1]), flush=True)
         take_down("glm-export", 10)
     finally:
@@ -105,15 +108,31 @@ def main() -> None:
         given.out.write_text(json.dumps({"steps": steps.said, "runs": told}, indent=1) + "\n")
 
 
+def simulated(steps: Steps, count: int, front: float, seconds: float) -> Found:
+    """The same load on as many replicas."""
+    cluster = Cluster(steps=steps, replicas=count, processors=os.cpu_count() or 1, front_s=front)
+    return simulate(cluster, CLIENTS * count, LOAD, seconds=seconds)
+
+
+FIGURES: dict[str, Callable[[Found], float]] = {
+    "tokens_s": lambda found: found.tokens_s,
+    "p50_s": lambda found: found.quantile(whole_s, 50),
+    "p99_s": lambda found: found.quantile(whole_s, 99),
+}
+
+
 def _row(count: int, front: float, real: Found, model: Found) -> dict[str, float]:
     row: dict[str, float] = {"replicas": count, "front_ms": 1e3 * front, "answers": len(real.answered)}
-    figures: dict[str, Callable[[Found], float]] = {
-        "tokens_s": lambda found: found.tokens_s,
-        "p50_s": lambda found: found.quantile(whole_s, 50),
-        "p99_s": lambda found: found.quantile(whole_s, 99),
-    }
-    for name, figure in figures.items():
-        row |= {name: figure(real), f"simulated_{name}": figure(model)}
+    return _beside(row | {name: figure(real) for name, figure in FIGURES.items()}, model)
+
+
+def _again(row: dict[str, float], steps: Steps, seconds: float) -> dict[str, float]:
+    return _beside(dict(row), simulated(steps, int(row["replicas"]), row["front_ms"] / 1e3, seconds))
+
+
+def _beside(row: dict[str, float], model: Found) -> dict[str, float]:
+    for name, figure in FIGURES.items():
+        row[f"simulated_{name}"] = figure(model)
         row[f"error_{name}"] = row[f"simulated_{name}"] / row[name] - 1 if row[name] else math.nan
     return row
 
