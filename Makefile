@@ -33,7 +33,7 @@ lock:
 	$(PYTHON) -m venv .venv-lock
 	$(LOCKING)/python -m pip install --quiet --upgrade uv pip-audit
 	$(COMPILE) --output-file requirements/run.lock
-	$(COMPILE) --extra serve --output-file requirements/serve.lock
+	$(COMPILE) --extra serve --extra store --output-file requirements/serve.lock
 	$(COMPILE) --extra test --output-file requirements/ci.lock
 	$(LOCKING)/pip-audit --strict --disable-pip --require-hashes --requirement requirements/ci.lock
 

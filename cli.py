@@ -20,6 +20,7 @@ VERBS = {
         "Measure speed and memory of MODEL, an exported folder (ONNX Runtime), an engine or a checkpoint (PyTorch)."
     ),
     "build": "Build a TensorRT engine of SOURCE, an exported folder or a checkpoint.",
+    "cache": "List the model folders in the cache, verify their bytes (exit 1 where some are damaged), or remove them.",
     "calibrate": "Measure CHECKPOINT's activations on text, one layer in memory at a time.",
     "certify": (
         "Check PROGRAM, or an engine, write into it what was proven, and sign it with --key; exit 1 where it fails."
@@ -30,6 +31,9 @@ VERBS = {
     "demo": "Export the embedded models, prove them, and let them recite and fill blanks.",
     "doctor": "Show what this machine has, and which FOLDERS it can run; exit 3 where one cannot.",
     "export": "Write an ONNX program for CHECKPOINT.",
+    "fetch": (
+        "Fetch the model folder at URL into the cache, and print where it lies there and the URL that pins its version."
+    ),
     "generate": "Continue a text with MODEL, an exported folder (ONNX Runtime), an engine or a checkpoint (PyTorch).",
     "infill": "Fill the blanks of a text with MODEL, a GLM or ChatGLM-6B.",
     "inspect": "Say what FOLDER is: a checkpoint (audited), an exported program, an engine or ranges.",
@@ -44,10 +48,12 @@ VERBS = {
 HOME = {
     "batch": "serving.batch",
     "build": "engines",
+    "cache": "store.fetch",
     "certify": "certificates.certify",
     "chat": "generate",
     "deploy": "deploy.targets",
     "doctor": "engines",
+    "fetch": "store.fetch",
     "recipes": "export",
     "score": "infill",
     "serve": "serving.serve",
@@ -69,8 +75,13 @@ class Verb(click.RichCommand):
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
     ) -> click.Context:
-        """Parse with the verb's own options."""
-        return self.load().make_context(info_name, args, parent, **extra)
+        """Parse with the verb's own options; then folders behind URLs are fetched."""
+        context = self.load().make_context(info_name, args, parent, **extra)
+        from glm_export.terminal.console import fetch_models
+
+        if not context.resilient_parsing:
+            fetch_models(context)
+        return context
 
 
 class Verbs(click.RichGroup):

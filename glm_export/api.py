@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Unpack, overload
 
 from glm_export.artifacts.engine import Engine, load_engine
-from glm_export.artifacts.open import Kind, kind_of, open_artifact, require_checkpoint, with_base
+from glm_export.artifacts.open import Kind, kind_of, located, open_artifact, require_checkpoint, with_base
 from glm_export.artifacts.output_folder import require_writable
 from glm_export.artifacts.program import OnnxProgram, load_program
 from glm_export.calibration.options import CalibrationKeywords, CalibrationOptions, TextOptions
@@ -48,7 +48,7 @@ def open_checkpoint(
     """Open a model folder, or an embedded model with ``"demo"`` or ``"demo-glm"``.
 
     Args:
-        source: a folder, or ``ORG/NAME[@REVISION]`` in the local Hugging Face cache, whence an adapter has its base.
+        source: a folder or its URL, or ``ORG/NAME[@REVISION]`` in the Hugging Face cache, where adapters have a base.
         family: overrules what the folder says.
         adapters: folders that PEFT saved, each alone, as ``DIR=WEIGHT`` or with its weight beside it.
 
@@ -108,7 +108,7 @@ def open_exported(source: Source) -> OnnxProgram | Engine:
     Raises:
         GlmExportError: it is neither, or damaged.
     """
-    folder = Path(source)
+    folder = located(source)
     return load_engine(folder) if kind_of(folder) is Kind.ENGINE else load_program(folder)
 
 

@@ -5,12 +5,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from glm_export.artifacts.hub_cache import IDENTIFIER, cached, snapshot_in
-from glm_export.artifacts.manifest import ENGINE_MANIFEST, MANIFEST, RANGES_MANIFEST, TRITON_MANIFEST
+from glm_export.artifacts.manifest import (
+    ENGINE_MANIFEST,
+    MANIFEST,
+    RANGES_MANIFEST,
+    SIGNATURE,
+    STATEMENTS,
+    TRITON_MANIFEST,
+)
 from glm_export.embedded import FOLDERS
 from glm_export.errors import InputError
 from glm_export.model_folder import read_json
+from glm_export.progress import Progress
+from glm_export.store.address import is_url
+
+if TYPE_CHECKING:  # a path needs nothing of a store
+    from glm_export.store.cache import View
 
 LISTED = 6
 
@@ -50,16 +63,46 @@ def kind_of(folder: Path) -> Kind | None:
     return next((kind for kind, name in TOLD_BY.items() if (folder / name).is_file()), None)
 
 
+def located(source: str | Path, progress: Progress | None = None, cache: Path | None = None) -> Path:
+    """Where a model's folder lies on this machine: one behind a URL is fetched, everything else is a path.
+
+    The one place where a URL becomes a folder; whoever takes a model's asks here.
+
+    Args:
+        source: a path, or ``s3://…``, ``gs://…``, ``az://…``, ``http(s)://…``.
+        progress: shows bytes as they arrive.
+        cache: where they go; the user's if left out.
+
+    Raises:
+        GlmExportError: see :func:`glm_export.store.opening.open_url`.
+    """
+    if not is_url(source):
+        return Path(source)
+    return view_of(str(source), progress, cache).folder
+
+
+def view_of(url: str, progress: Progress | None = None, cache: Path | None = None) -> View:
+    """The folder behind a URL as the cache has it; see :func:`located`."""
+    from glm_export.store.cache import Cache
+    from glm_export.store.opening import open_url
+    from glm_export.store.plan import Ours
+
+    ours = Ours(manifests=(ENGINE_MANIFEST, MANIFEST, RANGES_MANIFEST), beside=(SIGNATURE, STATEMENTS))
+    return open_url(url, ours, cache=Cache(cache), progress=progress)
+
+
 def open_artifact(source: str | Path) -> Artifact:
     """Say what a folder is.
 
     Args:
-        source: a folder, the name of an embedded model, or ``ORG/NAME[@REVISION]`` in the local Hugging Face cache.
+        source: a folder or its URL, the name of an embedded model, or ``ORG/NAME[@REVISION]`` in the local Hugging Face
+            cache.
 
     Raises:
         InputError: there is no such folder, or it is of no kind; the message says which command downloads a model.
+        GlmExportError: a URL cannot be fetched.
     """
-    folder = Path(source)
+    folder = located(source)
     if not folder.is_dir():
         folder = FOLDERS.get(str(source)) or cached(str(source)) or folder
     if not folder.is_dir():

@@ -19,6 +19,7 @@ from glm_export.artifacts.manifest import MARKER
 from glm_export.artifacts.open import TOLD_BY, Kind, kind_of
 from glm_export.artifacts.own_files import remove_own, require_all_own
 from glm_export.errors import EnvironmentMissingError, GlmExportError, InputError
+from glm_export.store.address import COLLAPSED
 
 logger = logging.getLogger(__name__)
 WRITTEN = (Kind.PROGRAM, Kind.ENGINE)
@@ -66,6 +67,10 @@ def require_writable(out: Path, *, force: bool, kinds: Sequence[Kind] = WRITTEN,
 
 def _settled(out: Path) -> Path:
     """Without links and dots, where it has any."""
+    if COLLAPSED.match(str(out)):
+        raise InputError(
+            f"{out} is a URL, and folders are written on this machine; give a path, and upload it afterwards"
+        )
     if out.is_symlink():
         target = out.resolve()
         if not target.is_dir():

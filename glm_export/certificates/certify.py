@@ -18,6 +18,7 @@ from glm_export.certificates.extra import require_sign_extra
 from glm_export.certificates.options import Signer
 from glm_export.errors import CheckpointError, ComparisonFailedError, InputError
 from glm_export.model_folder import file_sha256, load_json
+from glm_export.store.address import is_url
 
 if TYPE_CHECKING:  # the first needs torch, the second the extra
     from glm_export.certificates.keys import Identity
@@ -77,6 +78,8 @@ def certify(
 
         # Before the check, which may take minutes.
         read_private_key(signer)
+    if isinstance(program, str | Path) and is_url(program):
+        raise InputError("a proof is written into the folder: fetch it, copy it, certify the copy and upload that")
     loaded = api.open_exported(program) if isinstance(program, str | Path) else program
     _require_certifiable(loaded.folder.resolve(), force=force)
     report = checked(loaded, against, family, reference_dtype)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from glm_export import api
 from glm_export.artifacts.manifest import PROOF, SIGNATURE, STATEMENTS
-from glm_export.artifacts.open import TOLD_BY, Kind, kind_of
+from glm_export.artifacts.open import TOLD_BY, Kind, kind_of, located
 from glm_export.certificates.certify import checked
 from glm_export.certificates.claims import Proof, Result, claims_of, result_of
 from glm_export.certificates.digests import (
@@ -100,7 +100,8 @@ def verify(
         InputError: there is no such folder, nothing that could be verified, or a key or certificate cannot be read.
         EnvironmentMissingError: the folder is signed, and the extra ``sign`` is missing.
     """
-    given, folder = Path(folder), Path(folder).resolve()
+    given = located(folder)
+    folder = given.resolve()
     if not folder.is_dir():
         raise InputError(f"{given} is no folder; give one that 'glm-export certify' signed")
     files, odd = files_of(folder)

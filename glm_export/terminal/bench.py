@@ -14,6 +14,7 @@ from rich.table import Table
 
 from glm_export.performance.report import BenchOptions
 from glm_export.terminal.console import (
+    MODEL,
     RESULTS,
     flags,
     force_option,
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("model")
+@click.argument("model", type=MODEL)
 @flags(BenchOptions)
 @json_option()
 @report_option

@@ -19,6 +19,7 @@ from glm_export.cluster.options import WorkerOptions
 from glm_export.spec.dtypes import DTYPE_BYTES
 from glm_export.terminal.console import (
     MESSAGES,
+    MODEL,
     ProgressBars,
     adapter_option,
     family_option,
@@ -43,7 +44,7 @@ SHOWN_INPUTS = 6
 
 
 @click.command()
-@click.argument("checkpoint")
+@click.argument("checkpoint", type=MODEL)
 @flags(CalibrationOptions, "corpus")
 @out_option
 @flags(CalibrationOptions, "recipe", "sequence_length", "max_samples", "device")

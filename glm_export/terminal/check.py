@@ -16,8 +16,9 @@ from rich.table import Table
 from glm_export.proof.options import CheckOptions
 from glm_export.spec.signature import LOGITS
 from glm_export.terminal.console import (
-    FOLDER,
     MESSAGES,
+    MODEL,
+    MODEL_PATH,
     RESULTS,
     ProgressBars,
     adapter_option,
@@ -35,9 +36,12 @@ if TYPE_CHECKING:  # these need torch; showing what they made does not
 
 
 @click.command()
-@click.argument("program", type=FOLDER)
+@click.argument("program", type=MODEL_PATH)
 @click.option(
-    "--against", required=True, help="The checkpoint it is of, or `demo`; an exported folder, or a saved run."
+    "--against",
+    type=MODEL,
+    required=True,
+    help="The checkpoint it is of, or `demo`; an exported folder, or a saved run.",
 )
 @flags(CheckOptions)
 @adapter_option

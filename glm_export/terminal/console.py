@@ -1,4 +1,4 @@
-"""What the verbs share: where they print, options made of fields, progress, sizes. Built with click and rich."""
+"""What the verbs share: where they print, models and options, progress, sizes. Built with click and rich."""
 
 from __future__ import annotations
 
@@ -19,9 +19,11 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.text import Text
 
 from glm_export.deployment.request import BuildRequest
+from glm_export.errors import InputError
 from glm_export.progress import Advance
 from glm_export.reports.records import size as size
 from glm_export.spec.option import Option, flag, options_of
+from glm_export.store.address import is_url, parse_address
 
 if TYPE_CHECKING:
     from glm_export.reports.files import AskedReport
@@ -39,9 +41,47 @@ class PlainConsole(Console):
         return super().render_str(plain, **options)
 
 
+class LocalPath(click.Path):
+    """A path on this machine, which a URL is not: ``pathlib`` would make a folder ``s3:`` of one."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """As click does.
+
+        Raises:
+            InputError: it is a URL.
+        """
+        if isinstance(value, str) and is_url(value):
+            raise InputError(f"{parse_address(value).told} is a URL, and a path on this machine is expected here")
+        return super().convert(value, param, ctx)
+
+
+class Model(click.Path):
+    """A model folder: what was typed, or a path of it where ``path_type`` says so; a URL stays as it is."""
+
+    name = "model"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Text of a URL, else as click's paths."""
+        return value if isinstance(value, str) and is_url(value) else super().convert(value, param, ctx)
+
+    def folder_of(self, value: Any) -> Any:
+        """Where a URL's folder lies, in the type that a path would have; everything else as it is."""
+        if isinstance(value, tuple):
+            return tuple(map(self.folder_of, value))
+        if not isinstance(value, str) or not is_url(value):
+            return value
+        from glm_export.artifacts.open import located
+
+        with ProgressBars(MESSAGES) as bars:
+            folder = located(value, bars)
+        return folder if self.type is Path else str(folder)
+
+
 RESULTS = PlainConsole(highlight=False)
 MESSAGES = PlainConsole(stderr=True, highlight=False)
-FOLDER = click.Path(path_type=Path)
+FOLDER = LocalPath(path_type=Path)
+MODEL = Model(path_type=str)
+MODEL_PATH = Model(path_type=Path)
 TYPES: dict[str, Any] = {"str": click.STRING, "int": click.INT, "float": click.FLOAT, "Path": FOLDER}
 """Click's type for the first type a field's annotation names."""
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -216,3 +256,11 @@ class ProgressBars:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bars.stop()
+
+
+def fetch_models(context: click.Context) -> None:
+    """Put folders in the place of URLs among the words of a verb."""
+    for parameter in context.command.params:
+        name = str(parameter.name)
+        if isinstance(parameter.type, Model) and context.params.get(name) is not None:
+            context.params[name] = parameter.type.folder_of(context.params[name])

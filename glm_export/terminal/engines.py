@@ -25,8 +25,9 @@ from glm_export.exporter.options import ExportOptions
 from glm_export.spec.option import flag
 from glm_export.spec.signature import INPUT_IDS, Cache, past_names
 from glm_export.terminal.console import (
-    FOLDER,
     MESSAGES,
+    MODEL,
+    MODEL_PATH,
     RESULTS,
     ProgressBars,
     family_option,
@@ -57,7 +58,7 @@ def _bytes(ctx: click.Context, param: click.Parameter, gigabytes: float | None) 
 
 
 @click.command()
-@click.argument("source")
+@click.argument("source", type=MODEL)
 @out_option
 @flags(BuildRequest, "runtime", "max_batch", "max_context", "prefill_tokens", "prefill_batch")
 @flags(ExportOptions, "dtype", before="For a checkpoint: ", after=f" Default: {DTYPE}.", default=None)
@@ -103,7 +104,7 @@ def build(source: str, out: Path, implicit_int8: bool, explain: bool, **options:
 
 
 @click.command()
-@click.argument("folders", nargs=-1, type=FOLDER)
+@click.argument("folders", nargs=-1, type=MODEL_PATH)
 @click.option("--thorough", is_flag=True, help="Read every file whole, to see that it is undamaged.")
 @json_option()
 def doctor(folders: tuple[Path, ...], thorough: bool, as_json: bool) -> None:

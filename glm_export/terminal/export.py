@@ -17,6 +17,7 @@ from rich.table import Table
 from glm_export.exporter.options import ExportOptions
 from glm_export.terminal.console import (
     MESSAGES,
+    MODEL,
     RESULTS,
     ProgressBars,
     adapter_option,
@@ -38,7 +39,7 @@ if TYPE_CHECKING:  # these need torch; showing what they made does not
 
 
 @click.command()
-@click.argument("checkpoint")
+@click.argument("checkpoint", type=MODEL)
 @out_option
 @flags(ExportOptions, "dialect", "dtype", "recipe", "ranges")
 @click.option("--budget", help="With a recipe: leave the fewest layers in float that keep to it, e.g. kl=0.01.")

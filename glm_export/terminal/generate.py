@@ -15,7 +15,7 @@ from rich.markup import escape
 from glm_export.errors import GlmExportError, InputError
 from glm_export.generation.sampling import Sampling
 from glm_export.generation.stopping import Stopping
-from glm_export.terminal.console import FOLDER, MESSAGES, flags, nobody_reads
+from glm_export.terminal.console import FOLDER, MESSAGES, MODEL, flags, nobody_reads
 from glm_export.tokenizers.valid_text import require_valid_text
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ FENCE = b'"""'
 
 
 @click.command()
-@click.argument("model")
+@click.argument("model", type=MODEL)
 @click.option("--prompt", "prompts", multiple=True, help="Text to continue; several run as a batch.")
 @click.option("--prompt-file", "prompt_files", multiple=True, type=FOLDER, help="Text in a file; - is standard input.")
 @click.option("--max-new-tokens", type=int, default=128, show_default=True)
@@ -69,7 +69,7 @@ def generate(
 
 
 @click.command()
-@click.argument("model")
+@click.argument("model", type=MODEL)
 @click.option("--max-new-tokens", type=int, default=512, show_default=True, help="Of each reply.")
 @click.option("--system", help="System message, where the model's prompt has one.")
 @flags(Sampling)

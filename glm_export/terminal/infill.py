@@ -14,14 +14,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from glm_export.generation.sampling import Sampling
-from glm_export.terminal.console import RESULTS, flags, json_option
+from glm_export.terminal.console import MODEL, RESULTS, flags, json_option
 
 if TYPE_CHECKING:
     from glm_export.generation.infilling import LabelScore
 
 
 @click.command()
-@click.argument("model")
+@click.argument("model", type=MODEL)
 @click.option("--text", required=True, help="With one or more [MASK], [sMASK] or [gMASK].")
 @click.option("--max-new-tokens", type=int, default=128, show_default=True, help="For each blank.")
 @flags(Sampling)
@@ -40,7 +40,7 @@ def infill(model: str, text: str, max_new_tokens: int, as_json: bool, **sampling
 
 
 @click.command()
-@click.argument("model")
+@click.argument("model", type=MODEL)
 @click.option("--text", required=True, help="What to judge.")
 @click.option("--pattern", required=True, help='With {} for the text and one [MASK], as in "{}. It\'s really [MASK]."')
 @click.option("--labels", required=True, help="Words for the blank, separated by commas.")

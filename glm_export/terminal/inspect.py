@@ -10,11 +10,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from glm_export.terminal.console import RESULTS, adapter_option, family_option, json_option, size
+from glm_export.terminal.console import MODEL, RESULTS, adapter_option, family_option, json_option, size
 
 
 @click.command()
-@click.argument("folder")
+@click.argument("folder", type=MODEL)
 @family_option
 @adapter_option
 @json_option()

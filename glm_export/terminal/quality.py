@@ -16,8 +16,9 @@ from rich.table import Table
 
 from glm_export.evaluation.options import QualityOptions
 from glm_export.terminal.console import (
-    FOLDER,
     MESSAGES,
+    MODEL,
+    MODEL_PATH,
     RESULTS,
     ProgressBars,
     flags,
@@ -37,8 +38,8 @@ BAR = 24
 
 
 @click.command()
-@click.argument("program", type=FOLDER)
-@click.option("--against", required=True, help="The checkpoint it was exported from, or `demo`.")
+@click.argument("program", type=MODEL_PATH)
+@click.option("--against", type=MODEL, required=True, help="The checkpoint it was exported from, or `demo`.")
 @flags(QualityOptions, "corpus", "max_samples", "sequence_length")
 @flags(QualityOptions, "budget", multiple=True)
 @flags(QualityOptions, "reference_dtype", "by_layer")

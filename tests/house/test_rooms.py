@@ -22,7 +22,7 @@ TOP_LEVEL = {
     "__init__", "api", "artifacts", "calibration", "certificates", "checkpoints", "cli", "cluster", "deployment",
     "embedded", "engines", "errors", "evaluation", "exporter", "families", "generation", "graphs", "inputs", "machine",
     "model_folder", "modeling", "objective", "performance", "progress", "proof", "reports", "serving", "sessions",
-    "spec", "terminal", "tokenizers",
+    "spec", "store", "terminal", "tokenizers",
 }  # fmt: skip
 MOST_FILES = 12
 ONE_FILE_EACH = {"glm_export/families", "calibration/recipes"}
@@ -47,6 +47,12 @@ VENDORS = {
     "in_toto_attestation": ("glm_export/certificates/",),
     "securesystemslib": ("glm_export/certificates/",),
     "cryptography": ("glm_export/certificates/",),
+    "fsspec": ("glm_export/store/",),
+    "aiohttp": ("glm_export/store/",),
+    "s3fs": (),  # fsspec finds them by their schemes
+    "gcsfs": (),
+    "adlfs": (),
+    "filelock": ("glm_export/store/",),
     "matplotlib": ("glm_export/reports/",),
     "tritonclient": ("glm_export/serving/triton/",),
     "triton_python_backend_utils": ("glm_export/serving/triton/",),

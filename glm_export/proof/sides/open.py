@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from glm_export.artifacts.engine import Engine, load_engine
-from glm_export.artifacts.open import Kind, kind_of, open_artifact, require_checkpoint
+from glm_export.artifacts.open import Kind, kind_of, located, open_artifact, require_checkpoint
 from glm_export.artifacts.program import OnnxProgram, load_program
 from glm_export.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from glm_export.errors import InputError
@@ -103,7 +103,7 @@ def open_candidate(source: str | Path | OnnxProgram | Engine) -> Candidate:
     """
     if not isinstance(source, str | Path):
         return source
-    path = Path(source)
+    path = located(source)
     if is_saved_run(path):
         return load_run(path, candidate=True)
     kind = kind_of(path)
@@ -118,7 +118,7 @@ def _open_other(
     candidate: Candidate, against: str | Path | Checkpoint, family: str | None
 ) -> Checkpoint | OnnxProgram | SavedRun:
     if not isinstance(against, Checkpoint):
-        path = Path(against)
+        path = located(against)
         if is_saved_run(path):
             return load_run(path)
         if kind_of(path) is Kind.PROGRAM:

@@ -11,7 +11,7 @@ from typing import Any
 
 from glm_export import api
 from glm_export.artifacts.engine import Engine as EngineFolder
-from glm_export.artifacts.open import Kind, open_artifact
+from glm_export.artifacts.open import Kind, located, open_artifact
 from glm_export.artifacts.program import OnnxProgram
 from glm_export.errors import InputError
 from glm_export.inputs.prompts import Prompt
@@ -21,6 +21,7 @@ from glm_export.serving.options import MEGABYTE, ServeOptions
 from glm_export.serving.worker import Worker
 from glm_export.sessions.load import session_of
 from glm_export.sessions.session import Session
+from glm_export.store.address import is_url
 from glm_export.tokenizers import Tokenizer, stop_ids
 
 
@@ -76,7 +77,7 @@ def opened(
     """Load models, each with a worker; all of them end with the block.
 
     Args:
-        sources: exported folders, engines, checkpoints, or embedded models by name.
+        sources: exported folders, engines, checkpoints, or their URLs; or embedded models by name.
         options: of the server.
         names: what requests call them; without any, as their folders are called.
 
@@ -88,7 +89,8 @@ def opened(
     """
     with ExitStack() as stack:
         models: dict[str, ServedModel] = {}
-        for source, name in zip(sources, names or map(name_of, sources), strict=True):
+        folders = [str(located(source)) if is_url(source) else source for source in sources]
+        for source, name in zip(folders, names or map(name_of, folders), strict=True):
             if name in models:
                 raise InputError(f"two models are called {name!r}; rename a folder")
             session, proof = _load(source, options)

@@ -48,7 +48,8 @@ def application(
     Raises:
         InputError: two models have one name, or the keys cannot be read.
     """
-    names = [Path(source).name for source in models]
+    # A URL may say which bytes are meant, behind its folder.
+    names = [Path(source.partition("#")[0]).name for source in models]
     for name in names:
         if names.count(name) > 1:
             raise InputError(f"two models are called {name!r}; rename a folder")

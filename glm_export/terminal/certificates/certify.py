@@ -22,7 +22,16 @@ from glm_export.certificates.options import PASSWORD_VARIABLE, Signer, Trust
 from glm_export.certificates.verify import Verification, verify as verify_folder
 from glm_export.errors import InputError
 from glm_export.evaluation.options import QualityOptions
-from glm_export.terminal.console import FOLDER, RESULTS, adapter_option, flags, force_option, json_option
+from glm_export.terminal.console import (
+    FOLDER,
+    MODEL,
+    MODEL_PATH,
+    RESULTS,
+    adapter_option,
+    flags,
+    force_option,
+    json_option,
+)
 
 if TYPE_CHECKING:  # needs torch
     from glm_export.checkpoints.checkpoint import Checkpoint
@@ -42,7 +51,9 @@ chain_option = click.option(
 
 @click.command()
 @click.argument("program", type=FOLDER)
-@click.option("--against", required=True, help="The checkpoint it is of, or `demo`; for an engine also its program.")
+@click.option(
+    "--against", type=MODEL, required=True, help="The checkpoint it is of, or `demo`; for an engine also its program."
+)
 @click.option("--key", type=FOLDER, metavar="FILE", help="Private key to sign with, in PEM; without one nothing is.")
 @click.option("--certificate", type=FOLDER, metavar="FILE", help="The signer's certificate, in PEM, of that key.")
 @chain_option
@@ -112,12 +123,12 @@ def show_certified(console: Console, done: Certified) -> None:
 
 
 @click.command()
-@click.argument("folder", type=FOLDER)
+@click.argument("folder", type=MODEL_PATH)
 @click.option("--key", type=FOLDER, metavar="FILE", help="Public key, in PEM, of whom it should be signed by.")
 @chain_option
 @click.option("--signature", type=FOLDER, metavar="FILE", help="The signature, where it is not in the folder.")
 @click.option("--rerun", is_flag=True, help="Run the check again, with --against.")
-@click.option("--against", help="The checkpoint FOLDER is of, for --rerun.")
+@click.option("--against", type=MODEL, help="The checkpoint FOLDER is of, for --rerun.")
 @adapter_option
 @json_option()
 def verify(

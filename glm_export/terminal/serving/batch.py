@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from glm_export.cluster.options import WorkerOptions
 from glm_export.serving.options import ServeOptions
-from glm_export.terminal.console import FOLDER, MESSAGES, ProgressBars, flags, picked
+from glm_export.terminal.console import FOLDER, MESSAGES, MODEL, ProgressBars, flags, picked
 
 ENGINE = (
     "max_batch",
@@ -24,7 +24,7 @@ ENGINE = (
 
 
 @click.command()
-@click.argument("model")
+@click.argument("model", type=MODEL)
 @click.option("--input", "requests", type=FOLDER, required=True, help="Requests, a line of JSON each.")
 @click.option("--output", "answers", type=FOLDER, required=True, help="Answers; those that are there are kept.")
 @flags(ServeOptions, *ENGINE)

@@ -12,11 +12,11 @@ from glm_export.errors import InputError
 from glm_export.serving.options import ServeOptions
 from glm_export.serving.ray.options import RayOptions
 from glm_export.spec.option import flag
-from glm_export.terminal.console import MESSAGES, flags, picked
+from glm_export.terminal.console import MESSAGES, MODEL, flags, picked
 
 
 @click.command()
-@click.argument("models", nargs=-1, required=True)
+@click.argument("models", nargs=-1, required=True, type=MODEL)
 @flags(ServeOptions)
 @click.option("--access-log", is_flag=True, help="A line of JSON a request, on standard error.")
 @click.option("--ray", is_flag=True, help="Spread engines over a Ray cluster; needs the extra `ray`.")

@@ -1,0 +1,126 @@
+"""The verbs ``fetch`` and ``cache``."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import rich_click as click
+from rich.box import SIMPLE
+from rich.markup import escape
+from rich.table import Table
+
+from glm_export.errors import InputError
+from glm_export.store.address import is_url, parse_address
+from glm_export.store.cache import CACHE_VARIABLE, Cache, View
+from glm_export.store.opening import drop
+from glm_export.terminal.console import FOLDER, MESSAGES, RESULTS, ProgressBars, json_option, size
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+cache_option = click.option(
+    "--cache",
+    type=FOLDER,
+    metavar="DIR",
+    help=f"Where folders lie, in place of {CACHE_VARIABLE} or ~/.cache/glm-export.",
+)
+
+
+@click.command()
+@click.argument("urls", nargs=-1, required=True, metavar="URL…")
+@cache_option
+def fetch(urls: tuple[str, ...], cache: Path | None) -> None:
+    """Fetch the model folder at URL into the cache, and print where it lies there and the URL that pins its version."""
+    from glm_export.artifacts.open import kind_of, view_of
+
+    for url in urls:
+        if not is_url(url):
+            raise InputError(f"{url!r} is no URL; give s3://…, gs://…, az://… or http(s)://…")
+        with ProgressBars(MESSAGES) as bars:
+            view = view_of(url, bars, cache)
+        kind = kind_of(view.folder)
+        what = f"{kind.value if kind else 'folder'}, {len(view.files)} files, {size(view.size)}"
+        MESSAGES.print(f"[green]whole[/] {escape(what)}; this version: {escape(pinned(view))}", soft_wrap=True)
+        click.echo(view.folder)
+
+
+@click.command()
+@click.argument("what", type=click.Choice(["list", "verify", "remove"]))
+@click.argument("urls", nargs=-1, metavar="[URL…]")
+@click.option("--all", "every", is_flag=True, help="With remove: everything.")
+@cache_option
+@json_option("With list: print as JSON.")
+def cache(what: str, urls: tuple[str, ...], every: bool, cache: Path | None, as_json: bool) -> None:
+    """List the model folders in the cache, verify their bytes (exit 1 where some are damaged), or remove them.
+
+    URL: those of it alone. A folder that is damaged is taken out, and fetched again when it is next opened.
+    """
+    store = Cache(cache)
+    keys = [parse_address(url).key for url in urls]
+    views = [view for view in store.views() if not keys or view.folder.parents[2].name in keys]
+    if what == "list":
+        _list(store, views, as_json=as_json)
+    elif what == "verify":
+        sys.exit(_verify(store, views))
+    else:
+        if bool(keys) == every:
+            raise click.UsageError("give the URLs to remove, or --all")
+        _remove(store, keys, len(views))
+
+
+def pinned(view: View) -> str:
+    """The URL of a folder in the version that is there."""
+    return f"{view.url}#sha256={view.pin}"
+
+
+def _list(store: Cache, views: Sequence[View], *, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps([_facts(view) for view in views], indent=2, ensure_ascii=False))
+        return
+    table = Table(box=SIMPLE, padding=(0, 1))
+    for title in ("url", "version", "files", "size", "last opened"):
+        table.add_column(title, overflow="fold")
+    for view in views:
+        opened = time.strftime("%Y-%m-%d %H:%M", time.localtime(view.used))
+        row = (view.url, view.pin[:12], str(len(view.files)), size(view.size), opened)
+        table.add_row(*map(escape, row))
+    RESULTS.print(table)
+    partial = store.partial_bytes()
+    begun = f", {size(partial)} of downloads that were cut off or go on" if partial else ""
+    RESULTS.print(f"{escape(str(store.root))}: {len(views)} folders{begun}", soft_wrap=True)
+
+
+def _facts(view: View) -> dict[str, Any]:
+    return {
+        "url": view.url,
+        "pin": view.pin,
+        "folder": str(view.folder),
+        "bytes": view.size,
+        "last_opened": view.used,
+        "files": {name: link.sha256 for name, link in view.files.items()},
+    }
+
+
+def _verify(store: Cache, views: Sequence[View]) -> int:
+    found = 0
+    for view in views:
+        damaged = view.damaged(thorough=True)
+        verdict = "[green]whole[/]" if damaged is None else f"[red]damaged[/] {escape(damaged)}, removed:"
+        RESULTS.print(f"{verdict} {escape(pinned(view))}", soft_wrap=True)
+        if damaged is not None:
+            found += 1
+            drop(view, store)
+    return 1 if found else 0
+
+
+def _remove(store: Cache, keys: Sequence[str], count: int) -> None:
+    folders = store.root / "folders"
+    homes = keys or sorted(path.name for path in folders.iterdir()) if folders.is_dir() else []
+    for key in homes:
+        with store.lock(key, wait=False):
+            store.clear(key)
+    RESULTS.print(f"removed {count} folders, {size(store.sweep())}")
