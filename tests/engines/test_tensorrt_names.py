@@ -21,6 +21,7 @@ from tests.helpers.api_check.uses import Found, Guards, Use, Uses, in_some_versi
 from tests.helpers.recorded_names import REQUIRED, RTX, api, required, versions
 
 ENGINES, SESSIONS = "glm_export/engines", "glm_export/sessions"
+TRITON = "glm_export/serving/triton/"
 SINCE_10 = ("10.16", "11.4", "RTX 1.7")
 
 
@@ -106,6 +107,8 @@ def read() -> tuple[Library, list[Module]]:
     """Modules that talk to TensorRT, and those that use them: what the latter get may be TensorRT's."""
     library = Library()
     every = [library.of_file(path) for path in sorted((ROOT / "glm_export").rglob("*.py")) if not _linked(path)]
+    # Triton's models are no TensorRT objects, though an engine may be told in them.
+    every = [module for module in every if not module.file.startswith(TRITON)]
     core = {module.name for module in every if module.file.startswith((f"{ENGINES}/", f"{SESSIONS}/tensorrt/"))}
     return library, [module for module in every if module.name in core or core & module.imported]
 

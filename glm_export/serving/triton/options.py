@@ -26,8 +26,9 @@ class RepositoryOptions:
         metadata=described("The engine with texts (python), or one step of the decoder.", choices=BACKENDS),
     )
     name: str | None = field(default=None, metadata=described("Of the model in the repository. Default: the folder's."))
-    copy: bool = field(
-        default=False, metadata=described("Copy weights; else they are hard links where the disk has those.")
+    link: bool = field(
+        default=False,
+        metadata=described("Hard links to weights, which take no room; onnx's own loader refuses such files."),
     )
     force: bool = field(default=False, metadata=described("Replace a model that glm-export wrote."))
 

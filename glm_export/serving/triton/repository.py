@@ -135,14 +135,14 @@ def write_model(
         raise InputError(f"a model cannot be called {shown(name)}; give it a --name")
     out = require_writable(repository / name, force=options.force, kinds=(Kind.TRITON,), sources=(artifact.path,))
     planned = PLANS[options.backend](name, loaded, engine)
-    copied = [path for path in planned.linked.values() if options.copy or not _on_disk_of(out, path)]
+    copied = [path for path in planned.linked.values() if not options.link or not _on_disk_of(out, path)]
     free_disk_for(out, sum(map(_size, copied)), "the copies need")
     with whole_folder(out, force=options.force, kinds=(Kind.TRITON,)) as partial:
         texts = planned.texts | {CONFIG: as_text(planned.config)}
         for one, text in texts.items():
             (partial / one).parent.mkdir(parents=True, exist_ok=True)
             (partial / one).write_text(text, encoding="utf-8")
-        linked = sum(_placed(path, partial / one, copy=options.copy) for one, path in planned.linked.items())
+        linked = sum(_placed(path, partial / one, link=options.link) for one, path in planned.linked.items())
         sizes = {one: (partial / one).stat().st_size for one in (*texts, *planned.linked)}
         write_json(partial / TRITON_MANIFEST, _manifest(artifact, options.backend, sizes))
     return TritonModel(
@@ -175,14 +175,14 @@ def _size(path: Path) -> int:
     return path.stat().st_size
 
 
-def _placed(source: Path, target: Path, *, copy: bool) -> int:
+def _placed(source: Path, target: Path, *, link: bool) -> int:
     """Link or copy a file; returns the bytes that were linked.
 
     Small files are copied always: some of them are written anew in their folder, as a manifest is when it is signed.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     real = source.resolve()
-    if not copy and _size(real) > QUICK_BYTES:
+    if link and _size(real) > QUICK_BYTES:
         try:
             os.link(real, target)
         except OSError:  # another disk, or one without links
