@@ -35,6 +35,7 @@ class FolderServer:
     headers: dict[str, dict[str, str]] = field(default_factory=dict)
     change_after: dict[str, bytes] = field(default_factory=dict)
     asked: list[tuple[str, str, str | None]] = field(default_factory=list)
+    conditions: list[str | None] = field(default_factory=list)
     held: threading.Event = field(default_factory=threading.Event)
     go_on: threading.Event = field(default_factory=threading.Event)
     gone: bool = False
@@ -88,6 +89,8 @@ class Handler(Quiet):
         data, tag = self.state.files[asked], self.state.tag(asked)
         start = 0
         condition = self.headers.get("If-Range")
+        if part is not None:
+            self.state.conditions.append(condition)
         if self.state.ranges and part is not None and condition in (None, tag):
             start = int(part.removeprefix("bytes=").partition("-")[0])
             self.send_response(206)

@@ -63,6 +63,8 @@ def test_what_breaks_off_is_gone_on_with(
         # Of what was sent before a break the last of it may not have arrived.
         assert 0 == first < second <= step
         assert second < third <= 2 * step
+        # The server is told of which bytes a part is wanted, where no hash will tell.
+        assert server.conditions == [None if listed else server.tag(name)] * 2
 
 
 def test_a_server_without_parts_sends_all_again(demo_files: Files, fetch: Fetch) -> None:
