@@ -2,7 +2,7 @@
 
     python benchmarks/capacity/scale.py --steps steps.json --front front.json --out docs/images
 
-For every machine: the most users that four replicas hold within the bounds, by halving; the rest is that many times.
+For every machine: the most users that two replicas hold within the bounds, by halving; the rest is that many times.
 ``--steps``: of one machine, as `steps.py` measured them. ``--front``: of what stands before the engines, as `front.py`.
 """
 
@@ -13,6 +13,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 from machines import CHATGLM3, DEVICES, Machine, calculated, measured
@@ -24,9 +25,9 @@ BATCH = Behaviour(think_s=0.0, question=(100, 1000), answer=(50, 400))
 FIRST_S, BETWEEN_S = 2.0, 0.1
 """Bounds of 99 of 100 answers: to the first token, and from one to the next."""
 USERS = (1_000, 100_000, 10_000_000)
-CELL = 4
+CELL = 2
 """Replicas that are simulated together."""
-SECONDS = 600.0
+SECONDS = 300.0
 COLUMN_OF_EDGE = 28 * 2 * 4 * 128 * 4
 """Bytes of a token's keys and values: GLM-Edge-1.5B, 28 layers, 4 key-value heads of 128, float32."""
 
@@ -50,22 +51,26 @@ def held(found: Found) -> bool:
     return found.quantile(first_s, 99) <= FIRST_S and found.quantile(between_s, 99) <= BETWEEN_S
 
 
-def most_users(machine: Machine, routing: str = "prefix") -> int:
-    """The most that a cell holds, to a twentieth."""
-    least, most = 1, 64
-    if not held(cell(machine, least, routing)):
-        return 0
-    while held(cell(machine, most, routing)):
+def most_users(machine: Machine) -> tuple[int, list[tuple[float, float]]]:
+    """The most that a cell holds, to a tenth; and what was tried: users a replica, seconds to a first token."""
+    tried: dict[int, Found] = {}
+
+    def holds(users: int) -> bool:
+        tried[users] = cell(machine, users)
+        return held(tried[users])
+
+    least, most = 0, 32
+    while holds(most):
         least, most = most, 2 * most
-    while most - least > max(1, least // 20):
+    while most - least > max(1, least // 10):
         middle = (least + most) // 2
-        least, most = (middle, most) if held(cell(machine, middle, routing)) else (least, middle)
-    return least
+        least, most = (middle, most) if holds(middle) else (least, middle)
+    return least, [(users / CELL, found.quantile(first_s, 99)) for users, found in sorted(tried.items())]
 
 
-def described(machine: Machine, front: Front) -> dict[str, object]:
+def described(machine: Machine, front: Front) -> dict[str, Any]:
     """A machine's line in each table."""
-    most = most_users(machine)
+    most, tried = most_users(machine)
     if not most:
         alone = cell(machine, 1)
         return {"machine": machine.name, "known": machine.known, "users": 0, "first_s": alone.quantile(first_s, 99)}
@@ -74,11 +79,11 @@ def described(machine: Machine, front: Front) -> dict[str, object]:
     per_user = asked / most
     written = found.tokens_s / most
     scattered = cell(machine, most, "random")
-    row: dict[str, object] = {
+    row: dict[str, Any] = {
         "machine": machine.name, "known": machine.known, "users": most / CELL, "first_s": found.quantile(first_s, 99),
         "between_s": found.quantile(between_s, 99), "busy": found.busy, "reused": found.reused,
         "random_reused": scattered.reused, "random_first_s": scattered.quantile(first_s, 99),
-        "random_users": most_users(machine, "random") / CELL, "tokens_s": found.tokens_s / CELL, "price": machine.price,
+        "tried": tried, "tokens_s": found.tokens_s / CELL, "price": machine.price,
     }  # fmt: skip
     for users in USERS:
         machines = math.ceil(users * CELL / most)
@@ -95,29 +100,20 @@ def described(machine: Machine, front: Front) -> dict[str, object]:
     return row
 
 
-def drawn(machines: list[Machine], rows: list[dict[str, object]], folder: Path) -> None:
-    """First token over users for each machine, and conversations that stay against those that do not."""
+def drawn(rows: list[dict[str, Any]], folder: Path) -> None:
+    """Seconds to a first token over users, for each machine; a cross where conversations go anywhere."""
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
-    for machine, row in zip(machines, rows, strict=True):
-        if not row["users"]:
-            continue
-        most = int(float(str(row["users"])) * CELL)
-        counts = sorted({max(1, int(most * share)) for share in (0.1, 0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.25)})
-        for axes, routing, style in ((left, "prefix", "-"), (right, "prefix", "-"), (right, "random", ":")):
-            label = f"{machine.name} ({machine.known})" if axes is left else None
-            values = [cell(machine, count, routing).quantile(first_s, 99) for count in counts]
-            axes.plot([count / CELL for count in counts], values, style, marker=".", label=label)
-    for axes, title in (
-        (left, "to the first token, 99 of 100"),
-        (right, "conversations stay (line), or go anywhere (dots)"),
-    ):
-        axes.axhline(FIRST_S, color="grey", linewidth=0.8)
-        axes.set(xscale="log", yscale="log", xlabel="users a replica", ylabel="seconds", title=title)
-        axes.grid(alpha=0.3)
-    left.legend(fontsize=8)
+    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    for row in filter(lambda one: one["users"], rows):
+        users, first = zip(*row["tried"], strict=True)
+        (line,) = axes.plot(users, first, marker=".", label=f"{row['machine']} ({row['known']})")
+        axes.plot(row["users"], row["random_first_s"], "x", color=line.get_color())
+    axes.axhline(FIRST_S, color="grey", linewidth=0.8)
+    axes.set(xscale="log", yscale="log", xlabel="users a replica", ylabel="seconds to a first token, 99 of 100")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, loc="lower left", bbox_to_anchor=(0.0, 0.32))
     figure.savefig(folder / "scaling.png", dpi=110)
 
 
@@ -128,15 +124,17 @@ def main() -> None:
     arguments.add_argument("--price", type=float, default=0.09)
     arguments.add_argument("--front", type=Path, required=True)
     arguments.add_argument("--out", type=Path, required=True)
+    arguments.add_argument("--devices", nargs="*", choices=DEVICES, default=["L4", "H100"])
+    arguments.add_argument("--again", type=Path, help="draw what was printed before")
     given = arguments.parse_args()
     front = Front(**json.loads(given.front.read_text()))
     machines = [
         measured(given.steps, name=given.name, column=COLUMN_OF_EDGE, keep_bytes=2e9, price=given.price),
-        *(calculated(device, CHATGLM3, rows=64, context=800) for device in DEVICES.values()),
+        *(calculated(DEVICES[name], CHATGLM3, rows=64, context=800) for name in given.devices),
     ]
-    rows = [described(machine, front) for machine in machines]
+    rows = json.loads(given.again.read_text()) if given.again else [described(machine, front) for machine in machines]
     print(json.dumps(rows, indent=1))
-    drawn(machines, rows, given.out)
+    drawn(rows, given.out)
 
 
 if __name__ == "__main__":
