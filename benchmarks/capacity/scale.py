@@ -113,7 +113,7 @@ def drawn(rows: list[dict[str, Any]], folder: Path) -> None:
     axes.axhline(FIRST_S, color="grey", linewidth=0.8)
     axes.set(xscale="log", yscale="log", xlabel="users a replica", ylabel="seconds to a first token, 99 of 100")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, loc="lower left", bbox_to_anchor=(0.0, 0.32))
+    figure.legend(fontsize=8, loc="outside lower center")
     figure.savefig(folder / "scaling.png", dpi=110)
 
 
