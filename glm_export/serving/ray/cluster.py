@@ -10,7 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from glm_export.artifacts.open import open_artifact
 from glm_export.cluster.join import Nodes, joined
+from glm_export.cluster.spread import spread
 from glm_export.errors import EnvironmentMissingError, InputError, one_line
 from glm_export.serving.options import ServeOptions
 from glm_export.serving.ray.options import RayOptions
@@ -63,6 +65,9 @@ def deploy(models: Sequence[str], options: ServeOptions, ray_options: RayOptions
     from glm_export.serving.ray.application import application
 
     made = application(models, options, ray_options, access_log=access_log)
+    # Before an application that runs is changed into one that cannot.
+    for _ in spread(open_artifact, models, at_once=len(models), cpus=0):
+        pass
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     try:
         serve.start(

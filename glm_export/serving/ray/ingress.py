@@ -176,7 +176,10 @@ class Gateway:
 
     async def _models(self) -> Answer:
         """What is served, by every model's own word."""
-        answers = await asyncio.gather(*(self._from_each("/v1/models").values()))
+        try:
+            answers = await asyncio.wait_for(asyncio.gather(*self._from_each("/v1/models").values()), HEALTH_S)
+        except TimeoutError as error:
+            raise HttpError(503, "not every model has an engine that answers", "service_unavailable") from error
         data = [one for answer in answers for one in json.loads(answer.body)["data"]]
         return Answer(status=200, headers=JSON, body=json.dumps({"object": "list", "data": data}).encode())
 

@@ -19,6 +19,7 @@ pytest.importorskip("ray", reason="the extra `ray` is not installed")
 
 from ray import serve
 
+from glm_export.errors import InputError
 from glm_export.serving.options import ServeOptions
 from glm_export.serving.ray.cluster import deploy, joined, take_down
 from glm_export.serving.ray.options import RayOptions
@@ -143,6 +144,12 @@ def test_who_leaves_frees_the_row(running: Running) -> None:
     while 'finish_reason="cancelled"' not in running.get("/metrics").text:
         assert time.monotonic() < end, "the row is written on for nobody"
         time.sleep(0.2)
+
+
+def test_an_update_to_what_is_not_there_changes_nothing(running: Running) -> None:
+    with pytest.raises(InputError, match="nowhere is no folder"):
+        deploy(["nowhere"], running.options, running.spread)
+    assert running.post(body(0, 4)).status_code == 200
 
 
 def test_an_update_goes_round_without_an_error(running: Running) -> None:
