@@ -43,6 +43,8 @@ def serve_on_ray(
         InputError: the options do not go together, or a model cannot be loaded.
     """
     require_packages()
+    if not options.port:
+        raise InputError("--port 0 takes a free one of this machine; every node of a cluster wants the same, say which")
     options.keys()  # before anything is begun
     with joined(ray_options.ray_address) as nodes:
         deploy(models, options, _with_cpus(ray_options, len(models), nodes), access_log=access_log)
@@ -57,8 +59,7 @@ def deploy(models: Sequence[str], options: ServeOptions, ray_options: RayOptions
     """Let an application run, or become this one: engines that changed are replaced one after another.
 
     Raises:
-        InputError: an engine cannot begin.
-        EnvironmentMissingError: the cluster's address is taken.
+        InputError: a model cannot be found on a node, or what is deployed cannot begin.
     """
     from ray import serve
 

@@ -16,7 +16,7 @@ from ray.serve.handle import DeploymentHandle
 
 from glm_export.model_folder import parse_json
 from glm_export.serving.http.failures import ANTHROPIC, HttpError, of_exception, shaped
-from glm_export.serving.http.guard import Guard, Message, Receive, Scope, Send
+from glm_export.serving.http.guard import Guard, Receive, Scope, Send
 from glm_export.serving.http.streaming import DONE, event, named_event
 from glm_export.serving.in_process import JSON, Answer, Call
 from glm_export.serving.metrics.exposition import CONTENT_TYPE
@@ -338,6 +338,3 @@ def _log_refused(record: RequestRecord) -> None:
     """Engines log what reaches them; this, what does not."""
     if record.status in (401, 408, 413):
         log_request(record)
-
-
-__all__ = ["Gateway", "Ingress", "Message", "ReplicaLostError", "last_events"]

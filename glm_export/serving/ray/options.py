@@ -27,7 +27,8 @@ class RayOptions:
         default=None, metadata=described("Engines of each model at most, where load says how many.", least=1)
     )
     target_tokens: int = field(
-        default=4096, metadata=described("Of prompts that wait to be read, for each engine; more of them want more.")
+        default=4096,
+        metadata=described("Of prompts that wait to be read, for each engine; more of them want more.", least=1),
     )
     upscale_seconds: float = field(default=10.0, metadata=described("Load lasts this long before engines are added."))
     downscale_seconds: float = field(default=300.0, metadata=described("And is gone this long before one ends."))

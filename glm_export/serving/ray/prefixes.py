@@ -9,7 +9,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 PIECE = 64
-"""Characters (ids where a prompt is of ids) whose hash is one step; an end that is shorter is left out."""
+"""Characters whose hash is one step, ids written out among them; an end that is shorter is left out."""
 MOST_PIECES = 1 << 17
 """Kept by a router; the ones not met for longest go."""
 Replica = TypeVar("Replica", bound=Hashable)

@@ -138,6 +138,7 @@ def test_doors_answer_for_all_engines(running: Running) -> None:
 def test_who_leaves_frees_the_row(running: Running) -> None:
     asked = body(1, 400) | {"stream": True}
     address = f"http://127.0.0.1:{running.options.port}{COMPLETE}"
+    assert 'finish_reason="cancelled"' not in running.get("/metrics").text
     with running.client.stream("POST", address, json=asked) as stream:
         next(stream.iter_lines())
     end = time.monotonic() + PATIENCE_S

@@ -12,6 +12,7 @@ import pytest
 from glm_export.errors import InputError
 from glm_export.serving.options import ServeOptions
 from glm_export.serving.ray.autoscaling import UNREAD, LoadPolicy, wanted
+from glm_export.serving.ray.cluster import serve_on_ray
 from glm_export.serving.ray.options import RayOptions
 
 
@@ -52,6 +53,11 @@ def test_what_is_for_a_cluster_is_refused_without(words: list[str]) -> None:
     )  # fmt: skip
     assert (ended.returncode, ended.stdout) == (2, "")
     assert "add --ray, or leave it out" in ended.stderr
+
+
+def test_a_port_that_nobody_chose_is_refused() -> None:
+    with pytest.raises(InputError, match="say which"):
+        serve_on_ray(["demo"], ServeOptions(port=0), RayOptions(), lambda _: None)
 
 
 def test_an_application_is_built_of_plain_values(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ from glm_export.serving.triton.options import RepositoryOptions
 from glm_export.serving.triton.repository import write_model
 from glm_export.serving.triton.tensors import INPUTS, OUTPUTS
 
-pytest.importorskip("tritonclient.grpc")
+pytest.importorskip("tritonclient.grpc", reason="tritonclient, which the Makefile installs, is not there")
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
