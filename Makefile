@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint mutants attack attack-guided attack-server kills rehearse-gpu lock clean
+.PHONY: demo test lint mutants attack attack-guided attack-server kills lm-eval rehearse-gpu lock clean
 
 demo: $(VENV)/.installed
 	$(BIN)/glm-export demo --out out/demo
@@ -61,6 +61,12 @@ KILLS ?= 100
 kills: $(VENV)/.installed-for-tests
 	$(BIN)/python tests/attacks/kills.py --seed $(SEED) --count $(if $(filter file,$(origin COUNT)),$(KILLS),$(COUNT))
 
+# Exported folders scored by EleutherAI's harness, in an environment of its own: 1 GB, which is why it is not in `test`.
+lm-eval: $(VENV)/.installed-for-tests
+	$(PYTHON) -m venv $(VENV)/lm-eval
+	$(VENV)/lm-eval/bin/python -m pip install --quiet 'lm_eval[onnxruntime]==0.4.13'
+	$(BIN)/python -m pytest tests/exporter/test_lm_eval.py
+
 # The GPU kit on a machine without network, played on this one: 5 GB of packages, and the minutes of the budget.
 GPU_SECONDS ?= 1800
 rehearse-gpu: $(VENV)/.installed-for-tests
@@ -77,7 +83,8 @@ $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
 # onnxruntime-genai without its dependency onnxruntime, whose files would overwrite those of onnxruntime-gpu; it runs on
 # either. And ONNX Runtime 1.32 apart from the GPU wheel, which is older: what only it can do is tested on it. Triton's
 # client without its dependencies, of which it takes only older ones, and runs on these. Its server apart, in a wheel for
-# Linux on x86-64, with a numpy that this server's Python backend can read. Where a wheel is missing its tests are skipped.
+# Linux on x86-64, with a numpy that this server's Python backend can read. OpenVINO, which reads exported folders, apart
+# as well. Where a wheel is missing its tests are skipped.
 $(VENV)/.installed-for-tests: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
 	-$(BIN)/python -m pip install --quiet --no-deps onnxruntime-genai==0.18.0
@@ -85,6 +92,7 @@ $(VENV)/.installed-for-tests: pyproject.toml | $(VENV)/bin/python
 	-$(BIN)/python -m pip install --quiet --no-deps tritonclient==2.73.0 'grpcio>=1.81.1,<2' 'python-rapidjson>=1.20'
 	-$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/triton nvidia-pytriton==0.7.0
 	-$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/triton numpy==1.26.4
+	-$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/openvino openvino==2026.4.1
 	touch $@ $(VENV)/.installed
 
 clean:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from glm_export.errors import InputError
 from glm_export.evaluation.report import QualityReport
 
-KL = 2
 LIMITS = {
     "kl": "KL {found} nats a token, {limit} allowed",
     "perplexity": "perplexity {found} times the reference's, {limit} allowed",

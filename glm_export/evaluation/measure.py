@@ -8,7 +8,6 @@ Shapes: B batch, S tokens, V vocabulary.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -21,9 +20,9 @@ from numpy.typing import NDArray
 
 from glm_export.calibration.corpus.corpus import Corpus, Sample, Task
 from glm_export.errors import ComparisonFailedError, InputError, NonFiniteError
-from glm_export.evaluation.budget import KL
 from glm_export.evaluation.logits import row_logits, rows_at_once
 from glm_export.evaluation.report import QualityReport
+from glm_export.evaluation.statistics import flips_of, statistics_of
 from glm_export.generation.finite import lost_rows, not_finite
 from glm_export.generation.generate import generate_ids
 from glm_export.generation.stopping import Stopping
@@ -34,12 +33,17 @@ from glm_export.tokenizers import Tokenizer, stop_ids
 
 BLOCK_BYTES = 32 << 20
 LIKELIEST = 5
+KL, TOP5 = 2, 3
+"""Columns of :func:`_compare`."""
 
 Figures = NDArray[np.float64]
 
 
 def _compare(reference_SV: Logits, candidate_SV: Logits, ids: Sequence[int]) -> Figures:
-    """``[S, 5]``: negative log-likelihood for the reference, for the candidate, KL, top-1 and top-5 agreement."""
+    """``[S, 7]``: negative log-likelihood for the reference, for the candidate, KL, top-5 agreement, three of 0 or 1.
+
+    Those say whether both have the same likeliest token, whether the reference's is the true one, and the candidate's.
+    """
     # In blocks: float64 of a large vocabulary takes gigabytes.
     size = max(1, BLOCK_BYTES // (8 * reference_SV.shape[-1]))
     blocks = [slice(start, start + size) for start in range(0, len(ids), size)]
@@ -54,12 +58,13 @@ def _compare_block(reference_SV: Logits, candidate_SV: Logits, ids_S: NDArray[np
     kl_S = np.where(p_SV > 0, p_SV * (log_p_SV - log_q_SV), 0.0).sum(axis=-1)
     likeliest = min(LIKELIEST, log_p_SV.shape[-1])
     best_p, best_q = (np.argpartition(log_SV, -likeliest)[:, -likeliest:] for log_SV in (log_p_SV, log_q_SV))
-    top1_S = log_p_SV.argmax(axis=-1) == log_q_SV.argmax(axis=-1)
+    first_p_S, first_q_S = log_p_SV.argmax(axis=-1), log_q_SV.argmax(axis=-1)
     top5_S = (best_p[:, :, None] == best_q[:, None, :]).sum(axis=(1, 2)) / likeliest
     rows = np.arange(len(ids_S))
     # KL is below 0 only by rounding.
-    columns = (-log_p_SV[rows, ids_S], -log_q_SV[rows, ids_S], np.maximum(kl_S, 0), top1_S, top5_S)
-    return np.stack(columns, axis=-1)
+    columns = (-log_p_SV[rows, ids_S], -log_q_SV[rows, ids_S], np.maximum(kl_S, 0), top5_S)
+    best = (first_p_S == first_q_S, first_p_S == ids_S, first_q_S == ids_S)
+    return np.stack((*columns, *best), axis=-1)
 
 
 def _log_softmax(logits_SV: Logits) -> Figures:
@@ -110,6 +115,29 @@ def measure(
     predicted = _predicted(reference, candidate, samples, progress.task("samples read", len(samples)))
     advance = progress.task("texts written", 2 * (len(continued) + len(asked)))
     ends = frozenset(stop_ids(reference.config, reference.tokenizer))
+    partings = _partings(reference, candidate, continued, greedy_tokens, ends, advance)
+    before = _answered(reference, asked, reference.tokenizer, ends, advance)
+    with judged():
+        after = _answered(candidate, asked, reference.tokenizer, ends, advance)
+    return QualityReport(
+        corpus=corpus.to_json(), samples=len(samples), **predicted,
+        greedy_rows=len(continued), greedy_tokens=greedy_tokens, greedy_identical=len(continued) - len(partings),
+        greedy_first_difference=median(partings) if partings else None,
+        tasks=len(asked), reference_exact=sum(right for _, right in before),
+        candidate_exact=sum(right for _, right in after),
+        answer_flips=flips_of([(a == b, right, now) for (a, right), (b, now) in zip(before, after, strict=True)]),
+    )  # fmt: skip
+
+
+def _partings(
+    reference: Session,
+    candidate: Session,
+    continued: Sequence[Prompt],
+    greedy_tokens: int,
+    ends: frozenset[int],
+    advance: Advance,
+) -> list[int]:
+    """The first step at which greedy texts differ, of each prompt where they do."""
     limits = [
         max(1, min(greedy_tokens, *(one.remaining_tokens(prompt) for one in (reference, candidate))))
         for prompt in continued
@@ -119,16 +147,7 @@ def measure(
         texts.append(_written(candidate, continued, limits, ends, advance))
     # First steps that differ; an equal row has none.
     steps = [[n for n, (a, b) in enumerate(zip_longest(*pair), 1) if a != b][:1] for pair in zip(*texts, strict=True)]
-    partings = [step for found in steps for step in found]
-    exact = [_exact(reference, asked, reference.tokenizer, ends, advance)]
-    with judged():
-        exact.append(_exact(candidate, asked, reference.tokenizer, ends, advance))
-    return QualityReport(
-        corpus=corpus.to_json(), samples=len(samples), **predicted,
-        greedy_rows=len(continued), greedy_tokens=greedy_tokens, greedy_identical=len(continued) - len(partings),
-        greedy_first_difference=median(partings) if partings else None,
-        tasks=len(asked), reference_exact=exact[0], candidate_exact=exact[1],
-    )  # fmt: skip
+    return [step for found in steps for step in found]
 
 
 def _evenly_spaced(count: int, most: int) -> list[int]:
@@ -149,15 +168,13 @@ def _predicted(reference: Session, candidate: Session, samples: dict[int, Sample
         figures.append(_compare(one_SV, other_SV, prompt.ids[start:]))
         advance(1)
     every = np.concatenate(figures)
-    kl, kl_by_sample = np.sort(every[:, KL]), [float(one[:, KL].mean()) for one in figures]
+    kl_by_sample = [float(one[:, KL].mean()) for one in figures]
     worst = max(range(len(order)), key=kl_by_sample.__getitem__)
-    with np.errstate(over="ignore"):
-        perplexities = np.exp(every[:, :KL].mean(axis=0)).tolist()
-    mean_kl, top1, top5 = every[:, KL:].mean(axis=0).tolist()
+    losses = every[:, :KL].T
     return {
-        "tokens": len(every), "reference_perplexity": perplexities[0], "candidate_perplexity": perplexities[1],
-        "kl": mean_kl, "kl_99": float(kl[math.ceil(0.99 * len(kl)) - 1]), "kl_largest": float(kl[-1]),
-        "top1": top1, "top5": top5, "worst_sample": order[worst], "worst_kl": kl_by_sample[worst],
+        "tokens": len(every), "top5": float(every[:, TOP5].mean()),
+        "statistics": statistics_of(losses[0], losses[1], every[:, KL], every[:, TOP5 + 1 :].astype(bool)),
+        "worst_sample": order[worst], "worst_kl": kl_by_sample[worst],
     }  # fmt: skip
 
 
@@ -199,11 +216,14 @@ def _written(
     return [row.ids[:limit] for row, limit in zip(rows, limits, strict=True)]
 
 
-def _exact(session: Session, asked: list[Task], tokenizer: Tokenizer, ends: frozenset[int], advance: Advance) -> int:
-    """How many answers begin with the completion, line by line."""
+def _answered(
+    session: Session, asked: list[Task], tokenizer: Tokenizer, ends: frozenset[int], advance: Advance
+) -> list[tuple[list[str], bool]]:
+    """Each answer's lines, as many as the completion has, and whether they are the completion's."""
     rows = _written(session, [task.prompt for task in asked], [task.longest for task in asked], ends, advance)
-    exact = 0
+    answers = []
     for task, ids in zip(asked, rows, strict=True):
         answer, expected = (text.strip().split("\n") for text in (tokenizer.decode(ids), task.completion))
-        exact += [line.strip() for line in answer[: len(expected)]] == [line.strip() for line in expected]
-    return exact
+        lines = [line.strip() for line in answer[: len(expected)]]
+        answers.append((lines, lines == [line.strip() for line in expected]))
+    return answers

@@ -6,35 +6,38 @@ import math
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from glm_export.evaluation.statistics import Flips, PredictionStatistics
+
 if TYPE_CHECKING:  # exported folders are measured without torch
     from glm_export.evaluation.layer_costs import LayerCost
+
+PREDICTED = ("reference_perplexity", "candidate_perplexity", "perplexity_ratio", "kl", "kl_99", "kl_largest", "top1")
+DERIVED = (*PREDICTED, "greedy_share", "recall")
+"""Properties of a report that its JSON has as well."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QualityReport:
     """What separates a candidate from its reference.
 
-    ``tokens`` were predicted, in ``samples``; figures are means over them. Perplexity: ``exp(mean(-log p(true
-    token)))``. ``kl``: ``sum(p * (log p - log q))`` over the vocabulary, p the reference's distribution, q the
-    candidate's, in nats (Kullback and Leibler 1951); ``kl_99``: its 99th percentile, by nearest rank. ``top1``: share
-    of tokens where both find the same one likeliest. ``top5``: how many of the reference's five likeliest are among
-    the candidate's, over five, in any order. ``worst_sample``: index in the corpus of the largest mean KL, which is
-    ``worst_kl``. Figures are infinite where the candidate gives probability 0 to what the reference may say.
+    ``tokens`` were predicted, in ``samples``; figures are over them, ``statistics`` has all that need no logits.
+    Perplexity: ``exp(mean(-log p(true token)))``. ``kl``: mean of ``sum(p * (log p - log q))`` over the vocabulary, p
+    the reference's distribution, q the candidate's, in nats (Kullback and Leibler 1951); ``kl_99``: its 99th
+    percentile. ``top1``: share of tokens where both find the same one likeliest. ``top5``: how many of the reference's
+    five likeliest are among the candidate's, over five, in any order. ``worst_sample``: index in the corpus of the
+    largest mean KL, which is ``worst_kl``. Figures are infinite where the candidate gives probability 0 to what the
+    reference may say.
 
     ``greedy_rows`` prompts were continued by both, up to ``greedy_tokens`` tokens or the end of the text.
     ``greedy_identical`` came out alike; ``greedy_first_difference`` is the median step (the first token is step 1)
-    where the others part, None where none does. ``tasks`` were asked, of which each side did so many exactly.
+    where the others part, None where none does. ``tasks`` were asked, of which each side did so many exactly;
+    ``answer_flips``: which of them only one side did.
     """
 
     corpus: dict[str, Any]
     samples: int
     tokens: int
-    reference_perplexity: float
-    candidate_perplexity: float
-    kl: float
-    kl_99: float
-    kl_largest: float
-    top1: float
+    statistics: PredictionStatistics
     top5: float
     worst_sample: int
     worst_kl: float
@@ -45,11 +48,42 @@ class QualityReport:
     tasks: int
     reference_exact: int
     candidate_exact: int
+    answer_flips: Flips
+
+    @property
+    def reference_perplexity(self) -> float:
+        """Of the reference, on the corpus."""
+        return self.statistics.reference_perplexity.value
+
+    @property
+    def candidate_perplexity(self) -> float:
+        """Of the candidate."""
+        return self.statistics.candidate_perplexity.value
 
     @property
     def perplexity_ratio(self) -> float:
         """The candidate's perplexity over the reference's."""
-        return self.candidate_perplexity / self.reference_perplexity
+        return self.statistics.perplexity_ratio.value
+
+    @property
+    def kl(self) -> float:
+        """Mean KL divergence, nats a token."""
+        return self.statistics.kl.value
+
+    @property
+    def kl_99(self) -> float:
+        """Its 99th percentile over tokens."""
+        return self.statistics.kl_distribution.p99
+
+    @property
+    def kl_largest(self) -> float:
+        """That of the worst token."""
+        return self.statistics.kl_distribution.maximum
+
+    @property
+    def top1(self) -> float:
+        """Share of tokens with the same likeliest one."""
+        return self.statistics.same_top.value
 
     @property
     def greedy_share(self) -> float | None:
@@ -62,9 +96,19 @@ class QualityReport:
         return self.candidate_exact / self.reference_exact if self.reference_exact else None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, shares and ratios included; infinity, which JSON has not, as the text ``"Infinity"``."""
-        values = asdict(self) | {name: getattr(self, name) for name in ("perplexity_ratio", "greedy_share", "recall")}
-        return {name: "Infinity" if value == math.inf else value for name, value in values.items()}
+        """Plain values, shares and ratios included; what JSON has no number for as the text ``"Infinity"``."""
+        own = asdict(self) | {name: getattr(self, name) for name in DERIVED}
+        own |= {"statistics": self.statistics.to_json(), "answer_flips": self.answer_flips.to_json()}
+        plain: dict[str, Any] = _plain(own)
+        return plain
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _plain(inner) for name, inner in value.items()}
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

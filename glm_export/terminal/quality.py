@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from glm_export.evaluation.options import QualityOptions
+from glm_export.evaluation.statistics import PERCENTILES, Estimate, Flips, PredictionStatistics
 from glm_export.terminal.console import (
     MESSAGES,
     MODEL,
@@ -97,6 +98,7 @@ def show_quality(console: Console, report: QualityReport, name: str, broken: Seq
     for row in (*_predicted(report), *_written(report)):
         table.add_row(*row)
     console.print(table)
+    console.print(_distributions(report.statistics))
     for sentence in broken or ():
         console.print(escape(sentence), soft_wrap=True)
     if broken is not None:
@@ -104,16 +106,48 @@ def show_quality(console: Console, report: QualityReport, name: str, broken: Seq
 
 
 def _predicted(report: QualityReport) -> list[tuple[str, str, str]]:
-    reference = f"the reference {report.reference_perplexity:.4g}, {report.perplexity_ratio:.4f} times"
+    found = report.statistics
+    reference = f"the reference {_with_error(found.reference_perplexity, '.4g')}"
+    ratio = f"times the reference's; correlation of logarithms {_correlation(found.perplexity_correlation)}"
     return [
-        ("perplexity", f"{report.candidate_perplexity:.4g}", reference),
-        ("KL", f"{report.kl:.2e}", "nats a token, mean"),
-        ("", f"{report.kl_99:.2e}", "99th percentile"),
-        ("", f"{report.kl_largest:.2e}", "largest"),
-        ("", f"{report.worst_kl:.2e}", f"mean of the worst sample, number {report.worst_sample}"),
-        ("top-1", _share(report.top1), "same likeliest token"),
+        ("perplexity", _with_error(found.candidate_perplexity, ".4g"), reference),
+        ("", _with_error(found.perplexity_ratio, ".4f"), ratio),
+        ("KL", f"{report.worst_kl:.2e}", f"mean of the worst sample, number {report.worst_sample}"),
+        ("top-1", _share(report.top1), f"same likeliest token{_error(found.same_top.scaled(100), '.3f', ' %')}"),
         ("top-5", _share(report.top5), "of the five likeliest, in any order"),
+        ("flips", f"{found.flips.changed:,}", f"likeliest tokens that are others; {_directions(found.flips)}"),
     ]
+
+
+def _distributions(found: PredictionStatistics) -> Table:
+    """What ``llama-perplexity --kl-divergence`` prints, and in its order."""
+    table = Table(box=SIMPLE, title="token by token, as llama.cpp has it", title_justify="left", pad_edge=False)
+    table.add_column(style="dim")
+    table.add_column("KL, nats", justify="right")
+    table.add_column("Δp, %", justify="right")
+    delta = found.delta_p.scaled(100)
+    table.add_row("mean", _with_error(found.kl, ".2e"), _with_error(delta, ".3f"))
+    table.add_row("root mean square", "", _with_error(found.delta_p_rms.scaled(100), ".3f"))
+    for name, (label, _) in PERCENTILES.items():
+        kl, shift = (getattr(one, name) for one in (found.kl_distribution, found.delta_p_distribution))
+        table.add_row(label, f"{kl:.2e}", f"{100 * shift:.3f}")
+    return table
+
+
+def _with_error(found: Estimate, form: str) -> str:
+    return f"{found.value:{form}}{_error(found, form)}"
+
+
+def _error(found: Estimate, form: str, unit: str = "") -> str:
+    return "" if found.error is None else f" ± {found.error:{form.replace('.4g', '.2g')}}{unit}"
+
+
+def _correlation(found: float | None) -> str:
+    return "none" if found is None else f"{100 * found:.2f} %"
+
+
+def _directions(found: Flips) -> str:
+    return f"{found.right_to_wrong:,} right to wrong, {found.wrong_to_right:,} wrong to right"
 
 
 def _written(report: QualityReport) -> list[tuple[str, str, str]]:
@@ -126,6 +160,7 @@ def _written(report: QualityReport) -> list[tuple[str, str, str]]:
     if report.tasks:
         exact = f"{report.candidate_exact} of {report.tasks}"
         rows.append(("recall", exact, f"tasks done exactly; the reference {report.reference_exact}"))
+        rows.append(("flips", f"{report.answer_flips.flips}", f"answers; {_directions(report.answer_flips)}"))
     return rows
 
 

@@ -20,6 +20,7 @@ from glm_export.artifacts.program import OnnxProgram
 from glm_export.evaluation.budget import Budget
 from glm_export.evaluation.layer_costs import LayerCost
 from glm_export.evaluation.report import QualityReport, QualityVerdict
+from glm_export.evaluation.statistics import Distribution, Estimate, flips_of, statistics_of
 from glm_export.proof.check import CheckReport
 from glm_export.proof.compare import PLANTED, REASONS, TOLERANCES, Reading
 from glm_export.proof.measures.greedy import GreedyReport, GreedyText
@@ -182,14 +183,17 @@ def test_an_examination_of_slices_is_one_of_layers(failing: CheckReport) -> None
 
 
 def quality(**changes: Any) -> QualityVerdict:
+    losses = np.array([np.full(20, 0.69), np.full(20, 0.79)])
+    found = statistics_of(losses[0], losses[1], np.full(20, 0.02), np.ones((20, 3), bool))
+    found = replace(found, same_top=Estimate(value=0.97, error=0.01), **changes)
     values: dict[str, Any] = {
-        "corpus": {"name": "poems"}, "samples": 2, "tokens": 20, "reference_perplexity": 2.0,
-        "candidate_perplexity": 2.2, "kl": 0.02, "kl_99": 0.1, "kl_largest": 0.5, "top1": 0.97, "top5": 0.9,
+        "corpus": {"name": "poems"}, "samples": 2, "tokens": 20, "statistics": found, "top5": 0.9,
         "worst_sample": 1, "worst_kl": 0.03, "greedy_rows": 2, "greedy_tokens": 8, "greedy_identical": 1,
         "greedy_first_difference": 3.0, "tasks": 0, "reference_exact": 0, "candidate_exact": 0,
+        "answer_flips": flips_of([]),
     }  # fmt: skip
     costs = (LayerCost(weight="layers.0.mlp.down.weight", kl=0.02), LayerCost(weight="layers.0.mlp.up.weight", kl=0.0))
-    return QualityVerdict(report=QualityReport(**values | changes), corpus={"name": "poems"}, costs=costs)
+    return QualityVerdict(report=QualityReport(**values), corpus={"name": "poems"}, costs=costs)
 
 
 def test_a_budget_is_judged_limit_by_limit() -> None:
@@ -211,7 +215,8 @@ def test_a_budget_is_judged_limit_by_limit() -> None:
 
 
 def test_without_a_budget_nothing_is_judged() -> None:
-    infinite = quality(kl=float("inf"), kl_largest=float("inf"), candidate_perplexity=float("inf"))
+    far = Estimate(value=float("inf"), error=float("inf"))
+    infinite = quality(kl=far, kl_distribution=Distribution.of(np.array([0.0, np.inf])), candidate_perplexity=far)
     report = quality_report(replace(infinite, costs=None), None, SUBJECT, RUN)
     assert report.verdict == "measured"
     assert [section.key for section in report.sections] == ["predicted", "written"]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from glm_export.evaluation.budget import SHARES, Budget
 from glm_export.evaluation.layer_costs import LayerCost
 from glm_export.evaluation.report import QualityReport, QualityVerdict
+from glm_export.evaluation.statistics import PERCENTILES, Flips, PredictionStatistics
 from glm_export.reports.records import Bars, Claim, Column, Fact, Report, Section, Table, figure
 from glm_export.reports.run import Run, Subject, corpus_line
 
@@ -14,6 +15,10 @@ MOST_BARS = 24
 ABOUT = (
     "Both sides read the same text, each token given the true ones before it, and what they predict is compared token "
     "by token. A limit is judged where the budget names it; the others are measured."
+)
+COMPARED = (
+    "The figures of llama.cpp's llama-perplexity --kl-divergence, Q the program and base the reference, with its "
+    "formulas in float64 over the whole vocabulary; and flips (Dutta et al. 2024), the text being what is right."
 )
 NAMES = {"kl": "KL divergence", "perplexity": "perplexity", "top1": "top-1", "top5": "top-5", "recall": "recall"}
 MEANINGS = {
@@ -103,6 +108,7 @@ def _predicted(report: QualityReport) -> Section:
         ("KL, worst sample", report.worst_kl, f"mean of sample {report.worst_sample}"),
         ("top-1", report.top1, "share of tokens with the same likeliest one"),
         ("top-5", report.top5, "share of the five likeliest, in any order"),
+        *_flips(report.statistics.flips, "likeliest tokens"),
     )
     kl = rows[2:6]
     table = Table(
@@ -120,7 +126,62 @@ def _predicted(report: QualityReport) -> Section:
         values=tuple(float(row[1]) for row in kl),
         table=table,
     )
-    return Section(key="predicted", title="What is predicted", items=(bars,))
+    items = (bars, _estimates(report.statistics), _distributions(report.statistics))
+    return Section(key="predicted", title="What is predicted", text=(COMPARED,), items=items)
+
+
+def _flips(flips: Flips, what: str) -> tuple[tuple[str, int, str], ...]:
+    return (
+        (f"flips: {what}, right to wrong", flips.right_to_wrong, "right with the reference alone"),
+        (f"flips: {what}, wrong to right", flips.wrong_to_right, "right with the program alone"),
+        (f"flips: {what}, wrong to wrong", flips.wrong_to_wrong, "another one, wrong as well"),
+    )
+
+
+def _estimates(found: PredictionStatistics) -> Table:
+    rows = (
+        ("Mean PPL(Q)", found.candidate_perplexity, "perplexity of the program"),
+        ("Mean PPL(base)", found.reference_perplexity, "of the reference"),
+        ("Mean ln(PPL(Q)/PPL(base))", found.log_perplexity_ratio, "mean difference of the negative log-likelihoods"),
+        ("Mean PPL(Q)/PPL(base)", found.perplexity_ratio, "its exponential"),
+        ("Mean PPL(Q)-PPL(base)", found.perplexity_difference, ""),
+        ("Mean KLD", found.kl, "nats a token"),
+        ("Mean Δp", found.delta_p.scaled(100), "the true token's probability less the reference's, per cent"),
+        ("RMS Δp", found.delta_p_rms.scaled(100), "its root mean square, per cent"),
+        ("Same top p", found.same_top.scaled(100), "tokens with the same likeliest one, per cent"),
+    )
+    correlation = found.perplexity_correlation
+    percent = None if correlation is None else 100 * correlation
+    told = "per cent; none where one side does not vary"
+    return Table(
+        title="As llama.cpp prints it",
+        columns=(
+            Column(name="figure", numeric=False),
+            Column(name="value"),
+            Column(name="±", definition="Standard error."),
+            Column(name="what it is", numeric=False),
+        ),
+        rows=(
+            *((name, one.value, one.error, what) for name, one, what in rows[:2]),
+            ("Cor(ln(PPL(Q)), ln(PPL(base)))", percent, None, told),
+            *((name, one.value, one.error, what) for name, one, what in rows[2:]),
+        ),
+    )
+
+
+def _distributions(found: PredictionStatistics) -> Table:
+    kl, delta = found.kl_distribution, found.delta_p_distribution
+    return Table(
+        title="Percentiles of tokens",
+        definition="So many per cent of the tokens are below; between two tokens linearly.",
+        columns=(
+            Column(name="percentile", numeric=False),
+            Column(name="KLD", definition="In nats."),
+            Column(name="Δp", definition="In per cent."),
+        ),
+        rows=tuple((told, getattr(kl, name), 100 * getattr(delta, name)) for name, (told, _) in PERCENTILES.items()),
+        folded=True,
+    )
 
 
 def _written(report: QualityReport) -> Section:
@@ -142,6 +203,10 @@ def _written(report: QualityReport) -> Section:
             definition=f"Completions whose lines are recalled exactly; the reference recalls {report.reference_exact}.",
         ),
     ]
+    flips = report.answer_flips
+    told = f"{flips.right_to_wrong} right to wrong, {flips.wrong_to_right} wrong to right"
+    what = "Answers that only one side gives exactly; where they are as many either way, recall does not show them."
+    facts.append(Fact(name="answers that flip", value=told, definition=what))
     return Section(key="written", title="What is written", facts=tuple(facts))
 
 
