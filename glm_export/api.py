@@ -306,21 +306,29 @@ def exclude_layers(
     budget: str,
     corpus: Source | Corpus = "default",
     *,
+    layer_by_layer: bool = False,
     progress: Progress | None = None,
 ) -> MixedPrecision:
     """The fewest layers to leave in float for a budget; see :func:`glm_export.evaluation.layer_costs.exclude_layers`.
+
+    ``layer_by_layer``: in the memory of one layer; done unasked where whole models do not fit.
 
     Raises:
         InputError: there is no recipe, or the budget limits something else than ``kl``.
     """
     from glm_export.evaluation import layer_costs as sensitivity
     from glm_export.evaluation.budget import Budget
+    from glm_export.evaluation.judged import too_large
 
     limits = dict(Budget.parse(budget).limits)
     if target.quantization is None or limits.keys() != {"kl"}:
         raise InputError(f"an export's budget is kl=NUMBER, and needs --recipe; found {budget!r}")
     read = open_corpus(corpus, checkpoint)
-    return sensitivity.exclude_layers(checkpoint, target.quantization, read, limits["kl"], progress=progress)
+    # The model and its quantized layers are held at once.
+    layered = layer_by_layer or too_large(checkpoint, "float32", copies=2)
+    return sensitivity.exclude_layers(
+        checkpoint, target.quantization, read, limits["kl"], layer_by_layer=layered, progress=progress
+    )
 
 
 @takes(QualityOptions)
@@ -344,26 +352,14 @@ def quality(
         **keywords: options, in place of those.
     """
     from glm_export.evaluation.budget import Budget
-    from glm_export.evaluation.layer_costs import costs_by_layer
-    from glm_export.evaluation.measure import measure
-    from glm_export.evaluation.report import QualityVerdict
+    from glm_export.evaluation.judged import judged_quality
     from glm_export.proof.origin import open_origin
-    from glm_export.sessions.torch import TorchSession
 
     chosen = merged(QualityOptions, options, keywords)
     loaded = open_exported(program) if isinstance(program, str | Path) else program
-    exported = loaded.program if isinstance(loaded, Engine) else loaded
-    checkpoint = open_origin(exported, against, family)
+    checkpoint = open_origin(loaded.program if isinstance(loaded, Engine) else loaded, against, family)
     limits = Budget.parse(chosen.budget) if chosen.budget else None
-    read = _read(chosen, checkpoint)
-    with TorchSession(checkpoint, chosen.reference_dtype) as reference, load_session(loaded) as candidate:
-        report = measure(reference, candidate, read, progress=progress)
-    return QualityVerdict(
-        report=report,
-        corpus=read.to_json(),
-        broken=tuple(limits.broken(report)) if limits is not None else None,
-        costs=costs_by_layer(exported, checkpoint, read, chosen.reference_dtype, progress) if chosen.by_layer else None,
-    )
+    return judged_quality(loaded, checkpoint, _read(chosen, checkpoint), limits, chosen, load_session, progress)
 
 
 def stopping_for(session: Session, max_new_tokens: int, stop_strings: Sequence[str] = ()) -> Stopping:

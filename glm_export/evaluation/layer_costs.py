@@ -2,12 +2,13 @@
 
 Measured on the PyTorch model that computes as a quantized program does: one linear layer after another is quantized
 alone, and the distance of its predictions from the float model's is what it costs. Then the dearest are left in float,
-the fewest that suffice.
+the fewest that suffice. In the memory of one layer (``layer_by_layer``) costs are estimated, and what the chosen layers
+cost together is measured all the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -19,11 +20,13 @@ from glm_export.calibration.corpus.corpus import Corpus, Sample
 from glm_export.calibration.quantization import Quantization
 from glm_export.checkpoints.checkpoint import Checkpoint
 from glm_export.errors import InputError, NonFiniteError
+from glm_export.evaluation.layerwise.rounding_costs import LayeredSimulation
 from glm_export.inputs.prompts import prefill_feeds
 from glm_export.modeling import Decoder, KeyValue, linear_weights
 from glm_export.progress import Advance, NullProgress, Progress
 from glm_export.proof.check import quantization_of
 from glm_export.sessions.torch import load_reference
+from glm_export.spec.weight_formats import HEAD
 
 LOGITS_BYTES = 512 << 20
 """Predictions of the float model are kept while the others are compared with them; a corpus is thinned to fit."""
@@ -31,10 +34,11 @@ LOGITS_BYTES = 512 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerCost:
-    """What quantizing one linear layer alone costs. ``kl``: nats a token."""
+    """What quantizing one linear layer alone costs. ``kl``: nats a token; ``estimated``: not measured."""
 
     weight: str
     kl: float
+    estimated: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,6 +147,7 @@ def sensitivity(
     corpus: Corpus,
     *,
     dtype: str = "float32",
+    layer_by_layer: bool = False,
     progress: Progress | None = None,
 ) -> tuple[LayerCost, ...]:
     """What each linear layer costs, quantized alone; the dearest first.
@@ -152,14 +157,29 @@ def sensitivity(
         quantization: what would be done to all layers.
         corpus: the text; thinned where its predictions would take more than :data:`LOGITS_BYTES`.
         dtype: of the simulation.
+        layer_by_layer: estimate them in the memory of one layer
+            (:mod:`glm_export.evaluation.layerwise.rounding_costs`); otherwise both models are held whole.
         progress: shows how far it is.
 
     Raises:
         InputError: the corpus has nothing to predict.
         EnvironmentMissingError: memory does not suffice.
     """
+    show = progress or NullProgress()
+    if layer_by_layer:
+        with LayeredSimulation(checkpoint, quantization, dtype, corpus) as layered:
+            return _estimated(layered, show)
     simulation = _Simulation(checkpoint, quantization, dtype, corpus)
-    return _costs(simulation, (progress or NullProgress()).task("layer by layer", len(simulation.weights)))
+    return _costs(simulation, show.task("layer by layer", len(simulation.weights)))
+
+
+def _estimated(simulation: LayeredSimulation, show: Progress) -> tuple[LayerCost, ...]:
+    advance = show.task("there and back", 2 * simulation.layers)
+    simulation.forward(advance)
+    found = simulation.costs(advance)
+    return tuple(
+        LayerCost(weight=name, kl=kl, estimated=name != HEAD) for name, kl in sorted(found.items(), key=lambda x: -x[1])
+    )
 
 
 def _costs(simulation: _Simulation, advance: Advance) -> tuple[LayerCost, ...]:
@@ -174,6 +194,7 @@ def exclude_layers(
     kl: float,
     *,
     dtype: str = "float32",
+    layer_by_layer: bool = False,
     progress: Progress | None = None,
 ) -> MixedPrecision:
     """Find the fewest layers to leave in float so that the rest together cost at most ``kl``.
@@ -187,29 +208,41 @@ def exclude_layers(
         corpus: the text.
         kl: largest mean KL divergence from the float model, nats a token.
         dtype: of the simulation.
+        layer_by_layer: in the memory of one layer: the order is that of estimates.
         progress: shows how far it is.
 
     Raises:
         InputError: the corpus has nothing to predict.
         EnvironmentMissingError: memory does not suffice.
     """
-    simulation = _Simulation(checkpoint, quantization, dtype, corpus)
     show = progress or NullProgress()
+    if layer_by_layer:
+        with LayeredSimulation(checkpoint, quantization, dtype, corpus) as layered:
+            return _fewest(_estimated(layered, show), layered.kl, kl, show)
+    simulation = _Simulation(checkpoint, quantization, dtype, corpus)
     costs = _costs(simulation, show.task("layer by layer", len(simulation.weights)))
+    return _fewest(costs, simulation.kl, kl, show)
+
+
+def _fewest(
+    costs: tuple[LayerCost, ...], together: Callable[[Sequence[str], Advance], float], kl: float, show: Progress
+) -> MixedPrecision:
     order = [cost.weight for cost in costs]
     advance = show.task("together", len(order).bit_length() + 1)
     measured: dict[int, float] = {len(order): 0.0}
 
     def with_excluded(count: int) -> float:
         if count not in measured:
-            measured[count] = simulation.kl(order[count:], advance)
+            measured[count] = together(order[count:], advance)
         return measured[count]
 
     low, high = 0, len(order)  # sparing `high` suffices
     while low < high:
         middle = (low + high) // 2
         low, high = (low, middle) if with_excluded(middle) <= kl else (middle + 1, high)
-    reasons = {cost.weight: f"costs KL {cost.kl:.2g} alone" for cost in costs[:high]}
+    reasons = {
+        cost.weight: f"costs KL {cost.kl:.2g} alone{', estimated' if cost.estimated else ''}" for cost in costs[:high]
+    }
     return MixedPrecision(costs=costs, excluded=reasons, kl=with_excluded(high), kl_all=with_excluded(0))
 
 
@@ -218,9 +251,11 @@ def costs_by_layer(
     checkpoint: Checkpoint,
     corpus: Corpus,
     dtype: str = "float32",
+    *,
+    layer_by_layer: bool = False,
     progress: Progress | None = None,
 ) -> tuple[LayerCost, ...]:
-    """What each layer of a quantized program costs alone.
+    """What each layer of a quantized program costs alone; see :func:`sensitivity`.
 
     Raises:
         InputError: the program is not quantized.
@@ -228,4 +263,4 @@ def costs_by_layer(
     quantization = quantization_of(program)
     if quantization is None:
         raise InputError(f"{program.folder} is not quantized; there is nothing to tell apart by layer")
-    return sensitivity(checkpoint, quantization, corpus, dtype=dtype, progress=progress)
+    return sensitivity(checkpoint, quantization, corpus, dtype=dtype, layer_by_layer=layer_by_layer, progress=progress)

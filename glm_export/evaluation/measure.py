@@ -28,21 +28,26 @@ from glm_export.generation.generate import generate_ids
 from glm_export.generation.stopping import Stopping
 from glm_export.inputs.prompts import Prompt
 from glm_export.progress import Advance, NullProgress, Progress
-from glm_export.sessions.session import Logits, Session
+from glm_export.sessions.session import Logits, Session, SessionDescription
 from glm_export.tokenizers import Tokenizer, stop_ids
 
 BLOCK_BYTES = 32 << 20
 LIKELIEST = 5
 KL, TOP5 = 2, 3
-"""Columns of :func:`_compare`."""
+"""Columns of :func:`compare_predictions`."""
 
 Figures = NDArray[np.float64]
 
 
-def _compare(reference_SV: Logits, candidate_SV: Logits, ids: Sequence[int]) -> Figures:
+def compare_predictions(reference_SV: Logits, candidate_SV: Logits, ids: Sequence[int]) -> Figures:
     """``[S, 7]``: negative log-likelihood for the reference, for the candidate, KL, top-5 agreement, three of 0 or 1.
 
     Those say whether both have the same likeliest token, whether the reference's is the true one, and the candidate's.
+
+    Args:
+        reference_SV: logits, finite but for minus infinity.
+        candidate_SV: the same.
+        ids: the true tokens, S of them.
     """
     # In blocks: float64 of a large vocabulary takes gigabytes.
     size = max(1, BLOCK_BYTES // (8 * reference_SV.shape[-1]))
@@ -105,9 +110,7 @@ def measure(
         raise InputError(f"both should have one vocabulary, found {sizes[0]} and {sizes[1]} tokens; compare one model")
     if min(greedy_tokens - 1, greedy_rows, tasks or 0) < 0:
         raise InputError(f"counts should not be negative, found {greedy_tokens=}, {greedy_rows=}, {tasks=}; raise them")
-    samples = {index: one for index, one in enumerate(corpus.samples) if one.counted_from < len(one.prompt.ids)}
-    if not samples:
-        raise InputError(f"{corpus.name} should have text to predict, found none; take another corpus")
+    samples = predicted_samples(corpus)
     known = [sample.task for sample in corpus.samples if sample.task]
     asked = [known[index] for index in _evenly_spaced(len(known), len(known) if tasks is None else tasks)]
     continued = [_opening([*samples.values()][index]) for index in _evenly_spaced(len(samples), greedy_rows)]
@@ -127,6 +130,18 @@ def measure(
         candidate_exact=sum(right for _, right in after),
         answer_flips=flips_of([(a == b, right, now) for (a, right), (b, now) in zip(before, after, strict=True)]),
     )  # fmt: skip
+
+
+def predicted_samples(corpus: Corpus) -> dict[int, Sample]:
+    """Samples with something to predict, by their number.
+
+    Raises:
+        InputError: there is none.
+    """
+    samples = {index: one for index, one in enumerate(corpus.samples) if one.counted_from < len(one.prompt.ids)}
+    if not samples:
+        raise InputError(f"{corpus.name} should have text to predict, found none; take another corpus")
+    return samples
 
 
 def _partings(
@@ -162,19 +177,29 @@ def _predicted(reference: Session, candidate: Session, samples: dict[int, Sample
     figures: list[Figures] = []
     sides = (row_logits(session, prompts, first) for session in (reference, candidate))
     for number, prompt, start, one_SV, other_SV in zip(order, prompts, first, *sides, strict=True):
-        _require_numbers(reference, one_SV, f"the reference, sample {number}", start)
+        require_numbers(reference.describe(), one_SV, f"the reference, sample {number}", start)
         with judged():
-            _require_numbers(candidate, other_SV, f"the program, sample {number}", start)
-        figures.append(_compare(one_SV, other_SV, prompt.ids[start:]))
+            require_numbers(candidate.describe(), other_SV, f"the program, sample {number}", start)
+        figures.append(compare_predictions(one_SV, other_SV, prompt.ids[start:]))
         advance(1)
+    return summed_up(figures, order)
+
+
+def summed_up(figures: Sequence[Figures], numbers: Sequence[int]) -> dict[str, Any]:
+    """The report's figures of tokens.
+
+    Args:
+        figures: of each sample, from :func:`compare_predictions`.
+        numbers: of the samples, in the corpus.
+    """
     every = np.concatenate(figures)
     kl_by_sample = [float(one[:, KL].mean()) for one in figures]
-    worst = max(range(len(order)), key=kl_by_sample.__getitem__)
+    worst = max(range(len(numbers)), key=kl_by_sample.__getitem__)
     losses = every[:, :KL].T
     return {
         "tokens": len(every), "top5": float(every[:, TOP5].mean()),
         "statistics": statistics_of(losses[0], losses[1], every[:, KL], every[:, TOP5 + 1 :].astype(bool)),
-        "worst_sample": order[worst], "worst_kl": kl_by_sample[worst],
+        "worst_sample": numbers[worst], "worst_kl": kl_by_sample[worst],
     }  # fmt: skip
 
 
@@ -187,10 +212,15 @@ def judged() -> Iterator[None]:
         raise ComparisonFailedError(str(error)) from error
 
 
-def _require_numbers(session: Session, logits_SV: Logits, place: str, start: int) -> None:
+def require_numbers(described: SessionDescription, logits_SV: Logits, place: str, start: int) -> None:
+    """See that predictions are distributions; ``start``: the first predicted id's place.
+
+    Raises:
+        NonFiniteError: naming the token.
+    """
     lost = lost_rows(logits_SV)
     if lost:
-        raise not_finite(session.describe(), f"{place}, its token {start + lost[0]}", logits_SV[lost[0]])
+        raise not_finite(described, f"{place}, its token {start + lost[0]}", logits_SV[lost[0]])
 
 
 def _opening(sample: Sample) -> Prompt:

@@ -16,6 +16,7 @@ class QualityKeywords(TextKeywords, total=False):
     budget: str | Sequence[str]
     reference_dtype: str
     by_layer: bool
+    layer_by_layer: bool
 
 
 @listed
@@ -31,3 +32,7 @@ class QualityOptions(TextOptions):
         metadata=described("Of PyTorch; the checkpoint's own needs no copy of its weights.", choices=DTYPES),
     )
     by_layer: bool = field(default=False, metadata=described("Also what each layer's quantizing costs alone."))
+    layer_by_layer: bool = field(
+        default=False,
+        metadata=described("Both sides in the memory of one layer, without texts; done unasked where they do not fit."),
+    )

@@ -43,7 +43,7 @@ BAR = 24
 @click.option("--against", type=MODEL, required=True, help="The checkpoint it was exported from, or `demo`.")
 @flags(QualityOptions, "corpus", "max_samples", "sequence_length")
 @flags(QualityOptions, "budget", multiple=True)
-@flags(QualityOptions, "reference_dtype", "by_layer")
+@flags(QualityOptions, "reference_dtype", "by_layer", "layer_by_layer")
 @json_option("Print the report as JSON.")
 @report_option
 @force_option("a report")
@@ -171,7 +171,8 @@ def _share(value: float) -> str:
 
 def show_costs(console: Console, costs: Sequence[LayerCost]) -> None:
     """The dearest layers, with bars as long as what they cost."""
-    table = Table(box=SIMPLE, title="what each layer costs, quantized alone", title_justify="left")
+    how = ", estimated" if any(cost.estimated for cost in costs) else ""
+    table = Table(box=SIMPLE, title=f"what each layer costs, quantized alone{how}", title_justify="left")
     table.add_column("layer")
     table.add_column("KL, nats a token", justify="right")
     table.add_column("")

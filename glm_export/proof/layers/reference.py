@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from glm_export.calibration.quantization import Quantization
 from glm_export.checkpoints.checkpoint import Checkpoint
 from glm_export.graphs.patterns.rotary import Rotation
-from glm_export.modeling import Layer
+from glm_export.modeling import Decoder, Layer
 from glm_export.sessions.reference_weights import ReferenceWeights
 from glm_export.sessions.session import SessionDescription, Tensors
 from glm_export.sessions.torch import initial_cache_of, numpy_of
@@ -31,7 +31,7 @@ from glm_export.spec.signature import (
     past_names,
     present_names,
 )
-from glm_export.spec.weight_formats import PROMPT_TOKENS
+from glm_export.spec.weight_formats import EMBEDDING, HEAD, PROMPT_TOKENS
 
 HEAD_MODULES = ("final_norm", "head")
 
@@ -139,6 +139,16 @@ class LayeredReference:
         """Another part with its weights: a norm, or the head."""
         with torch.no_grad(), self._weights.loaded(name) as module:
             yield module
+
+    @property
+    def empty_model(self) -> Decoder:
+        """The decoder, its layers without weights."""
+        return self._weights.model
+
+    def head_weight(self) -> Tensor:
+        """The float model's head ``[V, H]`` as it is stored, memory-mapped where it need not be worked out."""
+        rules = {rule.target: rule for rule in self.checkpoint.weight_map.rules}
+        return self.checkpoint.parameter(rules[EMBEDDING if self.config.tied_head else HEAD])
 
     def norm_behind(self, layer: int) -> str:
         """The norm that reads a layer's output."""

@@ -215,7 +215,7 @@ def _costs(costs: Sequence[LayerCost]) -> Section:
     shown = costs[:MOST_BARS]
     left = f"; the dearest {len(shown)} of {len(costs)} are drawn" if len(shown) < len(costs) else ""
     bars = Bars(
-        title="KL of each layer, quantized alone",
+        title=f"KL of each layer, quantized alone{', estimated' if any(cost.estimated for cost in costs) else ''}",
         log=True,
         value_name="nats a token",
         definition=f"One linear layer after another is quantized alone, the others stay in float{left}.",

@@ -10,11 +10,26 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from glm_export.artifacts.program import OnnxProgram
 from glm_export.errors import EnvironmentMissingError
 from glm_export.sessions.onnxruntime.runtime import CPU, stopping_in_one_line, usable_threads
+from glm_export.sessions.session import SessionDescription
 from glm_export.spec.session_entries import session_entries
 
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
+
+
+def describe_parts(program: OnnxProgram) -> SessionDescription:
+    """What runs a program's parts, and how."""
+    return SessionDescription(
+        runtime="onnxruntime",
+        version=onnxruntime.__version__,
+        device="cpu",
+        dialect=program.dialect,
+        dtype=program.dtype,
+        cache=program.signature.cache,
+        threads=usable_threads(),
+    )
 
 
 class PartSession:
