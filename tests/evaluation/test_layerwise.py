@@ -34,6 +34,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "onnx, 4 bits": {"recipe": "int4-weights"},
     "ort, 8 bits": {"dialect": "ort", "recipe": "int8-weights", "logits": "all"},
     "ort, 8 bits, last logits": {"dialect": "ort", "recipe": "int8-weights"},
+    "ort, float16": {"dialect": "ort", "dtype": "float16", "logits": "all"},
     "static": {"dialect": "tensorrt", "max_length": 384},
 }
 
@@ -72,12 +73,13 @@ def test_figures_are_those_of_whole_models(
         # Read token by token in a session: of rounded activations some fall to the other side, and KL is small.
         known = {name: known[name] for name in USUAL}
     near = {name: value for name, value in known.items() if name.startswith(("kl", "worst"))}
-    bound = 0.1 if "last" in form else 1e-4
+    # A batch, which sessions read, moves last bits of float16.
+    bound = 0.1 if "last" in form else 1e-2 if "float16" in form else 1e-4
     assert {name: told[name] for name in near} == pytest.approx(near, rel=bound, abs=1e-9)
     # What is a difference of two sides that agree is float32's noise.
     assert {name: told[name] for name in known} == pytest.approx(known, rel=bound, abs=1e-5)
     assert (found.worst_sample, found.samples) == (expected.worst_sample, expected.samples)
-    assert (found.kl > 1e-6) == ("recipe" in FORMS[form])
+    assert (found.kl > 1e-9) == ("recipe" in FORMS[form] or "float16" in form)
     assert (found.greedy_rows, found.tasks, found.recall) == (0, 0, None)
 
 

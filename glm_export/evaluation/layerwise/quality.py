@@ -193,10 +193,16 @@ def _pass_program(
             crossing.value: own[crossing.value].read(row)[None].astype(sliced.numpy_type(crossing.value))
             for crossing in part.inputs
         }
-        made = loaded.run(sliced.given(rows.tensors(row)) | read, wanted)
+        made = loaded.run(_given(sliced, rows.tensors(row)) | read, wanted)
         for name, array in made.items():
             own[name].write(row, array[0])
         advance(1)
+
+
+def _given(sliced: SlicedProgram, tensors: Tensors) -> Tensors:
+    """A canonical call as the program takes it, an empty past in its dtype as well."""
+    given = sliced.given(tensors)
+    return {spec.name: given[spec.name].astype(spec.dtype, copy=False) for spec in sliced.program.signature.inputs}
 
 
 def _compared(
@@ -226,7 +232,7 @@ def _compared(
             require_numbers(rows.reference.describe(), one_XV, f"the reference, sample {number}", start + at.start)
             # One token a row: a head that takes the last token alone takes each of them.
             alone = [Prompt(ids=(token,)) for token in ids[at]]
-            given = sliced.given(prefill_feeds(alone, program.config).named() | rows.reference.first_past(len(alone)))
+            given = _given(sliced, prefill_feeds(alone, program.config).named() | rows.reference.first_past(len(alone)))
             crossing = {name: values_XH[at, None] for name, values_XH in read.items()}
             other_XV = loaded.run(given | crossing, [LOGITS])[LOGITS][:, -1].astype(np.float32)
             with judged():
