@@ -21,8 +21,9 @@ from glm_export.spec.weight_formats import QMAX
 INT8_QMAX, INT4_QMAX = QMAX["int8"], QMAX["int4"]
 FLOAT8_LARGEST = 448.0
 """The largest finite value of E4M3FN (arXiv:2209.05433, table 1)."""
-PIECE_ELEMENTS = 1 << 22
-"""Weights are worked on in pieces of about this many elements: 16 MiB in float32."""
+PIECE_ELEMENTS = 1 << 20
+"""Weights are worked on in pieces of about this many elements: 4 MiB in float32. Of 16 MiB a search takes 1.5 times as
+long: what it works out of them leaves the cache, and lies in memory that is mapped anew."""
 
 
 def symmetric_scales(rows_NK: Tensor, *, qmax: int, block: int | None) -> Tensor:
