@@ -163,6 +163,11 @@ def an_earlier_value(raw: ir.Model) -> None:
     norms[-2].replace_input_with(0, norms[0].inputs[0])
 
 
+def another_of_its_own(raw: ir.Model) -> None:
+    norms = [node for node in raw.graph if node.op_type == "RMSNormalization"]
+    norms[-2].replace_input_with(0, norms[-3].outputs[0])
+
+
 def another_number(raw: ir.Model) -> None:
     [node for node in raw.graph if node.op_type == "Sigmoid"][-1].outputs[0].name = "val_1000"
 
@@ -178,6 +183,7 @@ def a_reader_of_the_layer_before(raw: ir.Model) -> None:
         (another_attribute, "is another operation than"),
         (another_operator, "is another operation than"),
         (an_earlier_value, "reads other values than"),
+        (another_of_its_own, "reads other values than"),
         (another_number, "runs otherwise than"),
         (a_reader_of_the_layer_before, "which is not the last"),
     ],
