@@ -4,28 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Unpack, overload
+from typing import TYPE_CHECKING, Unpack
 
 from glm_export.artifacts.engine import Engine, load_engine
 from glm_export.artifacts.open import Kind, kind_of, located, open_artifact, require_checkpoint, with_base
 from glm_export.artifacts.output_folder import require_writable
 from glm_export.artifacts.program import OnnxProgram, load_program
 from glm_export.calibration.options import CalibrationKeywords, CalibrationOptions, TextOptions
-from glm_export.errors import InputError, shown
+from glm_export.errors import InputError
 from glm_export.evaluation.options import QualityKeywords, QualityOptions
 from glm_export.exporter.options import ExportKeywords, ExportOptions, open_ranges
-from glm_export.generation.generate import generate_ids
 from glm_export.generation.infilling import infill, score
-from glm_export.generation.sampling import Sampling
-from glm_export.generation.stopping import Decode, Stopping, cut_at_stop, stops_of
+from glm_export.generation.stopping import Decode
+from glm_export.generation.texts import chat, chat_message, generate, stopping_for
 from glm_export.progress import Progress
 from glm_export.proof.options import CheckKeywords, CheckOptions
 from glm_export.sessions.load import session_of
 from glm_export.sessions.session import Session
 from glm_export.spec.option import merged, takes
-from glm_export.tokenizers import ends_in_thought, stop_ids
-from glm_export.tokenizers.chat.messages import Message, Tools
-from glm_export.tokenizers.chat.prompt import Options
+from glm_export.tokenizers.chat.messages import Message
 
 if TYPE_CHECKING:  # an exported folder runs without torch; what needs it imports it when it is called
     from glm_export.calibration.corpus.corpus import Corpus
@@ -110,112 +107,6 @@ def open_exported(source: Source) -> OnnxProgram | Engine:
     """
     folder = located(source)
     return load_engine(folder) if kind_of(folder) is Kind.ENGINE else load_program(folder)
-
-
-@overload
-def generate(
-    session: Session,
-    prompt: str,
-    *,
-    max_new_tokens: int = ...,
-    sampling: Sampling | None = ...,
-    stop_strings: Sequence[str] = ...,
-) -> str: ...
-@overload
-def generate(
-    session: Session,
-    prompt: list[str],
-    *,
-    max_new_tokens: int = ...,
-    sampling: Sampling | None = ...,
-    stop_strings: Sequence[str] = ...,
-) -> list[str]: ...
-def generate(
-    session: Session,
-    prompt: str | list[str],
-    *,
-    max_new_tokens: int = 128,
-    sampling: Sampling | None = None,
-    stop_strings: Sequence[str] = (),
-) -> str | list[str]:
-    """Continue a text, or several together.
-
-    Args:
-        session: from :func:`load_session`.
-        prompt: one text or several.
-        max_new_tokens: at most this many tokens for each.
-        sampling: greedy when absent.
-        stop_strings: end a text, and are cut off.
-
-    Returns:
-        What the model wrote after each prompt.
-
-    Raises:
-        InputError: a prompt that is no text, empty or too long, or an option no text can be written with.
-        SessionBusyError: the session has another user.
-        NonFiniteError: the model computes no numbers.
-    """
-    texts = [prompt] if isinstance(prompt, str) else prompt
-    if not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts):
-        raise InputError(f"a prompt is a text, or a list of texts; found {shown(prompt)}")
-    tokenizer = session.tokenizer
-    stopping = stopping_for(session, max_new_tokens, stop_strings)
-    ids = [session.encode(text) for text in texts]
-    rows = generate_ids(session, ids, sampling=sampling, decode=tokenizer.decode, stopping=stopping)
-    results = [cut_at_stop(tokenizer.decode(row.ids), stopping.stop_strings) for row in rows]
-    return results[0] if isinstance(prompt, str) else results
-
-
-def chat(
-    session: Session,
-    messages: list[Message],
-    *,
-    tools: Tools | None = None,
-    documents: Tools | None = None,
-    options: Options | None = None,
-    max_new_tokens: int = 512,
-    sampling: Sampling | None = None,
-) -> str:
-    """The model's reply to a conversation, by the folder's chat template or in the prompt format of its family.
-
-    Args:
-        session: from :func:`load_session`.
-        messages: the turns.
-        tools: functions the model may call, as the OpenAI API has them.
-        documents: objects with title and text, for templates that read them.
-        options: what else the template reads, by name: ``enable_thinking`` of GLM-4.5.
-        max_new_tokens: at most this many tokens.
-        sampling: greedy when absent.
-
-    Raises:
-        InputError: the format cannot express the conversation, or it exceeds the context.
-    """
-    prompt = session.tokenizer.chat(messages, tools=tools, documents=documents, options=options)
-    return session.tokenizer.decode(_reply(session, prompt, max_new_tokens, sampling)).strip()
-
-
-def chat_message(
-    session: Session,
-    messages: list[Message],
-    *,
-    tools: Tools | None = None,
-    documents: Tools | None = None,
-    options: Options | None = None,
-    max_new_tokens: int = 512,
-    sampling: Sampling | None = None,
-) -> Message:
-    """As :func:`chat`, the reply as a message: its text, the tools it calls, what was thought before.
-
-    It can stand in the conversation as it is, followed by the tools' answers. Raises as that does.
-    """
-    prompt = session.tokenizer.chat(messages, tools=tools, documents=documents, options=options)
-    ids = _reply(session, prompt, max_new_tokens, sampling)
-    return session.tokenizer.parse_reply(ids, tools, thinking=ends_in_thought(session.tokenizer, prompt))
-
-
-def _reply(session: Session, prompt: list[int], max_new_tokens: int, sampling: Sampling | None) -> list[int]:
-    (row,) = generate_ids(session, [prompt], sampling=sampling, stopping=stopping_for(session, max_new_tokens))
-    return row.ids
 
 
 @takes(CheckOptions)
@@ -360,19 +251,6 @@ def quality(
     checkpoint = open_origin(loaded.program if isinstance(loaded, Engine) else loaded, against, family)
     limits = Budget.parse(chosen.budget) if chosen.budget else None
     return judged_quality(loaded, checkpoint, _read(chosen, checkpoint), limits, chosen, load_session, progress)
-
-
-def stopping_for(session: Session, max_new_tokens: int, stop_strings: Sequence[str] = ()) -> Stopping:
-    """Stop at every id the config and the prompt format name.
-
-    Raises:
-        InputError: nothing would be written, or a stop string is empty or no text.
-    """
-    return Stopping(
-        max_new_tokens=max_new_tokens,
-        stop_ids=frozenset(stop_ids(session.config, session.tokenizer)),
-        stop_strings=stops_of(stop_strings),
-    )
 
 
 __all__ = [

@@ -82,8 +82,10 @@ def program_graph(config: GlmConfig, target: ResolvedOptions, stored: tuple[Stor
     """
     canonical = dialects.load(dialects.CANONICAL)
     dtype, logits = target.dtype, target.logits
-    signature = decoder_signature(config, dtype=dtype, logits=logits)
-    model = trace(config, signature, dtype=dtype, logits=logits, opset=canonical.opset)
+    # Where the last few tokens' logits are wanted, a rule of the dialect puts them in the last one's place.
+    traced = "last" if logits == "recent" else logits
+    signature = decoder_signature(config, dtype=dtype, logits=traced)
+    model = trace(config, signature, dtype=dtype, logits=traced, opset=canonical.opset)
     quantized = {entry.source for entry in stored if entry.form is not None}
     quantization = target.quantization
     formats = quantization.formats(sorted(quantized - {EMBEDDING}), config) if quantization else {}

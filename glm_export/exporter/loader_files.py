@@ -107,8 +107,9 @@ def write_loader_files(
     stops = tuple(sorted({*stops, *([named] if isinstance(named, int) else named)}))
     ids = {"eos_token_id": list(stops), "pad_token_id": generation.get("pad_token_id", config.pad_token_id)}
     write_json(folder / GENERATION_CONFIG, generation | ids)
-    # genai has no mask for prefix families, and does not feed what a static cache asks for.
-    if offered and not config.prefix_mask and signature.cache is not Cache.STATIC:
+    # genai has no mask for prefix families, does not feed what a static cache asks for, and takes logits to be those of
+    # all tokens or one.
+    if offered and not config.prefix_mask and signature.cache is not Cache.STATIC and told_as_usual(signature):
         values = genai_config(config, signature, filename=MODEL, stops=stops, recipe=recipe)
         write_json(folder / GENAI_CONFIG, values)
     _write_tokenizer(checkpoint, folder, signature)
@@ -140,6 +141,11 @@ def _write_tokenizer(checkpoint: Checkpoint, folder: Path, signature: Signature)
             values.pop(PAD, None)
         text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
         (folder / TOKENIZER_CONFIG).write_text(text, encoding="utf-8")
+
+
+def told_as_usual(signature: Signature) -> bool:
+    """Whether logits are those of every token or of the last, as other loaders know them."""
+    return signature.most_logits in (None, 1)
 
 
 def batch_settings(signature: Signature) -> dict[str, Any]:

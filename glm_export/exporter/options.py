@@ -56,7 +56,11 @@ class ExportOptions:
         default=None, metadata=described("What `calibrate` measured: recipes that need it, and safe float16.")
     )
     logits: str | None = field(
-        default=None, metadata=described("Of all tokens or the last; default: the dialect's.", choices=LOGITS_KINDS)
+        default=None,
+        metadata=described(
+            "Of all tokens, the last, or the last 17, which --speculate reads; default: the dialect's.",
+            choices=LOGITS_KINDS,
+        ),
     )
     max_length: int | None = field(
         default=None,
@@ -126,6 +130,9 @@ def resolve_options(
     dialect = dialects.load(options.dialect)
     require_known(options, "dtype", "logits")
     logits, cache = options.logits or dialect.logits(config), dialect.cache(config)
+    if logits == "recent" and not dialect.can.recent_logits:
+        able = " or ".join(each.name for each in dialects.every() if each.can.recent_logits)
+        raise InputError(f"--logits recent needs --dialect {able}; found dialect {dialect.name}; give --logits all")
     option = flag(ExportOptions, "max_length")
     if options.max_length is not None and cache is not Cache.STATIC:
         raise InputError(f"dialect {dialect.name} has no cache of fixed size; leave {option} out")

@@ -11,6 +11,8 @@ from itertools import count
 import numpy as np
 
 from glm_export.errors import InputError
+from glm_export.generation.drafted import drafted_tokens
+from glm_export.generation.drafts import DraftOptions
 from glm_export.generation.finite import not_finite_by_name, place_of, require_finite
 from glm_export.generation.sampling import Sampler, Sampling
 from glm_export.generation.stopping import Decode, Stopping
@@ -37,6 +39,7 @@ def generate_steps(
     stopping: Stopping,
     sampling: Sampling | None = None,
     decode: Decode | None = None,
+    drafts: DraftOptions | None = None,
 ) -> Generator[list[Generation], None, None]:
     """Generate, handing out the state of all rows after each step.
 
@@ -49,9 +52,10 @@ def generate_steps(
         stopping: when rows end. Stop strings need ``decode``.
         sampling: greedy when absent. Each row draws from its own stream, seeded ``seed + row``.
         decode: ids to text.
+        drafts: guess what rows go on with; a step may then write several tokens of a row.
 
     Raises:
-        InputError: an empty or too long prompt, or stop strings without ``decode``.
+        InputError: an empty or too long prompt, stop strings without ``decode``, or guesses that cannot be judged.
         SessionBusyError: the session has another user; :meth:`Session.exclusive` waits for it.
         NonFiniteError: logits of a row still written are NaN or infinite; rows written so far were handed out.
     """
@@ -61,12 +65,13 @@ def generate_steps(
     feeds = session.feeds(built)
     limits = [min(session.remaining_tokens(prompt), _shared_remaining_tokens(session, feeds)) for prompt in built]
     rows = [Generation(prompt=prompt) for prompt in built]
-    asked = _Asked(rows=rows, limits=limits, stopping=stopping, sampling=sampling or Sampling())
+    asked = _Asked(rows=rows, limits=limits, stopping=stopping, sampling=sampling or Sampling(), drafts=drafts)
     with session.stream() as turn, closing(_tokens(session, feeds, asked)) as tokens:
         for ids in tokens:
-            for row, token, limit in zip(rows, ids, limits, strict=True):
-                if not row.finish_reason:
-                    _take(row, token, stopping, limit, decode)
+            for row, new, limit in zip(rows, ids, limits, strict=True):
+                for token in new:
+                    if not row.finish_reason:
+                        _take(row, token, stopping, limit, decode)
             if all(row.finish_reason for row in rows):
                 break
             turn.pause()
@@ -84,6 +89,14 @@ class _Asked:
     limits: list[int]
     stopping: Stopping
     sampling: Sampling
+    drafts: DraftOptions | None = None
+
+    def left(self, row: int) -> int:
+        """Tokens that may still be written of a row."""
+        written = self.rows[row]
+        if written.finish_reason:
+            return 0
+        return min(self.stopping.max_new_tokens, self.limits[row]) - len(written.ids)
 
     @property
     def needs_no_text(self) -> bool:
@@ -106,7 +119,7 @@ class _Asked:
         )
 
 
-def _tokens(session: Session, feeds: Feeds, asked: _Asked) -> Generator[list[int], None, None]:
+def _tokens(session: Session, feeds: Feeds, asked: _Asked) -> Generator[list[Sequence[int]], None, None]:
     """Ids for each row, step by step; of one that has ended its padding. The host chooses, or the device by itself."""
     samplers = [Sampler(_row_sampling(asked.sampling, index)) for index in range(len(asked.rows))]
     last_position = session.last_position(feeds)
@@ -118,7 +131,10 @@ def _tokens(session: Session, feeds: Feeds, asked: _Asked) -> Generator[list[int
         for at in living:
             row = asked.rows[at]
             ids[at] = samplers[at].choose(logits_BV[at], [*row.prompt.ids, *row.ids], row.ids)
-        yield ids
+        yield [[token] for token in ids]
+        if asked.drafts is not None:
+            yield from drafted_tokens(session, feeds, asked, samplers, asked.drafts)
+            return
         feeds = feeds.next_step(ids, last_position)
         if session.chooses_tokens and asked.needs_no_text:
             yield from _device_tokens(session, feeds, asked, samplers)
@@ -128,7 +144,7 @@ def _tokens(session: Session, feeds: Feeds, asked: _Asked) -> Generator[list[int
 
 def _device_tokens(
     session: Session, feeds: Feeds, asked: _Asked, samplers: Sequence[Sampler]
-) -> Generator[list[int], None, None]:
+) -> Generator[list[Sequence[int]], None, None]:
     """As :func:`_tokens` from the second token on, chosen on the device."""
     request = asked.request(session.config.pad_token_id, session.last_position(feeds))
     draws_BN = None
@@ -143,7 +159,7 @@ def _device_tokens(
             for ids in tokens:
                 _require_chosen(session, ids, written + len(read) + 2)
                 read.append(ids)
-                yield ids
+                yield [[token] for token in ids]
         # The cache is full, and another loop has more room.
         for ids in read:
             feeds = feeds.next_step(ids, request.last_position)
@@ -192,7 +208,9 @@ def generate_ids(
     stopping: Stopping,
     sampling: Sampling | None = None,
     decode: Decode | None = None,
+    drafts: DraftOptions | None = None,
 ) -> list[Generation]:
     """As :func:`generate_steps`, but only the finished rows."""
-    (rows,) = deque(generate_steps(session, prompts, stopping=stopping, sampling=sampling, decode=decode), maxlen=1)
+    steps = generate_steps(session, prompts, stopping=stopping, sampling=sampling, decode=decode, drafts=drafts)
+    (rows,) = deque(steps, maxlen=1)
     return rows

@@ -131,7 +131,8 @@ def _own_lengths_to_canonical(outputs: Tensors, tensors: Tensors) -> Tensors:
     rows = OwnLengths.of(tensors)
     result: Tensors = {}
     for name, output in outputs.items():
-        real = rows.new if name == LOGITS else rows.all
+        # Of logits the last columns, where the program tells no others.
+        real = rows.new[:, -output.shape[1] :] if name == LOGITS else rows.all
         if name == LOGITS and output.shape[1] == 1:
             result[name] = output
             continue
@@ -150,7 +151,9 @@ def without_padding(outputs: Tensors, tensors: Tensors) -> Tensors:
     return {
         name: output
         if name == LOGITS and output.shape[1] == 1
-        else np.where(rows.new[:, :, None] if name == LOGITS else rows.all[:, None, :, None], output, 0)
+        else np.where(
+            rows.new[:, -output.shape[1] :, None] if name == LOGITS else rows.all[:, None, :, None], output, 0
+        )
         for name, output in outputs.items()
     }
 
@@ -175,7 +178,7 @@ def _run_alone(run: Callable[[Tensors], Tensors], tensors: Tensors, row: int, si
         for name, output in outputs.items()
         if name != LOGITS
     }
-    missing = 0 if signature.last_logits_only else padding
+    missing = signature.told_logits(real.new.shape[1]) - outputs[LOGITS].shape[1]
     return {LOGITS: np.pad(outputs[LOGITS], ((0, 0), (missing, 0), (0, 0)))} | result
 
 

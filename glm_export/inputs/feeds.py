@@ -73,10 +73,11 @@ class Feeds:
         return np.full(self.batch, self.input_ids.shape[1] - 1, dtype=np.int64)
 
     def last_logits(self, logits: NDArray[Any]) -> NDArray[Any]:
-        """The logits that follow each row, ``[B, V]``, of ``[B, S, V]`` or ``[B, 1, V]``."""
+        """The logits that follow each row, ``[B, V]``, of ``[B, K, V]``: those of its last K tokens at most."""
         if logits.shape[1] == 1:
             return logits[:, 0]
-        rows: NDArray[Any] = logits[np.arange(self.batch), self.last_token_ids]
+        # A row with fewer tokens than K has its first in column 0, as one with more has the first that is told.
+        rows: NDArray[Any] = logits[np.arange(self.batch), np.minimum(self.last_token_ids, logits.shape[1] - 1)]
         return rows
 
     def next_step(self, next_ids: Sequence[int], last_position: int) -> Feeds:
@@ -89,6 +90,23 @@ class Feeds:
             input_ids=column,
             attention_mask=np.concatenate([self.attention_mask, np.ones_like(column)], axis=1),
             position_ids=np.minimum(self.row_lengths, last_position)[:, None],
+            prefix_length=self.prefix_length,
+        )
+
+    def next_tokens(self, tokens: Sequence[Sequence[int]]) -> Feeds:
+        """A call in which all rows go on with as many tokens as are given for each.
+
+        Raises:
+            InputError: rows that are padded together have different numbers of them, or none.
+        """
+        counts = {len(row) for row in tokens}
+        if len(tokens) != self.batch or len(counts) != 1 or 0 in counts:
+            raise InputError(f"each of {self.batch} rows should go on with as many tokens; found {sorted(counts)}")
+        ids = np.asarray(tokens, np.int64)
+        return Feeds(
+            input_ids=ids,
+            attention_mask=np.concatenate([self.attention_mask, np.ones_like(ids)], axis=1),
+            position_ids=self.row_lengths[:, None] + np.arange(ids.shape[1]),
             prefix_length=self.prefix_length,
         )
 

@@ -68,6 +68,14 @@ class PrefixFeeds(Feeds):
             mask_positions=self.mask_positions,
         )
 
+    def next_tokens(self, tokens: Sequence[Sequence[int]]) -> PrefixFeeds:
+        """Not there: what a prefix family's padded rows go on with is one token each.
+
+        Raises:
+            InputError: always.
+        """
+        raise InputError(f"{len(tokens)} rows of a prefix family are padded together, and go on by a token each")
+
     def rows(self, chosen: slice) -> PrefixFeeds:
         """The same call for some rows."""
         return PrefixFeeds(

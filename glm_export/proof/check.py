@@ -222,8 +222,7 @@ def check_saved(candidate: SavedRun, reference: SavedRun, options: CheckOptions)
     sides: list[tuple[str, list[IterationResult]]] = [(f"{reference.name}, saved", []), (candidate.name, [])]
     for case, found in zip(candidate.cases, candidate.outputs, strict=True):
         expected = reference.run(case.tensors)
-        if found[LOGITS].shape[1] == 1:
-            expected[LOGITS] = expected[LOGITS][:, -1:]
+        expected[LOGITS] = expected[LOGITS][:, -found[LOGITS].shape[1] :]
         for (name, said), outputs in zip(sides, (expected, found), strict=True):
             kept = without_padding(outputs, case.tensors)
             said.append(IterationResult({key: np.ascontiguousarray(array) for key, array in kept.items()}, 0.0, name))

@@ -44,7 +44,8 @@ from glm_export.proof.sides.reference import Reference, saved_reference
 from glm_export.proof.sides.saved_run import SavedRun, askable
 from glm_export.sessions.batch_invariance import recipe_of
 from glm_export.sessions.onnxruntime.session import OrtSession
-from glm_export.sessions.session import Tensors, call_layout
+from glm_export.sessions.program_layout import call_layout
+from glm_export.sessions.session import Tensors
 from glm_export.sessions.tensorrt.session import EngineSession, load_onto_device
 from glm_export.sessions.tensorrt.step import LoadedEngine
 from glm_export.sessions.torch import TorchSession

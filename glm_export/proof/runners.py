@@ -76,8 +76,8 @@ class ForeignRunner(SessionRunner):
 
 def as_the_program_says(outputs: Tensors, tensors: Tensors, program: OnnxProgram) -> Tensors:
     """A call's whole outputs, as little of them as a program says: its logits, and 0 for padding where it has none."""
-    if program.signature.last_logits_only:
-        outputs = outputs | {LOGITS: outputs[LOGITS][:, -1:]}
+    told = program.signature.told_logits(outputs[LOGITS].shape[1])
+    outputs = outputs | {LOGITS: outputs[LOGITS][:, -told:]}
     return without_padding(outputs, tensors) if says_no_padding(program) else outputs
 
 

@@ -17,7 +17,7 @@ from glm_export.sessions.onnxruntime.cache import InPlace
 from glm_export.sessions.session import Logits, Session
 
 LogitsByKey = dict[str, NDArray[np.float32]]
-"""What follows each row's tokens that were read: ``[n, V]``, or ``[1, V]`` where the program tells of the last."""
+"""What follows each row's tokens that were read: ``[n, V]``, or of as many of the last as the program tells."""
 
 
 class BatchRows(ABC):
@@ -79,7 +79,7 @@ class OwnLengthRows(BatchRows):
         for row, key in enumerate(self.keys):
             count = len(tokens.get(key, ()))
             if count:
-                found[key] = logits_BSV[row, : count if logits_BSV.shape[1] > 1 else 1]
+                found[key] = logits_BSV[row, : min(count, logits_BSV.shape[1])]
         return found
 
     def cut(self, key: str, tokens: int) -> None:

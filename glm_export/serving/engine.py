@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glm_export.errors import InputError
+from glm_export.generation.drafted import draft_options
+from glm_export.generation.drafts import MOST_DRAFTS, PromptLookup, drafts_beside
 from glm_export.generation.finite import lost_rows, not_finite
 from glm_export.generation.sampling import Sampler
 from glm_export.serving.batch_rows import OwnLengthRows, batch_rows
@@ -19,8 +21,6 @@ from glm_export.serving.scheduler import Scheduler, SchedulerOptions
 from glm_export.sessions.session import Session
 
 PREFIX_BYTES = 256 << 20
-MOST_DRAFTS = 16
-"""Guesses of one row in a step."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -34,6 +34,7 @@ class _Row:
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     cached: int = 0
     drafts: list[int] = field(default_factory=list)
+    lookup: PromptLookup | None = None
 
     @property
     def tokens(self) -> list[int]:
@@ -57,6 +58,7 @@ class Engine:
         *,
         prefix_bytes: int = PREFIX_BYTES,
         max_context: int | None = None,
+        speculate: bool = False,
     ) -> None:
         """Take over a session's cache.
 
@@ -65,9 +67,10 @@ class Engine:
             options: of a step; rows at most those the session takes.
             prefix_bytes: of values kept for rows that begin alike; 0 keeps none.
             max_context: tokens of prompt and answer together; None leaves it to the session.
+            speculate: guess what rows write out of what they say already; requests may bring guesses of their own.
 
         Raises:
-            InputError: rows of the program round each other, or a step cannot be as asked for.
+            InputError: rows of the program round each other, a step cannot be as asked for, or guesses not be judged.
         """
         options = options or SchedulerOptions()
         rows = min(options.max_rows, session.max_rows or options.max_rows)
@@ -89,6 +92,12 @@ class Engine:
         # Guesses are read in a call of several tokens a row, and judged by the logits of each.
         own = isinstance(self.rows, OwnLengthRows) and not options.exact
         self._verifies = own and not session.signature.last_logits_only
+        self._drafting = draft_options(session) if speculate else None
+        if speculate and not self._verifies:
+            raise InputError(
+                "guesses are read beside other tokens of a call, which --exact and rows that are padded together rule "
+                "out; leave --speculate out, or --exact, or export with --dialect ort"
+            )
         self._rows: dict[str, _Row] = {}
 
     @property
@@ -112,11 +121,12 @@ class Engine:
                     f"a prompt of {read} tokens leaves no place in a context of {self._max_context}; shorten it"
                 )
         told = request.prompt_logprobs
-        last_only = self.session.signature.last_logits_only
-        if told and last_only and self.rows.whole_prompts:
+        most = self.session.signature.most_logits if told else None
+        if most is not None and self.rows.whole_prompts:
             raise InputError("log-probabilities of a prompt need a program of all logits; export with --logits all")
-        self.scheduler.submit(request.key, read, priority=request.priority, one_by_one=told and last_only)
-        self._rows[request.key] = _Row(request=request, sampler=Sampler(request.sampling), limit=limit)
+        self.scheduler.submit(request.key, read, priority=request.priority, most_piece=most)
+        lookup = PromptLookup(self._drafting) if self._drafting is not None and request.drafts is None else None
+        self._rows[request.key] = _Row(request=request, sampler=Sampler(request.sampling), limit=limit, lookup=lookup)
 
     def cancel(self, key: str) -> None:
         """Nobody waits for a request any more; its row is free at once."""
@@ -166,15 +176,18 @@ class Engine:
 
     def _draft(self) -> None:
         """What decoding rows will probably write, as far as they may."""
-        size = self.session.config.vocab_size
+        size, beside = self.session.config.vocab_size, drafts_beside(len(self.scheduler.running))
         for key, place in self.scheduler.running.items():
             row = self._rows[key]
             guess = row.request.drafts
             room = min(row.request.max_new_tokens, row.limit) - len(row.written) - 1
             row.drafts = []
-            if guess is not None and place.unread == 1 and place.begun and room > 0:
-                known = takewhile(lambda token: 0 <= token < size, guess(row.tokens))
-                row.drafts = list(islice(known, min(room, MOST_DRAFTS)))
+            if place.unread == 1 and place.begun and room > 0:
+                if row.lookup is not None:
+                    row.drafts = row.lookup(row.tokens, min(room, beside))
+                elif guess is not None:
+                    known = takewhile(lambda token: 0 <= token < size, guess(row.tokens))
+                    row.drafts = list(islice(known, min(room, MOST_DRAFTS)))
             self.scheduler.drafted(key, len(row.drafts))
 
     def _call(self, call: dict[str, int]) -> list[Event]:

@@ -27,6 +27,9 @@ class ServeOptions:
     )
     chunk_tokens: int = field(default=128, metadata=described("Of a prompt, between two tokens of others.", least=1))
     exact: bool = field(default=False, metadata=described("Decode in calls apart: the same bits in any company."))
+    speculate: bool = field(
+        default=False, metadata=described("Guess what answers repeat, and read several tokens of a row at once.")
+    )
     queue: int = field(default=256, metadata=described("Requests that may wait; the next one is told when.", least=0))
     wait_seconds: float = field(default=300.0, metadata=described("A request waits for a row at most this long."))
     deadline: float = field(default=1800.0, metadata=described("A request takes at most this long."))

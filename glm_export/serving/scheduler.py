@@ -41,9 +41,9 @@ class SchedulerOptions:
 class Place:
     """Where a request stands. ``known``: tokens of prompt and answer; ``read``: of those, in the cache.
 
-    ``begun``: whether it has read anything since it got its row, apart from what it began with. ``one_by_one``: its
-    prompt is read a token a step, as who asks for the prompt's log-probabilities needs it. ``drafted``: guesses behind
-    its last token, to be read with it where a step has room.
+    ``begun``: whether it has read anything since it got its row, apart from what it began with. ``most_piece``: tokens
+    of its prompt in a step at most, as who asks for the prompt's log-probabilities needs it; None: as many as of
+    others. ``drafted``: guesses behind its last token, to be read with it where a step has room.
     """
 
     key: str
@@ -52,7 +52,7 @@ class Place:
     priority: int = 0
     read: int = 0
     begun: bool = False
-    one_by_one: bool = False
+    most_piece: int | None = None
     drafted: int = 0
 
     @property
@@ -83,7 +83,7 @@ class Scheduler:
     running: dict[str, Place] = field(default_factory=dict)
     _orders: int = 0
 
-    def submit(self, key: str, known: int, *, priority: int = 0, one_by_one: bool = False) -> None:
+    def submit(self, key: str, known: int, *, priority: int = 0, most_piece: int | None = None) -> None:
         """A request with so many tokens waits.
 
         Raises:
@@ -91,7 +91,7 @@ class Scheduler:
         """
         if key in self.waiting or key in self.running:
             raise InputError(f"there is a request {key!r} already; give each a key of its own")
-        self.waiting[key] = Place(key=key, order=self._orders, known=known, priority=priority, one_by_one=one_by_one)
+        self.waiting[key] = Place(key=key, order=self._orders, known=known, priority=priority, most_piece=most_piece)
         self._orders += 1
 
     def forget(self, key: str) -> None:
@@ -136,7 +136,7 @@ class Scheduler:
         for place in rows:
             if place.key in decoding or left <= 0:
                 continue
-            piece = min(place.unread, 1 if place.one_by_one else options.chunk_tokens)
+            piece = min(place.unread, place.most_piece or options.chunk_tokens, options.chunk_tokens)
             count = place.unread if options.whole_prompts else min(piece, left)
             if options.exact and not options.whole_prompts and count < piece:
                 continue

@@ -18,9 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glm_export.artifacts.initial_cache import InitialCache
-from glm_export.calibration.quantization import kv_scales
 from glm_export.errors import InputError
-from glm_export.inputs.call_layout import CallLayout
 from glm_export.inputs.feeds import Feeds
 from glm_export.inputs.prompts import Prompt, prefill_feeds, prefix_prompt
 from glm_export.inputs.right_padded import RightPaddedFeeds
@@ -58,15 +56,6 @@ class SessionDescription:
     cache: Cache
     threads: int | None
     ragged: bool = False
-
-
-def call_layout(signature: Signature, folder: Path) -> CallLayout:
-    """How the program in a folder is called; what an integer cache is scaled by lies beside it.
-
-    Raises:
-        CheckpointError: the cache is of integers, and the file with their scales is missing.
-    """
-    return CallLayout(signature=signature, kv_scales=kv_scales(folder) if signature.cache_is_integer else None)
 
 
 class Session(ABC):
@@ -185,6 +174,11 @@ class Session(ABC):
     @abstractmethod
     def batch_invariance(self) -> BatchInvariance:
         """How far a row's numbers of a decode step are the same alone and in a batch."""
+
+    @property
+    def rounds_by_call(self) -> bool:
+        """Whether a token's numbers depend on how many stand in its call, by more than last bits."""
+        return not self.batch_invariance.usable
 
     @abstractmethod
     def weight_traffic(self, rows: int) -> int:

@@ -28,8 +28,11 @@ LAST_TOKEN_IDS = "last_token_ids"
 QUERY_LENGTHS = "query_seqlens"
 LOGITS = "logits"
 CACHE_LENGTH_AXIS = 2
-LOGITS_KINDS = ("all", "last")
-"""Logits of every token ``[B, S, V]``, or of the last one ``[B, 1, V]``."""
+LOGITS_KINDS = ("all", "last", "recent")
+"""Logits of every token ``[B, S, V]``, of the last one ``[B, 1, V]``, or of the last few ``[B, min(S, 17), V]``."""
+RECENT = "recent_tokens"
+RECENT_TOKENS = 17
+"""min(S, 17), its symbol and the 17: a row's own token, and 16 guesses of what follows (``generation/drafts.py``)."""
 
 
 class Cache(Enum):
@@ -174,7 +177,17 @@ class Signature:
     @property
     def last_logits_only(self) -> bool:
         """Whether logits are ``[B, 1, V]``."""
-        return any(spec.name == LOGITS and spec.dims[1] == 1 for spec in self.outputs)
+        return self.most_logits == 1
+
+    @property
+    def most_logits(self) -> int | None:
+        """Of how many tokens of a row, its last ones, a call tells logits at most; None: of all of them."""
+        rows = next((spec.dims[1] for spec in self.outputs if spec.name == LOGITS), SEQUENCE)
+        return rows if isinstance(rows, int) else RECENT_TOKENS if rows == RECENT else None
+
+    def told_logits(self, new: int) -> int:
+        """Of a call of ``new`` columns a row, of how many tokens logits are told."""
+        return new if self.most_logits is None else min(new, self.most_logits)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for ``manifest.json``."""
@@ -223,14 +236,14 @@ def decoder_signature(
     """
     layers = range(config.num_layers)
     static = cache is Cache.STATIC
-    by_index = logits == "last" and (static or (cache is Cache.SHARED and config.prefix_mask))
+    by_index = logits != "all" and (static or (cache is Cache.SHARED and config.prefix_mask))
     past, present = (max_length, max_length) if static else (PAST, TOTAL)
 
     def pairs(names: tuple[str, str], length: int | str) -> list[TensorSpec]:
         dims = (BATCH, config.kv_heads, length, config.head_dim)
         return [TensorSpec(name=name, dtype=cache_dtype or dtype, dims=dims) for name in names]
 
-    rows = SEQUENCE if logits == "all" else 1
+    kinds: dict[str, int | str] = {"all": SEQUENCE, "last": 1, "recent": RECENT}
     return Signature(
         inputs=(
             TensorSpec(name=INPUT_IDS, dtype="int64", dims=(BATCH, SEQUENCE)),
@@ -239,7 +252,7 @@ def decoder_signature(
             *(spec for i in layers for spec in pairs(past_names(i), past)),
         ),
         outputs=(
-            TensorSpec(name=LOGITS, dtype=dtype, dims=(BATCH, rows, config.vocab_size)),
+            TensorSpec(name=LOGITS, dtype=dtype, dims=(BATCH, kinds[logits], config.vocab_size)),
             *(spec for i in layers for spec in pairs(present_names(i), present)),
         ),
     )

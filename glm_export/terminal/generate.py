@@ -25,6 +25,9 @@ NEWLINE = b"\n"
 STANDARD_INPUT = Path("-")
 FENCE = b'"""'
 """Stands before and behind a question of several lines."""
+SPECULATE = click.option(
+    "--speculate", is_flag=True, help="Guess what the text repeats, and read several tokens at once; the same text."
+)
 
 
 @click.command()
@@ -35,6 +38,7 @@ FENCE = b'"""'
 @flags(Sampling)
 @click.option("--stop", "stop_strings", multiple=True, help="Text that ends the answer.")
 @click.option("--stream", is_flag=True, help="Print as it is written (one prompt).")
+@SPECULATE
 def generate(
     model: str,
     prompts: tuple[str, ...],
@@ -42,6 +46,7 @@ def generate(
     max_new_tokens: int,
     stop_strings: tuple[str, ...],
     stream: bool,
+    speculate: bool,
     **sampling: Any,
 ) -> None:
     """Continue a text with MODEL, an exported folder (ONNX Runtime), an engine or a checkpoint (PyTorch)."""
@@ -59,10 +64,16 @@ def generate(
     prompts = (*prompts, *map(read_prompt, prompt_files))
     with api.load_session(model) as session:
         if stream:
-            write_stream(session, session.encode(prompts[0]), max_new_tokens, chosen, stop_strings)
+            ids = session.encode(prompts[0])
+            write_stream(session, ids, max_new_tokens, chosen, stop_strings, speculate=speculate)
             return
         answers = api.generate(
-            session, list(prompts), max_new_tokens=max_new_tokens, sampling=chosen, stop_strings=stop_strings
+            session,
+            list(prompts),
+            max_new_tokens=max_new_tokens,
+            sampling=chosen,
+            stop_strings=stop_strings,
+            speculate=speculate,
         )
     for answer in answers:
         click.echo(answer.strip("\n"))
@@ -73,7 +84,8 @@ def generate(
 @click.option("--max-new-tokens", type=int, default=512, show_default=True, help="Of each reply.")
 @click.option("--system", help="System message, where the model's prompt has one.")
 @flags(Sampling)
-def chat(model: str, max_new_tokens: int, system: str | None, **sampling: Any) -> None:
+@SPECULATE
+def chat(model: str, max_new_tokens: int, system: str | None, speculate: bool, **sampling: Any) -> None:
     """Talk with MODEL, an exported folder, an engine or a checkpoint. An empty line or end of input leaves.
 
     A question of several lines stands between two lines of \"\"\". Ctrl-C ends the reply that is being written; a
@@ -87,7 +99,9 @@ def chat(model: str, max_new_tokens: int, system: str | None, **sampling: Any) -
     if system is not None:
         require_valid_text(system)
     with api.load_session(model) as session:
-        failed = converse(session, MESSAGES, max_new_tokens=max_new_tokens, system=system, sampling=chosen)
+        failed = converse(
+            session, MESSAGES, max_new_tokens=max_new_tokens, system=system, sampling=chosen, speculate=speculate
+        )
     # Who types has seen it; a script has to be told.
     if failed is not None and not MESSAGES.is_terminal:
         sys.exit(failed.exit_code)
@@ -139,6 +153,7 @@ def write_stream(
     stop_strings: Sequence[str] = (),
     *,
     interruptible: bool = False,
+    speculate: bool = False,
 ) -> str:
     """Print text as it is written; returns all of it. It ends where nobody reads any more.
 
@@ -147,10 +162,18 @@ def write_stream(
     from glm_export import api
     from glm_export.generation.generate import generate_steps
     from glm_export.generation.stopping import TextStream
+    from glm_export.generation.texts import drafts_of
 
     stream, written, told = TextStream(session.tokenizer.detokenizer(), stop_strings), "", 0
     stopping = api.stopping_for(session, max_new_tokens, stop_strings)
-    steps = generate_steps(session, [ids], sampling=sampling, decode=session.tokenizer.decode, stopping=stopping)
+    steps = generate_steps(
+        session,
+        [ids],
+        sampling=sampling,
+        decode=session.tokenizer.decode,
+        stopping=stopping,
+        drafts=drafts_of(session, speculate),
+    )
     try:
         with closing(steps):
             for (row,) in steps:
@@ -174,7 +197,13 @@ def write_stream(
 
 
 def converse(
-    session: Session, console: Console, *, max_new_tokens: int, system: str | None, sampling: Sampling
+    session: Session,
+    console: Console,
+    *,
+    max_new_tokens: int,
+    system: str | None,
+    sampling: Sampling,
+    speculate: bool = False,
 ) -> GlmExportError | None:
     """Read questions, stream the replies; replies go to stdout, prompts and errors to ``console``.
 
@@ -197,7 +226,7 @@ def converse(
             if conversation.rounds_left_out and not told:
                 told = True
                 console.print("[dim]the conversation outgrows the model's context: its oldest rounds leave[/]")
-            reply = write_stream(session, ids, max_new_tokens, sampling, interruptible=True)
+            reply = write_stream(session, ids, max_new_tokens, sampling, interruptible=True, speculate=speculate)
             if nobody_reads():
                 return failed
             if reply.strip():

@@ -63,7 +63,7 @@ def expected_rewrites(config: GlmConfig, signature: Signature) -> Counter[str]:
             attention: config.num_layers,
             "skip_norm": skip_norms(config),
             "experts": len(config.expert_layers),
-            "last_token": int(signature.last_logits_only),
+            "last_token": int(signature.most_logits is not None),
         }
     )
 
@@ -72,7 +72,7 @@ def expected_ragged(config: GlmConfig, signature: Signature) -> Counter[str]:
     """Where attention is causal; new tokens are counted for the last one's place, and for rotations beside it."""
     if config.prefix_mask:
         return Counter()
-    counted = signature.last_logits_only or apart(config) > 0
+    counted = signature.most_logits is not None or apart(config) > 0
     return Counter({"told_lengths": config.num_layers, "told_new_tokens": int(counted)})
 
 
@@ -145,6 +145,7 @@ DIALECT = Dialect(
         # The fused operator rounds by itself.
         integer_cache=lambda _: IntegerCache.FUSED,
         grouped_experts=True,
+        recent_logits=True,
     ),
     runs_on="ONNX Runtime (CPU, CUDA), onnxruntime-genai",
 )

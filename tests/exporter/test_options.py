@@ -37,7 +37,7 @@ def test_a_record_and_keywords_say_the_same() -> None:
     [
         (ExportOptions(dialect="french"), "dialect 'french' is unknown; known dialects: onnx, ort"),
         (ExportOptions(dtype="int8"), "dtype 'int8' is unknown; known: float32, float16, bfloat16"),
-        (ExportOptions(logits="some"), "logits 'some' is unknown; known: all, last"),
+        (ExportOptions(logits="some"), "logits 'some' is unknown; known: all, last, recent"),
         (ExportOptions(recipe="int3"), "recipe 'int3' is unknown; known recipes: fp8"),
         (ExportOptions(max_length=64), "dialect onnx has no cache of fixed size; leave --max-length out"),
         (ExportOptions(dialect="tensorrt", max_length=10**9), "--max-length must be 1 to .* found 1000000000"),

@@ -23,7 +23,7 @@ from glm_export.checkpoints.checkpoint import Checkpoint
 from glm_export.exporter import export as exporter
 from glm_export.inputs.prompts import prefill_feeds
 from glm_export.proof.cases import random_prompt
-from glm_export.sessions.session import call_layout
+from glm_export.sessions.program_layout import call_layout
 from glm_export.spec.config import GlmConfig
 from glm_export.spec.signature import BATCH, PAST, decoder_signature, past_names
 from tests.helpers.tiny import random_tensors, tiny_values, write_checkpoint

@@ -16,7 +16,8 @@ from glm_export.inputs.call_layout import OwnLengths
 from glm_export.machine.scratch import ScratchFolder
 from glm_export.sessions.onnxruntime.session import upcast_program
 from glm_export.sessions.onnxruntime.slices import PartSession
-from glm_export.sessions.session import Tensors, call_layout
+from glm_export.sessions.program_layout import call_layout
+from glm_export.sessions.session import Tensors
 from glm_export.spec.dtypes import NUMPY_DTYPES
 
 Values = dict[str, NDArray[Any]]

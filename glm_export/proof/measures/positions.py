@@ -79,12 +79,10 @@ def real_columns(output: str, shape: Sequence[int], real: OwnLengths) -> NDArray
 
     Args:
         output: its canonical name.
-        shape: ``[B, S, V]`` or ``[B, 1, V]`` for logits, ``[B, H, T, D]`` for keys and values.
+        shape: ``[B, K, V]`` for logits of the last K tokens, ``[B, H, T, D]`` for keys and values.
         real: of the call.
     """
-    if output != LOGITS:
-        return real.all
-    return np.ones((shape[0], 1), bool) if shape[1] == 1 else real.new
+    return real.new[:, -shape[1] :] if output == LOGITS else real.all
 
 
 def _errors_of(
@@ -96,6 +94,9 @@ def _errors_of(
     apart_BT = apart.max(axis=2) if output == LOGITS else apart.max(axis=(1, 3))
     real_BT = real_columns(output, reference.shape, real)
     errors_T = np.where(real_BT, apart_BT / scale, -1.0).max(axis=0)
+    if output == LOGITS and len(errors_T) > 1:
+        # Of the first columns nothing may be told.
+        errors_T = np.pad(errors_T, (real.new.shape[1] - len(errors_T), 0), constant_values=-1.0)
     each = -(-len(errors_T) // MOST_COLUMNS)
     errors = [float(errors_T[start : start + each].max()) for start in range(0, len(errors_T), each)]
     place = PRESENT.fullmatch(output)

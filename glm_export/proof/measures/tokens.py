@@ -67,7 +67,7 @@ def token_parity(
         decode: an id's text, for people.
 
     Returns:
-        Case by case, row by row; of a program that computes the last token's logits alone one a row. Nothing where the
+        Case by case, row by row; of a program that tells the logits of a row's last tokens, those. Nothing where the
         candidate's logits have another shape.
     """
     (_, expected), (_, found) = list(results)[:2]
@@ -85,10 +85,12 @@ def _tokens_of(
     real = OwnLengths.of(tensors)
     for row, (ids, new) in enumerate(zip(tensors[INPUT_IDS], real.new, strict=True)):
         columns = [int(column) for column in np.flatnonzero(new)]
-        # The last token alone has logits where there is one row of them; padding stands on the left.
-        alone = reference.shape[1] == 1
-        for number, column in list(enumerate(columns))[-1 if alone else 0 :]:
-            before, place = int(real.before[row]) + number, 0 if alone else column
+        # Of the first columns there may be no logits; padding stands on the left.
+        untold = new.shape[0] - reference.shape[1]
+        for number, column in enumerate(columns):
+            if column < untold:
+                continue
+            before, place = int(real.before[row]) + number, column - untold
             figures = compare_predictions(reference[row, place], candidate[row, place])
             likeliest = (decode(figures["expected"]), decode(figures["found"]))
             yield TokenParity(

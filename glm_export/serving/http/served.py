@@ -96,7 +96,9 @@ def opened(
             session, proof = _load(source, options)
             stack.enter_context(session)
             kept, most = options.prefix_megabytes * MEGABYTE, options.max_context
-            engine = Engine(session, options.scheduler, prefix_bytes=kept, max_context=most)
+            engine = Engine(
+                session, options.scheduler, prefix_bytes=kept, max_context=most, speculate=options.speculate
+            )
             worker = stack.enter_context(Worker(engine, max_waiting=options.queue, name=name))
             models[name] = ServedModel(name=name, session=session, worker=worker, proof=proof, max_context=most)
         yield models

@@ -32,6 +32,8 @@ class _Collector(Collector):
             "glm_generation_tokens": ("Written.", lambda w: w.counts.generated_tokens),
             "glm_engine_steps": ("Done.", lambda w: w.counts.steps),
             "glm_preemptions": ("Rows that made way for others.", lambda w: w.engine.preemptions),
+            "glm_spec_decode_num_draft_tokens": ("Guesses that were read.", lambda w: w.engine.drafted),
+            "glm_spec_decode_num_accepted_tokens": ("Guesses that rows wrote.", lambda w: w.engine.accepted),
         }
         kinds: tuple[tuple[Any, dict[str, tuple[str, Callable[[Worker], int]]]], ...]
         kinds = ((GaugeMetricFamily, gauges), (CounterMetricFamily, counters))

@@ -18,14 +18,15 @@ from glm_export.inputs.feeds import Feeds
 from glm_export.inputs.prompts import Prompt, prefill_feeds
 from glm_export.inputs.right_padded import RightPaddedFeeds
 from glm_export.machine.scratch import ScratchFolder
-from glm_export.sessions.batch_invariance import invariance_of
+from glm_export.sessions.batch_invariance import invariance_of, recipe_of
 from glm_export.sessions.logits import in_float32
 from glm_export.sessions.loop_request import LoopRequest
 from glm_export.sessions.onnxruntime.cache import Growing, InPlace, ort_cache
 from glm_export.sessions.onnxruntime.cuda_graph import CapturedGraph, GraphIds, without_capture
 from glm_export.sessions.onnxruntime.rows_apart import decode_apart, reads_evenly
 from glm_export.sessions.onnxruntime.runtime import CUDA, inference_session, providers, reads_ragged
-from glm_export.sessions.session import Logits, Session, SessionDescription, Tensors, call_layout
+from glm_export.sessions.program_layout import call_layout
+from glm_export.sessions.session import Logits, Session, SessionDescription, Tensors
 from glm_export.spec.batch_invariance import BatchInvariance
 from glm_export.spec.dtypes import NUMPY_DTYPES
 from glm_export.spec.signature import CACHE_LENGTH_AXIS, INPUT_IDS, LOGITS, Cache, past_names
@@ -142,6 +143,12 @@ class OrtSession(Session):
     def batch_invariance(self) -> BatchInvariance:
         """As recipe, dialect and device are."""
         return invariance_of(self.program, self._device)
+
+    @property
+    def rounds_by_call(self) -> bool:
+        """As the recipe does: blocks of integers multiply one token by another kernel than several."""
+        recipe = recipe_of(self.program)
+        return recipe is not None and recipe.batch_invariance is not BatchInvariance.EXACT
 
     def weight_traffic(self, rows: int) -> int:
         """Of the program's initializers."""

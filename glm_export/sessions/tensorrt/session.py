@@ -29,7 +29,8 @@ from glm_export.sessions.device.loop import TokenLoop
 from glm_export.sessions.device.loop_step import LoopStep
 from glm_export.sessions.device.moving_feeds import MovingFeeds
 from glm_export.sessions.loop_request import LoopRequest
-from glm_export.sessions.session import Logits, Session, SessionDescription, Tensors, call_layout
+from glm_export.sessions.program_layout import call_layout
+from glm_export.sessions.session import Logits, Session, SessionDescription, Tensors
 from glm_export.sessions.tensorrt.cache import EngineCache, engine_cache
 from glm_export.sessions.tensorrt.kernel_cache import KernelCache
 from glm_export.sessions.tensorrt.step import CachePair, EngineStep, EnqueueError, LoadedEngine, contexts

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from glm_export.graphs.rules.ort.last_token import LastTokenOfEachRow
+from glm_export.spec.signature import RECENT, RECENT_TOKENS
 from tests.helpers.small_programs import assert_left_alone, program, random_arrays, rewritten, run
 
 WEIGHTS = {
@@ -69,3 +70,31 @@ def test_a_slice_with_another_reader_is_left_alone() -> None:
 def test_another_choice_of_tokens_is_left_alone() -> None:
     text = last_token().replace("Slice (x, minus_one, end, one)", "Gather <axis=1> (x, minus_one)")
     assert_left_alone(program(text, WEIGHTS), LastTokenOfEachRow())
+
+
+@pytest.mark.parametrize("told", [False, True])
+@pytest.mark.parametrize(
+    ("columns", "new"),
+    [(3, (3, 2)), (RECENT_TOKENS, (RECENT_TOKENS, 1)), (24, (24, 5)), (24, (18, 17))],
+    ids=["all", "as many as are told", "a longer prompt", "its end"],
+)
+def test_the_last_few(columns: int, new: tuple[int, ...], told: bool) -> None:
+    """Of a row with n tokens those from max(n - 17, 0) on; behind them padding."""
+    given = "int64[B] last_token_ids, bool[B, 1, S, T]" if told else "int64[B, T]"
+    text = last_token(given).replace("float[B, 1, 5] logits", f"float[B, {RECENT}, 5] logits")
+    after = rewritten(program(text, WEIGHTS), LastTokenOfEachRow())
+    assert (after.fired, after.operators["GatherND"], after.operators["Slice"]) == (1, 1, 1)
+    x = random_arrays(0, x=(2, columns, 4))["x"]
+    feeds = {"x": x, "input_ids": np.zeros((2, columns), np.int64)}
+    if told:
+        feeds["last_token_ids"] = np.array(new) - 1
+    else:
+        feeds["attention_mask"] = (np.arange(columns) < np.array(new)[:, None]).astype(np.int64)
+    found = run(after.model, feeds)["logits"]
+    assert found.shape[1] == min(columns, RECENT_TOKENS)
+    whole = x @ WEIGHTS["head"]
+    for row, count in enumerate(new):
+        first, kept = max(count - RECENT_TOKENS, 0), min(count, RECENT_TOKENS)
+        np.testing.assert_allclose(found[row, :kept], whole[row, first:count], atol=1e-6)
+    if max(new) > RECENT_TOKENS:
+        assert np.abs(found[0] - whole[0, :RECENT_TOKENS]).max() > 0.1  # the control

@@ -1,0 +1,147 @@
+"""Guesses of what a text goes on with, out of what it says already: prompt lookup.
+
+What stands before the end of a text often stood there before: an edited file, a quotation, a name. The longest end of
+the text that is in it a second time says what may follow (Saxena, github.com/apoorvumang/prompt-lookup-decoding, 2023;
+Yang et al., arXiv:2304.04487). No second model is asked. Guesses are read with the row's own token in one call and kept
+as far as they are what the row writes anyway, so they move no choice, greedy or drawn: of a guess that is certain,
+speculative sampling (Leviathan et al., arXiv:2211.17192) accepts as often as the model draws it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from glm_export.errors import InputError
+from glm_export.spec.signature import RECENT_TOKENS
+
+COLUMN_COST, EXPERTS_COLUMN_COST = 0.06, 0.65
+"""What one more token in a step takes, as a share of a step with one; more where it brings experts of its own. Measured
+on two cores with VNNI (``benchmarks/sessions/README.md``)."""
+MOST_DRAFTS = RECENT_TOKENS - 1
+"""Guesses of one row in a step."""
+SHORTEST_MATCH, LONGEST_MATCH = 2, 12
+"""Tokens that must have stood together before; more than the longest says no more."""
+FORGETTING = 0.9
+"""What an older guess counts, beside the one after it."""
+LONGEST_PAUSE = 64
+"""Steps without guesses at most, once they kept failing."""
+
+
+def drafts_beside(rows: int) -> int:
+    """Guesses of each row at most where several are written: a call is as wide for all as for the widest of them."""
+    return max(RECENT_TOKENS // max(rows, 1) - 1, 0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DraftOptions:
+    """When it pays to guess.
+
+    ``column_cost``: what one more token in a step takes, as a share of a step with one. ``most``: guesses in a step.
+
+    Raises:
+        InputError: a cost below 0, or a number of guesses that no step takes.
+    """
+
+    column_cost: float = COLUMN_COST
+    most: int = MOST_DRAFTS
+
+    def __post_init__(self) -> None:
+        if self.column_cost < 0 or not 1 <= self.most <= MOST_DRAFTS:
+            raise InputError(
+                f"guesses want a cost of 0 or more and from 1 to {MOST_DRAFTS} of them a step; found "
+                f"{self.column_cost} and {self.most}"
+            )
+
+
+class PromptLookup:
+    """Guesses of one text, call after call as it grows; it sees by itself which were right.
+
+    Call it with all of the text's ids. It gives nothing where none is worth its cost: the share of guesses that were
+    right, by how long they had matched, says how many to make, and where guesses fail it pauses, twice as long each
+    time.
+
+    ``offered``, ``accepted``: guesses made so far that were judged, and those of them that were right.
+    """
+
+    def __init__(self, options: DraftOptions | None = None) -> None:
+        self._options = options or DraftOptions()
+        self._ids: NDArray[np.int64] = np.zeros(256, np.int64)
+        self._length = 0
+        self._guess: tuple[int, ...] = ()
+        self._matched = 0
+        # By the matched length: guesses that were right, and steps in which one was wrong. At first both by chance.
+        self._right = np.ones(LONGEST_MATCH + 1)
+        self._wrong = np.ones(LONGEST_MATCH + 1)
+        self._pause = self._paused = 0
+        self.offered = self.accepted = 0
+
+    def __call__(self, known: Sequence[int], most: int | None = None) -> list[int]:
+        """What may follow.
+
+        Args:
+            known: the text's ids, those of the last call first.
+            most: guesses wanted at most; None: as many as the options say.
+        """
+        self._take(known)
+        self._guess = ()
+        most = self._options.most if most is None else min(most, self._options.most)
+        if self._paused:
+            self._paused -= 1
+            return []
+        matched, at = self._longest_match()
+        if matched < SHORTEST_MATCH or most < 1:
+            return []
+        count = min(self._worth(matched), most, self._length - at)
+        self._guess, self._matched = tuple(int(i) for i in self._ids[at : at + count]), matched
+        return list(self._guess)
+
+    def _take(self, known: Sequence[int]) -> None:
+        """Read what is new, and judge the last guess by it."""
+        new = np.asarray(known[self._length :], np.int64)
+        if self._guess and len(new):
+            self._judge(new)
+        end = self._length + len(new)
+        if end > len(self._ids):
+            self._ids = np.concatenate([self._ids[: self._length], np.zeros(2 * end - self._length, np.int64)])
+        self._ids[self._length : end] = new
+        self._length = end
+
+    def _judge(self, written: NDArray[np.int64]) -> None:
+        right = 0
+        while right < min(len(self._guess), len(written)) and self._guess[right] == written[right]:
+            right += 1
+        # Fewer may have been read than were guessed: then none of them was wrong.
+        wrong = right < min(len(self._guess), len(written))
+        self.offered += min(len(self._guess), len(written))
+        self.accepted += right
+        self._right[self._matched] = FORGETTING * self._right[self._matched] + right
+        self._wrong[self._matched] = FORGETTING * self._wrong[self._matched] + wrong
+        if right:
+            self._pause = 0
+        elif wrong:
+            self._pause = min(2 * self._pause + 1, LONGEST_PAUSE)
+            self._paused = self._pause
+
+    def _longest_match(self) -> tuple[int, int]:
+        """How many of the last tokens stood together before, and what stands behind them, where they did last."""
+        ids, end = self._ids, self._length
+        if end < SHORTEST_MATCH + 1:
+            return 0, 0
+        behind = np.flatnonzero(ids[: end - 1] == ids[end - 1]) + 1
+        matched, found = 0, behind
+        while len(found) and matched < LONGEST_MATCH:
+            matched, behind = matched + 1, found
+            found = behind[behind > matched]
+            found = found[ids[found - matched - 1] == ids[end - matched - 1]]
+        return (matched, int(behind[-1])) if matched else (0, 0)
+
+    def _worth(self, matched: int) -> int:
+        """How many guesses make the most tokens for the time of a step; 0 where none pays."""
+        chance = self._right[matched] / (self._right[matched] + self._wrong[matched])
+        counts = np.arange(MOST_DRAFTS + 1)
+        tokens = np.cumsum(chance**counts)
+        return int(np.argmax(tokens / (1 + self._options.column_cost * counts)))
