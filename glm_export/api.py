@@ -88,15 +88,23 @@ def export(
     return exporter.export(open_checkpoint(source), Path(out), chosen, force=force, progress=progress)
 
 
-def load_session(source: Source | OnnxProgram | Engine | Checkpoint, *, family: str | None = None) -> Session:
+def load_session(
+    source: Source | OnnxProgram | Engine | Checkpoint, *, family: str | None = None, cache: bool = False
+) -> Session:
     """Run an engine in TensorRT, an exported folder in ONNX Runtime, or a checkpoint in PyTorch (float32).
+
+    Args:
+        source: the folder or its URL, or what was opened.
+        family: of a checkpoint, where config.json leaves it open.
+        cache: keep an exported folder's weights packed for this processor; see :func:`sessions.load.session_of`.
 
     Raises:
         GlmExportError: the folder is neither, or cannot run on this machine.
     """
     if isinstance(source, str | Path) and open_artifact(source).kind in (Kind.ENGINE, Kind.PROGRAM):
         source = open_exported(source)
-    return session_of(source if isinstance(source, Engine | OnnxProgram) else open_checkpoint(source, family))
+    opened = source if isinstance(source, Engine | OnnxProgram) else open_checkpoint(source, family)
+    return session_of(opened, cache=cache)
 
 
 def open_exported(source: Source) -> OnnxProgram | Engine:

@@ -44,6 +44,9 @@ class ServeOptions:
         default=None, metadata=described("Where an OpenTelemetry collector takes traces; a span a request.")
     )
     threads: int | None = field(default=None, metadata=described("Of one operator."))
+    no_cache: bool = field(
+        default=False, metadata=described("Keep no weights packed for this processor, and use none that are kept.")
+    )
 
     @property
     def scheduler(self) -> SchedulerOptions:

@@ -190,6 +190,11 @@ def force_option(what: str) -> Callable[[Command], Command]:
     return click.option("--force", is_flag=True, help=f"Replace {what}.")
 
 
+NO_CACHE = click.option(
+    "--no-cache", is_flag=True, help="Keep no weights packed for this processor, and use none that are kept."
+)
+
+
 def json_option(what: str = "Print as JSON.") -> Callable[[Command], Command]:
     """``--json``."""
     return click.option("--json", "as_json", is_flag=True, help=what)

@@ -15,7 +15,7 @@ from rich.markup import escape
 from glm_export.errors import GlmExportError, InputError
 from glm_export.generation.sampling import Sampling
 from glm_export.generation.stopping import Stopping
-from glm_export.terminal.console import FOLDER, MESSAGES, MODEL, flags, nobody_reads
+from glm_export.terminal.console import FOLDER, MESSAGES, MODEL, NO_CACHE, flags, nobody_reads
 from glm_export.tokenizers.valid_text import require_valid_text
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ SPECULATE = click.option(
 @click.option("--stop", "stop_strings", multiple=True, help="Text that ends the answer.")
 @click.option("--stream", is_flag=True, help="Print as it is written (one prompt).")
 @SPECULATE
+@NO_CACHE
 def generate(
     model: str,
     prompts: tuple[str, ...],
@@ -47,6 +48,7 @@ def generate(
     stop_strings: tuple[str, ...],
     stream: bool,
     speculate: bool,
+    no_cache: bool,
     **sampling: Any,
 ) -> None:
     """Continue a text with MODEL, an exported folder (ONNX Runtime), an engine or a checkpoint (PyTorch)."""
@@ -62,7 +64,7 @@ def generate(
         raise click.UsageError("standard input can be read once; give --prompt-file - once")
     chosen, stop_strings = Sampling(**sampling), stopping_of(max_new_tokens, stop_strings)
     prompts = (*prompts, *map(read_prompt, prompt_files))
-    with api.load_session(model) as session:
+    with api.load_session(model, cache=not no_cache) as session:
         if stream:
             ids = session.encode(prompts[0])
             write_stream(session, ids, max_new_tokens, chosen, stop_strings, speculate=speculate)
@@ -85,7 +87,8 @@ def generate(
 @click.option("--system", help="System message, where the model's prompt has one.")
 @flags(Sampling)
 @SPECULATE
-def chat(model: str, max_new_tokens: int, system: str | None, speculate: bool, **sampling: Any) -> None:
+@NO_CACHE
+def chat(model: str, max_new_tokens: int, system: str | None, speculate: bool, no_cache: bool, **sampling: Any) -> None:
     """Talk with MODEL, an exported folder, an engine or a checkpoint. An empty line or end of input leaves.
 
     A question of several lines stands between two lines of \"\"\". Ctrl-C ends the reply that is being written; a
@@ -98,7 +101,7 @@ def chat(model: str, max_new_tokens: int, system: str | None, speculate: bool, *
     stopping_of(max_new_tokens)
     if system is not None:
         require_valid_text(system)
-    with api.load_session(model) as session:
+    with api.load_session(model, cache=not no_cache) as session:
         failed = converse(
             session, MESSAGES, max_new_tokens=max_new_tokens, system=system, sampling=chosen, speculate=speculate
         )

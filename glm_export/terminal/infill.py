@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from glm_export.generation.sampling import Sampling
-from glm_export.terminal.console import MODEL, RESULTS, flags, json_option
+from glm_export.terminal.console import MODEL, NO_CACHE, RESULTS, flags, json_option
 
 if TYPE_CHECKING:
     from glm_export.generation.infilling import LabelScore
@@ -25,13 +25,14 @@ if TYPE_CHECKING:
 @click.option("--text", required=True, help="With one or more [MASK], [sMASK] or [gMASK].")
 @click.option("--max-new-tokens", type=int, default=128, show_default=True, help="For each blank.")
 @flags(Sampling)
+@NO_CACHE
 @json_option("Print text and fills as JSON.")
-def infill(model: str, text: str, max_new_tokens: int, as_json: bool, **sampling: Any) -> None:
+def infill(model: str, text: str, max_new_tokens: int, no_cache: bool, as_json: bool, **sampling: Any) -> None:
     """Fill the blanks of a text with MODEL, a GLM or ChatGLM-6B."""
     from glm_export import api
 
     chosen = Sampling(**sampling)
-    with api.load_session(model) as session:
+    with api.load_session(model, cache=not no_cache) as session:
         result = api.infill(session, text, max_new_tokens=max_new_tokens, sampling=chosen)
     if as_json:
         click.echo(json.dumps({"text": result.text, "fills": result.fills}, indent=2, ensure_ascii=False))
@@ -45,13 +46,14 @@ def infill(model: str, text: str, max_new_tokens: int, as_json: bool, **sampling
 @click.option("--pattern", required=True, help='With {} for the text and one [MASK], as in "{}. It\'s really [MASK]."')
 @click.option("--labels", required=True, help="Words for the blank, separated by commas.")
 @click.option("--sum", "whole", is_flag=True, help="Rank by the whole label instead of a token of it.")
+@NO_CACHE
 @json_option()
-def score(model: str, text: str, pattern: str, labels: str, whole: bool, as_json: bool) -> None:
+def score(model: str, text: str, pattern: str, labels: str, whole: bool, no_cache: bool, as_json: bool) -> None:
     """Say which label fits the blank best, with MODEL, a GLM or ChatGLM-6B."""
     from glm_export import api
 
     words = [word.strip() for word in labels.split(",")]
-    with api.load_session(model) as session:
+    with api.load_session(model, cache=not no_cache) as session:
         scores = api.score(session, text, pattern=pattern, labels=words, normalize=not whole)
     if as_json:
         click.echo(json.dumps(score_facts(scores), indent=2, ensure_ascii=False))

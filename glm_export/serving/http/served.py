@@ -118,4 +118,4 @@ def _load(source: str, options: ServeOptions) -> tuple[Session, dict[str, Any]]:
     written.require_undamaged()
     told = ("checkpoint", "created", "dialect", "dtype", "recipe", "batch_invariance", "packages", "sha256")
     proof = {key: written.manifest[key] for key in told if key in written.manifest}
-    return session_of(written, threads=options.threads), proof
+    return session_of(written, threads=options.threads, cache=not options.no_cache), proof

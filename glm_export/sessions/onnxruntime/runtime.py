@@ -13,6 +13,7 @@ from glm_export.artifacts.program import OnnxProgram
 from glm_export.errors import ComparisonFailedError, EnvironmentMissingError
 from glm_export.machine.gpu import has_driver
 from glm_export.sessions.onnxruntime.cuda_graph import ENABLE
+from glm_export.sessions.onnxruntime.packed import PackedPrograms
 from glm_export.spec.session_entries import LEAST_FOR_RAGGED, LEAST_ON_CUDA, session_entries
 
 CUDA = "CUDAExecutionProvider"
@@ -95,6 +96,7 @@ def inference_session(
     threads: int | None = None,
     cuda_graph: bool = False,
     stream: int | None = None,
+    packed: PackedPrograms | None = None,
 ) -> onnxruntime.InferenceSession:
     """Load a program into ONNX Runtime.
 
@@ -104,15 +106,21 @@ def inference_session(
         threads: of one operator; None takes :func:`usable_threads`.
         cuda_graph: prepare CUDA for capturing steps.
         stream: of CUDA, to compute on.
+        packed: where programs lie as this processor reads them; None packs anew, in memory of the process.
 
     Raises:
         EnvironmentMissingError: this machine's providers cannot run it, or are too old for it.
     """
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = threads or usable_threads()
-    for key, value in session_entries(program.recipe).items():
-        options.add_session_config_entry(key, value)
+    entries = session_entries(program.recipe)
+
+    def options() -> onnxruntime.SessionOptions:
+        made = onnxruntime.SessionOptions()
+        made.log_severity_level = 3
+        made.intra_op_num_threads = threads or usable_threads()
+        for key, value in entries.items():
+            made.add_session_config_entry(key, value)
+        return made
+
     _require_operators(program, onnxruntime.__version__)
     chosen = chosen or providers()
     if CUDA in chosen:
@@ -123,7 +131,13 @@ def inference_session(
         if stream is not None:
             cuda |= {"user_compute_stream": str(stream)}
         given = [(name, cuda) if name == CUDA else name for name in chosen]
-        return onnxruntime.InferenceSession(str(program.model_path), options, providers=given)
+
+        def load(made: onnxruntime.SessionOptions, graph: Path) -> onnxruntime.InferenceSession:
+            return onnxruntime.InferenceSession(str(graph), made, providers=given)
+
+        if packed is not None and chosen == [CPU]:
+            return packed.load(program, entries, options, load)
+        return load(options(), program.model_path)
     except Exception as error:  # onnxruntime's exceptions share no public base
         hint = "; export with --dtype float32 for this machine" if program.dtype != "float32" else ""
         raise EnvironmentMissingError(

@@ -23,6 +23,7 @@ from glm_export.sessions.logits import in_float32
 from glm_export.sessions.loop_request import LoopRequest
 from glm_export.sessions.onnxruntime.cache import Growing, InPlace, ort_cache
 from glm_export.sessions.onnxruntime.cuda_graph import CapturedGraph, GraphIds, without_capture
+from glm_export.sessions.onnxruntime.packed import PackedPrograms
 from glm_export.sessions.onnxruntime.rows_apart import decode_apart, reads_evenly
 from glm_export.sessions.onnxruntime.runtime import CUDA, inference_session, providers, reads_ragged
 from glm_export.sessions.program_layout import call_layout
@@ -45,7 +46,8 @@ MOST_PADDING = 16
 class OrtSession(Session):
     """A program of any dialect. Its cache stays inside the runtime; where the dialect shares one buffer, in place.
 
-    ``threads`` of one operator, ``cuda_graph`` to capture decode steps: see :func:`inference_session`.
+    ``threads`` of one operator, ``cuda_graph`` to capture decode steps, ``packed`` programs: see
+    :func:`inference_session`.
 
     A bfloat16 program runs as its float32 twin, written to a temporary folder: numpy cannot feed bfloat16, and the
     CPU provider has no kernels for it.
@@ -60,6 +62,7 @@ class OrtSession(Session):
         *,
         threads: int | None = None,
         cuda_graph: bool = False,
+        packed: PackedPrograms | None = None,
     ) -> None:
         super().__init__(program.folder, program.config)
         self._twin: ScratchFolder | None = None
@@ -75,7 +78,13 @@ class OrtSession(Session):
         # Another device is taken in tests.
         gpu = _gpu() if CUDA in (chosen or providers()) else None
         self.runtime = inference_session(
-            program, chosen, threads=threads, cuda_graph=cuda_graph, stream=gpu.stream if gpu is not None else None
+            program,
+            chosen,
+            threads=threads,
+            cuda_graph=cuda_graph,
+            stream=gpu.stream if gpu is not None else None,
+            # The manifest's hashes are not those of a twin's files.
+            packed=packed if self._twin is None else None,
         )
         graphs = GraphIds() if cuda_graph else None
         self._captured = CapturedGraph(self.runtime, program.signature, graphs) if graphs is not None else None

@@ -16,10 +16,12 @@ ENGINE = (
     "max_batch",
     "chunk_tokens",
     "exact",
+    "speculate",
     "prefix_megabytes",
     "max_body_megabytes",
     "allow_special_tokens",
     "threads",
+    "no_cache",
 )
 
 

@@ -57,7 +57,8 @@ def fetch(urls: tuple[str, ...], cache: Path | None) -> None:
 def cache(what: str, urls: tuple[str, ...], every: bool, cache: Path | None, as_json: bool) -> None:
     """List the model folders in the cache, verify their bytes (exit 1 where some are damaged), or remove them.
 
-    URL: those of it alone. A folder that is damaged is taken out, and fetched again when it is next opened.
+    URL: those of it alone. A folder that is damaged is taken out, and fetched again when it is next opened. Programs
+    that were packed for this processor lie there as well; remove --all removes them.
     """
     store = Cache(cache)
     keys = [parse_address(url).key for url in urls]
@@ -92,6 +93,14 @@ def _list(store: Cache, views: Sequence[View], *, as_json: bool) -> None:
     partial = store.partial_bytes()
     begun = f", {size(partial)} of downloads that were cut off or go on" if partial else ""
     RESULTS.print(f"{escape(str(store.root))}: {len(views)} folders{begun}", soft_wrap=True)
+    from glm_export.sessions.onnxruntime.packed import PackedPrograms
+
+    packed = PackedPrograms(store.root).every()
+    if packed:
+        total = size(sum(one.size for one in packed))
+        RESULTS.print(f"packed for this processor: {len(packed)} programs, {total}", soft_wrap=True)
+        for one in packed:
+            RESULTS.print(f"  {escape(one.source)}, {size(one.size)}", soft_wrap=True)
 
 
 def _facts(view: View) -> dict[str, Any]:
@@ -123,4 +132,9 @@ def _remove(store: Cache, keys: Sequence[str], count: int) -> None:
     for key in homes:
         with store.lock(key, wait=False):
             store.clear(key)
-    RESULTS.print(f"removed {count} folders, {size(store.sweep())}")
+    freed = store.sweep()
+    if not keys:
+        from glm_export.sessions.onnxruntime.packed import PackedPrograms
+
+        freed += PackedPrograms(store.root).clear()
+    RESULTS.print(f"removed {count} folders, {size(freed)}")
