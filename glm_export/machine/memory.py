@@ -5,8 +5,6 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-import torch
-
 READ_BYTES = 1 << 30
 """Of the buffer that bandwidth is measured on: many times any last-level cache."""
 READS = 10
@@ -32,6 +30,9 @@ def read_bandwidth(threads: int, device: str = "cpu") -> float | None:
         threads: that read together.
         device: ``cpu`` or ``cuda``; None is returned where PyTorch cannot reach it.
     """
+    # Imported when asked for: the rest is known without it.
+    import torch
+
     if device == "cuda" and not torch.cuda.is_available():
         return None
     torch.set_num_threads(threads)
