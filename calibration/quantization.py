@@ -47,6 +47,7 @@ class Quantization:
     and why. ``input_scales``: of rounded inputs, by weight, after smoothing. ``smoothing``: float32 ``[K]`` by weight;
     the input is divided by it, the weight's columns are multiplied. ``kv_scales``: of key and value, by layer.
     ``rounded``: weights that were rounded beforehand.
+    ``prompt_layers``: the first so many layers keep the recipe's second form, for prompts; None: all of them.
     ``folded_into_parameters``: smoothing divides the parameters before a product where it can, else the input itself.
     """
 
@@ -57,13 +58,18 @@ class Quantization:
     kv_scales: tuple[tuple[float, float], ...] = ()
     rounded: RoundedWeights | None = None
     folded_into_parameters: bool = True
+    prompt_layers: int | None = None
 
     def formats(self, linear_weights: list[str], config: GlmConfig) -> dict[str, WeightFormats]:
         """The form of each weight that is quantized, by parameter name; routed experts' come of themselves."""
         stacks = expert_stacks(config)
         linear = [name for name in linear_weights if name not in stacks]
         experts = self.recipe.expert_formats(config, self.excluded)
-        return self.recipe.formats(linear, config.hidden_size, self.excluded) | experts
+        found = self.recipe.formats(linear, config.hidden_size, self.excluded) | experts
+        if self.prompt_layers is None:
+            return found
+        kept = tuple(f"layers.{layer}." for layer in range(self.prompt_layers))
+        return {name: both if name.startswith(kept) else WeightFormats(both.decode) for name, both in found.items()}
 
     def divisors(self, config: GlmConfig) -> dict[str, Scales]:
         """Smoothing that the program itself does, because no parameter can take it; by weight."""
@@ -92,13 +98,16 @@ class Quantization:
             (folder / GENAI_KV_SCALES).write_text(json.dumps(scales, indent=1) + "\n", encoding="utf-8")
 
     @classmethod
-    def load(cls, folder: Path, recipe: Recipe, excluded: Mapping[str, str]) -> Quantization:
+    def load(
+        cls, folder: Path, recipe: Recipe, excluded: Mapping[str, str], prompt_layers: int | None = None
+    ) -> Quantization:
         """Inverse of :meth:`save`.
 
         Args:
             folder: of the program.
             recipe: in the formats of the program's dialect.
             excluded: as the manifest has it.
+            prompt_layers: as the manifest has it.
 
         Raises:
             CheckpointError: the recipe needs numbers and the file is missing.
@@ -115,6 +124,7 @@ class Quantization:
         return cls(
             recipe=recipe,
             excluded=excluded,
+            prompt_layers=prompt_layers,
             input_scales={name: float(scale[0]) for name, scale in ending(INPUT_SCALE).items()},
             smoothing=ending(SMOOTHING),
             kv_scales=tuple((float(key), float(value)) for key, value in kv),

@@ -85,7 +85,7 @@ class Recipe:
     @property
     def rounds_activations(self) -> bool:
         """Whether what products read is rounded, with scales found beforehand or as it comes."""
-        explicit = (self.explicit, self.layers)
+        explicit = (self.explicit, self.layers, self.prompt)
         return self.static_activations or any(form is not None and form.rounds_each_token for form in explicit)
 
     @property
@@ -97,8 +97,13 @@ class Recipe:
 
     @property
     def batch_invariance(self) -> BatchInvariance:
-        """How far a row depends on the rows beside it, by the formats of its products."""
-        formats = (self.layers, self.head, self.prompt)
+        """How far a row depends on the rows beside it, by the formats of its products.
+
+        With a form for prompts a call's tokens, over all rows, say which is taken.
+        """
+        if self.prompt is not None:
+            return BatchInvariance.NONE
+        formats = (self.layers, self.head)
         return weakest(*(form.batch_invariance for form in formats if form is not None))
 
     def to_json(self) -> dict[str, Any]:

@@ -19,6 +19,8 @@ RAGGED = "ragged.onnx"
 NEEDS, VERSION = "needs", re.compile(r"[0-9]{1,4}\.[0-9]{1,4}")
 """The manifest's key for runtimes that are too old below a version, and how a version is written there."""
 WEIGHTS = "model.onnx.data"
+PROMPT_LAYERS = "prompt_layers"
+"""The manifest's key for how many layers have a second form for prompts, where not all of them do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

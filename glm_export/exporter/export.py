@@ -31,7 +31,7 @@ from glm_export.artifacts.manifest import (
     write_json,
 )
 from glm_export.artifacts.output_folder import require_writable, whole_folder
-from glm_export.artifacts.program import MODEL, NEEDS, RAGGED, WEIGHTS, OnnxProgram, load_program
+from glm_export.artifacts.program import MODEL, NEEDS, PROMPT_LAYERS, RAGGED, WEIGHTS, OnnxProgram, load_program
 from glm_export.calibration.keep import KEPT, kept_sizes
 from glm_export.calibration.quantization import Quantization
 from glm_export.calibration.ranges import Ranges
@@ -182,6 +182,7 @@ def _manifest(
     ranges: Ranges | None,
 ) -> dict[str, Any]:
     recipe = target.recipe
+    prompt_layers = target.quantization.prompt_layers if target.quantization is not None else None
     # The ranges' own manifest, which has the hashes of their files.
     measured = {RANGES_MANIFEST: file_sha256(ranges.folder / RANGES_MANIFEST)} if ranges is not None else None
     return {
@@ -199,6 +200,7 @@ def _manifest(
         "logits": target.logits,
         "recipe": recipe.name if recipe else None,
         **({KEPT: kept_sizes(recipe)} if recipe and recipe.rounding == KEPT else {}),
+        **({PROMPT_LAYERS: prompt_layers} if prompt_layers is not None else {}),
         "left_in_float": dict(target.quantization.excluded) if target.quantization else {},
         "batch_invariance": program_invariance(checkpoint.config, target.signature, target.recipe).value,
         FLOAT32_REGIONS: written.float32_regions,

@@ -35,6 +35,7 @@ class ExportKeywords(TypedDict, total=False):
     ranges: Path | str | Ranges | None
     logits: str | None
     max_length: int | None
+    prefill_memory: float | None
     excluded: Mapping[str, str] | None
 
 
@@ -66,6 +67,12 @@ class ExportOptions:
         default=None,
         metadata=described(
             "Tokens a static cache holds (dialect tensorrt); a decode step reads all of them, filled or not.", least=1
+        ),
+    )
+    prefill_memory: float | None = field(
+        default=None,
+        metadata=described(
+            "Gigabytes of weights kept a second time, in a form for prompts, at most (recipes that have one)."
         ),
     )
     excluded: Mapping[str, str] | None = field(
@@ -140,6 +147,8 @@ def resolve_options(
     if not least < length <= config.max_columns:
         raise InputError(f"{option} must be {least + 1} to {config.max_columns}, the model's context; found {length}")
     quantization = _quantization(source, options.recipe, options, ranges) if options.recipe is not None else None
+    if options.prefill_memory is not None:
+        quantization = _within(quantization, config, options.prefill_memory)
     signature = decoder_signature(
         config, dtype=dtype, logits=logits, cache=cache, max_length=length,
         cache_dtype="int8" if quantization is not None and quantization.kv_scales else None,
@@ -189,6 +198,26 @@ def _quantization(
         own = f" --recipe {name}" if carried.rounding != "nearest" else ""
         raise InputError(f"recipe {name} needs {carried.needs}; run 'glm-export calibrate{own}' and give --ranges")
     return ranges.quantization(carried, options.dtype, options.excluded)
+
+
+def _within(quantization: Quantization | None, config: GlmConfig, gigabytes: float) -> Quantization:
+    """As many layers with a second form as fit; each reads prompts as much faster as the next."""
+    recipe, option = quantization.recipe if quantization is not None else None, flag(ExportOptions, "prefill_memory")
+    if quantization is None or recipe is None or recipe.prompt is None:
+        able = ", ".join(recipe.name for recipe in map(recipes.load, recipes.names()) if recipe.prompt is not None)
+        raise InputError(f"{option} is for recipes with a form for prompts ({able}); leave it out, or take one of them")
+    if not gigabytes >= 0:
+        raise InputError(f"{option} should be gigabytes, 0 or more; found {gigabytes}")
+    # Imported when asked for: options are read without torch.
+    from glm_export.exporter.plan import prompt_form_bytes
+
+    left, layers = gigabytes * 1e9, 0
+    for needed in prompt_form_bytes(config, quantization):
+        left -= needed
+        if left < 0:
+            break
+        layers += 1
+    return replace(quantization, prompt_layers=layers)
 
 
 def _maxima(

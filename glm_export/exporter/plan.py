@@ -20,6 +20,7 @@ from glm_export.exporter.weight_layout import StoredTensor, plan_weights
 from glm_export.machine.memory import total_memory
 from glm_export.modeling import Decoder, building_in, linear_weights
 from glm_export.spec.capabilities import Capabilities
+from glm_export.spec.config import GlmConfig
 from glm_export.spec.dtypes import DTYPE_BYTES
 from glm_export.spec.weight_formats import SCALES, ExpertWeights
 from glm_export.spec.weight_map import as_stored
@@ -86,6 +87,20 @@ def plan_export(
         memory_bytes=memory,
         stored=tuple(stored),
     )
+
+
+def prompt_form_bytes(config: GlmConfig, quantization: Quantization) -> list[int]:
+    """What the second form of each layer's weights takes, the one for prompts, in bytes."""
+    with torch.device("meta"), building_in(torch.float32):
+        model = Decoder(config)
+    parameters = dict(model.named_parameters())
+    layers = [0] * config.num_layers
+    for name, both in quantization.formats(linear_weights(model), config).items():
+        if both.prefill is not None:
+            rows, columns = parameters[name].shape
+            stored = both.prefill.stored_tensors(name, rows, columns, "float32")
+            layers[int(name.split(".")[1])] += sum(spec.nbytes() for spec in stored)
+    return layers
 
 
 def held_scales(stored: Sequence[StoredTensor]) -> int:

@@ -13,7 +13,7 @@ from polygraphy.logger import G_LOGGER
 
 from glm_export.artifacts.initial_cache import INITIAL_CACHE
 from glm_export.artifacts.output_folder import require_writable
-from glm_export.artifacts.program import OnnxProgram
+from glm_export.artifacts.program import PROMPT_LAYERS, OnnxProgram
 from glm_export.calibration import recipes
 from glm_export.calibration.keep import KEPT
 from glm_export.calibration.quantization import Quantization
@@ -289,7 +289,9 @@ def quantization_of(program: OnnxProgram) -> Quantization | None:
     recipe = recipe_of(program)
     if recipe is None or recipe.rounding == KEPT:
         return None
-    quantization = Quantization.load(program.folder, recipe, program.manifest["left_in_float"])
+    quantization = Quantization.load(
+        program.folder, recipe, program.manifest["left_in_float"], program.manifest.get(PROMPT_LAYERS)
+    )
     return replace(quantization, rounded=ProgramIntegers(program)) if recipe.rounding != "nearest" else quantization
 
 

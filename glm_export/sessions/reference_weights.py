@@ -14,7 +14,7 @@ from glm_export.calibration.simulate import simulate
 from glm_export.calibration.smoothed_weights import SmoothedWeights
 from glm_export.checkpoints.checkpoint import Checkpoint
 from glm_export.modeling import Decoder, building_in, linear_weights
-from glm_export.spec.weight_formats import EMBEDDING, HEAD
+from glm_export.spec.weight_formats import EMBEDDING, HEAD, WeightFormats
 
 
 class ReferenceWeights:
@@ -40,7 +40,9 @@ class ReferenceWeights:
     def simulate(self) -> None:
         """Let the model round what it reads and keeps; once."""
         if self._quantization is not None:
-            simulate(self.model, self._quantization, self._formats)
+            # Prompts may have a form of their own; each is a model of its own.
+            formats = {name: WeightFormats(both.of(self._tokens)) for name, both in self._formats.items()}
+            simulate(self.model, self._quantization, formats)
 
     def names(self, prefix: str = "") -> list[str]:
         """Parameters below a module, by their whole names."""
