@@ -85,7 +85,7 @@ class Recipe:
     @property
     def rounds_activations(self) -> bool:
         """Whether what products read is rounded, with scales found beforehand or as it comes."""
-        explicit = (self.explicit, self.layers, self.prompt)
+        explicit = (self.explicit, self.layers)
         return self.static_activations or any(form is not None and form.rounds_each_token for form in explicit)
 
     @property

@@ -12,7 +12,7 @@ import numpy as np
 from glm_export.graphs.dialect import Dialect
 from glm_export.graphs.rewriter import MICROSOFT, CountedRule
 from glm_export.graphs.rules.ort.experts import MOE, QMOE, QuantizedExperts
-from glm_export.graphs.rules.ort.quantized import dynamic_quantize_matmul, matmul_nbits, token_matmul
+from glm_export.graphs.rules.ort.quantized import dynamic_quantize_matmul, matmul_nbits
 from glm_export.graphs.rules.ort.quantized.gather_block_quantized import LOOKUP, QuantizedGather
 from glm_export.graphs.rules.ort.quantized.int8_kv_cache import GroupQueryOfIntegers
 from glm_export.graphs.rules.ort.quantized.quantized_matmul import QuantizedMatMul, StoredProduct
@@ -26,7 +26,6 @@ from glm_export.spec.weight_formats import (
     BlockWeights,
     ChannelWeights,
     ExpertWeights,
-    TokenWeights,
     WeightFormat,
     WeightFormats,
 )
@@ -34,7 +33,6 @@ from glm_export.spec.weight_formats import (
 PRODUCTS: Mapping[type[WeightFormat], StoredProduct] = {
     BlockWeights: matmul_nbits.PRODUCT,
     ChannelWeights: dynamic_quantize_matmul.PRODUCT,
-    TokenWeights: token_matmul.PRODUCT,
 }
 """The operator of each format that is not explicit."""
 
@@ -104,11 +102,9 @@ def quantized_dialect(dialect: Dialect, formats: Mapping[str, WeightFormats], *,
     stacks = expert_names(formats)
     linear = [both for name, both in formats.items() if name != EMBEDDING and name not in stacks]
     explicit = [both.decode for both in linear if both.decode.explicit]
-    every = [form for both in linear for form in both if form is not None]
-    tokens = sum(form.rounds_each_token for form in every)
-    # Where the operator reads integers, nothing turns them back.
-    integers = sum(form.rounds_each_token and not form.explicit for form in every)
+    tokens = sum(form.rounds_each_token for form in explicit)
     rounded_inputs = sum(form.activation_dtype is not None for form in explicit) + tokens
+    every = [form for both in linear for form in both if form is not None]
     products = Counter(f"{MICROSOFT}.{PRODUCTS[type(form)].operator}" for form in every if not form.explicit)
     if EMBEDDING in formats:
         products[f"{MICROSOFT}.{LOOKUP}"] = 1
@@ -117,7 +113,7 @@ def quantized_dialect(dialect: Dialect, formats: Mapping[str, WeightFormats], *,
         products[f"{MICROSOFT}.{QMOE}"] = mixtures
     choices = sum(both.prefill is not None for both in formats.values())
     extra = {"If", "Size", "Greater"} if choices else set()
-    if explicit or kv or tokens:
+    if explicit or kv:
         extra |= {"QuantizeLinear", "DequantizeLinear"}
     if tokens:
         extra |= TOKEN_OPS
@@ -132,7 +128,7 @@ def quantized_dialect(dialect: Dialect, formats: Mapping[str, WeightFormats], *,
             "MatMul": counts["MatMul"] - len(linear) + len(explicit),
             "If": choices,
             "QuantizeLinear": rounded_inputs + caches,
-            "DequantizeLinear": rounded_inputs - integers + len(explicit) + caches,
+            "DequantizeLinear": rounded_inputs + len(explicit) + caches,
             "ReduceMax": tokens,
         }
         if mixtures:

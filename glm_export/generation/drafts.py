@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from glm_export.errors import InputError
 from glm_export.spec.signature import RECENT_TOKENS
 
-COLUMN_COST, EXPERTS_COLUMN_COST = 0.06, 0.65
+COLUMN_COST, EXPERTS_COLUMN_COST = 0.08, 0.65
 """What one more token in a step takes, as a share of a step with one; more where it brings experts of its own. Measured
 on two cores with VNNI (``benchmarks/sessions/README.md``)."""
 MOST_DRAFTS = RECENT_TOKENS - 1

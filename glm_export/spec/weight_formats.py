@@ -163,25 +163,6 @@ class ChannelWeights(WeightFormat):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TokenWeights(ChannelWeights):
-    """8-bit integers with one scale per output channel, multiplied with activations of a scale per token.
-
-    As ``QdqWeights(per_token=True)`` computes, in an operator that reads integers: within a branch of a condition no
-    runtime makes one of Q/DQ.
-    """
-
-    @property
-    def rounds_each_token(self) -> bool:
-        """Always."""
-        return True
-
-    @property
-    def batch_invariance(self) -> BatchInvariance:
-        """Exact: integers are multiplied, and each row has its own scale."""
-        return BatchInvariance.EXACT
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class QdqWeights(WeightFormat):
     """Explicit quantization: ``DequantizeLinear(weight) -> MatMul``, symmetric, zero point 0, positive scales.
 

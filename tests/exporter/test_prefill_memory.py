@@ -14,7 +14,7 @@ from glm_export.errors import InputError
 from glm_export.exporter.options import resolve_options
 from glm_export.exporter.plan import prompt_form_bytes
 
-RECIPE = "int8-weights-token"
+RECIPE = "int4-int8-prompt"
 
 
 def conditions(program: OnnxProgram) -> int:
@@ -51,7 +51,7 @@ def test_as_many_layers_as_fit(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"recipe": "int8-token"}, "is for recipes with a form for prompts .int4-int8-prompt, int8-weights-token."),
+        ({"recipe": "int8-token"}, "is for recipes with a form for prompts .int4-int8-prompt."),
         ({}, "is for recipes with a form for prompts"),
         ({"recipe": RECIPE, "prefill_memory": -1.0}, "should be gigabytes, 0 or more; found -1.0"),
         ({"recipe": RECIPE, "prefill_memory": float("nan")}, "should be gigabytes, 0 or more; found nan"),
