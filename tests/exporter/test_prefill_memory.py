@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
+from click.testing import CliRunner
 
 from glm_export import api
 from glm_export.artifacts.program import PROMPT_LAYERS, OnnxProgram
+from glm_export.cli import cli
 from glm_export.errors import InputError
 from glm_export.exporter.options import resolve_options
 from glm_export.exporter.plan import prompt_form_bytes
@@ -46,6 +48,14 @@ def test_as_many_layers_as_fit(tmp_path: Path) -> None:
     unlimited = api.export("demo", tmp_path / "all", dialect="ort", recipe=RECIPE, logits="all")
     assert PROMPT_LAYERS not in unlimited.manifest
     assert unlimited.manifest["sizes"]["model.onnx.data"] == sizes[4]
+
+
+def test_on_the_command_line(tmp_path: Path) -> None:
+    out = str(tmp_path / "out")
+    asked = ["export", "demo", "--out", out, "--dialect", "ort", "--recipe", RECIPE, "--prefill-memory", "0.0000001"]
+    assert CliRunner().invoke(cli, asked, catch_exceptions=False).exit_code == 0
+    program = api.load_program(tmp_path / "out")
+    assert (program.manifest[PROMPT_LAYERS], conditions(program)) == (0, 0)
 
 
 @pytest.mark.parametrize(
