@@ -29,7 +29,7 @@ from pathlib import Path
 from glm_export import api
 checkpoint = api.open_checkpoint(sys.argv[1])
 import json
-from glm_export.calibration.corpus import Corpus, Sample
+from glm_export.calibration.corpus.corpus import Corpus, Sample
 from glm_export.inputs.prompts import Prompt
 rows = json.loads(Path(sys.argv[2]).read_text())
 samples = tuple(Sample(prompt=Prompt(ids=tuple(ids)), counted_from=1) for ids in rows)

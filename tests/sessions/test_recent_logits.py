@@ -16,6 +16,7 @@ from glm_export.artifacts.program import OnnxProgram
 from glm_export.errors import InputError
 from glm_export.exporter.genai_config import GENAI_CONFIG
 from glm_export.inputs.right_padded import RightPaddedFeeds
+from glm_export.sessions.onnxruntime.cuda_graph import CapturedGraph, GraphIds
 from glm_export.sessions.onnxruntime.session import OrtSession
 from glm_export.spec.signature import RECENT_TOKENS
 from tests.helpers.golden_data import Golden
@@ -65,6 +66,18 @@ def test_they_are_proven_like_any_other(family: str, exported: Callable[..., Onn
         assert not api.check(program, Golden(family).folder).passed
     finally:
         kept.rename(program.model_path)
+
+
+def test_a_captured_step(exported: Callable[..., OnnxProgram]) -> None:
+    """Of one token a row they are that token's."""
+    with OrtSession(exported("chatglm2", "ort", "recent"), CPU) as session:
+        feeds = session.feeds(prompts_for(session.program, 9, 4))
+        session.prefill(feeds)
+        step = feeds.next_step([3, 5], session.last_position(feeds))
+        expected = session.decode(step)
+        session._captured = CapturedGraph(session.runtime, session.signature, GraphIds(), "cpu")
+        session.prefill(feeds)
+        np.testing.assert_array_equal(session.decode(step), expected)
 
 
 def _value(node: onnx.NodeProto) -> list[int]:

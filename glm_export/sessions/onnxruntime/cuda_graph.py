@@ -21,6 +21,7 @@ from glm_export.spec.signature import (
     INPUT_IDS,
     LOGITS,
     QUERY_LENGTHS,
+    RECENT,
     SEQUENCE,
     TOTAL,
     Signature,
@@ -113,7 +114,7 @@ class CapturedGraph:
 
     def _prepare(self, shape: tuple[int, int], cache: InPlace) -> None:
         batch, columns = shape
-        sizes = {BATCH: batch, SEQUENCE: 1, TOTAL: columns}
+        sizes = {BATCH: batch, SEQUENCE: 1, RECENT: 1, TOTAL: columns}
         specs = step_specs(self._signature)
         self._values = {
             spec.name: onnxruntime.OrtValue.ortvalue_from_shape_and_type(

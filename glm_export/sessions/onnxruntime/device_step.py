@@ -18,6 +18,7 @@ from glm_export.spec.signature import (
     INPUT_IDS,
     LOGITS,
     QUERY_LENGTHS,
+    RECENT,
     SEQUENCE,
     TOTAL,
     Signature,
@@ -66,7 +67,7 @@ class DeviceStep:
 
     def _prepare(self, shape: tuple[int, int], cache: InPlace) -> None:
         batch, columns = shape
-        sizes = {BATCH: batch, SEQUENCE: 1, TOTAL: columns}
+        sizes = {BATCH: batch, SEQUENCE: 1, RECENT: 1, TOTAL: columns}
         self._binding = self._runtime.io_binding()
         self._tensors: dict[str, torch.Tensor] = {}
         target = self._device.target

@@ -103,6 +103,17 @@ def test_the_loop_writes_what_the_host_writes(
     assert chosen > 100
 
 
+def test_a_program_that_tells_more_logits_than_the_last(exported: Export) -> None:
+    """A step has one token a row, and so one row of logits."""
+    program = exported("chatglm2", "ort", "recent")
+    random = np.random.default_rng(2)
+    prompts = [random_prompt(random, length, program.config) for length in (20, 4)]
+    with looping(program) as session:
+        found = generate_ids(session, prompts, stopping=Stopping(max_new_tokens=12))
+        with by_the_host(session):
+            assert told(found) == told(generate_ids(session, prompts, stopping=Stopping(max_new_tokens=12)))
+
+
 @pytest.mark.parametrize(("family", "dialect"), [("chatglm2", "tensorrt"), ("glm", "tensorrt"), ("chatglm2", "ort")])
 def test_control_inputs_that_stay_are_noticed(
     family: str, dialect: str, exported: Export, monkeypatch: pytest.MonkeyPatch

@@ -36,11 +36,12 @@ def copies(path: Path) -> list[str]:
     return found
 
 
+@pytest.mark.parametrize("logits", ["last", "recent"])
 @pytest.mark.parametrize("family", ["chatglm2", "glm4_hf", "glm4_remote"])
-def test_fused_programs_copy_nothing(family: str, tmp_path: Path) -> None:
+def test_fused_programs_copy_nothing(family: str, logits: str, tmp_path: Path) -> None:
     """Experts aside, who fill a table of zeros by its shape; where ONNX Runtime does that, only a GPU shows."""
     checkpoint = api.open_checkpoint(Golden(family).folder)
-    assert copies(export(checkpoint, tmp_path / "ort", dialect="ort", logits="last").model_path) == []
+    assert copies(export(checkpoint, tmp_path / "ort", dialect="ort", logits=logits).model_path) == []
 
 
 def test_control_a_count_beside_a_sum_is_found(tmp_path: Path, save: Callable[[str, Path], Path]) -> None:
