@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from glm_export.errors import InputError
 from glm_export.performance.report import BenchOptions
 from glm_export.terminal.console import (
     MODEL,
@@ -26,17 +27,25 @@ from glm_export.terminal.console import (
 )
 
 if TYPE_CHECKING:
+    from glm_export.machine.facts import Machine
     from glm_export.performance.report import BenchReport
+    from glm_export.performance.sweep import SweepReport
 
 
 @click.command()
 @click.argument("model", type=MODEL)
 @flags(BenchOptions)
+@click.option(
+    "--sweep", is_flag=True, help="Measure MODEL's products alone instead, in every form its weights can have."
+)
 @json_option()
 @report_option
 @force_option("a report")
-def bench(model: str, as_json: bool, report: Path | None, force: bool, **options: Any) -> None:
+def bench(model: str, sweep: bool, as_json: bool, report: Path | None, force: bool, **options: Any) -> None:
     """Measure speed and memory of MODEL, an exported folder (ONNX Runtime), an engine or a checkpoint (PyTorch)."""
+    if sweep:
+        _sweep(model, BenchOptions(**options), as_json=as_json, report=report)
+        return
     from glm_export.performance.bench import bench as run_bench
     from glm_export.reports.files import asked_report
 
@@ -55,6 +64,53 @@ def bench(model: str, as_json: bool, report: Path | None, force: bool, **options
         show_written(RESULTS, asked)
 
 
+def _sweep(model: str, options: BenchOptions, *, as_json: bool, report: Path | None) -> None:
+    if report is not None:
+        raise InputError("--sweep prints a table, or --json, and writes no report; leave --report out")
+    from glm_export.performance.measure import open_model
+    from glm_export.performance.sweep import sweep
+
+    found = sweep(model, open_model(model).config, threads=options.threads, rounds=options.rounds)
+    if as_json:
+        click.echo(json.dumps(found.to_json(), indent=2))
+    else:
+        show_sweep(RESULTS, found)
+
+
+def show_sweep(console: Console, report: SweepReport) -> None:
+    """A row for each form, all products of a call together; and which form each product is fastest with."""
+    from glm_export.performance.sweep import FORMS, ROWS
+
+    console.print(
+        f"{escape(report.model)}: the products of a call, weights alone; {_count(report.threads, 'thread')}, median of "
+        f"{_count(report.rounds, 'round')}",
+        soft_wrap=True,
+    )
+    table = Table(box=SIMPLE, pad_edge=False)
+    table.add_column("weights as", no_wrap=True)
+    for column in ("size", "1 token", "read at", "8 tokens", "256 tokens", "a second"):
+        table.add_column(column, justify="right")
+    for form in FORMS:
+        one, eight, many = (report.total(form, tokens) for tokens in ROWS)
+        table.add_row(
+            form,
+            size(report.nbytes(form)),
+            f"{1000 * one:.1f} ms",
+            f"{size(report.nbytes(form) / one)}/s",
+            f"{1000 * eight:.1f} ms",
+            f"{1000 * many:,.0f} ms",
+            f"{ROWS[2] / many:,.0f}",
+        )
+    console.print(table)
+    for tokens in ROWS:
+        each = "; ".join(
+            f"{', '.join(product.names)} [{product.rows_N} × {product.columns_K}]: {speed.form}"
+            for product, speed in report.fastest(tokens)
+        )
+        console.print(f"fastest with {_count(tokens, 'token')}: {each}", soft_wrap=True, style="dim")
+    _show_machine(console, report.machine)
+
+
 def show_bench(console: Console, report: BenchReport) -> None:
     """Speed, the floor of a step, memory, and what it was measured on."""
     options, machine = report.options, report.machine
@@ -71,6 +127,10 @@ def show_bench(console: Console, report: BenchReport) -> None:
     for row in (*_speed(report), *_memory(report)):
         table.add_row(*row)
     console.print(table)
+    _show_machine(console, machine)
+
+
+def _show_machine(console: Console, machine: Machine) -> None:
     memory = "" if machine.memory_bytes is None else f", {size(machine.memory_bytes)} of memory"
     packages = ", ".join(f"{name} {version}" for name, version in machine.packages.items())
     console.print(

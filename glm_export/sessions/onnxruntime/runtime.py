@@ -14,7 +14,7 @@ from glm_export.errors import ComparisonFailedError, EnvironmentMissingError
 from glm_export.machine.gpu import has_driver
 from glm_export.sessions.onnxruntime.cuda_graph import ENABLE
 from glm_export.sessions.onnxruntime.packed import PackedPrograms
-from glm_export.spec.session_entries import LEAST_FOR_RAGGED, LEAST_ON_CUDA, session_entries
+from glm_export.spec.session_entries import ACCURACY, LEAST_FOR_RAGGED, LEAST_ON_CUDA, session_entries
 
 CUDA = "CUDAExecutionProvider"
 CPU = "CPUExecutionProvider"
@@ -87,6 +87,21 @@ def _require_kernels(version: str) -> None:
             f"ONNX Runtime {version} lacks kernels for CUDA, {'.'.join(map(str, LEAST_ON_CUDA))} and later have them; "
             "pip install 'glm-export[cuda]', or choose the provider CPUExecutionProvider"
         )
+
+
+def graph_session(graph: Path, threads: int) -> onnxruntime.InferenceSession:
+    """Any graph on the processor, told what sessions of quantized programs are told.
+
+    Args:
+        graph: an ONNX file.
+        threads: of one operator.
+    """
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads
+    for key, value in ACCURACY.items():
+        options.add_session_config_entry(key, value)
+    return onnxruntime.InferenceSession(str(graph), options, providers=[CPU])
 
 
 def inference_session(
