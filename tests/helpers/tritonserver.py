@@ -114,16 +114,17 @@ def serving(repository: Path, folder: Path, *words: str) -> Iterator[Server]:
     listening += [f"--{name}-address=127.0.0.1" for name in ("grpc", "http", "metrics")]
     with started(repository, folder, *listening, *words) as process:
         end = time.monotonic() + 60
-        while not _ready(http):
+        # Metrics are told at a port of their own, which is opened last.
+        while not (_ready(f"{http}/v2/health/ready") and _ready(f"{metrics}/metrics")):
             assert process.poll() is None, (folder / "log").read_text(errors="replace")[-3000:]
             assert time.monotonic() < end, "the server is not ready after a minute"
             time.sleep(0.05)
         yield Server(grpc=grpc, http=http, metrics=metrics, log=folder / "log")
 
 
-def _ready(http: str) -> bool:
+def _ready(place: str) -> bool:
     try:
-        return bool(urllib.request.urlopen(f"http://{http}/v2/health/ready").status == 200)
+        return bool(urllib.request.urlopen(f"http://{place}").status == 200)
     except OSError:
         return False
 

@@ -105,9 +105,16 @@ class TritonPythonModel:
         written = api.open_exported(folder)
         # As for every server: the files are those that were written.
         written.require_undamaged()
-        self._session: Session = self._open.enter_context(session_of(written, threads=options.threads))
+        session = session_of(written, threads=options.threads, cache=not options.no_cache)
+        self._session: Session = self._open.enter_context(session)
         kept = options.prefix_megabytes * MEGABYTE
-        engine = Engine(self._session, options.scheduler, prefix_bytes=kept, max_context=options.max_context)
+        engine = Engine(
+            self._session,
+            options.scheduler,
+            prefix_bytes=kept,
+            max_context=options.max_context,
+            speculate=options.speculate,
+        )
         self._worker = Worker(engine, max_waiting=options.queue, name=names["name"])
         labels = {"model": names["name"], "version": names["version"], "instance": names["instance_name"]}
         gauges = Gauges(self._triton, self._worker, labels)

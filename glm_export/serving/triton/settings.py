@@ -16,6 +16,7 @@ SETTINGS = (
     "max_context",
     "chunk_tokens",
     "exact",
+    "speculate",
     "queue",
     "wait_seconds",
     "deadline",
@@ -23,6 +24,7 @@ SETTINGS = (
     "prefix_megabytes",
     "allow_special_tokens",
     "threads",
+    "no_cache",
 )
 """Those of the server's options that are the engine's; the others are Triton's own business."""
 

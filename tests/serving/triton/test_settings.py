@@ -16,7 +16,7 @@ TRITONS_OWN = {"host", "port", "max_body_megabytes", "api_key_file", "otlp_trace
 def test_there_and_back() -> None:
     changed = ServeOptions(
         max_batch=3, max_context=64, chunk_tokens=7, exact=True, queue=0, wait_seconds=1.5, deadline=2.0,
-        drain_seconds=0.0, prefix_megabytes=0, allow_special_tokens=True, threads=2,
+        drain_seconds=0.0, prefix_megabytes=0, allow_special_tokens=True, threads=2, speculate=True, no_cache=True,
     )  # fmt: skip
     for options in (ServeOptions(), changed):
         assert from_parameters(to_parameters(options)) == options
