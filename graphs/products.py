@@ -5,6 +5,8 @@ Shapes: K input channels, N output channels.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
@@ -45,6 +47,16 @@ def products_model(form: WeightFormat | None, *, rows_N: int, columns_K: int, co
             apply_rule(model, rule, constants, {INPUT: x})
     _fill(model)
     return model
+
+
+def write_products(
+    folder: Path, form: WeightFormat | None, *, rows_N: int, columns_K: int, copies: int
+) -> tuple[Path, int]:
+    """As :func:`products_model`, in a new folder: the file, and the bytes of its weights."""
+    model = products_model(form, rows_N=rows_N, columns_K=columns_K, copies=copies)
+    folder.mkdir(parents=True)
+    ir.save(model, folder / "model.onnx", external_data="weights")
+    return folder / "model.onnx", weight_bytes(model)
 
 
 def _float_weight(name: str, columns_K: int, rows_N: int) -> ir.Value:

@@ -31,11 +31,11 @@ if TYPE_CHECKING:  # it needs torch
 INPUT = "x"
 FORMS: Mapping[str, WeightFormat | None] = {
     "float32": None,
-    "int8-token": QdqWeights(per_token=True),
-    "int8-dynamic": ChannelWeights(),
+    "W8A8, per token": QdqWeights(per_token=True),
+    "W8A8, per tensor": ChannelWeights(),
     **{f"{bits} bits / {block}": BlockWeights(bits=bits, block=block) for bits in (8, 4) for block in (32, 64, 128)},
 }
-"""What is measured: recipes' forms by their names, and block weights as bits / block."""
+"""What is measured: recipes' forms, by what activations are scaled by, and block weights as bits / block."""
 ROWS = (1, 8, 256)
 """Tokens of a call: a step of one row, of eight, and a piece of a prompt."""
 MANY = 64
@@ -161,17 +161,15 @@ class _Timed:
     """One product in one form, as sessions for few tokens and for many."""
 
     def __init__(self, form: WeightFormat | None, product: Product, threads: int, folder: Path) -> None:
-        import onnx_ir as ir
-
-        from glm_export.graphs.products import products_model, weight_bytes
+        from glm_export.graphs.products import write_products
         from glm_export.sessions.onnxruntime.runtime import graph_session
 
         def session(copies: int) -> Any:
-            made = products_model(form, rows_N=product.rows_N, columns_K=product.columns_K, copies=copies)
-            here = folder / str(copies)
-            here.mkdir(parents=True, exist_ok=True)
-            ir.save(made, here / "model.onnx", external_data="weights")
-            return graph_session(here / "model.onnx", threads), weight_bytes(made)
+            sizes = product.rows_N, product.columns_K
+            graph, nbytes = write_products(
+                folder / str(copies), form, rows_N=sizes[0], columns_K=sizes[1], copies=copies
+            )
+            return graph_session(graph, threads), nbytes
 
         self._columns = product.columns_K
         self._many, self.nbytes = session(1)
