@@ -20,7 +20,7 @@ INPUT, OUTPUT = "x", "y"
 
 
 def products_model(form: WeightFormat | None, *, rows_N: int, columns_K: int, copies: int) -> ir.Model:
-    """Products of one size that read the same input ``x`` ``[tokens, K]``, each with a weight of its own.
+    """Products of one size, each with an input ``[tokens, K]`` and a weight of its own.
 
     Args:
         form: of the weights, which are random; None: float32.
@@ -29,22 +29,24 @@ def products_model(form: WeightFormat | None, *, rows_N: int, columns_K: int, co
         copies: how many.
 
     Returns:
-        A program with outputs ``y0``, ``y1``, … ``[tokens, N]``.
+        A program with inputs ``x0``, ``x1``, … and outputs ``y0``, ``y1``, … ``[tokens, N]``.
     """
-    x = ir.Value(name=INPUT, shape=ir.Shape(["tokens", columns_K]), type=ir.TensorType(ir.DataType.FLOAT))
-    weights = [_float_weight(f"weight{index}", columns_K, rows_N) for index in range(copies)]
-    nodes = [ir.node("MatMul", [x, weight], name=f"product{index}") for index, weight in enumerate(weights)]
+    # An input for each: where several read one, ONNX Runtime makes no integer product of Q/DQ.
+    read = [_float(f"{INPUT}{index}", "tokens", columns_K) for index in range(copies)]
+    weights = [_float(f"weight{index}", columns_K, rows_N) for index in range(copies)]
+    pairs = enumerate(zip(read, weights, strict=True))
+    nodes = [ir.node("MatMul", [x, weight], name=f"product{index}") for index, (x, weight) in pairs]
     outputs = []
     for index, node in enumerate(nodes):
         node.outputs[0].name = f"{OUTPUT}{index}"
         outputs.append(node.outputs[0])
-    graph = ir.Graph([x], outputs, nodes=nodes, initializers=weights, opset_imports={"": OPSET, MICROSOFT: 1})
+    graph = ir.Graph(read, outputs, nodes=nodes, initializers=weights, opset_imports={"": OPSET, MICROSOFT: 1})
     model = ir.Model(graph, ir_version=IR_VERSION)
     if form is not None:
         formats = {f"weight{index}": WeightFormats(form) for index in range(copies)}
         constants: dict[tuple[object, ...], ir.Value] = {}
         for rule, _ in quantizing_rules(formats, "float32", opset=OPSET):
-            apply_rule(model, rule, constants, {INPUT: x})
+            apply_rule(model, rule, constants, {})
     _fill(model)
     return model
 
@@ -59,8 +61,8 @@ def write_products(
     return folder / "model.onnx", weight_bytes(model)
 
 
-def _float_weight(name: str, columns_K: int, rows_N: int) -> ir.Value:
-    return ir.Value(name=name, shape=ir.Shape([columns_K, rows_N]), type=ir.TensorType(ir.DataType.FLOAT))
+def _float(name: str, *dims: int | str) -> ir.Value:
+    return ir.Value(name=name, shape=ir.Shape(dims), type=ir.TensorType(ir.DataType.FLOAT))
 
 
 def _fill(model: ir.Model) -> None:

@@ -88,19 +88,13 @@ def show_sweep(console: Console, report: SweepReport) -> None:
     )
     table = Table(box=SIMPLE, pad_edge=False)
     table.add_column("weights as", no_wrap=True)
-    for column in ("size", "1 token", "read at", "8 tokens", "256 tokens", "a second"):
-        table.add_column(column, justify="right")
+    for column in ("GB", "1 token, ms", "GB/s", "8, ms", "256, ms", "tokens/s"):
+        table.add_column(column, justify="right", no_wrap=True)
     for form in FORMS:
         one, eight, many = (report.total(form, tokens) for tokens in ROWS)
-        table.add_row(
-            form,
-            size(report.nbytes(form)),
-            f"{1000 * one:.1f} ms",
-            f"{size(report.nbytes(form) / one)}/s",
-            f"{1000 * eight:.1f} ms",
-            f"{1000 * many:,.0f} ms",
-            f"{ROWS[2] / many:,.0f}",
-        )
+        nbytes = report.nbytes(form)
+        figures = (nbytes / 1e9, 1e3 * one, nbytes / one / 1e9, 1e3 * eight, 1e3 * many)
+        table.add_row(form, *(f"{figure:,.2f}" for figure in figures), f"{ROWS[2] / many:,.0f}")
     console.print(table)
     for tokens in ROWS:
         each = "; ".join(

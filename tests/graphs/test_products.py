@@ -31,8 +31,8 @@ def test_they_multiply_in_their_form(name: str, tmp_path: Path) -> None:
     session = graph_session(graph, 1)
     assert len(session.get_outputs()) == COPIES
     x = np.random.default_rng(0).standard_normal((5, COLUMNS)).astype(np.float32)
-    found = session.run(None, {"x": x})
-    twice = session.run(None, {"x": 2 * x})
+    found = session.run(None, {value.name: x for value in session.get_inputs()})
+    twice = session.run(None, {value.name: 2 * x for value in session.get_inputs()})
     for one, other in zip(found, twice, strict=True):
         assert one.shape == (5, ROWS)
         assert np.abs(one).max() > 0
@@ -47,6 +47,6 @@ def test_a_float_product_is_numpys(tmp_path: Path) -> None:
     kept = weight.numpy().copy()
     ir.save(model, tmp_path / "model.onnx", external_data="weights")
     x = np.random.default_rng(0).standard_normal((2, COLUMNS)).astype(np.float32)
-    (found,) = graph_session(tmp_path / "model.onnx", 1).run(None, {"x": x})
+    (found,) = graph_session(tmp_path / "model.onnx", 1).run(None, {"x0": x})
     np.testing.assert_allclose(found, x @ kept, rtol=1e-4, atol=1e-4)
     assert np.abs(found - x @ kept[:, ::-1]).max() > 0.1  # the control
