@@ -54,7 +54,8 @@ def row_logits(session: Session, prompts: Sequence[Prompt], first: Sequence[int]
     if rows:
         # Two tokens tell what the session gives.
         two = replace(rows[0].prompt, ids=rows[0].prompt.ids[:2], context_length=0, mask_position=0)
-        read = _read_at_once if session.prefill(session.feeds([two])).shape[1] > 1 else _read_in_steps
+        all_told = session.prefill(session.feeds([two])).shape[1] > 1 and session.signature.most_logits is None
+        read = _read_at_once if all_told else _read_in_steps
         for group in _groups(session, rows):
             yield from read(session, group)
 
