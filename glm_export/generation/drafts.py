@@ -40,21 +40,17 @@ def drafts_beside(rows: int) -> int:
 class DraftOptions:
     """When it pays to guess.
 
-    ``column_cost``: what one more token in a step takes, as a share of a step with one. ``most``: guesses in a step.
+    ``column_cost``: what one more token in a step takes, as a share of a step with one.
 
     Raises:
-        InputError: a cost below 0, or a number of guesses that no step takes.
+        InputError: a cost below 0.
     """
 
     column_cost: float = COLUMN_COST
-    most: int = MOST_DRAFTS
 
     def __post_init__(self) -> None:
-        if self.column_cost < 0 or not 1 <= self.most <= MOST_DRAFTS:
-            raise InputError(
-                f"guesses want a cost of 0 or more and from 1 to {MOST_DRAFTS} of them a step; found "
-                f"{self.column_cost} and {self.most}"
-            )
+        if not self.column_cost >= 0:
+            raise InputError(f"a guess should cost 0 or more of a step; found {self.column_cost}")
 
 
 class PromptLookup:
@@ -79,16 +75,15 @@ class PromptLookup:
         self._pause = self._paused = 0
         self.offered = self.accepted = 0
 
-    def __call__(self, known: Sequence[int], most: int | None = None) -> list[int]:
+    def __call__(self, known: Sequence[int], most: int = MOST_DRAFTS) -> list[int]:
         """What may follow.
 
         Args:
             known: the text's ids, those of the last call first.
-            most: guesses wanted at most; None: as many as the options say.
+            most: guesses wanted at most.
         """
         self._take(known)
         self._guess = ()
-        most = self._options.most if most is None else min(most, self._options.most)
         if self._paused:
             self._paused -= 1
             return []
