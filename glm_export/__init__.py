@@ -28,9 +28,12 @@ if TYPE_CHECKING:
         generate,
         infill,
         load_session,
+        logits,
+        loglikelihood,
         open_checkpoint,
         quality,
         score,
+        stream,
     )
     from glm_export.artifacts.engine import Engine, load_engine
     from glm_export.artifacts.program import OnnxProgram, load_program
@@ -38,16 +41,18 @@ if TYPE_CHECKING:
     from glm_export.certificates.verify import verify
     from glm_export.deployment.build import build
     from glm_export.errors import GlmExportError
+    from glm_export.evaluation.likelihood import Likelihood
     from glm_export.generation.sampling import Sampling
+    from glm_export.generation.texts import Piece
     from glm_export.performance.bench import bench
 
     __version__: str
 
 __all__ = [
-    "Engine", "GlmExportError", "OnnxProgram", "Sampling", "__version__",
+    "Engine", "GlmExportError", "Likelihood", "OnnxProgram", "Piece", "Sampling", "__version__",
     "bench", "build", "calibrate", "certify", "chat", "check", "export", "generate",
-    "infill", "load_engine", "load_program", "load_session", "open_checkpoint",
-    "quality", "score", "verify",
+    "infill", "load_engine", "load_program", "load_session", "logits", "loglikelihood",
+    "open_checkpoint", "quality", "score", "stream", "verify",
 ]  # fmt: skip
 
 _HOME = {
@@ -56,6 +61,8 @@ _HOME = {
     "load_program": "artifacts.program",
     "Engine": "artifacts.engine",
     "load_engine": "artifacts.engine",
+    "Likelihood": "evaluation.likelihood",
+    "Piece": "generation.texts",
     "Sampling": "generation.sampling",
     "bench": "performance.bench",
     "build": "deployment.build",

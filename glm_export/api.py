@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Literal, Unpack
 
 from glm_export.artifacts.engine import Engine, load_engine
 from glm_export.artifacts.open import Kind, kind_of, located, open_artifact, require_checkpoint, with_base
@@ -12,11 +12,12 @@ from glm_export.artifacts.output_folder import require_writable
 from glm_export.artifacts.program import OnnxProgram, load_program
 from glm_export.calibration.options import CalibrationKeywords, CalibrationOptions, TextOptions
 from glm_export.errors import InputError
+from glm_export.evaluation.likelihood import Likelihood, logits, loglikelihood
 from glm_export.evaluation.options import QualityKeywords, QualityOptions
 from glm_export.exporter.options import ExportKeywords, ExportOptions, open_ranges
 from glm_export.generation.infilling import infill, score
 from glm_export.generation.stopping import Decode
-from glm_export.generation.texts import chat, chat_message, generate, stopping_for
+from glm_export.generation.texts import Piece, chat, chat_message, generate, stopping_for, stream
 from glm_export.progress import Progress
 from glm_export.proof.options import CheckKeywords, CheckOptions
 from glm_export.sessions.load import session_of
@@ -89,22 +90,39 @@ def export(
 
 
 def load_session(
-    source: Source | OnnxProgram | Engine | Checkpoint, *, family: str | None = None, cache: bool = False
+    source: Source | OnnxProgram | Engine | Checkpoint,
+    *,
+    family: str | None = None,
+    cache: bool = False,
+    threads: int | None = None,
+    device: Literal["cpu", "cuda"] | None = None,
+    providers: Sequence[str] | None = None,
 ) -> Session:
     """Run an engine in TensorRT, an exported folder in ONNX Runtime, or a checkpoint in PyTorch (float32).
+
+    ::
+
+        with load_session("poems-onnx", threads=2) as session:
+            print(generate(session, "床前明月光，"))
 
     Args:
         source: the folder or its URL, or what was opened.
         family: of a checkpoint, where config.json leaves it open.
-        cache: keep an exported folder's weights packed for this processor; see :func:`sessions.load.session_of`.
+        cache: keep an exported folder's weights packed for this processor, on disk, from the second time on that it is
+            loaded: later sessions load faster and share their memory.
+        threads: of one operator, where a processor computes; None takes one a core that the process may use.
+        device: None takes a GPU for exported folders and engines where there is one, and the processor for checkpoints.
+        providers: ONNX Runtime's execution providers for an exported folder, best first, in the place of ``device``.
 
     Raises:
-        GlmExportError: the folder is neither, or cannot run on this machine.
+        InputError: what is asked for does not go together.
+        EnvironmentMissingError: this machine has no such device or provider.
+        GlmExportError: the folder is none of these, or cannot run on this machine.
     """
     if isinstance(source, str | Path) and open_artifact(source).kind in (Kind.ENGINE, Kind.PROGRAM):
         source = open_exported(source)
     opened = source if isinstance(source, Engine | OnnxProgram) else open_checkpoint(source, family)
-    return session_of(opened, cache=cache)
+    return session_of(opened, threads=threads, cache=cache, device=device, providers=providers)
 
 
 def open_exported(source: Source) -> OnnxProgram | Engine:
@@ -263,7 +281,9 @@ def quality(
 
 __all__ = [
     "Decode",
+    "Likelihood",
     "Message",
+    "Piece",
     "calibrate",
     "chat",
     "chat_message",
@@ -273,10 +293,13 @@ __all__ = [
     "generate",
     "infill",
     "load_session",
+    "logits",
+    "loglikelihood",
     "open_checkpoint",
     "open_corpus",
     "open_ranges",
     "quality",
     "score",
     "stopping_for",
+    "stream",
 ]

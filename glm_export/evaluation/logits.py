@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from glm_export.errors import InputError
-from glm_export.inputs.prompts import Prompt
+from glm_export.inputs.prompts import Prompt, prefill_feeds
 from glm_export.sessions.session import Logits, Session
 
 BATCH_BYTES = 256 << 20
@@ -42,7 +42,8 @@ def row_logits(session: Session, prompts: Sequence[Prompt], first: Sequence[int]
         For each prompt float32 ``[S - first, V]``; row ``k`` predicts ``ids[first + k]``.
 
     Raises:
-        InputError: an index that leaves nothing to read or to predict, or what the session refuses.
+        InputError: an index that leaves nothing to read or to predict, a row longer than the context, or what the
+            session refuses.
     """
     rows: list[_Row] = []
     for prompt, start in zip(prompts, first, strict=True):
@@ -50,6 +51,8 @@ def row_logits(session: Session, prompts: Sequence[Prompt], first: Sequence[int]
             raise InputError(
                 f"some of {len(prompt.ids)} ids should be predicted, found {start} first; leave the row out"
             )
+        # What is read has to fit, in however many steps; the last id is only predicted.
+        prefill_feeds([replace(prompt, ids=prompt.ids[:-1])], session.config)
         rows.append(_Row(prompt, replace(prompt, ids=prompt.ids[:start]), len(prompt.ids) - start))
     if rows:
         # Two tokens tell what the session gives.

@@ -101,7 +101,7 @@ class _Asked:
     @property
     def needs_no_text(self) -> bool:
         """Whether a device can go on alone, from its own ids."""
-        return not self.stopping.stop_strings and not self.sampling.reads_text and self.sampling.min_p == 0
+        return not self.stopping.stop_strings and not self.sampling.changes_scores and self.sampling.min_p == 0
 
     def request(self, pad_token_id: int, last_position: int) -> LoopRequest:
         """What a device needs to know to go on from where rows are."""

@@ -1,6 +1,7 @@
 """From logits to the next token: greedy, or drawn with temperature, top-k, top-p, min-p and penalties.
 
-The order is that of transformers' ``generate``: penalties, temperature, top-k, top-p, min-p. Scores are float64 from
+The order is that of transformers' ``generate``: biases, penalties, whatever the caller's own processors do,
+temperature, top-k, top-p, min-p. Scores are float64 from
 the penalties on, and the largest is taken off before the temperature divides: no setting overflows.
 """
 
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import Any
@@ -20,6 +21,9 @@ from glm_export.errors import InputError, shown
 from glm_export.spec.option import described, listed
 
 Scores = NDArray[np.floating[Any]]
+LogitsProcessor = Callable[[Sequence[int], NDArray[np.float64]], NDArray[np.floating[Any]]]
+"""Takes a row's ids (prompt and written) and its scores ``[V]``, and gives scores ``[V]``; minus infinity is never
+written. It may change the array it is given."""
 COLDEST = 1e-5
 """Below this temperature a token is chosen greedily, as vLLM does: float32 noise of logits is larger."""
 
@@ -39,7 +43,11 @@ BOUNDS: dict[str, tuple[Any, float, float, str]] = {
 @listed
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """How a token is chosen: of the likeliest alone, or drawn."""
+    """How a token is chosen: of the likeliest alone, or drawn.
+
+    ``logit_bias``: added to the scores of these ids; minus infinity forbids one. ``processors``: called for each token
+    in their order, behind penalties and before the temperature, as transformers calls its own.
+    """
 
     temperature: float = field(default=0.0, metadata=described("0 is greedy."))
     top_k: int = field(default=0, metadata=described("Draw from the k likeliest; 0: all."))
@@ -49,6 +57,8 @@ class Sampling:
     frequency_penalty: float = field(default=0.0, metadata=described("Taken off for each time a token was written."))
     repetition_penalty: float = field(default=1.0, metadata=described("Above 1 avoids repeats."))
     seed: int | None = field(default=None, metadata=described("Makes draws repeatable."))
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    processors: Sequence[LogitsProcessor] = ()
 
     @property
     def greedy(self) -> bool:
@@ -56,9 +66,10 @@ class Sampling:
         return self.temperature < COLDEST
 
     @property
-    def reads_text(self) -> bool:
-        """Whether what was read and written before changes what is chosen."""
-        return self.repetition_penalty != 1.0 or self.presence_penalty != 0 or self.frequency_penalty != 0
+    def changes_scores(self) -> bool:
+        """Whether tokens are chosen by other scores than the model's own: by the text before them, or by the caller."""
+        penalized = self.repetition_penalty != 1.0 or self.presence_penalty != 0 or self.frequency_penalty != 0
+        return penalized or bool(self.logit_bias) or bool(self.processors)
 
     def __post_init__(self) -> None:
         # Whoever calls may give anything.
@@ -68,6 +79,49 @@ class Sampling:
                 continue
             if not isinstance(value, kind) or not least <= value <= most:
                 raise InputError(f"{name} must be {expected}, found {shown(value)}")
+        biases: Mapping[Any, Any] = self.logit_bias
+        for token, bias in biases.items():
+            # Infinity would make a softmax of nothing but it; minus infinity is how a token is forbidden.
+            if not isinstance(token, Integral) or token < 0 or not isinstance(bias, Real) or not bias < math.inf:
+                raise InputError(
+                    f"logit_bias maps ids of tokens, 0 or more, to numbers, found {shown(token)}: {shown(bias)}"
+                )
+
+
+def bias_scores(scores_V: Scores, logit_bias: Mapping[int, float]) -> Scores:
+    """Add biases to the scores of their tokens (OpenAI's ``logit_bias``).
+
+    Raises:
+        InputError: an id that the vocabulary has not.
+    """
+    if not logit_bias:
+        return scores_V
+    ids = np.fromiter(logit_bias, np.int64, len(logit_bias))
+    if ids.max() >= scores_V.size:
+        raise InputError(f"logit_bias names token {ids.max()}, and the vocabulary ends at {scores_V.size - 1}")
+    scores_V = scores_V.copy()
+    scores_V[ids] += np.fromiter(logit_bias.values(), np.float64, len(logit_bias))
+    return scores_V
+
+
+def process_scores(scores_V: Scores, ids: Sequence[int], processors: Sequence[LogitsProcessor]) -> Scores:
+    """What the caller's processors make of scores.
+
+    Raises:
+        InputError: one gives something else than scores of every token, or leaves no token to write.
+    """
+    for processor in processors:
+        given = np.asarray(processor(ids, scores_V.astype(np.float64, copy=False)))
+        name = getattr(processor, "__name__", type(processor).__name__)
+        if given.shape != scores_V.shape or given.dtype.kind != "f":
+            raise InputError(
+                f"the processor {name} should give {scores_V.shape[0]} scores in floats, found {given.dtype} "
+                f"{list(given.shape)}"
+            )
+        scores_V = given.astype(np.float64, copy=False)
+        if not scores_V.max() > -np.inf:
+            raise InputError(f"the processor {name} leaves no token to write: the likeliest has {scores_V.max()}")
+    return scores_V
 
 
 def penalize_repetition(scores_V: Scores, seen: Sequence[int], penalty: float) -> Scores:
@@ -167,13 +221,18 @@ class Sampler:
             scores_V: float32 logits ``[V]``; minus infinity is never chosen while there is anything else.
             seen: prompt and generated ids, for the repetition penalty.
             written: generated ids, for presence and frequency penalties.
+
+        Raises:
+            InputError: a bias for a token that there is not, or a processor that gives no scores.
         """
         sampling = self._sampling
-        if sampling.greedy and not sampling.reads_text:
+        if sampling.greedy and not sampling.changes_scores:
             # The largest is the largest in any width.
             return int(scores_V.argmax())
-        scores_V = penalize_repetition(scores_V.astype(np.float64), seen, sampling.repetition_penalty)
+        scores_V = bias_scores(scores_V.astype(np.float64), sampling.logit_bias)
+        scores_V = penalize_repetition(scores_V, seen, sampling.repetition_penalty)
         scores_V = penalize_written(scores_V, written, sampling)
+        scores_V = process_scores(scores_V, seen, sampling.processors)
         if sampling.greedy:
             return int(scores_V.argmax())
         # What overflows here is minus infinity: never drawn.

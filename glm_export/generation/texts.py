@@ -1,26 +1,114 @@
-"""Text to text over any session: a text goes on, a conversation is answered."""
+"""Text to text over any session: a text goes on, whole or as it is written; a conversation is answered."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import overload
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from numbers import Integral
+from typing import Any, TypeGuard, overload
 
 from glm_export.errors import InputError, shown
 from glm_export.generation.drafted import draft_options
 from glm_export.generation.drafts import DraftOptions
-from glm_export.generation.generate import generate_ids
+from glm_export.generation.generate import generate_ids, generate_steps
 from glm_export.generation.sampling import Sampling
-from glm_export.generation.stopping import Stopping, cut_at_stop, stops_of
+from glm_export.generation.stopping import Stopping, TextStream, cut_at_stop, stops_of
 from glm_export.sessions.session import Session
 from glm_export.tokenizers import ends_in_thought, stop_ids
 from glm_export.tokenizers.chat.messages import Message, Tools
 from glm_export.tokenizers.chat.prompt import Options
 
+TextOrIds = str | Sequence[int]
+"""A text, or the ids of its tokens as the session's tokenizer has them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What a step wrote.
+
+    ``text``: what became certain with it; a character of several tokens comes whole, and what may become a stop string
+    is held back. ``ids``: its tokens, none with the last piece of a text that a stop id ended. ``finish_reason``: stop,
+    length or context with the last piece, empty before.
+    """
+
+    text: str
+    ids: tuple[int, ...]
+    finish_reason: str = ""
+
+
+def is_ids(prompt: object) -> TypeGuard[Sequence[int]]:
+    """Whether a prompt is token ids, at least one, and no text."""
+    listed = isinstance(prompt, Sequence) and not isinstance(prompt, str | bytes) and bool(prompt)
+    return listed and all(isinstance(token, Integral) and not isinstance(token, bool) for token in prompt)  # type: ignore[attr-defined]
+
+
+def prompt_ids(session: Session, prompt: TextOrIds) -> list[int]:
+    """Ids a session reads: a text's with what its family puts around it, or those that are given, as they are.
+
+    Raises:
+        InputError: it is neither.
+    """
+    if isinstance(prompt, str):
+        return session.encode(prompt)
+    if not is_ids(prompt):
+        raise InputError(f"a prompt is a text, or its token ids; found {shown(prompt)}")
+    return [int(token) for token in prompt]
+
+
+def stream(
+    session: Session,
+    prompt: TextOrIds,
+    *,
+    max_new_tokens: int = 128,
+    sampling: Sampling | None = None,
+    stop_strings: Sequence[str] = (),
+    speculate: bool = False,
+) -> Generator[Piece, None, None]:
+    """Continue a text, and hand out what is written as it comes.
+
+    The session is the stream's until it has ended or is closed (a ``for`` that is left closes it)::
+
+        for piece in stream(session, session.tokenizer.chat([{"role": "user", "content": "你好"}])):
+            print(piece.text, end="", flush=True)
+
+    Args:
+        session: from :func:`load_session`.
+        prompt: a text, or token ids; those of a conversation are ``session.tokenizer.chat(messages)``.
+        max_new_tokens: at most so many.
+        sampling: greedy when absent.
+        stop_strings: end the text, and are cut off.
+        speculate: as :func:`generate` has it; a piece may have several tokens then.
+
+    Yields:
+        One piece a step; the texts of all of them are what :func:`generate` gives.
+
+    Raises:
+        InputError: at the first piece, as :func:`generate`.
+        SessionBusyError: the session has another user.
+        NonFiniteError: the model computes no numbers; pieces before it were handed out.
+    """
+    stopping = stopping_for(session, max_new_tokens, stop_strings)
+    text, told = TextStream(session.tokenizer.detokenizer(), stopping.stop_strings), 0
+    steps = generate_steps(
+        session,
+        [prompt_ids(session, prompt)],
+        sampling=sampling,
+        decode=session.tokenizer.decode,
+        stopping=stopping,
+        drafts=drafts_of(session, speculate),
+    )
+    with closing(steps):
+        for (row,) in steps:
+            new, told = tuple(row.ids[told:]), len(row.ids)
+            written = text.feed(new) + (text.finish() if row.finish_reason else "")
+            yield Piece(text=written, ids=new, finish_reason=row.finish_reason)
+
 
 @overload
 def generate(
     session: Session,
-    prompt: str,
+    prompt: str | list[int] | tuple[int, ...],
     *,
     max_new_tokens: int = ...,
     sampling: Sampling | None = ...,
@@ -30,7 +118,7 @@ def generate(
 @overload
 def generate(
     session: Session,
-    prompt: list[str],
+    prompt: list[str] | list[list[int]] | list[TextOrIds],
     *,
     max_new_tokens: int = ...,
     sampling: Sampling | None = ...,
@@ -39,7 +127,7 @@ def generate(
 ) -> list[str]: ...
 def generate(
     session: Session,
-    prompt: str | list[str],
+    prompt: TextOrIds | list[str] | list[list[int]] | list[TextOrIds],
     *,
     max_new_tokens: int = 128,
     sampling: Sampling | None = None,
@@ -50,7 +138,7 @@ def generate(
 
     Args:
         session: from :func:`load_session`.
-        prompt: one text or several.
+        prompt: one text or several; token ids may stand in the place of a text.
         max_new_tokens: at most this many tokens for each.
         sampling: greedy when absent.
         stop_strings: end a text, and are cut off.
@@ -64,15 +152,16 @@ def generate(
         SessionBusyError: the session has another user.
         NonFiniteError: the model computes no numbers.
     """
-    texts = [prompt] if isinstance(prompt, str) else prompt
-    if not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts):
-        raise InputError(f"a prompt is a text, or a list of texts; found {shown(prompt)}")
+    alone = isinstance(prompt, str) or is_ids(prompt)
+    texts: Sequence[Any] = [prompt] if alone else prompt
+    if not isinstance(texts, Sequence) or not all(isinstance(text, str) or is_ids(text) for text in texts):
+        raise InputError(f"a prompt is a text, its token ids, or a list of them; found {shown(prompt)}")
     tokenizer = session.tokenizer
     stopping = stopping_for(session, max_new_tokens, stop_strings)
-    ids, drafts = [session.encode(text) for text in texts], drafts_of(session, speculate)
+    ids, drafts = [prompt_ids(session, text) for text in texts], drafts_of(session, speculate)
     rows = generate_ids(session, ids, sampling=sampling, decode=tokenizer.decode, stopping=stopping, drafts=drafts)
     results = [cut_at_stop(tokenizer.decode(row.ids), stopping.stop_strings) for row in rows]
-    return results[0] if isinstance(prompt, str) else results
+    return results[0] if alone else results
 
 
 def chat(

@@ -278,11 +278,9 @@ class Engine:
         """Logits with what was asked of them; as they are where nothing was."""
         request = row.request
         early = len(row.written) < request.min_new_tokens and request.matcher is None
-        if not request.logit_bias and request.matcher is None and not early:
+        if request.matcher is None and not early:
             return logits_V
         scores_V: NDArray[Any] = logits_V.astype(np.float32)
-        for token, bias in request.logit_bias.items():
-            scores_V[token] += np.float32(bias)
         if early:
             scores_V[list(request.stop_ids)] = -np.inf
         if request.matcher is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -33,8 +33,8 @@ class Request:
     of it; none is chosen before there are ``min_new_tokens``. ``ends``: called with each id that was written, says
     whether the row ends there (a stop string). ``top_logprobs``: how many alternatives are told with each token; None
     tells no log-probabilities.
-    ``prompt_logprobs``: those of the prompt's own tokens, too. ``logit_bias``: added to logits, by token. ``drafts``:
-    guesses what follows prompt and answer so far; guesses are read together, and kept where the request writes them.
+    ``prompt_logprobs``: those of the prompt's own tokens, too. ``drafts``: guesses what follows prompt and answer so
+    far; guesses are read together, and kept where the request writes them.
     """
 
     key: str
@@ -48,7 +48,6 @@ class Request:
     priority: int = 0
     top_logprobs: int | None = None
     prompt_logprobs: bool = False
-    logit_bias: Mapping[int, float] = field(default_factory=dict)
     matcher: Matcher | None = None
     drafts: Callable[[Sequence[int]], Sequence[int]] | None = None
 

@@ -162,29 +162,18 @@ def write_stream(
 
     ``interruptible``: Ctrl-C ends the text, and is no error.
     """
-    from glm_export import api
-    from glm_export.generation.generate import generate_steps
-    from glm_export.generation.stopping import TextStream
-    from glm_export.generation.texts import drafts_of
+    from glm_export.generation.texts import stream
 
-    stream, written, told = TextStream(session.tokenizer.detokenizer(), stop_strings), "", 0
-    stopping = api.stopping_for(session, max_new_tokens, stop_strings)
-    steps = generate_steps(
-        session,
-        [ids],
-        sampling=sampling,
-        decode=session.tokenizer.decode,
-        stopping=stopping,
-        drafts=drafts_of(session, speculate),
+    written = ""
+    pieces = stream(
+        session, ids, max_new_tokens=max_new_tokens, sampling=sampling, stop_strings=stop_strings, speculate=speculate
     )
     try:
-        with closing(steps):
-            for (row,) in steps:
-                new = stream.feed(row.ids[told:]) + (stream.finish() if row.finish_reason else "")
-                told = len(row.ids)
-                sys.stdout.write(new if written else new.lstrip("\n"))
+        with closing(pieces):
+            for piece in pieces:
+                sys.stdout.write(piece.text if written else piece.text.lstrip("\n"))
                 sys.stdout.flush()
-                written += new
+                written += piece.text
                 if nobody_reads():
                     break
     except GlmExportError:

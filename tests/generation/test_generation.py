@@ -152,7 +152,7 @@ def test_lengths_and_stops_that_cannot_be_are_one_line(session: Session, options
         api.generate(session, FIRST_LINES[0], **options)
 
 
-@pytest.mark.parametrize("prompt", [None, 5, [5], [None], ["a", b"b"], [], ["a", []]])
+@pytest.mark.parametrize("prompt", [None, 5, [5.0], [None], ["a", b"b"], [], ["a", []]])
 def test_prompts_that_are_no_text_are_one_line(session: Session, prompt: list) -> None:
     with pytest.raises(InputError, match="a prompt"):
         api.generate(session, prompt)

@@ -307,7 +307,9 @@ def test_what_was_asked_of_a_token(exported: Callable[..., OnnxProgram]) -> None
                 self.accepted.append(token)
 
         engine = Engine(session, SMALL)
-        engine.submit(Request(key="banned", prompt=prompt, max_new_tokens=3, logit_bias={plain[0]: -100}))
+        engine.submit(
+            Request(key="banned", prompt=prompt, max_new_tokens=3, sampling=Sampling(logit_bias={plain[0]: -100}))
+        )
         engine.submit(Request(key="even", prompt=prompt, max_new_tokens=4, matcher=Even()))
         engine.submit(Request(key="ends", prompt=prompt, max_new_tokens=9, ends=lambda token: token == plain[1]))
         engine.submit(Request(key="none", prompt=prompt, max_new_tokens=0))

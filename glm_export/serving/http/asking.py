@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fastapi import Request as HttpRequest
@@ -115,7 +115,7 @@ def choices(
             request = Request(
                 key=f"{http.state.key}-{len(made)}",
                 prompt=prompt,
-                sampling=asked.sampling(number),
+                sampling=replace(asked.sampling(number), logit_bias=bias),
                 max_new_tokens=rows.max_new_tokens,
                 min_new_tokens=asked.min_tokens or 0,
                 stop_ids=stop_ids,
@@ -124,7 +124,6 @@ def choices(
                 priority=asked.priority or 0,
                 top_logprobs=rows.top_logprobs,
                 prompt_logprobs=rows.prompt_logprobs,
-                logit_bias=bias,
                 matcher=rows.matcher() if rows.matcher is not None else None,
             )
             made.append(Choice(index=len(made), request=request, text=text))

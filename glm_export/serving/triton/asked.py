@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ from glm_export.serving.triton.tensors import (
     TEXT,
     TOOLS,
 )
+from glm_export.spec.option import options_of
 
 Tensors = Mapping[str, NDArray[Any]]
 DEFAULT_TOKENS = 128
@@ -117,7 +118,7 @@ def _sampling(said: Mapping[str, Any]) -> Sampling:
     given: dict[str, Any] = {name: _number(said[name], name) for name in SAMPLING if said.get(name) is not None}
     if given.get("top_k") == -1:  # vLLM's word for all of them
         given["top_k"] = 0
-    assert set(SAMPLING) == {one.name for one in fields(Sampling)}
+    assert set(SAMPLING) == set(options_of(Sampling))
     return Sampling(**given)
 
 

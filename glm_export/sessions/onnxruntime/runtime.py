@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import onnxruntime
 
 from glm_export.artifacts.program import OnnxProgram
-from glm_export.errors import ComparisonFailedError, EnvironmentMissingError
+from glm_export.errors import ComparisonFailedError, EnvironmentMissingError, InputError, shown
 from glm_export.machine.gpu import has_driver
 from glm_export.sessions.onnxruntime.cuda_graph import ENABLE
 from glm_export.sessions.onnxruntime.packed import PackedPrograms
@@ -31,6 +31,29 @@ def providers() -> list[str]:
         # The GPU wheel lists its provider on every machine, and complains at length when it cannot load it.
         available.discard(CUDA)
     return [name for name in PREFERRED_PROVIDERS if name in available]
+
+
+def providers_of(device: str | None) -> list[str] | None:
+    """Execution providers of a device; None leaves them to :func:`providers`."""
+    return {None: None, "cpu": [CPU], "cuda": [CUDA, CPU]}[device]
+
+
+def require_providers(asked: Sequence[str]) -> list[str]:
+    """Execution providers that are asked for by name.
+
+    Raises:
+        InputError: none is asked for, or by no list of names.
+        EnvironmentMissingError: this build of ONNX Runtime has not all of them.
+    """
+    if isinstance(asked, str) or not asked:
+        raise InputError(f"providers are a list of names such as {[CPU]}, found {shown(asked)}")
+    known = onnxruntime.get_available_providers()
+    missing = [name for name in asked if name not in known]
+    if missing:
+        raise EnvironmentMissingError(
+            f"ONNX Runtime {onnxruntime.__version__} has no {', '.join(missing)} here; it has {', '.join(known)}"
+        )
+    return list(asked)
 
 
 def usable_threads() -> int:
