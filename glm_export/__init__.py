@@ -24,8 +24,10 @@ if TYPE_CHECKING:
         calibrate,
         chat,
         check,
+        embed,
         export,
         generate,
+        hidden_states,
         infill,
         load_session,
         logits,
@@ -50,8 +52,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Engine", "GlmExportError", "Likelihood", "OnnxProgram", "Piece", "Sampling", "__version__",
-    "bench", "build", "calibrate", "certify", "chat", "check", "export", "generate",
-    "infill", "load_engine", "load_program", "load_session", "logits", "loglikelihood",
+    "bench", "build", "calibrate", "certify", "chat", "check", "embed", "export",
+    "generate", "hidden_states", "infill", "load_engine", "load_program", "load_session", "logits", "loglikelihood",
     "open_checkpoint", "quality", "score", "stream", "verify",
 ]  # fmt: skip
 

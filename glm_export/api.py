@@ -12,6 +12,7 @@ from glm_export.artifacts.output_folder import require_writable
 from glm_export.artifacts.program import OnnxProgram, load_program
 from glm_export.calibration.options import CalibrationKeywords, CalibrationOptions, TextOptions
 from glm_export.errors import InputError
+from glm_export.evaluation.hidden_states import embed, hidden_states
 from glm_export.evaluation.likelihood import Likelihood, logits, loglikelihood
 from glm_export.evaluation.options import QualityKeywords, QualityOptions
 from glm_export.exporter.options import ExportKeywords, ExportOptions, open_ranges
@@ -288,9 +289,11 @@ __all__ = [
     "chat",
     "chat_message",
     "check",
+    "embed",
     "exclude_layers",
     "export",
     "generate",
+    "hidden_states",
     "infill",
     "load_session",
     "logits",

@@ -36,11 +36,14 @@ class DecoderOutput:
 
     ``logits``: ``[B, S, V]``, or ``[B, 1, V]`` when only the last token was asked for.
     ``past_key_values``: one :data:`KeyValue` per layer. ``loss``: scalar float32, with labels only.
+    ``hidden_states``: ``[B, S, H]`` each, what every layer reads and, behind the final norm, what the head does; empty
+    where nobody asked.
     """
 
     logits: Tensor
     past_key_values: list[KeyValue]
     loss: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] = ()
 
 
 def norm(config: GlmConfig) -> nn.Module:
@@ -260,6 +263,7 @@ class Decoder(nn.Module):
         labels_BS: Tensor | None = None,
         *,
         last_logits_only: bool = False,
+        output_hidden_states: bool = False,
     ) -> DecoderOutput:
         """Decode ``S`` new tokens on top of the past.
 
@@ -273,20 +277,26 @@ class Decoder(nn.Module):
             labels_BS: int64 ``[B, S]``, -100 = not counted; the loss is the mean cross entropy in float32 against
                 the label ``label_shift`` tokens on.
             last_logits_only: compute logits ``[B, 1, V]`` of the last token.
+            output_hidden_states: keep what each layer reads, and return it.
         """
         past = self.empty_cache(input_ids_BS.shape[0]) if past_key_values is None else past_key_values
         hidden_BSH, rotary, mask_B1ST = self.embed(input_ids_BS, attention_mask, position_ids, past[0][0].shape[2])
         present: list[KeyValue] = []
+        read: list[Tensor] = []
         for layer, layer_past in zip(self.layers, past, strict=True):
+            if output_hidden_states:
+                read.append(hidden_BSH)
             hidden_BSH, layer_present = layer(hidden_BSH, rotary, mask_B1ST, layer_past)
             present.append(layer_present)
         hidden_BSH = self.final_norm(hidden_BSH)
+        if output_hidden_states:
+            read.append(hidden_BSH)
         # Before the head: the product with the vocabulary is the dearest of a prompt.
         if last_logits_only:
             hidden_BSH = hidden_BSH[:, -1:]
         logits_BSV = self.head(hidden_BSH)
         loss = None if labels_BS is None else label_loss(logits_BSV, labels_BS, shift=self.config.label_shift)
-        return DecoderOutput(logits=logits_BSV, past_key_values=present, loss=loss)
+        return DecoderOutput(logits=logits_BSV, past_key_values=present, loss=loss, hidden_states=tuple(read))
 
     def embed(
         self, input_ids_BS: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None, past_len: int

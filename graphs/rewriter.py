@@ -186,10 +186,18 @@ def apply_rule(
             assert weight.name is not None
             model.graph.initializers[weight.name] = weight
         for before, after in emit.replaced:
-            before.replace_all_uses_with(after)
+            _take_place(before, after)
         fired += 1
     _register(model.graph, constants.values())
     return fired, reasons
+
+
+def _take_place(before: ir.Value, after: ir.Value) -> None:
+    """Readers get the other value; so does the program's caller, under the same name."""
+    if before.is_graph_output():
+        after.name, before.name = before.name, f"{before.name}.replaced"
+        after.shape, after.type = before.shape, before.type
+    before.replace_all_uses_with(after, replace_graph_outputs=True)
 
 
 def _register(graph: ir.Graph, constants: Iterable[ir.Value]) -> None:

@@ -13,7 +13,7 @@ from glm_export.artifacts.manifest import RECORDED_PACKAGES, SIGNED_IN
 from glm_export.engines import vendor
 from glm_export.errors import CheckpointError, shown
 from glm_export.spec.batch_invariance import BatchInvariance
-from glm_export.spec.signature import LOGITS
+from glm_export.spec.signature import OUTPUT_KINDS, output_kind
 
 if TYPE_CHECKING:  # a check needs torch, its words do not
     from glm_export.proof.check import CheckReport
@@ -163,10 +163,10 @@ def claims_of(report: CheckReport) -> Iterator[Claim]:
 
 
 def _cases(parity: ParityReport, prefix: str) -> Iterator[Claim]:
-    """The logits of each case, and the worst layer of its cache."""
+    """The logits of each case, and the worst layer of its cache and of its hidden states."""
     for case in dict.fromkeys(output.case for output in parity.outputs):
-        for kind in (LOGITS, "cache"):
-            group = [o for o in parity.outputs if o.case == case and (o.output == LOGITS) == (kind == LOGITS)]
+        for kind in OUTPUT_KINDS:
+            group = [o for o in parity.outputs if o.case == case and output_kind(o.output) == kind]
             if group:
                 worst = max(group, key=lambda output: (not output.passed, output.required_tolerance))
                 yield Claim(

@@ -124,6 +124,11 @@ def explain_requested(request: BuildRequest) -> tuple[BuildPlan, str]:
 
 
 def _planned(program: OnnxProgram, tensorrt: vendor.TensorRT, request: BuildRequest) -> BuildPlan:
+    if program.signature.hidden_states:
+        raise InputError(
+            f"{program.folder} puts out hidden states, and engines put out logits and the cache alone; export it "
+            "without --hidden-states for an engine"
+        )
     limits = resolve_limits(
         program.signature, program.config.max_columns, max_batch=request.max_batch,
         max_context=request.max_context, prefill_tokens=request.prefill_tokens, prefill_batch=request.prefill_batch,

@@ -47,6 +47,7 @@ from glm_export.exporter.weight_layout import StoredTensor
 from glm_export.exporter.weight_stream import CancelledError, write_weights
 from glm_export.graphs import dialects
 from glm_export.graphs.canonicalize import canonicalize
+from glm_export.graphs.hidden_states import put_out_hidden_states
 from glm_export.graphs.invariants import check_invariants
 from glm_export.graphs.lower import lower, lower_to_ragged
 from glm_export.graphs.precision.activation_names import annotate
@@ -94,6 +95,7 @@ def program_graph(config: GlmConfig, target: ResolvedOptions, stored: tuple[Stor
     transposed |= frozenset(expert_stacks(config))
     canonicalize(model, signature, wrapper=WRAPPER, transposed=transposed)
     check_invariants(model, canonical, config, signature)
+    put_out_hidden_states(model, target.signature)
     annotate(model, target.maxima)
     promised = target.dialect
     if target.dialect is not canonical or quantization:

@@ -13,7 +13,7 @@ from glm_export.graphs import dialects
 from glm_export.spec.config import GlmConfig
 from glm_export.spec.dtypes import DTYPES
 from glm_export.spec.option import described, flag, listed, merged, require_known, takes
-from glm_export.spec.signature import LOGITS_KINDS, Cache, Signature, decoder_signature
+from glm_export.spec.signature import HIDDEN_STATES_KINDS, LOGITS_KINDS, Cache, Signature, decoder_signature
 
 if TYPE_CHECKING:  # the command line reads the options without loading torch
     from glm_export.calibration.quantization import Quantization
@@ -36,6 +36,7 @@ class ExportKeywords(TypedDict, total=False):
     logits: str | None
     max_length: int | None
     prefill_memory: float | None
+    hidden_states: str | None
     excluded: Mapping[str, str] | None
 
 
@@ -73,6 +74,13 @@ class ExportOptions:
         default=None,
         metadata=described(
             "Gigabytes of weights kept a second time, in a form for prompts, at most (recipes that have one)."
+        ),
+    )
+    hidden_states: str | None = field(
+        default=None,
+        metadata=described(
+            "Also put out what the head reads of every token (last), or what each layer reads, too (all): embeddings.",
+            choices=HIDDEN_STATES_KINDS,
         ),
     )
     excluded: Mapping[str, str] | None = field(
@@ -135,7 +143,7 @@ def resolve_options(
     if ranges is not None:
         ranges.require_shapes(config)
     dialect = dialects.load(options.dialect)
-    require_known(options, "dtype", "logits")
+    require_known(options, "dtype", "logits", "hidden_states")
     logits, cache = options.logits or dialect.logits(config), dialect.cache(config)
     if logits == "recent" and not dialect.can.recent_logits:
         able = " or ".join(each.name for each in dialects.every() if each.can.recent_logits)
@@ -152,6 +160,7 @@ def resolve_options(
     signature = decoder_signature(
         config, dtype=dtype, logits=logits, cache=cache, max_length=length,
         cache_dtype="int8" if quantization is not None and quantization.kv_scales else None,
+        hidden_states=options.hidden_states,
     )  # fmt: skip
     return ResolvedOptions(
         dialect=dialect, dtype=dtype, logits=logits, signature=signature, quantization=quantization,

@@ -27,6 +27,7 @@ from glm_export.spec.signature import (
     WRITE_INDICES,
     Cache,
     Signature,
+    is_cache_name,
     past_names,
     present_names,
 )
@@ -131,17 +132,18 @@ def _own_lengths_to_canonical(outputs: Tensors, tensors: Tensors) -> Tensors:
     rows = OwnLengths.of(tensors)
     result: Tensors = {}
     for name, output in outputs.items():
+        by_token = not is_cache_name(name)
         # Of logits the last columns, where the program tells no others.
-        real = rows.new[:, -output.shape[1] :] if name == LOGITS else rows.all
+        real = rows.new[:, -output.shape[1] :] if by_token else rows.all
         if name == LOGITS and output.shape[1] == 1:
             result[name] = output
             continue
-        # Column axis 1 of logits, 2 of a cache.
-        output_BTX = output if name == LOGITS else output.swapaxes(1, 2)
+        # Column axis 1 of logits and hidden states, 2 of a cache.
+        output_BTX = output if by_token else output.swapaxes(1, 2)
         back_BTX = np.zeros((real.shape[0], real.shape[1], *output_BTX.shape[2:]), output.dtype)
         for index, columns in enumerate(real):
             back_BTX[index, columns] = output_BTX[index, : columns.sum()]
-        result[name] = back_BTX if name == LOGITS else back_BTX.swapaxes(1, 2)
+        result[name] = back_BTX if by_token else back_BTX.swapaxes(1, 2)
     return result
 
 
@@ -152,7 +154,7 @@ def without_padding(outputs: Tensors, tensors: Tensors) -> Tensors:
         name: output
         if name == LOGITS and output.shape[1] == 1
         else np.where(
-            rows.new[:, -output.shape[1] :, None] if name == LOGITS else rows.all[:, None, :, None], output, 0
+            rows.all[:, None, :, None] if is_cache_name(name) else rows.new[:, -output.shape[1] :, None], output, 0
         )
         for name, output in outputs.items()
     }
@@ -175,6 +177,8 @@ def _run_alone(run: Callable[[Tensors], Tensors], tensors: Tensors, row: int, si
     outputs = run(alone | {ATTENTION_MASK: mask})
     result = {
         name: np.insert(output, [past] * padding, 0, axis=CACHE_LENGTH_AXIS)
+        if is_cache_name(name)
+        else np.pad(output, ((0, 0), (padding, 0), (0, 0)))
         for name, output in outputs.items()
         if name != LOGITS
     }

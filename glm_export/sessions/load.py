@@ -70,7 +70,7 @@ def session_of(
         torch.set_num_threads(threads)
     if device == "cuda" and not torch.cuda.is_available():
         raise EnvironmentMissingError(f"PyTorch {torch.__version__} has no CUDA; install one that has, or take cpu")
-    return TorchSession(model, device=device or "cpu")
+    return TorchSession(model, device=device or "cpu", hidden_states="all")
 
 
 def _require_device(device: str | None) -> None:

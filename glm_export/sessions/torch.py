@@ -148,9 +148,10 @@ class TorchSession(Session):
         dtype: str = "float32",
         device: str = "cpu",
         quantization: Quantization | None = None,
+        hidden_states: str | None = None,
     ) -> None:
         super().__init__(checkpoint.folder, checkpoint.config)
-        self.signature = decoder_signature(checkpoint.config, dtype=dtype, logits="all")
+        self.signature = decoder_signature(checkpoint.config, dtype=dtype, logits="all", hidden_states=hidden_states)
         self.model = load_reference(checkpoint, dtype, quantization).to(device)
         # A recipe with a form of its own for prompts is two models.
         self._prompt_model = self.model
@@ -211,11 +212,15 @@ class TorchSession(Session):
         dtype = self.model.head.weight.dtype
         past = [tuple(given[name].to(dtype) for name in past_names(i)) for i in layers]
         model = self._model_for(tensors[INPUT_IDS].size)
-        output = model(given[INPUT_IDS], given[ATTENTION_MASK], given[POSITION_IDS], past)
+        told = self.signature.hidden_states
+        inputs = (given[INPUT_IDS], given[ATTENTION_MASK], given[POSITION_IDS])
+        output = model(*inputs, past, output_hidden_states=bool(told))
         result = {LOGITS: numpy_of(output.logits)}
         for i in layers:
             result |= zip(present_names(i), map(numpy_of, output.past_key_values[i]), strict=True)
-        return result
+        # Whatever is told of them, the head's is among it.
+        kept = output.hidden_states[len(output.hidden_states) - len(told) :]
+        return result | dict(zip(told, map(numpy_of, kept), strict=True))
 
     def _model_for(self, tokens: int) -> Decoder:
         return self._prompt_model if tokens > PROMPT_TOKENS else self.model

@@ -27,6 +27,9 @@ WRITE_INDICES = "write_indices"
 LAST_TOKEN_IDS = "last_token_ids"
 QUERY_LENGTHS = "query_seqlens"
 LOGITS = "logits"
+LAST_HIDDEN_STATE = "last_hidden_state"
+HIDDEN_STATES_KINDS = ("last", "all")
+"""Of hidden states put out besides: what the head reads ``[B, S, H]``, or what each layer reads as well."""
 CACHE_LENGTH_AXIS = 2
 LOGITS_KINDS = ("all", "last", "recent")
 """Logits of every token ``[B, S, V]``, of the last one ``[B, 1, V]``, or of the last few ``[B, min(S, 17), V]``."""
@@ -50,6 +53,9 @@ class Cache(Enum):
     STATIC = "static"
 
 
+CACHE, HIDDEN = "cache", "hidden states"
+OUTPUT_KINDS = (LOGITS, CACHE, HIDDEN)
+"""What outputs are told of together."""
 CACHE_PREFIXES = ("past_key_values.", "present.")
 
 
@@ -61,6 +67,31 @@ def past_names(layer: int) -> tuple[str, str]:
 def present_names(layer: int) -> tuple[str, str]:
     """Cache outputs of a layer: key, value."""
     return f"present.{layer}.key", f"present.{layer}.value"
+
+
+def hidden_state_name(layer: int) -> str:
+    """Output with what a layer reads: the residual stream."""
+    return f"hidden_states.{layer}"
+
+
+def hidden_state_names(kind: str | None, layers: int) -> tuple[str, ...]:
+    """Outputs of one of :data:`HIDDEN_STATES_KINDS`, first layer first; none of None.
+
+    With ``all`` they are the tuple that transformers calls ``hidden_states``: its last is behind the final norm.
+    """
+    if kind is None:
+        return ()
+    return (*(map(hidden_state_name, range(layers)) if kind == "all" else ()), LAST_HIDDEN_STATE)
+
+
+def output_kind(name: str) -> str:
+    """One of :data:`OUTPUT_KINDS`."""
+    return LOGITS if name == LOGITS else CACHE if is_cache_name(name) else HIDDEN
+
+
+def is_cache_name(name: str) -> bool:
+    """Whether an input or output is keys or values ``[B, K, T, D]``; other outputs are ``[B, S, …]``, by token."""
+    return name.startswith(CACHE_PREFIXES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +113,7 @@ class TensorSpec:
     @property
     def is_cache(self) -> bool:
         """Whether it is keys or values."""
-        return self.name.startswith(CACHE_PREFIXES)
+        return is_cache_name(self.name)
 
     def shape(self, **sizes: int) -> tuple[int, ...]:
         """Concrete sizes, e.g. ``spec.shape(batch_size=1, past_sequence_length=0)``.
@@ -175,6 +206,11 @@ class Signature:
         return Signature(inputs=(*self.inputs[:first_cache], told, *self.inputs[first_cache:]), outputs=self.outputs)
 
     @property
+    def hidden_states(self) -> tuple[str, ...]:
+        """Names of the hidden states that are put out ``[B, S, H]``, first layer first."""
+        return tuple(spec.name for spec in self.outputs if output_kind(spec.name) == HIDDEN)
+
+    @property
     def last_logits_only(self) -> bool:
         """Whether logits are ``[B, 1, V]``."""
         return self.most_logits == 1
@@ -223,6 +259,7 @@ def decoder_signature(
     cache: Cache = Cache.GROWING,
     max_length: int = 0,
     cache_dtype: str | None = None,
+    hidden_states: str | None = None,
 ) -> Signature:
     """What a decoder takes and returns.
 
@@ -233,6 +270,7 @@ def decoder_signature(
         cache: how keys and values are kept.
         max_length: columns of a static cache.
         cache_dtype: of keys and values, where it is another.
+        hidden_states: one of :data:`HIDDEN_STATES_KINDS`, put out behind the cache; None puts none out.
     """
     layers = range(config.num_layers)
     static = cache is Cache.STATIC
@@ -254,6 +292,10 @@ def decoder_signature(
         outputs=(
             TensorSpec(name=LOGITS, dtype=dtype, dims=(BATCH, kinds[logits], config.vocab_size)),
             *(spec for i in layers for spec in pairs(present_names(i), present)),
+            *(
+                TensorSpec(name=name, dtype=dtype, dims=(BATCH, SEQUENCE, config.hidden_size))
+                for name in hidden_state_names(hidden_states, config.num_layers)
+            ),
         ),
     )
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from glm_export.proof.options import CheckOptions
-from glm_export.spec.signature import LOGITS
+from glm_export.spec.signature import LOGITS, OUTPUT_KINDS, output_kind
 from glm_export.terminal.console import (
     MESSAGES,
     MODEL,
@@ -86,7 +86,7 @@ def check(
 
 
 def show_parity(console: Console, report: CheckReport) -> None:
-    """One row for the logits and one for the whole cache, per case."""
+    """One row for the logits, one for the whole cache and one for hidden states, per case."""
     parity = report.parity
     rounded = f", both with the weights of {report.recipe}" if report.recipe else ""
     title = f"{parity.candidate} against {parity.reference}, {parity.dtype}{rounded}; cache: its worst layer"
@@ -95,11 +95,10 @@ def show_parity(console: Console, report: CheckReport) -> None:
         table.add_column(name, justify="left" if name in ("case", "output", "") else "right")
     for case in dict.fromkeys(output.case for output in parity.outputs):
         outputs = [output for output in parity.outputs if output.case == case]
-        for label, group in (
-            (LOGITS, [o for o in outputs if o.output == LOGITS]),
-            ("cache", [o for o in outputs if o.output != LOGITS]),
-        ):
-            _parity_row(table, case if label == LOGITS else "", label, group)
+        for kind in OUTPUT_KINDS:
+            group = [output for output in outputs if output_kind(output.output) == kind]
+            if group:
+                _parity_row(table, case if kind == LOGITS else "", kind, group)
     console.print(table)
     first = next((o for o in parity.outputs if not o.passed), None)
     if first is not None:

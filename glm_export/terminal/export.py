@@ -44,7 +44,7 @@ if TYPE_CHECKING:  # these need torch; showing what they made does not
 @flags(ExportOptions, "dialect", "dtype", "recipe", "ranges")
 @click.option("--budget", help="With a recipe: leave the fewest layers in float that keep to it, e.g. kl=0.01.")
 @click.option("--corpus", default="default", show_default=True, help="What a budget is measured on.")
-@flags(ExportOptions, "logits", "max_length", "prefill_memory")
+@flags(ExportOptions, "logits", "max_length", "prefill_memory", "hidden_states")
 @family_option
 @adapter_option
 @force_option("an exported folder")

@@ -159,9 +159,10 @@ def test_no_module_needs_test_packages() -> None:
 
 def test_public_names() -> None:
     assert sorted(glm_export.__all__) == [
-        "Engine", "GlmExportError", "Likelihood", "OnnxProgram", "Piece", "Sampling", "__version__", "bench", "build",
-        "calibrate", "certify", "chat", "check", "export", "generate", "infill", "load_engine", "load_program",
-        "load_session", "logits", "loglikelihood", "open_checkpoint", "quality", "score", "stream", "verify",
+        "Engine", "GlmExportError", "Likelihood", "OnnxProgram", "Piece", "Sampling", "__version__", "bench",
+        "build", "calibrate", "certify", "chat", "check", "embed", "export", "generate", "hidden_states", "infill",
+        "load_engine", "load_program", "load_session", "logits", "loglikelihood", "open_checkpoint", "quality",
+        "score", "stream", "verify",
     ]  # fmt: skip
     modules = {path.stem for path in (ROOT / "glm_export").iterdir()}
     assert not modules & set(glm_export.__all__)  # which one a name gave would depend on import order

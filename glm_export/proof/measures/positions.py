@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from polygraphy.comparator import RunResults
 
 from glm_export.inputs.call_layout import OwnLengths
-from glm_export.spec.signature import LOGITS
+from glm_export.spec.signature import LOGITS, is_cache_name
 
 MOST_COLUMNS = 256
 """Of an output; a longer one is told by the worst of neighbouring columns."""
@@ -67,7 +67,7 @@ def position_errors(
     measured: list[PositionErrors] = []
     for (name, tensors), one, other in zip(cases, expected, found, strict=True):
         real = OwnLengths.of(tensors)
-        for output in one:
+        for output in (name for name in one if name in other):
             reference, candidate = (np.asarray(run[output], dtype=np.float64) for run in (one, other))
             if reference.shape == candidate.shape:
                 measured.append(_errors_of(name, output, real, reference, candidate))
@@ -79,10 +79,11 @@ def real_columns(output: str, shape: Sequence[int], real: OwnLengths) -> NDArray
 
     Args:
         output: its canonical name.
-        shape: ``[B, K, V]`` for logits of the last K tokens, ``[B, H, T, D]`` for keys and values.
+        shape: ``[B, K, V]`` for logits of the last K tokens, ``[B, S, H]`` for hidden states, ``[B, H, T, D]`` for
+            keys and values.
         real: of the call.
     """
-    return real.new[:, -shape[1] :] if output == LOGITS else real.all
+    return real.all if is_cache_name(output) else real.new[:, -shape[1] :]
 
 
 def _errors_of(
@@ -91,7 +92,7 @@ def _errors_of(
     scale = max(float(np.abs(reference).max()), 1e-6)
     # A candidate that gives no number there is as far away as can be.
     apart = np.where(np.isfinite(candidate), np.abs(candidate - reference), np.inf)
-    apart_BT = apart.max(axis=2) if output == LOGITS else apart.max(axis=(1, 3))
+    apart_BT = apart.max(axis=(1, 3)) if is_cache_name(output) else apart.max(axis=2)
     real_BT = real_columns(output, reference.shape, real)
     errors_T = np.where(real_BT, apart_BT / scale, -1.0).max(axis=0)
     if output == LOGITS and len(errors_T) > 1:
@@ -107,5 +108,5 @@ def _errors_of(
         part=place[2] if place else None,
         errors=tuple(None if error < 0 else error for error in errors),
         columns_each=each,
-        past=0 if output == LOGITS else real.past.shape[1],
+        past=real.past.shape[1] if is_cache_name(output) else 0,
     )

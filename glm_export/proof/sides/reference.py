@@ -52,7 +52,10 @@ def open_reference(
     if isinstance(against, Checkpoint):
         if program.dialect != FOREIGN:
             require_same_checkpoint(program, against)
-        session = stack.enter_context(TorchSession(against, dtype, quantization=quantization))
+        # As many hidden states as the program says.
+        told = program.signature.hidden_states
+        kind = None if not told else "last" if len(told) == 1 else "all"
+        session = stack.enter_context(TorchSession(against, dtype, quantization=quantization, hidden_states=kind))
         return Reference(said_by=session, name="pytorch", dtype=dtype, recipe=program.recipe)
     if isinstance(against, SavedRun):
         return saved_reference(program, against)
