@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 
 from glm_export.calibration import recipes
 from glm_export.spec.option import described, listed
@@ -14,13 +15,16 @@ if TYPE_CHECKING:
     from glm_export.calibration.recipe import Recipe
 
 SHORTEST_ROW = 16
-DEVICES = ("cpu", "cuda")
+Row = str | Mapping[str, Any]
+"""Of a corpus: a text, or the fields of a data set's row."""
+Device = Literal["cpu", "cuda"]
+DEVICES: tuple[Device, ...] = get_args(Device)
 
 
 class TextKeywords(TypedDict, total=False):
     """The fields of :class:`TextOptions`, as keywords."""
 
-    corpus: str | Path | Corpus
+    corpus: str | Path | Sequence[Row] | Corpus
     sequence_length: int
     max_samples: int | None
 
@@ -30,7 +34,7 @@ class TextKeywords(TypedDict, total=False):
 class TextOptions:
     """Which text is read, and how much of it."""
 
-    corpus: str | Path | Corpus = field(
+    corpus: str | Path | Sequence[Row] | Corpus = field(
         default="default", metadata=described("A .txt, .jsonl or .json, gzipped or not; or default, poems, technical.")
     )
     sequence_length: int = field(default=512, metadata=described("Tokens of a row.", least=SHORTEST_ROW))
@@ -42,8 +46,8 @@ class TextOptions:
 class CalibrationKeywords(TextKeywords, total=False):
     """The fields of :class:`CalibrationOptions`, as keywords."""
 
-    recipe: str | None
-    device: str
+    recipe: recipes.RecipeName | None
+    device: Device
 
 
 @listed

@@ -25,6 +25,7 @@ from glm_export.checkpoints.identity import CheckpointIdentity
 from glm_export.errors import CheckpointError, InputError, shown
 from glm_export.model_folder import load_json
 from glm_export.spec.config import GlmConfig
+from glm_export.spec.summary import Summarized
 from glm_export.spec.weight_formats import HEAD, QMAX
 
 RANGES = "ranges.safetensors"
@@ -66,13 +67,28 @@ def kv_name(layer: int, kind: str) -> str:
     return f"layers.{layer}.{kind}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ranges:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Ranges(Summarized):
     """A folder that ``glm-export calibrate`` wrote."""
 
     folder: Path
     manifest: dict[str, Any]
     tensors: Mapping[str, NDArray[Any]]
+
+    def summary(self) -> dict[str, str]:
+        """Of which model, on which text."""
+        corpus = self.manifest["corpus"]
+        told = {
+            "folder": str(self.folder),
+            "checkpoint": str(self.manifest["checkpoint"].get("name")),
+            "family": self.manifest["family"],
+            "layers": str(self.layers),
+            "linear inputs": f"{len(self.inputs):,}",
+            "corpus": f"{corpus.get('name')}, {corpus.get('tokens', 0):,} tokens",
+        }
+        if self.manifest["rounded_for"] is not None:
+            told["rounded for"] = self.manifest["rounded_for"]
+        return told
 
     @property
     def inputs(self) -> list[str]:

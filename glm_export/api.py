@@ -10,7 +10,7 @@ from glm_export.artifacts.engine import Engine, load_engine
 from glm_export.artifacts.open import Kind, kind_of, located, open_artifact, require_checkpoint, with_base
 from glm_export.artifacts.output_folder import require_writable
 from glm_export.artifacts.program import OnnxProgram, load_program
-from glm_export.calibration.options import CalibrationKeywords, CalibrationOptions, TextOptions
+from glm_export.calibration.options import CalibrationKeywords, CalibrationOptions, Row, TextOptions
 from glm_export.errors import InputError
 from glm_export.evaluation.hidden_states import embed, hidden_states
 from glm_export.evaluation.likelihood import Likelihood, logits, loglikelihood
@@ -205,7 +205,11 @@ def _read(options: TextOptions, checkpoint: Checkpoint) -> Corpus:
 
 
 def open_corpus(
-    corpus: Source | Corpus, checkpoint: Checkpoint, *, sequence_length: int = 512, max_samples: int | None = None
+    corpus: Source | Sequence[Row] | Corpus,
+    checkpoint: Checkpoint,
+    *,
+    sequence_length: int = 512,
+    max_samples: int | None = None,
 ) -> Corpus:
     """Text as a checkpoint's tokens; see :func:`glm_export.calibration.corpus.load.load_corpus`."""
     from glm_export.calibration.corpus.corpus import Corpus

@@ -11,7 +11,7 @@ from onnxscript.optimizer import fold_constants
 
 from glm_export.graphs.invariants import InvariantError
 from glm_export.spec.dtypes import ONNX_DTYPES
-from glm_export.spec.signature import Signature
+from glm_export.spec.signature import LAST_HIDDEN_STATE, LOGITS, Signature, hidden_state_name
 
 # Constants up to this size are folded and kept in the graph; weights are far larger and never read here.
 FOLD_LIMIT_BYTES = 1024
@@ -20,6 +20,8 @@ WHOLE = 2**63 - 1
 NAME_SCOPES = "pkg.torch.onnx.name_scopes"
 # What the decoder itself computes, outside of every module, is the attention mask.
 MASK_SCOPE = "mask"
+# A layer begins with this one.
+FIRST_NORM = "layers.{}.attention_norm/"
 
 
 def canonicalize(model: ir.Model, signature: Signature, *, wrapper: str, transposed: frozenset[str]) -> None:
@@ -155,3 +157,48 @@ def _strip_metadata(model: ir.Model) -> None:
         value.metadata_props.clear()
     model.producer_name, model.producer_version = "glm-export", None
     model.graph.name = "glm"
+
+
+def put_out_hidden_states(model: ir.Model, signature: Signature) -> None:
+    """Put out hidden states that a signature names, behind the program's outputs, in place.
+
+    Named here, before anything is lowered, they are carried along by a dialect's rules.
+
+    Args:
+        model: canonical. Behind its last layer come the final norm, the last token's slice where only its logits are
+            wanted, and the head; a layer begins with its first norm.
+        signature: the target's.
+
+    Raises:
+        InvariantError: the program has no such value, or two of them are one.
+    """
+    wanted = signature.hidden_states
+    if not wanted:
+        return
+    layer_of = {hidden_state_name(layer): layer for layer in range(len(wanted) - 1)}
+    for name in wanted:
+        value = _heads_input(model) if name == LAST_HIDDEN_STATE else _layers_input(model, layer_of[name])
+        if value.is_graph_output():
+            raise InvariantError(f"{name} should be a value of its own, and is {value.name} as well")
+        value.name = name
+        model.graph.outputs.append(value)
+
+
+def _heads_input(model: ir.Model) -> ir.Value:
+    """Of every token, whichever of them the head reads."""
+    logits = next(value for value in model.graph.outputs if value.name == LOGITS)
+    value = _first_input(logits.producer(), "MatMul", LOGITS)
+    sliced = value.producer()
+    return _first_input(sliced, "Slice", LOGITS) if sliced is not None and sliced.op_type == "Slice" else value
+
+
+def _layers_input(model: ir.Model, layer: int) -> ir.Value:
+    begins = FIRST_NORM.format(layer)
+    node = next((node for node in model.graph if (node.name or "").startswith(begins)), None)
+    return _first_input(node, None, f"layer {layer}")
+
+
+def _first_input(node: ir.Node | None, operator: str | None, where: str) -> ir.Value:
+    if node is None or (operator is not None and node.op_type != operator) or node.inputs[0] is None:
+        raise InvariantError(f"{where} should be made by {operator or 'a norm'} from hidden states, and is not")
+    return node.inputs[0]

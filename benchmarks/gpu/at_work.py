@@ -19,6 +19,7 @@ from glm_export.inputs.prompts import Prompt
 from glm_export.performance.measure import FIRST_PLAIN_ID
 from glm_export.performance.report import BenchOptions
 from glm_export.proof.check import CheckReport
+from glm_export.proof.options import CheckOptions
 from glm_export.sessions.session import Session
 
 ANSWER = 24
@@ -66,7 +67,7 @@ def recalled(session: Session, model: str) -> Recall:
 
 def checked(candidate: Path, against: Path | str, reference_dtype: str = "float32") -> Facts:
     """``glm-export check``: parity of single calls, and greedy tokens."""
-    return report_facts(api.check(candidate, against, reference_dtype=reference_dtype))
+    return report_facts(api.check(candidate, against, CheckOptions(reference_dtype=reference_dtype)))
 
 
 def report_facts(report: CheckReport) -> Facts:

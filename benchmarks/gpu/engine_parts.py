@@ -20,7 +20,7 @@ from glm_export.engines import vendor
 from glm_export.engines.network import dialect_for
 from glm_export.errors import EnvironmentMissingError, InputError
 from glm_export.evaluation.recall import BATCH
-from glm_export.exporter.options import dialects_of
+from glm_export.exporter.options import ExportOptions, dialects_of
 from glm_export.sessions.tensorrt.session import EngineSession
 
 # dtype, recipe
@@ -102,7 +102,9 @@ class Small:
             if chosen.needs != "nothing":
                 ranges = measured_ranges(self.model, self.recorder.folder())
         api.export(
-            self.model, folder, dialect=self.dialect, dtype=self.dtype, recipe=self.recipe, ranges=ranges, logits="last"
+            self.model,
+            folder,
+            ExportOptions(dialect=self.dialect, dtype=self.dtype, recipe=self.recipe, ranges=ranges, logits="last"),
         )
         return folder
 

@@ -24,11 +24,13 @@ from glm_export import api
 from glm_export.artifacts.engine import Engine, load_engine
 from glm_export.artifacts.open import Kind, kind_of
 from glm_export.calibration.corpus.corpus import Corpus, Sample
+from glm_export.calibration.options import CalibrationOptions
 from glm_export.calibration.ranges import load_ranges
 from glm_export.deployment import build as deployment
 from glm_export.deployment.build import usual_runtime
 from glm_export.engines import vendor
 from glm_export.engines.network import dialect_for
+from glm_export.exporter.options import ExportOptions
 from glm_export.inputs.prompts import Prompt
 from glm_export.machine.gpu import gpus
 from glm_export.machine.memory import available_memory
@@ -119,7 +121,7 @@ def onnxruntime(recorder: Recorder, form: str) -> None:
     def program() -> Path:
         if kind_of(folder) is not Kind.PROGRAM:
             make_room(recorder.kit, CHECKPOINT_BYTES[recorder.kit.shape], keep=(recorder.part,))
-            api.export(checkpoint, folder, dialect="ort", dtype="float16", recipe=RECIPES[form])
+            api.export(checkpoint, folder, ExportOptions(dialect="ort", dtype="float16", recipe=RECIPES[form]))
         return folder
 
     recorder.step("exported", lambda: {"bytes": sum(path.stat().st_size for path in program().iterdir())})
@@ -194,10 +196,15 @@ class FullEngine:
         make_room(self.kit, 2 * CHECKPOINT_BYTES[self.kit.shape], keep=(self.home.name,))
         # Q/DQ of dialect portable have float32 scales.
         dtype = "float16" if static or self.form == "float16" else "float32"
-        api.export(
-            self.checkpoint, folder, dialect=self.dialect, dtype=dtype, recipe=RECIPES[self.form],
-            ranges=ranges, logits="last", max_length=MAX_CONTEXT if static else None,
-        )  # fmt: skip
+        options = ExportOptions(
+            dialect=self.dialect,
+            dtype=dtype,
+            recipe=RECIPES[self.form],
+            ranges=ranges,
+            logits="last",
+            max_length=MAX_CONTEXT if static else None,
+        )
+        api.export(self.checkpoint, folder, options)
         return folder
 
     def engine(self) -> Engine:
@@ -274,7 +281,7 @@ def full_ranges(recorder: Recorder) -> Path:
     if not folder.is_dir():
         checkpoint = api.open_checkpoint(full_checkpoint(kit))
         corpus = random_corpus(checkpoint.config.vocab_size)
-        api.calibrate(checkpoint, folder, corpus=corpus, device=kit.device)
+        api.calibrate(checkpoint, folder, CalibrationOptions(corpus=corpus, device=kit.device))
     return folder
 
 

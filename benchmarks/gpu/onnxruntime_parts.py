@@ -13,6 +13,8 @@ from record import Facts, Kit, NotAvailableError, Recorder
 from glm_export import api
 from glm_export.artifacts.program import load_program
 from glm_export.calibration import recipes
+from glm_export.calibration.options import CalibrationOptions
+from glm_export.exporter.options import ExportOptions
 from glm_export.sessions.onnxruntime.runtime import CUDA
 from glm_export.sessions.onnxruntime.session import OrtSession
 
@@ -44,7 +46,7 @@ def check(recorder: Recorder, model: str, dialect: str, dtype: str, recipe: str 
     needs_ranges = recipe is not None and recipes.load(recipe).needs != "nothing"
     ranges = measured_ranges(model, folder) if needs_ranges else None
     program = api.export(
-        model, folder / "program", dialect=dialect, dtype=dtype, recipe=recipe, ranges=ranges, force=True
+        model, folder / "program", ExportOptions(dialect=dialect, dtype=dtype, recipe=recipe, ranges=ranges), force=True
     )
     with OrtSession(program) as session:
         require_cuda(session.runtime, recorder.kit)
@@ -56,7 +58,7 @@ def measured_ranges(model: str, folder: Path, device: str = "cpu") -> Path:
     """Ranges of an embedded model, measured once in a folder."""
     ranges = folder / f"ranges-{model}-{device}"
     if not ranges.is_dir():
-        api.calibrate(model, ranges, corpus=CORPUS, max_samples=SAMPLES, device=device)
+        api.calibrate(model, ranges, CalibrationOptions(corpus=CORPUS, max_samples=SAMPLES, device=device))
     return ranges
 
 
@@ -116,12 +118,16 @@ def graphs(recorder: Recorder) -> None:
 def captured_in_turn(recorder: Recorder, dtype: str, recipe: str | None) -> Facts:
     if recorder.kit.rehearse:
         raise NotAvailableError("a CUDA graph needs a GPU")
-    program = api.export("demo", recorder.folder() / "program", dialect="ort", dtype=dtype, recipe=recipe, force=True)
+    program = api.export(
+        "demo", recorder.folder() / "program", ExportOptions(dialect="ort", dtype=dtype, recipe=recipe), force=True
+    )
     return in_turn(lambda graph: OrtSession(program, cuda_graph=graph), "demo")
 
 
 def captured(recorder: Recorder, dtype: str, recipe: str | None) -> Facts:
-    program = api.export("demo", recorder.folder() / "program", dialect="ort", dtype=dtype, recipe=recipe, force=True)
+    program = api.export(
+        "demo", recorder.folder() / "program", ExportOptions(dialect="ort", dtype=dtype, recipe=recipe), force=True
+    )
     return with_and_without(program.folder, recorder.kit)
 
 

@@ -22,6 +22,7 @@ from glm_export.artifacts.program import OnnxProgram, load_program
 from glm_export.embedded import DEMO
 from glm_export.engines.implicit_int8 import calibration_feeds, packed_rows
 from glm_export.engines.profiles import profiles_of, resolve_limits
+from glm_export.exporter.options import ExportOptions
 from glm_export.inputs.prompts import Prompt, prefill_feeds
 from glm_export.proof.cases import parity_cases
 from glm_export.proof.compare import TOLERANCES
@@ -93,7 +94,7 @@ def prepared(recorder: Recorder, dtype: str) -> tuple[Path, Path]:
     program, cases = folder / dtype, folder / f"{dtype}.npz"
     if not program.is_dir():
         ranges = measured_ranges(DEMO, folder)
-        api.export(DEMO, program, dialect="portable", dtype=dtype, logits="all", ranges=ranges)
+        api.export(DEMO, program, ExportOptions(dialect="portable", dtype=dtype, logits="all", ranges=ranges))
     if not cases.is_file():
         named: dict[str, Any] = dict(arrays(load_program(program)))
         np.savez(cases, **named)

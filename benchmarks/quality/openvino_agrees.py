@@ -27,11 +27,12 @@ CONTROL = 1e-2
 def recorded(source: str, recipe: str | None, folder: Path) -> Path:
     """Export, run every case in ONNX Runtime, keep inputs and outputs; returns the program's folder."""
     from glm_export import api
+    from glm_export.exporter.options import ExportOptions
     from glm_export.proof.cases import parity_cases
     from glm_export.proof.runners import canonical_signature
     from glm_export.sessions.onnxruntime.session import OrtSession
 
-    program = api.export(source, folder / source, dialect="onnx", recipe=recipe)
+    program = api.export(source, folder / source, ExportOptions(dialect="onnx", recipe=recipe))
     signature = canonical_signature(program)
     with (
         api.load_session(source) as reference,

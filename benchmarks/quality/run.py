@@ -16,7 +16,8 @@ from typing import Any
 
 from glm_export import api
 from glm_export.calibration import recipes
-from glm_export.exporter.options import dialects_of
+from glm_export.calibration.options import CalibrationOptions
+from glm_export.exporter.options import ExportOptions, dialects_of
 
 MODELS = ("demo", "demo-glm")
 CORPUS = "poems"
@@ -31,9 +32,11 @@ def measured(model: str, recipe: str | None, work: Path, *, smoothed: bool = Fal
         own = recipe if chosen.rounding != "nearest" else None
         ranges = work / f"{model}-ranges{'-' + own if own else ''}"
         if not ranges.exists():
-            api.calibrate(model, ranges, corpus=CORPUS, recipe=own)
+            api.calibrate(model, ranges, CalibrationOptions(corpus=CORPUS, recipe=own))
     name = f"{recipe or 'float32'}{', smoothed' if smoothed else ''}"
-    program = api.export(model, work / f"{model}-{name}", dialect=dialect, recipe=recipe, ranges=ranges, force=True)
+    program = api.export(
+        model, work / f"{model}-{name}", ExportOptions(dialect=dialect, recipe=recipe, ranges=ranges), force=True
+    )
     verdict = api.quality(program, model, corpus=CORPUS)
     megabytes = program.manifest["sizes"]["model.onnx.data"] / 1e6
     return verdict.report.to_json() | {"recipe": name, "dialect": dialect, "megabytes": megabytes}

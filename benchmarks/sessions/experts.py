@@ -18,6 +18,7 @@ from pathlib import Path
 
 from glm_export import api
 from glm_export.artifacts.program import OnnxProgram, load_program
+from glm_export.exporter.options import ExportOptions
 from glm_export.graphs.weight_traffic import program_weight_traffic
 from glm_export.inputs.prompts import Prompt, prefill_feeds
 from glm_export.machine.memory import read_bandwidth
@@ -34,7 +35,7 @@ THREADS, PROMPT, WARM_UP = 2, 16, 3
 def exported(checkpoint: Path, work: Path, dialect: str, recipe: str | None) -> OnnxProgram:
     folder = work / f"{dialect}-{recipe or 'float32'}"
     if not folder.exists():
-        api.export(checkpoint, folder, dialect=dialect, recipe=recipe, logits="last")
+        api.export(checkpoint, folder, ExportOptions(dialect=dialect, recipe=recipe, logits="last"))
     return load_program(folder)
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from glm_export import api
 from glm_export.artifacts.program import OnnxProgram, load_program
+from glm_export.exporter.options import ExportOptions
 from glm_export.inputs.prompts import Prompt
 from glm_export.sessions.onnxruntime.session import OrtSession
 
@@ -38,7 +39,9 @@ def programs(work: Path, shape: str, recipe: str | None) -> dict[str, OnnxProgra
     for dialect in ("onnx", "ort") if recipe is None else ("ort",):
         folder = work / f"{shape}-{dialect}-{recipe or 'float32'}"
         if not folder.is_dir():
-            api.export(checkpoint, folder, dialect=dialect, dtype="float32", recipe=recipe, logits="last")
+            api.export(
+                checkpoint, folder, ExportOptions(dialect=dialect, dtype="float32", recipe=recipe, logits="last")
+            )
         made[dialect] = load_program(folder)
     return made
 

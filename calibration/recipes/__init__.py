@@ -4,11 +4,28 @@ from __future__ import annotations
 
 from importlib import import_module
 from pkgutil import iter_modules
+from typing import Literal
 
 from glm_export.calibration.recipe import Recipe
 from glm_export.errors import InputError
 
-KEEP = "keep"
+RecipeName = Literal[
+    "fp8",
+    "int4-awq",
+    "int4-gptq",
+    "int4-int8-prompt",
+    "int4-weights",
+    "int8-dynamic",
+    "int8-kv",
+    "int8-smoothquant",
+    "int8-static",
+    "int8-token",
+    "int8-weights",
+    "int8-weights-block",
+    "keep",
+]
+"""For editors and type checkers; :func:`names` finds them, all but the last."""
+KEEP: RecipeName = "keep"
 """The recipe a quantized source brings along (``calibration/keep.py``), which has no file here."""
 
 

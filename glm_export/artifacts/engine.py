@@ -13,6 +13,7 @@ from glm_export.errors import CheckpointError, InputError
 from glm_export.model_folder import file_sha256
 from glm_export.spec.config import GlmConfig
 from glm_export.spec.optimization_profile import Limits, OptimizationProfile, Shape
+from glm_export.spec.summary import Summarized
 
 PLAN = "engine.plan"
 BUILD_LOG = "build.log"
@@ -45,8 +46,8 @@ class Compatibility:
     targets: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Engine:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Engine(Summarized):
     """A built folder. ``program`` is the ONNX program it was made of, by its manifest; its weights are in the plan."""
 
     folder: Path
@@ -58,6 +59,18 @@ class Engine:
     built_on: BuiltOn
     compatibility: Compatibility
     manifest: dict[str, Any]
+
+    def summary(self) -> dict[str, str]:
+        """Of which model, for what."""
+        program = self.program
+        return {
+            "folder": str(self.folder),
+            "runtime": f"{self.runtime} {self.version}",
+            "family": program.config.family,
+            "dtype": program.dtype,
+            "recipe": program.recipe or "none",
+            "profiles": str(len(self.profiles)),
+        }
 
     @property
     def config(self) -> GlmConfig:
@@ -83,13 +96,14 @@ class Engine:
             )
 
 
-def load_engine(folder: Path) -> Engine:
+def load_engine(folder: Path | str) -> Engine:
     """Open an engine's folder; the plan itself is not read.
 
     Raises:
         InputError: it is none.
         CheckpointError: a file is missing or has another size, or ``engine.json`` does not fit this version.
     """
+    folder = Path(folder)
     if not (folder / ENGINE_MANIFEST).is_file():
         raise InputError(f"{folder} holds no {ENGINE_MANIFEST}; give a folder that 'glm-export build' wrote")
     try:

@@ -12,6 +12,7 @@ from glm_export.errors import CheckpointError, InputError, shown
 from glm_export.spec.config import GlmConfig
 from glm_export.spec.dtypes import DTYPES
 from glm_export.spec.signature import LOGITS_KINDS, Signature, past_names
+from glm_export.spec.summary import Summarized
 
 MODEL = "model.onnx"
 RAGGED = "ragged.onnx"
@@ -23,8 +24,8 @@ PROMPT_LAYERS = "prompt_layers"
 """The manifest's key for how many layers have a second form for prompts, where not all of them do."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OnnxProgram:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class OnnxProgram(Summarized):
     """An exported folder: ``model.onnx``, ``model.onnx.data``, tokenizer files, configs, manifest.
 
     ``graph``: which of the folder's graphs is meant.
@@ -39,6 +40,18 @@ class OnnxProgram:
     manifest: dict[str, Any]
     recipe: str | None = None
     graph: str = MODEL
+
+    def summary(self) -> dict[str, str]:
+        """Of which model, written in what."""
+        return {
+            "folder": str(self.folder),
+            "family": self.config.family,
+            "dialect": self.dialect,
+            "dtype": self.dtype,
+            "recipe": self.recipe or "none",
+            "logits": self.logits,
+            "context": f"{self.config.text_positions:,} tokens",
+        }
 
     @property
     def least_onnxruntime(self) -> tuple[int, ...]:
@@ -66,13 +79,14 @@ class OnnxProgram:
         require_undamaged(self.folder / MANIFEST, self.manifest, "export")
 
 
-def load_program(folder: Path) -> OnnxProgram:
+def load_program(folder: Path | str) -> OnnxProgram:
     """Open an exported folder.
 
     Raises:
         InputError: it is no exported folder.
         CheckpointError: files are missing or not the size the manifest states.
     """
+    folder = Path(folder)
     if not (folder / MANIFEST).is_file():
         raise InputError(f"{folder} holds no {MANIFEST}; give a folder that 'glm-export export' wrote")
     path = folder / MANIFEST

@@ -18,6 +18,7 @@ from glm_export.certificates.extra import require_sign_extra
 from glm_export.certificates.options import Signer
 from glm_export.errors import CheckpointError, ComparisonFailedError, InputError
 from glm_export.model_folder import file_sha256, load_json
+from glm_export.proof.options import CheckOptions
 from glm_export.store.address import is_url
 
 if TYPE_CHECKING:  # the first needs torch, the second the extra
@@ -121,7 +122,7 @@ def checked(
     kernels = loaded.folder / KERNELS
     there = kernels.exists()
     try:
-        return api.check(loaded, against, family=family, reference_dtype=reference_dtype)
+        return api.check(loaded, against, CheckOptions(reference_dtype=reference_dtype), family=family)
     finally:
         if not there:
             kernels.unlink(missing_ok=True)

@@ -31,12 +31,13 @@ from glm_export.checkpoints.weight_files import WEIGHT_FORMS, WeightFiles, weigh
 from glm_export.errors import CheckpointError, ConfigError, InputError, message
 from glm_export.model_folder import read_json
 from glm_export.spec.config import GlmConfig
+from glm_export.spec.summary import Summarized
 from glm_export.spec.weight_map import WeightMap, WeightRule
 from glm_export.tokenizers import Tokenizer, has_tokenizer, load_tokenizer
 
 
-@dataclass(slots=True, kw_only=True)
-class Checkpoint:
+@dataclass(slots=True, kw_only=True, repr=False)
+class Checkpoint(Summarized):
     """Open weights of one model folder, its family and its tokenizer. Make it with :func:`open_checkpoint`.
 
     ``sources``: where each official tensor comes from. ``read``: which files were chosen, and what lies beside them
@@ -55,6 +56,18 @@ class Checkpoint:
     notes: tuple[str, ...] = ()
     stamps: Mapping[Path, FileStamp] = field(default_factory=dict)
     _tokenizer: Tokenizer | None = None
+
+    def summary(self) -> dict[str, str]:
+        """Which model it is, and how large."""
+        told = {
+            "folder": str(self.folder),
+            "family": self.config.family,
+            "layers": str(self.config.num_layers),
+            "hidden size": f"{self.config.hidden_size:,}",
+            "vocabulary": f"{self.config.vocab_size:,}",
+            "context": f"{self.config.text_positions:,} tokens",
+        }
+        return told | ({"adapters": str(len(self.adapters))} if self.adapters else {})
 
     def require_unchanged(self) -> None:
         """See, once all of it is read, that its files are still those that were opened.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from glm_export.calibration.options import TextKeywords, TextOptions
-from glm_export.spec.dtypes import DTYPES
+from glm_export.spec.dtypes import DTYPES, DTypeName
 from glm_export.spec.option import described, listed
 
 
@@ -14,7 +14,7 @@ class QualityKeywords(TextKeywords, total=False):
     """The fields of :class:`QualityOptions`, as keywords."""
 
     budget: str | Sequence[str]
-    reference_dtype: str
+    reference_dtype: DTypeName
     by_layer: bool
     layer_by_layer: bool
 

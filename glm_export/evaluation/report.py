@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from glm_export.evaluation.statistics import Flips, PredictionStatistics
+from glm_export.spec.summary import Summarized
 
 if TYPE_CHECKING:  # exported folders are measured without torch
     from glm_export.evaluation.layer_costs import LayerCost
@@ -111,14 +112,29 @@ def _plain(value: Any) -> Any:
     return value
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class QualityVerdict:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class QualityVerdict(Summarized):
     """``corpus``: its provenance. ``broken``: a sentence for each limit exceeded; None where there was no budget."""
 
     report: QualityReport
     corpus: dict[str, Any]
     broken: tuple[str, ...] | None = None
     costs: tuple[LayerCost, ...] | None = None
+
+    def summary(self) -> dict[str, str]:
+        """How far the program is from its model, on which text."""
+        report = self.report
+        told = {
+            "KL": f"{report.kl:.2e} nats a token",
+            "perplexity": f"{report.reference_perplexity:.4g} to {report.candidate_perplexity:.4g}",
+            "same top token": f"{report.top1:.2%}",
+            "corpus": f"{self.corpus.get('name', 'given')}, {report.tokens:,} tokens",
+        }
+        if report.tasks:
+            told["exact"] = f"{report.candidate_exact} of {report.tasks}, the model {report.reference_exact}"
+        if self.broken is not None:
+            told["budget"] = "; ".join(self.broken) or "kept"
+        return told
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""

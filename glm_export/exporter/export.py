@@ -46,8 +46,7 @@ from glm_export.exporter.trace import attach_weights, trace
 from glm_export.exporter.weight_layout import StoredTensor
 from glm_export.exporter.weight_stream import CancelledError, write_weights
 from glm_export.graphs import dialects
-from glm_export.graphs.canonicalize import canonicalize
-from glm_export.graphs.hidden_states import put_out_hidden_states
+from glm_export.graphs.canonicalize import canonicalize, put_out_hidden_states
 from glm_export.graphs.invariants import check_invariants
 from glm_export.graphs.lower import lower, lower_to_ragged
 from glm_export.graphs.precision.activation_names import annotate

@@ -8,12 +8,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from glm_export.calibration import recipes
+from glm_export.calibration.recipes import RecipeName
 from glm_export.errors import InputError
 from glm_export.graphs import dialects
+from glm_export.graphs.dialects import DialectName
 from glm_export.spec.config import GlmConfig
-from glm_export.spec.dtypes import DTYPES
+from glm_export.spec.dtypes import DTYPES, DTypeName
 from glm_export.spec.option import described, flag, listed, merged, require_known, takes
-from glm_export.spec.signature import HIDDEN_STATES_KINDS, LOGITS_KINDS, Cache, Signature, decoder_signature
+from glm_export.spec.signature import (
+    HIDDEN_STATES_KINDS,
+    LOGITS_KINDS,
+    Cache,
+    HiddenStatesKind,
+    LogitsKind,
+    Signature,
+    decoder_signature,
+)
 
 if TYPE_CHECKING:  # the command line reads the options without loading torch
     from glm_export.calibration.quantization import Quantization
@@ -29,14 +39,14 @@ MAX_LENGTH = 4096
 class ExportKeywords(TypedDict, total=False):
     """The fields of :class:`ExportOptions`, as keywords."""
 
-    dialect: str
-    dtype: str
-    recipe: str | None
+    dialect: DialectName
+    dtype: DTypeName
+    recipe: RecipeName | None
     ranges: Path | str | Ranges | None
-    logits: str | None
+    logits: LogitsKind | None
     max_length: int | None
     prefill_memory: float | None
-    hidden_states: str | None
+    hidden_states: HiddenStatesKind | None
     excluded: Mapping[str, str] | None
 
 

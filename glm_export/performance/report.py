@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from glm_export.errors import InputError
 from glm_export.spec.option import described, listed, options_of
+from glm_export.spec.summary import Summarized
 
 if TYPE_CHECKING:  # it needs torch; to say what may be measured does not
     from glm_export.machine.facts import Machine
@@ -44,8 +45,8 @@ class BenchOptions:
                 raise InputError(f"{name} must be at least 1, found {value}")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BenchReport:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class BenchReport(Summarized):
     """Medians over the rounds; a step's percentiles are over the steps of all rounds.
 
     Sizes are bytes. ``step_weight_bytes`` are the weights a decode step reads: an embedding table counts with the rows
@@ -87,6 +88,21 @@ class BenchReport:
     def share_of_floor(self) -> float | None:
         """Decoding speed over that of steps that take no longer than the floor; 1 is reading at full bandwidth."""
         return None if self.floor_ms is None else self.decode_tokens_s * self.floor_ms / (1000 * self.options.batch)
+
+    def summary(self) -> dict[str, str]:
+        """What ran where, and how fast."""
+        told = {
+            "model": self.model,
+            "runtime": f"{self.runtime} on {self.device}",
+            "dtype": self.dtype,
+            "prefill": f"{self.prefill_tokens_s:,.0f} tokens/s",
+            "decode": f"{self.decode_tokens_s:,.1f} tokens/s",
+            "first token": f"{1000 * self.first_token_s:,.1f} ms",
+            "load": f"{self.load_s:.2f} s",
+        }
+        if self.peak_anonymous_bytes is not None:
+            told["memory"] = f"{self.peak_anonymous_bytes / 1e9:.2f} GB"
+        return told
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, floor and share included."""

@@ -151,9 +151,10 @@ def text_cases(
         InputError: the corpus cannot be read.
     """
     config = checkpoint.config
+    assert options.corpus is not None
     length = min(LONGEST_TEXT, most_tokens - config.prefix_length)
     corpus = load_corpus(
-        str(options.corpus), checkpoint.tokenizer, config, sequence_length=length, max_samples=options.max_samples
+        options.corpus, checkpoint.tokenizer, config, sequence_length=length, max_samples=options.max_samples
     )
     prompts = [prefill_feeds([sample.prompt], config) for sample in corpus.samples]
     return [

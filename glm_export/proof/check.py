@@ -42,13 +42,14 @@ from glm_export.sessions.onnxruntime.session import OrtSession
 from glm_export.sessions.session import Session
 from glm_export.sessions.torch import TorchSession
 from glm_export.spec.signature import LOGITS, Cache, past_names
+from glm_export.spec.summary import Summarized
 
 SCHEMA = "glm-export/check/1"
 """Of :meth:`CheckReport.to_json`: raised where a name goes or changes its meaning, not where one comes."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CheckReport:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class CheckReport(Summarized):
     """Parity of single calls, and whether both sides write the same greedy tokens, each with its own cache."""
 
     parity: ParityReport
@@ -93,6 +94,22 @@ class CheckReport:
         within = within and all(control.noticed for control in self.controls)
         exact = self.parity.dtype == "float32" and self.recipe is None
         return within and (not exact or self.greedy_equal == self.greedy_total)
+
+    def summary(self) -> dict[str, str]:
+        """Who was held to whom, and how close they came."""
+        parity = self.parity
+        told = {
+            "verdict": "passed" if self.passed else "FAILED",
+            "candidate": parity.candidate,
+            "reference": parity.reference,
+            "dtype": parity.dtype,
+            "needed": f"{parity.required_tolerance:.1e} of {parity.outputs[0].tolerance:.0e} allowed",
+        }
+        if self.recipe is not None:
+            told["recipe"] = self.recipe
+        if self.greedy_total:
+            told["greedy tokens equal"] = f"{self.greedy_equal} of {self.greedy_total}"
+        return told
 
     def to_json(self) -> dict[str, object]:
         """Plain values."""

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TypedDict
 
-from glm_export.spec.dtypes import DTYPES
+from glm_export.calibration.options import Row
+from glm_export.spec.dtypes import DTYPES, DTypeName
 from glm_export.spec.option import described, listed
 
 
 class CheckKeywords(TypedDict, total=False):
     """The fields of :class:`CheckOptions`, as keywords."""
 
-    reference_dtype: str
-    corpus: str | None
+    reference_dtype: DTypeName
+    corpus: str | Sequence[Row] | None
     max_samples: int
     control: bool
     layers: bool
@@ -32,7 +34,7 @@ class CheckOptions:
         default="float32",
         metadata=described("Of PyTorch; the checkpoint's own needs no copy of its weights.", choices=DTYPES),
     )
-    corpus: str | None = field(
+    corpus: str | Sequence[Row] | None = field(
         default=None,
         metadata=described("Also compare its texts: default, poems, technical, or a .txt or .jsonl file."),
     )

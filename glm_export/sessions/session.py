@@ -79,6 +79,9 @@ class Session(ABC):
         self._turns = Turns()
         self._freed: frozenset[str] = frozenset()
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self.folder}>"
+
     if not TYPE_CHECKING:  # mypy would take every name for an attribute
 
         def __getattr__(self, name: str) -> Any:

@@ -6,6 +6,7 @@ Plain strings: nothing is imported for them. ``getattr(torch, torch_name)`` and 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +37,12 @@ TABLE = {
     "int4": DType(4, "INT4", "INT4", numpy=False, torch=""),
     "bool": DType(8, "BOOL", "BOOL", triton="BOOL"),
 }
-DTYPES = ("float32", "float16", "bfloat16")
+DTypeName = Literal["float32", "float16", "bfloat16"]
+DTYPES: tuple[DTypeName, ...] = get_args(DTypeName)
 """Of a program's weights, cache and logits."""
 STORED_BITS = {name: dtype.bits for name, dtype in TABLE.items()}
 """Of one value in a file of weights, or in memory."""
-DTYPE_BYTES = {name: TABLE[name].bits // 8 for name in DTYPES}
+DTYPE_BYTES: dict[str, int] = {name: TABLE[name].bits // 8 for name in DTYPES}
 ONNX_DTYPES = {name: dtype.onnx for name, dtype in TABLE.items()}
 """Our names in ONNX's words."""
 TRITON_DTYPES = {name: dtype.triton for name, dtype in TABLE.items() if dtype.triton}

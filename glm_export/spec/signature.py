@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, Literal, get_args
 
 from glm_export.errors import ConfigError, shown
 from glm_export.spec.config import GlmConfig, is_number
@@ -28,10 +28,12 @@ LAST_TOKEN_IDS = "last_token_ids"
 QUERY_LENGTHS = "query_seqlens"
 LOGITS = "logits"
 LAST_HIDDEN_STATE = "last_hidden_state"
-HIDDEN_STATES_KINDS = ("last", "all")
+HiddenStatesKind = Literal["last", "all"]
+HIDDEN_STATES_KINDS: tuple[HiddenStatesKind, ...] = get_args(HiddenStatesKind)
 """Of hidden states put out besides: what the head reads ``[B, S, H]``, or what each layer reads as well."""
 CACHE_LENGTH_AXIS = 2
-LOGITS_KINDS = ("all", "last", "recent")
+LogitsKind = Literal["all", "last", "recent"]
+LOGITS_KINDS: tuple[LogitsKind, ...] = get_args(LogitsKind)
 """Logits of every token ``[B, S, V]``, of the last one ``[B, 1, V]``, or of the last few ``[B, min(S, 17), V]``."""
 RECENT = "recent_tokens"
 RECENT_TOKENS = 17

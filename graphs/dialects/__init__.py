@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from importlib import import_module
 from pkgutil import iter_modules
+from typing import Literal
 
 from glm_export.errors import InputError
 from glm_export.graphs.dialect import Dialect
 
-CANONICAL = "onnx"
+DialectName = Literal["onnx", "ort", "portable", "tensorrt"]
+"""For editors and type checkers; :func:`names` finds them."""
+CANONICAL: DialectName = "onnx"
 """What a model is traced to; the other dialects are lowerings of it."""
 
 

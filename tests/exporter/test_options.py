@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from glm_export import api
+from glm_export.calibration import recipes
 from glm_export.errors import InputError
 from glm_export.exporter.options import ExportOptions, resolve_options
+from glm_export.graphs import dialects
 from tests.helpers.golden_data import Golden
 
 CONFIG = api.open_checkpoint(Golden("chatglm2").folder).config
@@ -18,10 +21,15 @@ CONFIG = api.open_checkpoint(Golden("chatglm2").folder).config
 def test_the_usual() -> None:
     assert asdict(ExportOptions()) == {
         "dialect": "onnx", "dtype": "float32", "recipe": None, "ranges": None, "logits": None, "max_length": None,
-        "prefill_memory": None, "excluded": None,
+        "prefill_memory": None, "hidden_states": None, "excluded": None,
     }  # fmt: skip
     usual = resolve_options(CONFIG)
     assert (usual.dialect.name, usual.dtype, usual.logits, usual.recipe) == ("onnx", "float32", "all", None)
+
+
+def test_type_checkers_know_every_name() -> None:
+    assert sorted(get_args(dialects.DialectName)) == dialects.names()
+    assert sorted(get_args(recipes.RecipeName)) == sorted([*recipes.names(), recipes.KEEP])
 
 
 def test_a_record_and_keywords_say_the_same() -> None:

@@ -20,6 +20,7 @@ from record import Facts, Kit, Recorder
 from glm_export import api
 from glm_export.artifacts.program import OnnxProgram
 from glm_export.calibration import recipes
+from glm_export.exporter.options import ExportOptions
 from glm_export.sessions.onnxruntime.session import OrtSession
 
 MEMCPY = "Memcpy"
@@ -42,7 +43,10 @@ def placed_case(recorder: Recorder, dialect: str, dtype: str, recipe: str | None
     needs_ranges = recipe is not None and recipes.load(recipe).needs != "nothing"
     ranges = measured_ranges("demo", folder) if needs_ranges else None
     program = api.export(
-        "demo", folder / "program", dialect=dialect, dtype=dtype, recipe=recipe, ranges=ranges, force=True
+        "demo",
+        folder / "program",
+        ExportOptions(dialect=dialect, dtype=dtype, recipe=recipe, ranges=ranges),
+        force=True,
     )
     return placed(program, folder, recorder.kit)
 
