@@ -1,12 +1,12 @@
 """glm-export: from a GLM-family checkpoint to a deployed model.
 
-The public names are those of ``__all__``; each is imported when it is first used::
+The public names are those of ``__all__``; each is imported when it is first used.
 
-    from glm_export import export, generate, load_session
-
-    export("demo", "poems-onnx")
-    with load_session("poems-onnx") as session:
-        print(generate(session, "床前明月光，疑是地上霜。"))
+>>> from glm_export import export, generate, load_session
+>>> program = export("demo", "poems-onnx", force=True)
+>>> with load_session("poems-onnx") as session:
+...     print(generate(session, "床前明月光，疑是地上霜。").strip())
+举头望明月，低头思故乡。
 """
 
 from __future__ import annotations

@@ -76,6 +76,13 @@ def export(
 ) -> OnnxProgram:
     """Export a checkpoint; see :func:`glm_export.exporter.export.export`.
 
+    >>> from glm_export import export
+    >>> program = export("demo", "poems-int8", dialect="ort", recipe="int8-token", force=True)
+    >>> program.dialect, program.recipe
+    ('ort', 'int8-token')
+
+    Names that are only known at run time go into a record: ``ExportOptions(dialect=name)``.
+
     Args:
         source: a model folder, an open checkpoint, or ``"demo"``.
         out: the folder to write.
@@ -101,10 +108,11 @@ def load_session(
 ) -> Session:
     """Run an engine in TensorRT, an exported folder in ONNX Runtime, or a checkpoint in PyTorch (float32).
 
-    ::
-
-        with load_session("poems-onnx", threads=2) as session:
-            print(generate(session, "床前明月光，"))
+    >>> from glm_export import export, load_session
+    >>> program = export("demo", "poems-onnx", force=True)
+    >>> with load_session(program, threads=2) as session:
+    ...     session.describe().runtime
+    'onnxruntime'
 
     Args:
         source: the folder or its URL, or what was opened.
@@ -148,6 +156,11 @@ def check(
 ) -> CheckReport:
     """Hold one side to another; see :func:`glm_export.proof.sides.open.check_sides`.
 
+    >>> from glm_export import check, export
+    >>> report = check(export("demo", "poems-onnx", force=True), "demo")
+    >>> report.passed, report.parity.required_tolerance < 1e-5
+    (True, True)
+
     Args:
         program: an exported folder, an engine, an ONNX file of another tool, or a saved run.
         against: its checkpoint, or one of the same.
@@ -174,6 +187,11 @@ def calibrate(
     **keywords: Unpack[CalibrationKeywords],
 ) -> Ranges:
     """Measure a checkpoint's activations on text; see :func:`glm_export.calibration.layerwise.calibrate.calibrate`.
+
+    >>> from glm_export import calibrate
+    >>> ranges = calibrate("demo", "poems-ranges", corpus=["床前明月光，疑是地上霜。" * 20] * 2, force=True)
+    >>> ranges.layers
+    4
 
     Args:
         source: a model folder, an open checkpoint, or ``"demo"``.
@@ -264,6 +282,12 @@ def quality(
     **keywords: Unpack[QualityKeywords],
 ) -> QualityVerdict:
     """Measure on text how far a program is from its checkpoint; see :func:`glm_export.evaluation.measure.measure`.
+
+    >>> from glm_export import export, quality
+    >>> program = export("demo", "poems-int8", dialect="ort", recipe="int8-token", force=True)
+    >>> verdict = quality(program, "demo", corpus="poems", max_samples=4, budget="kl=0.01")
+    >>> verdict.report.kl < 0.01, verdict.broken
+    (True, ())
 
     Args:
         program: an exported folder, or an engine.

@@ -27,12 +27,12 @@ BATCH_TOKENS = 4096
 def hidden_states(session: Session, text: TextOrIds) -> HiddenStates:
     """What the head reads of every token, and, of a program that puts them out, each layer.
 
-    ::
-
-        export("demo", "poems-hidden", hidden_states="all")
-        with load_session("poems-hidden") as session:
-            states = hidden_states(session, "床前明月光")
-            print(states["last_hidden_state"].shape)
+    >>> from glm_export import export, hidden_states, load_session
+    >>> program = export("demo", "poems-hidden", hidden_states="all", force=True)
+    >>> with load_session("poems-hidden") as session:
+    ...     states = hidden_states(session, "床前明月光")
+    >>> list(states), states["last_hidden_state"].shape
+    (['hidden_states.0', 'hidden_states.1', 'hidden_states.2', 'hidden_states.3', 'last_hidden_state'], (8, 192))
 
     Args:
         session: of a folder that was exported with ``hidden_states``, or of a checkpoint.
@@ -56,6 +56,12 @@ def embed(
     """One vector for each text: its last hidden states, pooled over its tokens.
 
     These models were trained to write, not to embed: compare vectors of one model, and measure on your own task.
+
+    >>> from glm_export import embed, load_session
+    >>> with load_session("demo") as session:
+    ...     moon, again, snow = embed(session, ["床前明月光", "举头望明月", "独钓寒江雪"], normalize=True)
+    >>> bool(moon @ again > moon @ snow)
+    True
 
     Args:
         session: of a folder that was exported with ``hidden_states``, or of a checkpoint.

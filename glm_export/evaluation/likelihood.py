@@ -41,6 +41,12 @@ def logits(session: Session, text: TextOrIds) -> Logits:
 
     A program with the last token's logits alone is read token by token.
 
+    >>> from glm_export import load_session, logits
+    >>> with load_session("demo") as session:
+    ...     scores = logits(session, "床前明月光，疑是地上霜")
+    ...     session.tokenizer.decode([int(scores[-1].argmax())])
+    '。'
+
     Args:
         session: from :func:`load_session`; its cache is taken over.
         text: a text, or token ids.
@@ -67,6 +73,12 @@ def loglikelihood(session: Session, requests: Sequence[tuple[TextOrIds, TextOrId
     A text is cut into tokens together with its context (the harness's rule), so that a blank between the two, or a
     character of both, is what it is in running text. GLM and ChatGLM-6B, whose context ends in ``<sop>``, write a
     continuation as a text of its own.
+
+    >>> from glm_export import load_session, loglikelihood
+    >>> with load_session("demo") as session:
+    ...     known, other = loglikelihood(session, [("床前明月光，", "疑是地上霜。"), ("床前明月光，", "万径人踪灭。")])
+    >>> known.greedy, known.total > other.total
+    (True, True)
 
     Args:
         session: from :func:`load_session`; its cache is taken over.

@@ -67,10 +67,15 @@ def stream(
 ) -> Generator[Piece, None, None]:
     """Continue a text, and hand out what is written as it comes.
 
-    The session is the stream's until it has ended or is closed (a ``for`` that is left closes it)::
+    The session is the stream's until it has ended or is closed (a ``for`` that is left closes it).
 
-        for piece in stream(session, session.tokenizer.chat([{"role": "user", "content": "你好"}])):
-            print(piece.text, end="", flush=True)
+    >>> from glm_export import load_session, stream
+    >>> with load_session("demo") as session:
+    ...     for piece in stream(session, "床前明月光，", max_new_tokens=6):
+    ...         print(piece.text, end="|")
+    疑|是|地|上|霜|。|
+
+    A conversation: ``stream(session, session.tokenizer.chat([{"role": "user", "content": "你好"}]))``.
 
     Args:
         session: from :func:`load_session`.
@@ -136,6 +141,13 @@ def generate(
 ) -> str | list[str]:
     """Continue a text, or several together.
 
+    >>> from glm_export import Sampling, generate, load_session
+    >>> with load_session("demo") as session:
+    ...     generate(session, ["床前明月光，", "千山鸟飞绝，"], max_new_tokens=6)
+    ...     generate(session, "春眠不觉晓，", max_new_tokens=6, sampling=Sampling(temperature=0.7, seed=1))
+    ['疑是地上霜。', '万径人踪灭。']
+    '处处闻啼鸟。'
+
     Args:
         session: from :func:`load_session`.
         prompt: one text or several; token ids may stand in the place of a text.
@@ -176,6 +188,11 @@ def chat(
     speculate: bool = False,
 ) -> str:
     """The model's reply to a conversation, by the folder's chat template or in the prompt format of its family.
+
+    >>> from glm_export import chat, load_session
+    >>> with load_session("demo") as session:
+    ...     print(chat(session, [{"role": "user", "content": "千山鸟飞绝，万径人踪灭。"}]))
+    孤舟蓑笠翁，独钓寒江雪。
 
     Args:
         session: from :func:`load_session`.
