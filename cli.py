@@ -62,6 +62,9 @@ HOME = {
 }
 """The module of a verb in ``terminal/`` where it is not called like the verb."""
 
+WHOLE_ALONE = frozenset({"torch", "onnx", "onnx_ir", "onnxscript", "polygraphy"})
+"""Packages that exporting and proving take, and running does not (``runtime/pyproject.toml``)."""
+
 
 class Verb(click.RichCommand):
     """A verb's name and line; parsing its words imports the verb."""
@@ -124,6 +127,8 @@ class Verbs(click.RichGroup):
             self._fail(ctx, message, EnvironmentMissingError.exit_code, error)
         except (click.ClickException, click.exceptions.Exit, click.Abort):  # type: ignore[attr-defined]
             raise
+        except ModuleNotFoundError as error:
+            self._fail(ctx, absent(error) or fault(error), EnvironmentMissingError.exit_code, error)
         except Exception as error:
             self._fail(ctx, fault(error), 3, error)
 
@@ -136,6 +141,17 @@ class Verbs(click.RichGroup):
 
         MESSAGES.print(f"[bold red]Error:[/] {escape(one_line(message))}", soft_wrap=True)
         ctx.exit(code)
+
+
+def absent(error: ModuleNotFoundError) -> str | None:
+    """What to install where a package is missing that only the whole distribution brings; None for any other."""
+    package = (error.name or "").partition(".")[0]
+    if package not in WHOLE_ALONE:
+        return None
+    return (
+        f"this takes {package}, which glm-export-runtime leaves out: pip uninstall glm-export-runtime, then "
+        "pip install glm-export; exported folders run without it"
+    )
 
 
 def fault(error: Exception) -> str:

@@ -86,7 +86,9 @@ def __getattr__(name: str) -> object:
 def _version() -> str:
     from importlib.metadata import PackageNotFoundError, version
 
-    try:
-        return version("glm-export")
-    except PackageNotFoundError:  # a bare checkout
-        return "0+unknown"
+    for distribution in ("glm-export", "glm-export-runtime"):
+        try:
+            return version(distribution)
+        except PackageNotFoundError:
+            continue
+    return "0+unknown"  # a bare checkout

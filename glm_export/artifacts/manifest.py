@@ -125,7 +125,8 @@ def package_versions() -> dict[str, str]:
     installed = {
         name: distribution.version
         for distribution in distributions()
-        if (name := distribution.metadata["Name"]) in RECORDED_PACKAGES
+        # The same files without what exporting takes (runtime/pyproject.toml).
+        if (name := str(distribution.metadata["Name"]).replace("glm-export-runtime", "glm-export")) in RECORDED_PACKAGES
     }
     return {name: installed.get(name, "not installed") for name in RECORDED_PACKAGES}
 
