@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint mutants attack attack-guided attack-server kills lm-eval rehearse-gpu lock clean
+.PHONY: demo test lint docs mutants attack attack-guided attack-server kills lm-eval rehearse-gpu lock clean
 
 demo: $(VENV)/.installed
 	$(BIN)/glm-export demo --out out/demo
@@ -17,6 +17,10 @@ lint: $(VENV)/.installed-for-tests
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The documentation as a site, in site/: open site/index.html, no server is needed. A link that leads nowhere ends it.
+docs: $(VENV)/.installed-for-tests
+	NO_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict
 
 # Small faults planted in the pure modules, one at a time; lists those no test noticed. Minutes, not part of `test`.
 SEED ?= 1
@@ -96,4 +100,4 @@ $(VENV)/.installed-for-tests: pyproject.toml | $(VENV)/bin/python
 	touch $@ $(VENV)/.installed
 
 clean:
-	rm -rf $(VENV) .venv-schemathesis out build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .venv-schemathesis out site build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -16,7 +16,7 @@ from glm_export.artifacts.program import OnnxProgram
 ROOT = Path(__file__).parents[2]
 ROOMS = ("graphs", "calibration")
 SOURCES = [
-    path for folder in ("glm_export", "graphs", "calibration", "tests", "examples", "benchmarks")
+    path for folder in ("glm_export", "graphs", "calibration", "tests", "examples", "benchmarks", "docs")
     for path in (ROOT / folder).rglob("*.py") if not any(part.is_symlink() for part in (path, *path.parents))
 ] + [ROOT / "cli.py"]  # fmt: skip
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60
