@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import io
 import math
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from glm_export.errors import one_line
+from glm_export.reports.axes import DASHES, MARKERS, by_rows, grid, legend, logarithmic, named_ticks, short, styled
 from glm_export.reports.colours import HEAT, OVER, SERIES, colour
 from glm_export.reports.records import Bars, Claim, HeatMap, Lines, Series, Spans, figure
 from glm_export.reports.svg import embedded
@@ -26,26 +25,6 @@ if TYPE_CHECKING:
 Plot = HeatMap | Lines | Bars | Spans
 WIDE, NARROW = 7.0, 3.5
 """Inches of a figure; text is 9 points in both."""
-MARKERS = ("o", "s", "^", "D", "v", "P")
-DASHES: tuple[Any, ...] = ("-", (0, (4, 2)), (0, (1, 1.5)), "-.", (0, (6, 1.5)), (0, (3, 1, 1, 1)))
-STYLE: dict[str, Any] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "glm-export",
-    "text.parse_math": False,
-    "axes.formatter.use_mathtext": False,
-    "font.size": 9,
-    "axes.titlesize": 9,
-    "axes.linewidth": 0.8,
-    "legend.frameon": False,
-    "legend.fontsize": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.unicode_minus": False,
-    "lines.linewidth": 1.4,
-    **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), colour("ink")),
-    **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), colour("faint")),
-    **dict.fromkeys(("figure.facecolor", "axes.facecolor"), "none"),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +42,11 @@ def draw(plot: Plot, prefix: str) -> Drawn:
         plot: what.
         prefix: of the ids within, one a plot.
     """
+    return _drawn(filling(plot), height_of(plot), prefix)
+
+
+def filling(plot: Plot) -> Callable[[Figure, bool], None]:
+    """What draws a record into a figure, for a telephone where it is told so."""
     drawing: dict[str, Callable[[Figure, Any, bool], None]] = {
         "heat": _heat,
         "lines": _lines,
@@ -70,7 +54,7 @@ def draw(plot: Plot, prefix: str) -> Drawn:
         "spans": _spans,
     }
     shown = _shown(plot)
-    return _drawn(lambda figure_, narrow: drawing[plot.kind](figure_, shown, narrow), _height(plot), prefix)
+    return lambda figure_, narrow: drawing[plot.kind](figure_, shown, narrow)
 
 
 def draw_claims(claims: Sequence[Claim], prefix: str) -> Drawn | None:
@@ -104,7 +88,7 @@ def _svg(fill: Callable[[Figure, bool], None], height: float, prefix: str, *, na
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    with _style():
+    with styled():
         drawn = Figure(figsize=(NARROW if narrow else WIDE, height), layout="constrained")
         FigureCanvasSVG(drawn)
         fill(drawn, narrow)
@@ -114,61 +98,13 @@ def _svg(fill: Callable[[Figure, bool], None], height: float, prefix: str, *, na
     return embedded(written.getvalue(), prefix)
 
 
-@contextmanager
-def _style() -> Iterator[None]:
-    """Matplotlib's defaults and ours, whatever the user's own settings are."""
-    from matplotlib import style
-
-    with style.context(["default", STYLE]), warnings.catch_warnings():
-        # Names that Matplotlib's font cannot measure are text all the same, in the page's fonts.
-        warnings.filterwarnings("ignore", "Glyph")
-        warnings.filterwarnings("ignore", "constrained_layout not applied")
-        yield
-
-
-def _height(plot: Plot) -> float:
+def height_of(plot: Plot) -> float:
+    """Inches."""
     if isinstance(plot, HeatMap):
         return min(6.0, max(1.9, 1.1 + 0.22 * len(plot.rows)))
     if isinstance(plot, Lines):
         return 2.9
     return 0.8 + 0.24 * len(plot.names) + (0.25 if isinstance(plot, Spans) else 0)
-
-
-def _power(value: float, _: object = None) -> str:
-    """A tick of a logarithmic axis."""
-    exponent = round(math.log10(value))
-    return f"{value:g}" if -2 <= exponent <= 3 else f"1e{exponent}"
-
-
-def _logarithmic(axes: Axes, axis: str, least: float, most: float) -> None:
-    """A logarithmic axis over whole powers of ten, few of them named."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
-
-    # Nothing is drawn on the axis itself.
-    low, high = math.floor(math.log10(least) - 0.15), math.ceil(math.log10(most))
-    high = max(high, low + 1)
-    getattr(axes, f"set_{axis}scale")("log")
-    getattr(axes, f"set_{axis}lim")(10.0**low, 10.0**high)
-    ticks = getattr(axes, f"{axis}axis")
-    ticks.set_major_locator(LogLocator(base=10, numticks=6 if high - low > 5 else high - low + 2))
-    ticks.set_minor_locator(NullLocator())
-    ticks.set_major_formatter(FuncFormatter(_power))
-
-
-def _grid(axes: Axes, axis: str) -> None:
-    axes.grid(visible=True, axis=axis, color=colour("line"), linewidth=0.6)  # type: ignore[arg-type]
-    axes.set_axisbelow(True)
-
-
-def _legend(drawn: Figure, axes: Axes, columns: int) -> None:
-    handles, names = (_by_rows(found, columns) for found in axes.get_legend_handles_labels())
-    if names:
-        drawn.legend(handles, names, loc="outside upper left", ncols=columns, handlelength=2.4, columnspacing=1.2)
-
-
-def _by_rows(entries: Sequence[Any], columns: int) -> list[Any]:
-    """Entries in the order in which a legend, which fills column by column, shows them row by row."""
-    return [entry for column in range(columns) for entry in entries[column::columns]]
 
 
 # -- one function a kind ----------------------------------------------------------------------------
@@ -202,8 +138,8 @@ def _heat(drawn: Figure, plot: HeatMap, narrow: bool) -> None:
         axes.add_patch(PathPatch(path, facecolor=colour(name), edgecolor="none", linewidth=0))
     axes.set_xlim(-0.5, len(plot.columns) - 0.5)
     axes.set_ylim(len(plot.rows) - 0.5, -0.5)
-    _named_ticks(axes, "y", plot.rows, 16)
-    _named_ticks(axes, "x", plot.columns, 6 if narrow else 14)
+    named_ticks(axes, "y", plot.rows, 16)
+    named_ticks(axes, "x", plot.columns, 6 if narrow else 14)
     axes.set_xlabel(plot.column_name)
     axes.set_ylabel(plot.row_name)
     _heat_legend(drawn, runs, bound, plot.bound is not None, narrow)
@@ -220,13 +156,6 @@ def _runs(names: Sequence[str | None]) -> Iterator[tuple[int, int, str]]:
             start = at
 
 
-def _named_ticks(axes: Axes, axis: str, names: Sequence[str], most: int) -> None:
-    """At most so many of the names."""
-    step = max(1, -(-len(names) // most))
-    places = list(range(0, len(names), step))
-    getattr(axes, f"set_{axis}ticks")(places, [names[place] for place in places])
-
-
 def _heat_legend(drawn: Figure, used: dict[str, Any], bound: float, judged: bool, narrow: bool) -> None:
     from matplotlib.patches import Patch
 
@@ -239,7 +168,7 @@ def _heat_legend(drawn: Figure, used: dict[str, Any], bound: float, judged: bool
         Patch(facecolor=colour(name), edgecolor=colour("faint"), linewidth=0.4, label=text) for name, text in shown
     ]
     drawn.legend(
-        handles=_by_rows(handles, columns),
+        handles=by_rows(handles, columns),
         loc="outside upper left",
         ncols=columns,
         handlelength=1.2,
@@ -270,21 +199,21 @@ def _lines(drawn: Figure, plot: Lines, narrow: bool) -> None:
         values.append(plot.bound)
         axes.axhline(plot.bound, color=colour("bad"), linewidth=1.1, linestyle=(0, (6, 3)), label=plot.bound_name)
     if plot.log:
-        _logarithmic(axes, "y", min(values, default=plot.floor), max(values, default=1.0) * 1.2)
+        logarithmic(axes, "y", min(values, default=plot.floor), max(values, default=1.0) * 1.2)
     else:
         axes.set_ylim(bottom=0)
     _whole_numbers(axes, plot, narrow)
-    _grid(axes, "y")
+    grid(axes, "y")
     axes.set_xlabel(plot.x_name)
     axes.set_ylabel(plot.y_name)
-    _legend(drawn, axes, 2 if narrow else 4)
+    legend(drawn, axes, 2 if narrow else 4)
 
 
 def _whole_numbers(axes: Axes, plot: Lines, narrow: bool) -> None:
     from matplotlib.ticker import MaxNLocator
 
     if plot.x_names:
-        _named_ticks(axes, "x", plot.x_names, 6 if narrow else 14)
+        named_ticks(axes, "x", plot.x_names, 6 if narrow else 14)
         return
     places = [x for one in plot.series for x in one.x]
     if places and max(places) == min(places):
@@ -297,11 +226,11 @@ def _bars(drawn: Figure, plot: Bars, narrow: bool) -> None:
     places = range(len(plot.names))
     known = [value for value in plot.values if value is not None and math.isfinite(value)]
     marks = [plot.mark] if plot.mark is not None else []
-    axes.set_yticks(list(places), [_short(name, narrow) for name in plot.names])
+    axes.set_yticks(list(places), [short(name, narrow) for name in plot.names])
     axes.set_ylim(len(plot.names) - 0.5, -0.5)
     if plot.log:
         floor = min((value for value in [*known, *marks] if value > 0), default=1e-12)
-        _logarithmic(axes, "x", floor, max([*known, *marks], default=1.0) * 1.2)
+        logarithmic(axes, "x", floor, max([*known, *marks], default=1.0) * 1.2)
     else:
         axes.set_xlim(0, max([*known, *marks], default=1.0) * 1.18 or 1.0)
     # What is no number reaches to the end.
@@ -321,19 +250,14 @@ def _bars(drawn: Figure, plot: Bars, narrow: bool) -> None:
         axes.axvline(plot.mark, color=colour("bad"), linewidth=1.1, linestyle=(0, (6, 3)), label=plot.mark_name)
     axes.set_xlabel(plot.value_name)
     axes.tick_params(axis="y", length=0)
-    _grid(axes, "x")
-    _legend(drawn, axes, 1 if narrow else 3)
-
-
-def _short(name: str, narrow: bool) -> str:
-    most = 22 if narrow else 40
-    return name if len(name) <= most else f"…{name[1 - most :]}"
+    grid(axes, "x")
+    legend(drawn, axes, 1 if narrow else 3)
 
 
 def _spans(drawn: Figure, plot: Spans, narrow: bool) -> None:
     axes = drawn.add_subplot()
     places = list(range(len(plot.names)))
-    axes.set_yticks(places, [_short(name, narrow) for name in plot.names])
+    axes.set_yticks(places, [short(name, narrow) for name in plot.names])
     axes.set_ylim(len(plot.names) - 0.5, -0.5)
     axes.hlines(places, plot.low, plot.high, color=colour("line"), linewidth=3)
     for values, name, number in ((plot.low, plot.low_name, 0), (plot.high, plot.high_name, 1)):
@@ -348,11 +272,11 @@ def _spans(drawn: Figure, plot: Spans, narrow: bool) -> None:
             clip_on=False,
         )
     known = [value for value in (*plot.low, *plot.high) if value > 0]
-    _logarithmic(axes, "x", min(known, default=0.1), max(known, default=1.0) * 1.2)
+    logarithmic(axes, "x", min(known, default=0.1), max(known, default=1.0) * 1.2)
     axes.set_xlabel(plot.value_name)
     axes.tick_params(axis="y", length=0)
-    _grid(axes, "x")
-    _legend(drawn, axes, 1 if narrow else 3)
+    grid(axes, "x")
+    legend(drawn, axes, 1 if narrow else 3)
 
 
 def _claims(drawn: Figure, claims: Sequence[Claim], narrow: bool) -> None:
@@ -360,9 +284,9 @@ def _claims(drawn: Figure, claims: Sequence[Claim], narrow: bool) -> None:
     places = list(range(len(claims)))
     numbers = [v for c in claims for v in (c.measured, c.bound, c.planted) if v is not None and 0 < v < math.inf]
     floor = 10.0 ** (math.floor(math.log10(min(numbers))) - 1)
-    axes.set_yticks(places, [_short(claim.name, narrow) for claim in claims])
+    axes.set_yticks(places, [short(claim.name, narrow) for claim in claims])
     axes.set_ylim(len(claims) - 0.5, -0.5)
-    _logarithmic(axes, "x", floor, max(numbers) * 1.2)
+    logarithmic(axes, "x", floor, max(numbers) * 1.2)
     top = axes.get_xlim()[1]
     for name, values, marker, size, label in (
         ("ink", [claim.bound for claim in claims], "|", 13, "allowed"),
@@ -390,5 +314,5 @@ def _claims(drawn: Figure, claims: Sequence[Claim], narrow: bool) -> None:
                 clip_on=False,
             )
     axes.tick_params(axis="y", length=0)
-    _grid(axes, "x")
-    _legend(drawn, axes, 2 if narrow else 4)
+    grid(axes, "x")
+    legend(drawn, axes, 2 if narrow else 4)

@@ -1,0 +1,1 @@
+"""The verb that draws what others wrote down."""
