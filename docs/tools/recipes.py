@@ -4,7 +4,7 @@
 
 Exports the embedded model by every recipe of dialect ``ort``, measures each with ``quality`` and ``bench``, and draws
 what they found with ``plot``. Minutes. The model is small: its sizes and KL are what recipes do to it, its speeds are
-those of this machine and mostly what the host does between products.
+those of this machine and mostly what the host does between products; they are the fastest of several passes.
 """
 
 from __future__ import annotations
@@ -12,17 +12,22 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 from glm_export import api, bench
 from glm_export.calibration import recipes
 from glm_export.exporter.options import dialects_of
 from glm_export.reports.pictures.plot import plot
 
-MODEL, CORPUS, SAMPLES = "demo", "poems", 64
+MODEL, CORPUS, SAMPLES, PASSES = "demo", "poems", 64, 8
 
 
-def measured(recipe: str | None, work: Path) -> tuple[float, list[Path]]:
-    """KL, and the folder and files that ``plot`` takes."""
+def exported(recipe: str | None, work: Path) -> Path:
+    """A program, and beside it what ``quality`` says; what lies there from before is kept."""
+    folder = work / (recipe or "float32")
+    told = work / f"{folder.name}.quality.json"
+    if told.exists():
+        return folder
     chosen = recipes.load(recipe) if recipe else None
     ranges = None
     if chosen is not None and chosen.needs != "nothing":
@@ -30,14 +35,24 @@ def measured(recipe: str | None, work: Path) -> tuple[float, list[Path]]:
         ranges = work / f"ranges{'-' + own if own else ''}"
         if not ranges.exists():
             api.calibrate(MODEL, ranges, corpus=CORPUS, recipe=own)
-    folder = work / (recipe or "float32")
     program = api.export(MODEL, folder, dialect="ort", recipe=recipe, ranges=ranges, force=True)
-    verdict = api.quality(program, MODEL, corpus=CORPUS, max_samples=SAMPLES)
-    found = bench(folder, rounds=3)
-    files = [work / f"{folder.name}.quality.json", work / f"{folder.name}.bench.json"]
-    for file, values in zip(files, (verdict.to_json(), found.to_json()), strict=True):
-        file.write_text(json.dumps(values, indent=1))
-    return verdict.report.kl, [folder, *files]
+    told.write_text(json.dumps(api.quality(program, MODEL, corpus=CORPUS, max_samples=SAMPLES).to_json(), indent=1))
+    return folder
+
+
+def fastest(folders: list[Path]) -> dict[Path, dict[str, Any]]:
+    """One program after another, several times over; of each the figures of its fastest pass.
+
+    Other work only ever slows a pass, and it comes and goes.
+    """
+    found: dict[Path, dict[str, Any]] = {}
+    for _ in range(PASSES):
+        for folder in folders:
+            again = bench(folder, rounds=1).to_json()
+            best = found.setdefault(folder, again)
+            for name in ("prefill_tokens_s", "decode_tokens_s"):
+                best[name] = max(best[name], again[name])
+    return found
 
 
 def main() -> None:
@@ -48,8 +63,15 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     known = [name for name in recipes.names() if name != "keep" and "ort" in dialects_of(recipes.load(name))]
-    found = [measured(name, arguments.work) for name in (None, *known)]
-    sources = [path for _, paths in sorted(found, key=lambda one: one[0]) for path in paths]
+    folders = [exported(name, arguments.work) for name in (None, *known)]
+    for folder, values in fastest(folders).items():
+        (arguments.work / f"{folder.name}.bench.json").write_text(json.dumps(values, indent=1))
+    kl = {folder: json.loads((arguments.work / f"{folder.name}.quality.json").read_text())["kl"] for folder in folders}
+    sources = [
+        path
+        for folder in sorted(folders, key=lambda one: float(kl[one]))
+        for path in (folder, *(arguments.work / f"{folder.name}.{verb}.json" for verb in ("quality", "bench")))
+    ]
     for suffix in (arguments.out.suffix, ".csv"):
         plot(sources, arguments.out.with_suffix(suffix), force=True)
 

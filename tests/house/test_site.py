@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import re
 import subprocess
@@ -19,6 +20,7 @@ import pytest
 
 import glm_export
 from glm_export.cli import VERBS
+from glm_export.reports.records import figure
 from glm_export.spec.option import options_of
 
 ROOT = Path(__file__).parents[2]
@@ -124,7 +126,7 @@ def test_the_reference_has_every_public_name(site: Path) -> None:
     missing = [name for name in glm_export.__all__ if f"glm_export.{name}" not in {*names, "glm_export.__version__"}]
     assert missing == []
     assert "glm_export.__version__" in text
-    for function, (module, record) in reference().RECORDS.items():
+    for function, (module, record) in tool("reference").RECORDS.items():
         assert function in glm_export.__all__
         assert f"glm_export.{module}.{record}" in names
         kind = getattr(import_module(f"glm_export.{module}"), record)
@@ -141,11 +143,11 @@ def words(text: str) -> str:
     return " ".join(text.replace("`", "").split())
 
 
-def reference() -> ModuleType:
-    """What writes the reference's pages."""
+def tool(name: str) -> ModuleType:
+    """One of the scripts that make the pages and their pictures."""
     sys.path.insert(0, str(TOOLS))
     try:
-        return import_module("reference")
+        return import_module(name)
     finally:
         sys.path.remove(str(TOOLS))
 
@@ -174,3 +176,19 @@ def test_what_is_broken_ends_the_build(site: Path, tmp_path: Path) -> None:
     assert result.returncode == 1, result.stdout + result.stderr
     for said in ("'gone.md'", "no-such-heading", "left-out.md"):
         assert said in result.stderr, said
+
+
+def test_pictures_are_small_and_what_their_scripts_draw() -> None:
+    """And load nothing: an SVG with a font from a server is another picture where there is none."""
+    for path in (ROOT / "docs" / "images").glob("*.svg"):
+        text = path.read_text(encoding="utf-8")
+        assert len(text.encode()) < 150_000, path.name
+        assert re.findall(r"url\((?!#)[^)]*\)|<script|@import|href=\"(?!#)", text) == [], path.name
+    assert (ROOT / "docs" / "images" / "pipeline.svg").read_text(encoding="utf-8") == tool("pipeline").drawing()
+    drawn = (ROOT / "docs" / "images" / "recipes.svg").read_text(encoding="utf-8")
+    with (ROOT / "docs" / "images" / "recipes.csv").open(newline="", encoding="utf-8") as file:
+        head, *rows = csv.reader(file)
+    for row in rows:
+        told = dict(zip(head, row, strict=True))
+        shown = (told["program"], *(figure(float(told[name])) for name in ("size, MB", "KL, nats a token")))
+        assert all(f">{text}<" in drawn for text in shown), shown

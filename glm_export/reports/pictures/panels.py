@@ -36,6 +36,8 @@ PANELS = (
     Panel("decode_tokens_s", "decoding, tokens/s"),
     Panel("peak_anonymous_bytes", "memory, MB", times=1e-6),
 )
+SMALLEST_SHOWN = 1e-4
+"""Of the largest, on a logarithmic axis: a KL of nothing but the last bits would be most of it."""
 DRAWN = ("bytes", "kl", "prefill_tokens_s", "decode_tokens_s")
 """Of those that are known; where none of them is, all. The table has every one."""
 
@@ -82,10 +84,13 @@ def _fill(drawn: Figure, programs: Sequence[Measured], panels: Sequence[Panel]) 
 
 
 def _panel(axes: Axes, panel: Panel, values: Sequence[float | None], name: str) -> None:
+    from matplotlib.ticker import LogLocator
+
     finite = [value for value in values if value is not None and math.isfinite(value)]
     above = [value for value in finite if value > 0]
     if panel.log and above:
-        logarithmic(axes, "x", min(above), max(above) * 4)
+        logarithmic(axes, "x", max(min(above), max(above) * SMALLEST_SHOWN), max(above) * 4)
+        axes.xaxis.set_major_locator(LogLocator(base=10, numticks=3))
     else:
         axes.set_xlim(0, max([*above, 1e-12]) * 1.45)
     left, right = axes.get_xlim()
