@@ -95,7 +95,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 INTRODUCTIONS = {
     "Decisions": "Why things are as they are: one page a decision, with what follows from it and how to undo it.",
-    "Measurements": "Every number this project tells, with the command that made it and the machine it ran on.",
+    "Measurements": "What was measured, by which command, on which machine; beside a peer where there is one.",
 }
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import re
 import shlex
 import shutil
 import subprocess
 from collections import defaultdict
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from typing import ClassVar
 
@@ -38,7 +40,9 @@ SMALLER = {
 }
 """The same with less: of options given twice the last counts."""
 ASKED_ONCE = ("bench", "check", "doctor", "inspect", "quality", "recipes")
-"""Verbs that leave nothing behind, where nothing is written down: the same of the same is not done a second time."""
+"""Verbs that leave nothing behind but what they say: the same of the same is not asked a second time."""
+NO_FOLDERS = ("--recipe", "--dialect")
+"""Options whose value may be called like a folder."""
 BEFORE = {
     "docs/certificates.md": ["export demo --out poems-onnx"],
     "docs/engines.md": [
@@ -60,7 +64,13 @@ BEFORE = {
 }
 """What a page takes to be there already."""
 POEMS = (ROOT / "glm_export" / "embedded" / "tang_poems.jsonl").read_text(encoding="utf-8")
-TEXTS = {"question.txt": "千山鸟飞绝，万径人踪灭。", "support-chats.jsonl": POEMS, "held-out.jsonl": POEMS}
+FEW = "".join(POEMS.splitlines(keepends=True)[:4])
+TEXTS = {
+    "question.txt": "千山鸟飞绝，万径人踪灭。",
+    "support-chats.jsonl": POEMS,
+    "held-out.jsonl": POEMS,
+    "few.jsonl": FEW,
+}
 """Files of the reader's own."""
 ENDS_WITH = {"quality": (0, 1)}
 """Exit codes; a budget may be exceeded by so few samples."""
@@ -73,8 +83,9 @@ def pages_with(language: str) -> list[str]:
 class Scene:
     """A folder in which a page's commands are done, and what was made in it."""
 
-    made: ClassVar[dict[tuple[str, ...], Path | None]] = {}
-    """Of all pages: what is alike is made once, and asked once."""
+    made: ClassVar[dict[tuple[str, ...], Path]] = {}
+    answers: ClassVar[dict[tuple[str, ...], tuple[str, str]]] = {}
+    """Of all pages: what is alike is made once, and asked once. Answers stand beside their page's name of the thing."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -97,13 +108,15 @@ class Scene:
         if ">" in words:
             words, target = words[: words.index(">")], words[words.index(">") + 1]
         words = [name for word in words for name in (sorted(map(str, Path().glob(word))) if "*" in word else [word])]
-        verb = words[0]
-        self._invoke(words + (SMALLER.get(verb, []) if "--sweep" not in words else []), target)
+        less = ["--corpus", "few.jsonl"] if "--budget" in words and words[0] == "export" else SMALLER.get(words[0], [])
+        self._invoke([*words, *less], target)
 
     def _invoke(self, words: list[str], target: str | None) -> None:
-        out = words[words.index("--out") + 1] if "--out" in words else None
-        # What a word stands for, not what a page calls it: the same work is done once.
-        key = tuple(self.told.get(word, word) for word in words if word != out)
+        at = words.index("--out") if "--out" in words else len(words)
+        out = words[at + 1] if at < len(words) else None
+        # What a folder stands for, not what a page calls it: the same work is done once.
+        pairs = pairwise(["", *words[:at], *words[at + 2 :]])
+        key = tuple(word if before in NO_FOLDERS else self.told.get(word, word) for before, word in pairs)
         if out is not None and words[0] in ("export", "calibrate"):
             self.told[out] = " ".join(key)
             there = self.made.get(key)
@@ -111,19 +124,23 @@ class Scene:
                 shutil.copytree(there, self.folder / out)
                 self.ran += 1
                 return
-        if target is None and words[0] in ASKED_ONCE and "--report" not in words and key in self.made:
-            self.ran += 1
+        if words[0] in ASKED_ONCE and "--report" not in words and key in self.answers:
+            called, said = self.answers[key]
+            self._answered(target, said.replace(json.dumps(called), json.dumps(words[1] if len(words) > 1 else "")))
             return
         result = CliRunner().invoke(cli, words, input="", catch_exceptions=False)
         engine = words[0] != "build" and any(word.endswith("-engine") for word in words)
         wanted = (3,) if engine and not has_driver() else ENDS_WITH.get(words[0], (0,))
         assert result.exit_code in wanted, (words, result.output)
-        if target is not None:
-            (self.folder / target).write_text(result.stdout, encoding="utf-8")
         if out is not None and words[0] in ("export", "calibrate"):
             self.made[key] = self.folder / out
         elif words[0] in ASKED_ONCE:
-            self.made[key] = None
+            self.answers[key] = (words[1] if len(words) > 1 else "", result.stdout)
+        self._answered(target, result.stdout)
+
+    def _answered(self, target: str | None, said: str) -> None:
+        if target is not None:
+            (self.folder / target).write_text(said, encoding="utf-8")
         self.ran += 1
 
 
