@@ -236,7 +236,7 @@ def _parses(words: list[str]) -> bool:
 
 def test_reasons_are_still_needed() -> None:
     """Each stands for something on a page, and names tests that are there."""
-    commands = defaultdict(list)
+    commands: dict[str, list[str]] = defaultdict(list)
     for block in blocks("console"):
         commands[block.page] += block.commands
     for page, beginning, reason in NOT_RUN:
