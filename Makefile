@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint docs mutants attack attack-guided attack-server kills lm-eval rehearse-gpu lock clean
+.PHONY: demo test lint docs mutants attack attack-guided attack-server kills lm-eval loaders rehearse-gpu lock clean
 
 demo: $(VENV)/.installed
 	$(BIN)/glm-export demo --out out/demo
@@ -70,6 +70,15 @@ lm-eval: $(VENV)/.installed-for-tests
 	$(PYTHON) -m venv $(VENV)/lm-eval
 	$(VENV)/lm-eval/bin/python -m pip install --quiet 'lm_eval[onnxruntime]==0.4.13'
 	$(BIN)/python -m pytest tests/exporter/test_lm_eval.py
+
+# Exported folders in transformers.js and ONNX Runtime for Node.js (npm, 500 MB), in Foundry Local, and the fault that
+# onnxruntime-genai shows on a model of its own builder, which wants a transformers that Optimum does not take.
+loaders: $(VENV)/.installed-for-tests
+	npm install --prefix $(VENV)/node --ignore-scripts --no-fund --no-audit @huggingface/transformers@4.3.2
+	$(PYTHON) -m venv $(VENV)/foundry
+	$(VENV)/foundry/bin/python -m pip install --quiet foundry-local-sdk==2.2.1
+	$(BIN)/python -m pip install --quiet --no-warn-conflicts --upgrade --target $(VENV)/genai-builder 'transformers>=5.20,<6'
+	$(BIN)/python -m pytest tests/exporter/test_other_programs.py tests/exporter/test_genai_turns.py
 
 # The GPU kit on a machine without network, played on this one: 5 GB of packages, and the minutes of the budget.
 GPU_SECONDS ?= 1800

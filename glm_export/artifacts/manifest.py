@@ -16,6 +16,7 @@ MANIFEST = "manifest.json"
 ENGINE_MANIFEST = "engine.json"
 RANGES_MANIFEST = "ranges.json"
 TRITON_MANIFEST = "triton.json"
+LAYOUT_MANIFEST = "layout.json"
 MANIFEST_FORMAT = 1
 MARKER = ".glm-export"
 """An empty file in every folder that is being filled: one that holds it is ours, however unfinished."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from glm_export.artifacts.hub_cache import IDENTIFIER, cached, snapshot_in
 from glm_export.artifacts.manifest import (
     ENGINE_MANIFEST,
+    LAYOUT_MANIFEST,
     MANIFEST,
     RANGES_MANIFEST,
     SIGNATURE,
@@ -35,6 +36,7 @@ class Kind(Enum):
     PROGRAM = "ONNX program"
     RANGES = "ranges"
     TRITON = "Triton model"
+    LAYOUT = "model of another program"
     ADAPTER = "adapter"
     CHECKPOINT = "checkpoint"
 
@@ -44,6 +46,7 @@ TOLD_BY = {
     Kind.PROGRAM: MANIFEST,
     Kind.RANGES: RANGES_MANIFEST,
     Kind.TRITON: TRITON_MANIFEST,
+    Kind.LAYOUT: LAYOUT_MANIFEST,
     Kind.ADAPTER: "adapter_config.json",
     Kind.CHECKPOINT: "config.json",
 }
@@ -129,6 +132,8 @@ def require_checkpoint(artifact: Artifact) -> Path:
         raise InputError(f"{path} is an exported folder; a checkpoint is expected here, the folder it was made from")
     if artifact.kind is Kind.TRITON:
         raise InputError(f"{path} is a Triton model, which tritonserver runs; give the folder it was made of")
+    if artifact.kind is Kind.LAYOUT:
+        raise InputError(f"{path} was laid out for another program; give the folder it was made of")
     if artifact.kind is Kind.RANGES:
         raise InputError(f"{path} is a folder of ranges; a checkpoint is expected here, the one they were measured on")
     if artifact.kind is Kind.ADAPTER:

@@ -203,7 +203,7 @@ def _remove_replaced(folder: Path) -> None:
     """A folder that gave its name away: its files go, and it with them unless somebody put others there."""
     kind = kind_of(folder)
     gone = False
-    if kind in (*WRITTEN, Kind.RANGES, Kind.TRITON):
+    if kind in (*WRITTEN, Kind.RANGES, Kind.TRITON, Kind.LAYOUT):
         try:
             gone = remove_own(folder, kind)
         except GlmExportError as error:

@@ -20,9 +20,10 @@ SAYS: Mapping[Kind, Mapping[str, type]] = {
     Kind.ENGINE: {"format": int, "sizes": dict, "program": dict, "runtime": str, "profiles": list},
     Kind.RANGES: {"format": int, "checkpoint": dict, "corpus": dict, "layers": int},
     Kind.TRITON: {"format": int, "sizes": dict, "backend": str, "made_of": dict},
+    Kind.LAYOUT: {"format": int, "sizes": dict, "program": str, "made_of": dict},
 }
 """What each kind's manifest says, by which it is told from other people's files of that name."""
-NESTED = (Kind.TRITON,)
+NESTED = (Kind.TRITON, Kind.LAYOUT)
 """Those with folders in them; names of their files are paths, with a slash."""
 LEFT_BY_RUNS = ("*/__pycache__/*.pyc", f"*/*/{KERNELS}")
 """Of a Triton model, by whoever ran it: Python, and TensorRT-RTX."""

@@ -11,12 +11,14 @@ import onnx
 
 from glm_export import api
 from glm_export.artifacts.engine import load_engine
-from glm_export.artifacts.manifest import TRITON_MANIFEST
+from glm_export.artifacts.manifest import LAYOUT_MANIFEST, TRITON_MANIFEST
 from glm_export.artifacts.open import Artifact, Kind, open_artifact
 from glm_export.artifacts.program import MODEL, NEEDS, load_program
 from glm_export.calibration.ranges import load_ranges
 from glm_export.checkpoints.checkpoint import Checkpoint
+from glm_export.deployment.subject import subject_of
 from glm_export.errors import CheckpointError, GlmExportError, InputError
+from glm_export.exporter.card.loaders import verdicts
 from glm_export.model_folder import read_json
 from glm_export.sessions.batch_invariance import invariance_of
 from glm_export.spec.config import ExpertsConfig, GlmConfig
@@ -95,6 +97,7 @@ def program_facts(folder: Path) -> dict[str, Any]:
         "created": program.manifest["created"],
         "packages": program.manifest["packages"],
         "tokenizer": tokenizer_facts(folder, program.config),
+        "loaders": {loader.name: str(verdict) for loader, verdict in verdicts(subject_of(program)).items()},
     }
 
 
@@ -161,11 +164,26 @@ def triton_facts(folder: Path) -> dict[str, Any]:
     }
 
 
+def layout_facts(folder: Path) -> dict[str, Any]:
+    """Which program it was laid out for, and what it was made of."""
+    manifest = read_json(folder, LAYOUT_MANIFEST)
+    return {
+        "kind": Kind.LAYOUT.value,
+        "folder": str(folder),
+        "program": manifest["program"],
+        "made_of": manifest["made_of"]["kind"],
+        "created": manifest["created"],
+        "packages": manifest["packages"],
+        "sizes": manifest["sizes"],
+    }
+
+
 WRITTEN: dict[Kind, Callable[[Path], dict[str, Any]]] = {
     Kind.ENGINE: engine_facts,
     Kind.PROGRAM: program_facts,
     Kind.RANGES: ranges_facts,
     Kind.TRITON: triton_facts,
+    Kind.LAYOUT: layout_facts,
 }
 
 

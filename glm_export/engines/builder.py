@@ -33,6 +33,7 @@ from glm_export.engines.options import CURRENT, BuildOptions
 from glm_export.engines.plan import BuildJob, BuildRecord, build
 from glm_export.engines.profiles import profiles_of
 from glm_export.errors import InputError
+from glm_export.exporter.card.model_card import CARD
 from glm_export.exporter.genai_config import GENAI_CONFIG
 from glm_export.graphs.queries import producer_of
 from glm_export.graphs.weight_traffic import program_weight_traffic
@@ -45,7 +46,7 @@ MOST_WEIGHT_RATIO = 1.2
 """Of an engine's weights to the program's: a few lie there twice, in a layout for each profile."""
 FEW_BYTES = 64 << 20
 """In a small engine more of them do, which costs nobody anything."""
-NOT_COPIED = {MODEL, WEIGHTS, MANIFEST, GENAI_CONFIG, CALIBRATION_CACHE}
+NOT_COPIED = {MODEL, WEIGHTS, MANIFEST, GENAI_CONFIG, CALIBRATION_CACHE, CARD}
 """Of a program's folder; a stripped engine takes model and weights along."""
 
 

@@ -39,6 +39,8 @@ from glm_export.calibration.recipe import program_invariance
 from glm_export.calibration.smoothed_weights import SmoothedWeights
 from glm_export.checkpoints.checkpoint import Checkpoint
 from glm_export.exporter.calibration_cache import write_calibration_cache
+from glm_export.exporter.card.loaders import Subject, explicit_block
+from glm_export.exporter.card.model_card import CARD, Described, base_model, model_card, source_license
 from glm_export.exporter.loader_files import write_loader_files
 from glm_export.exporter.options import ExportKeywords, ExportOptions, ResolvedOptions, open_ranges, resolve_options
 from glm_export.exporter.plan import ExportPlan, plan_export
@@ -170,8 +172,35 @@ def export(
         checkpoint.require_unchanged()
         if ranges is not None and target.quantization is None and target.dialect.can.implicit_int8:
             write_calibration_cache(folder, ranges)
+        text = _card(checkpoint, folder, plan, target, written)
+        (folder / CARD).write_text(text, encoding="utf-8")
         write_json(folder / MANIFEST, _manifest(checkpoint, folder, plan, target, written, ranges))
     return load_program(given)
+
+
+def _card(checkpoint: Checkpoint, folder: Path, plan: ExportPlan, target: ResolvedOptions, written: _Written) -> str:
+    recipe = target.recipe
+    described = Described(
+        name=checkpoint.identity.name,
+        base=base_model(checkpoint.folder),
+        license=source_license(checkpoint.folder),
+        adapters=tuple(str(one["name"]) for one in checkpoint.added),
+        hashes=written.hashes,
+        dialect=target.dialect.name,
+        opset=target.dialect.opset,
+        logits=target.logits,
+        parameters=plan.parameters,
+        sizes={name: (folder / name).stat().st_size for name in (MODEL, WEIGHTS)},
+        needs=written.needs,
+    )
+    subject = Subject(
+        config=checkpoint.config,
+        signature=target.signature,
+        dtype=target.dtype,
+        recipe=recipe.name if recipe else None,
+        block=explicit_block(recipe),
+    )
+    return model_card(described, subject, folder)
 
 
 def _manifest(

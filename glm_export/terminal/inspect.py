@@ -17,11 +17,19 @@ from glm_export.terminal.console import MODEL, RESULTS, adapter_option, family_o
 @click.argument("folder", type=MODEL)
 @family_option
 @adapter_option
+@click.option("--polygraphy", is_flag=True, help="Of an exported folder: the line that runs it in Polygraphy.")
 @json_option()
-def inspect(folder: str, family: str | None, adapters: tuple[str, ...], as_json: bool) -> None:
+def inspect(folder: str, family: str | None, adapters: tuple[str, ...], polygraphy: bool, as_json: bool) -> None:
     """Say what FOLDER is: a checkpoint (audited), an exported program, an engine or ranges."""
     from glm_export.deployment.inspect import inspect_folder
 
+    if polygraphy:
+        from glm_export.artifacts.open import open_artifact
+        from glm_export.artifacts.program import load_program
+        from glm_export.deployment.run_line import run_line
+
+        click.echo(run_line(load_program(open_artifact(folder).path)))
+        return
     facts = inspect_folder(folder, family, adapters)
     if as_json:
         click.echo(json.dumps(facts, indent=2, ensure_ascii=False))

@@ -20,6 +20,7 @@ WRITTEN = {
     Kind.PROGRAM: ("manifest.json", "model.onnx", "config.json"),
     Kind.RANGES: ("ranges.json", "ranges.safetensors"),
     Kind.TRITON: ("triton.json", "config.pbtxt"),
+    Kind.LAYOUT: ("layout.json", "config.json", "tokenizer.json"),
     Kind.ADAPTER: ("adapter_config.json", "adapter_model.safetensors"),
     Kind.CHECKPOINT: ("config.json", "model.safetensors"),
 }

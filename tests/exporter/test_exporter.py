@@ -67,7 +67,7 @@ def test_folder_and_manifest(exported: Callable[[str], OnnxProgram]) -> None:
     names = {path.name for path in program.folder.iterdir()}
     assert names == {
         "model.onnx", "model.onnx.data", "config.json", "generation_config.json", "genai_config.json", "manifest.json",
-        "tokenizer.model", "tokenizer.json", "tokenizer_config.json",
+        "tokenizer.model", "tokenizer.json", "tokenizer_config.json", "README.md",
     }  # fmt: skip
     manifest = json.loads((program.folder / MANIFEST).read_text())
     shard = "model-00001-of-00002.safetensors"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -13,7 +11,6 @@ from typing import Any
 from glm_export.artifacts.engine import PLAN, Engine, load_engine
 from glm_export.artifacts.manifest import (
     MANIFEST_FORMAT,
-    QUICK_BYTES,
     TRITON_MANIFEST,
     package_versions,
     write_json,
@@ -21,6 +18,7 @@ from glm_export.artifacts.manifest import (
 from glm_export.artifacts.open import TOLD_BY, Artifact, Kind, open_artifact
 from glm_export.artifacts.output_folder import free_disk_for, require_writable, whole_folder
 from glm_export.artifacts.own_files import own_files
+from glm_export.artifacts.placed_file import needed_for, place
 from glm_export.artifacts.program import MODEL, WEIGHTS, OnnxProgram, load_program
 from glm_export.errors import InputError, shown
 from glm_export.model_folder import file_sha256
@@ -135,14 +133,13 @@ def write_model(
         raise InputError(f"a model cannot be called {shown(name)}; give it a --name")
     out = require_writable(repository / name, force=options.force, kinds=(Kind.TRITON,), sources=(artifact.path,))
     planned = PLANS[options.backend](name, loaded, engine)
-    copied = [path for path in planned.linked.values() if not options.link or not _on_disk_of(out, path)]
-    free_disk_for(out, sum(map(_size, copied)), "the copies need")
+    free_disk_for(out, needed_for(out, list(planned.linked.values()), link=options.link), "the copies need")
     with whole_folder(out, force=options.force, kinds=(Kind.TRITON,)) as partial:
         texts = planned.texts | {CONFIG: as_text(planned.config)}
         for one, text in texts.items():
             (partial / one).parent.mkdir(parents=True, exist_ok=True)
             (partial / one).write_text(text, encoding="utf-8")
-        linked = sum(_placed(path, partial / one, link=options.link) for one, path in planned.linked.items())
+        linked = sum(place(path, partial / one, link=options.link) for one, path in planned.linked.items())
         sizes = {one: (partial / one).stat().st_size for one in (*texts, *planned.linked)}
         write_json(partial / TRITON_MANIFEST, _manifest(artifact, options.backend, sizes))
     return TritonModel(
@@ -164,33 +161,6 @@ def _load(artifact: Artifact) -> Loaded:
         f"{artifact.path} is of kind {artifact.kind.value}; a repository is made of an exported folder or an engine: "
         "write one with glm-export export"
     )
-
-
-def _on_disk_of(out: Path, path: Path) -> bool:
-    home = next(parent for parent in out.absolute().parents if parent.exists())
-    return home.stat().st_dev == path.stat().st_dev
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size
-
-
-def _placed(source: Path, target: Path, *, link: bool) -> int:
-    """Link or copy a file; returns the bytes that were linked.
-
-    Small files are copied always: some of them are written anew in their folder, as a manifest is when it is signed.
-    """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    real = source.resolve()
-    if link and _size(real) > QUICK_BYTES:
-        try:
-            os.link(real, target)
-        except OSError:  # another disk, or one without links
-            pass
-        else:
-            return _size(real)
-    shutil.copyfile(real, target)
-    return 0
 
 
 def _manifest(artifact: Artifact, backend: str, sizes: dict[str, int]) -> dict[str, Any]:

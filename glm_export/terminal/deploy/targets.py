@@ -8,6 +8,8 @@ from typing import Any
 import rich_click as click
 
 TARGETS = {
+    "foundry-local": "Lay FOLDER, an exported folder, out as a model of Foundry Local and of onnxruntime-genai.",
+    "transformers.js": "Lay FOLDER, an exported folder, out as transformers.js reads models, in Node.js or a browser.",
     "triton": "Put FOLDER, an exported folder or an engine, into a model repository of Triton Inference Server.",
 }
 """Each is a module of this room and the command in it, with the first paragraph of its help."""
@@ -19,7 +21,9 @@ class Target(click.RichCommand):
     def load(self) -> click.Command:
         """The command itself."""
         name = str(self.name)
-        command: click.Command = getattr(import_module(f"glm_export.terminal.deploy.{name}"), name)
+        # Other programs' names are not all Python's: a dot and a dash are an underscore there.
+        python = name.replace(".", "_").replace("-", "_")
+        command: click.Command = getattr(import_module(f"glm_export.terminal.deploy.{python}"), python)
         return command
 
     def make_context(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -129,7 +130,7 @@ def test_where_there_are_no_links_files_are_copied(
     def refused(*_: object) -> None:
         raise OSError(18, "Invalid cross-device link")
 
-    monkeypatch.setattr(repository.os, "link", refused)
+    monkeypatch.setattr(os, "link", refused)
     options = RepositoryOptions(name="poems", link=True)
     assert write_model(demo_program.folder, tmp_path, options).linked_bytes == 0
     api.open_exported(tmp_path / "poems" / "1" / "model").require_undamaged()

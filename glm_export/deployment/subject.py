@@ -1,0 +1,18 @@
+"""What other loaders make of an exported folder."""
+
+from __future__ import annotations
+
+from glm_export.artifacts.program import OnnxProgram
+from glm_export.exporter.card.loaders import Subject, explicit_block
+from glm_export.sessions.batch_invariance import recipe_of
+
+
+def subject_of(program: OnnxProgram) -> Subject:
+    """What a loader's verdict on an exported program depends on."""
+    return Subject(
+        config=program.config,
+        signature=program.signature,
+        dtype=program.dtype,
+        recipe=program.recipe,
+        block=explicit_block(recipe_of(program)),
+    )
