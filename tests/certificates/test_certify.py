@@ -147,9 +147,10 @@ def test_a_link_in_the_folder_is_refused(copied: Copies, run: Runs, tmp_path: Pa
     assert (done.exit_code, "notes: a link" in done.stderr) == (2, True)
 
 
-def test_a_model_card_that_lies_there_is_certified_with_the_rest(copied: Copies, pairs: dict[str, Pair]) -> None:
+def test_what_lies_beside_the_model_card_is_certified_with_the_rest(copied: Copies, pairs: dict[str, Pair]) -> None:
     folder = copied()
-    (folder / "README.md").write_text("A model.\n")
+    assert (folder / "README.md").is_file()  # the card is one of our own files
+    (folder / "NOTES.md").write_text("A model.\n")
     (folder / "pictures").mkdir()
     (folder / "pictures" / "one.svg").write_text("<svg/>")
     certify(folder, SOURCE)

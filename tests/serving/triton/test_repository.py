@@ -179,7 +179,7 @@ def test_what_goes_wrong_leaves_nothing(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(repository.shutil, "copyfile", full)
+    monkeypatch.setattr(shutil, "copyfile", full)
     with pytest.raises(OSError, match="No space left"):
         write_model(demo_program.folder, tmp_path, RepositoryOptions(name="poems"))
     assert list(tmp_path.iterdir()) == []
