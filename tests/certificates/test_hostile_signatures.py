@@ -206,7 +206,7 @@ def test_statements_of_another_folder_are_refused(
     signed: Path, copied: Copies, pairs: dict[str, Pair], run: Runs
 ) -> None:
     other = copied("other")
-    (other / "README.md").write_text("another model")
+    (other / "NOTES.md").write_text("another model")
     from glm_export import certify
     from tests.certificates.conftest import SOURCE
 
@@ -217,7 +217,7 @@ def test_statements_of_another_folder_are_refused(
     # And with its signature, which is as true as ours, the files are not those.
     shutil.copy(other / SIGNATURE, signed / SIGNATURE)
     done = run("verify", signed, "--key", pairs["ours"].public)
-    assert (done.exit_code, "README.md: missing" in done.stdout) == (1, True)
+    assert (done.exit_code, "NOTES.md: missing" in done.stdout) == (1, True)
 
 
 def stated(folder: Path, pair: Pair, **changes: Any) -> None:
