@@ -13,6 +13,7 @@ import rich_click as click
 
 from glm_export import errors
 from glm_export.errors import EnvironmentMissingError, GlmExportError, cut, one_line
+from glm_export.terminal.frame import saying
 
 VERBS = {
     "batch": "Answer a file of requests with MODEL, in OpenAI's batch format; run again, it goes on where it stopped.",
@@ -46,6 +47,14 @@ VERBS = {
     "verify": "Say whether FOLDER is still the one that was proven, and by whom; exit 1 where it is not.",
 }
 """Every verb, and its line in ``--help``: the first paragraph of its own, which is not imported for that."""
+PANELS = {
+    "To try it": ("demo", "doctor", "recipes", "inspect"),
+    "From a checkpoint to a program and an engine": ("export", "calibrate", "build"),
+    "Is it right, how good, how fast": ("check", "quality", "bench", "certify", "verify"),
+    "To use it": ("generate", "chat", "infill", "score", "batch"),
+    "For others": ("serve", "top", "deploy", "fetch", "cache"),
+}
+"""Every verb once, as ``--help`` groups them."""
 HOME = {
     "batch": "serving.batch",
     "build": "engines",
@@ -66,6 +75,13 @@ HOME = {
 
 WHOLE_ALONE = frozenset({"torch", "onnx", "onnx_ir", "onnxscript", "polygraphy"})
 """Packages that exporting and proving take, and running does not (``runtime/pyproject.toml``)."""
+HELP = {
+    # Flag and value in one column, choices in the text: at 80 columns neither is cut.
+    "options_table_column_types": ["required", "opt_all_metavar", "help"],
+    "append_metavars_help_string": "{}",
+    "delimiter_comma": ", ",
+}
+"""How ``--help`` is laid out."""
 
 
 class Verb(click.RichCommand):
@@ -75,7 +91,9 @@ class Verb(click.RichCommand):
         """The verb itself."""
         name = str(self.name)
         command: click.Command = getattr(import_module(f"glm_export.terminal.{HOME.get(name, name)}"), name)
-        return command
+        from glm_export.terminal.frame.verb import framed
+
+        return framed(command)
 
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
@@ -96,12 +114,15 @@ class Verbs(click.RichGroup):
     """
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's
-        """Every verb."""
-        return sorted(VERBS)
+        """Every verb, as its panels have them."""
+        return [name for names in PANELS.values() for name in names]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's
         """A verb, not imported yet; None where there is none of that name."""
-        return Verb(name=cmd_name, help=VERBS[cmd_name]) if cmd_name in VERBS else None
+        if cmd_name not in VERBS:
+            return None
+        panel = next(panel for panel, names in PANELS.items() if cmd_name in names)
+        return Verb(name=cmd_name, help=VERBS[cmd_name], panel=panel)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -135,13 +156,13 @@ class Verbs(click.RichGroup):
             self._fail(ctx, fault(error), 3, error)
 
     def _fail(self, ctx: click.Context, message: str, code: int, error: BaseException) -> None:
-        if ctx.params.get("debug"):
+        if ctx.find_root().meta.get(saying.DEBUG):
             raise error
         from rich.markup import escape
 
-        from glm_export.terminal.console import MESSAGES
+        from glm_export.terminal.console import ERRORS
 
-        MESSAGES.print(f"[bold red]Error:[/] {escape(one_line(message))}", soft_wrap=True)
+        ERRORS.print(f"[bold red]Error:[/] {escape(one_line(message))}", soft_wrap=True)
         ctx.exit(code)
 
 
@@ -181,13 +202,12 @@ def show_version(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
         ctx.exit()
 
 
-@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "rich_help_config": HELP})
 @click.option(
     "--version", is_flag=True, expose_value=False, is_eager=True, callback=show_version,
     help="Show the version and exit.",
 )  # fmt: skip
-@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-def cli(debug: bool) -> None:
+def cli() -> None:
     """From a GLM-family checkpoint to a deployed model.
 
     CHECKPOINT is a model folder in the publisher's layout, or an embedded model: `demo` (a ChatGLM2 that recites
@@ -198,23 +218,13 @@ def cli(debug: bool) -> None:
     """
 
 
-class OneLine(logging.Formatter):
-    """A warning as errors are said: what an input put into it acts on no terminal."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Message alone."""
-        return errors.message(record.getMessage())
-
-
 def main() -> None:
     """Entry point of the console script."""
     from glm_export.terminal.console import until_unread
 
     # A terminal that is not Unicode's shows what it has no character for as its number.
     sys.stdout, sys.stderr = (until_unread(stream, errors="backslashreplace") for stream in (sys.stdout, sys.stderr))
-    warnings = logging.StreamHandler()
-    warnings.setFormatter(OneLine())
-    logging.getLogger("glm_export").addHandler(warnings)
+    logging.getLogger("glm_export").addHandler(saying.Remarks())
     try:
         cli(prog_name="glm-export")
     except SystemExit as ended:
@@ -242,5 +252,6 @@ def flush(*, quiet: bool) -> int:
     return 0
 
 
+cli.params += saying.options("Options")
 if __name__ == "__main__":
     main()

@@ -14,7 +14,7 @@ from glm_export.calibration.options import CalibrationKeywords, CalibrationOptio
 from glm_export.errors import InputError
 from glm_export.evaluation.hidden_states import embed, hidden_states
 from glm_export.evaluation.likelihood import Likelihood, logits, loglikelihood
-from glm_export.evaluation.options import QualityKeywords, QualityOptions
+from glm_export.evaluation.options import BUDGET_SAMPLES, QualityKeywords, QualityOptions
 from glm_export.exporter.options import ExportKeywords, ExportOptions, open_ranges
 from glm_export.generation.infilling import infill, score
 from glm_export.generation.stopping import Decode
@@ -247,11 +247,22 @@ def exclude_layers(
     corpus: Source | Corpus = "default",
     *,
     layer_by_layer: bool = False,
+    kept: Path | None = None,
+    on_plan: Callable[[Corpus, int], None] = lambda _, __: None,
     progress: Progress | None = None,
 ) -> MixedPrecision:
     """The fewest layers to leave in float for a budget; see :func:`glm_export.evaluation.layer_costs.exclude_layers`.
 
-    ``layer_by_layer``: in the memory of one layer; done unasked where whole models do not fit.
+    Args:
+        checkpoint: the model.
+        target: what it would be exported as.
+        budget: ``kl=NUMBER``.
+        corpus: what it is measured on: 16 rows of it, evenly spaced; one that is open is read whole.
+        layer_by_layer: in the memory of one layer; done unasked where whole models do not fit.
+        kept: file that keeps what is measured, whole behind each layer; a run in which everything is the same goes on
+            from it. GPTQ's integers are not told apart: with them nothing is kept.
+        on_plan: is told the text, and how many measurements an earlier run left.
+        progress: shows how far it is.
 
     Raises:
         InputError: there is no recipe, or the budget limits something else than ``kl``.
@@ -259,15 +270,25 @@ def exclude_layers(
     from glm_export.evaluation import layer_costs as sensitivity
     from glm_export.evaluation.budget import Budget
     from glm_export.evaluation.judged import too_large
+    from glm_export.evaluation.kept_costs import KeptCosts, identity_of
 
     limits = dict(Budget.parse(budget).limits)
     if target.quantization is None or limits.keys() != {"kl"}:
         raise InputError(f"an export's budget is kl=NUMBER, and needs --recipe; found {budget!r}")
-    read = open_corpus(corpus, checkpoint)
+    read = open_corpus(corpus, checkpoint, max_samples=BUDGET_SAMPLES)
     # The model and its quantized layers are held at once.
     layered = layer_by_layer or too_large(checkpoint, "float32", copies=2)
+    identity = identity_of(checkpoint, target.quantization, read, dtype="float32", layer_by_layer=layered)
+    known = KeptCosts(kept if target.quantization.rounded is None else None, identity)
+    on_plan(read, known.taken_up)
     return sensitivity.exclude_layers(
-        checkpoint, target.quantization, read, limits["kl"], layer_by_layer=layered, progress=progress
+        checkpoint,
+        target.quantization,
+        read,
+        limits["kl"],
+        layer_by_layer=layered,
+        kept=known,
+        progress=progress,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -55,3 +56,11 @@ def cached(source: str) -> Path | None:
             f"{source} is no folder, and no model of that name is in the local Hugging Face cache; nothing is "
             f"downloaded here: run 'hf download {name}{wanted}' first, or give a folder"
         ) from error
+
+
+def names_in_cache() -> list[str]:
+    """``ORG/NAME`` of every model in the local cache, in order; nothing of the hub's library is imported."""
+    home = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
+    root = Path(home) if home else Path(os.environ.get("HF_HOME") or Path.home() / ".cache/huggingface") / "hub"
+    folders = root.glob(f"{HUB_PREFIX}*--*") if root.is_dir() else ()
+    return sorted(folder.name.removeprefix(HUB_PREFIX).replace("--", "/") for folder in folders)

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from glm_export.calibration.corpus.corpus import Corpus, Sample
 from glm_export.calibration.quantization import Quantization
 from glm_export.checkpoints.checkpoint import Checkpoint
 from glm_export.errors import InputError, NonFiniteError
+from glm_export.evaluation.kept_costs import KeptCosts, several
 from glm_export.evaluation.layerwise.rounding_costs import LayeredSimulation
 from glm_export.inputs.prompts import prefill_feeds
 from glm_export.modeling import Decoder, KeyValue, linear_weights
@@ -53,6 +55,10 @@ class MixedPrecision:
     excluded: dict[str, str]
     kl: float
     kl_all: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
 
 
 class _Simulation:
@@ -168,22 +174,31 @@ def sensitivity(
     show = progress or NullProgress()
     if layer_by_layer:
         with LayeredSimulation(checkpoint, quantization, dtype, corpus) as layered:
-            return _estimated(layered, show)
-    simulation = _Simulation(checkpoint, quantization, dtype, corpus)
-    return _costs(simulation, show.task("layer by layer", len(simulation.weights)))
+            return _estimated(layered, show, KeptCosts(None, {}))
+    return _costs(_Simulation(checkpoint, quantization, dtype, corpus), show, KeptCosts(None, {}))
 
 
-def _estimated(simulation: LayeredSimulation, show: Progress) -> tuple[LayerCost, ...]:
+def _estimated(simulation: LayeredSimulation, show: Progress, kept: KeptCosts) -> tuple[LayerCost, ...]:
     advance = show.task("there and back", 2 * simulation.layers)
     simulation.forward(advance)
-    found = simulation.costs(advance)
+    known = {name: kl for name in simulation.weights if (kl := kept.get(name)) is not None}
+    if len(known) < len(simulation.weights):
+        known = {name: kept.put(name, kl) for name, kl in simulation.costs(advance).items()}
+    else:
+        advance(simulation.layers)
+    found = known
     return tuple(
         LayerCost(weight=name, kl=kl, estimated=name != HEAD) for name, kl in sorted(found.items(), key=lambda x: -x[1])
     )
 
 
-def _costs(simulation: _Simulation, advance: Advance) -> tuple[LayerCost, ...]:
-    costs = [LayerCost(weight=name, kl=simulation.kl([name], advance)) for name in simulation.weights]
+def _costs(simulation: _Simulation, show: Progress, kept: KeptCosts) -> tuple[LayerCost, ...]:
+    missing = [name for name in simulation.weights if kept.get(name) is None]
+    # Those that are known already take no time, and say nothing of what the others will.
+    advance = show.task("layer by layer", len(missing))
+    for name in missing:
+        kept.put(name, simulation.kl([name], advance))
+    costs = [LayerCost(weight=name, kl=kept.get(name) or 0.0) for name in simulation.weights]
     return tuple(sorted(costs, key=lambda cost: -cost.kl))
 
 
@@ -195,6 +210,7 @@ def exclude_layers(
     *,
     dtype: str = "float32",
     layer_by_layer: bool = False,
+    kept: KeptCosts | None = None,
     progress: Progress | None = None,
 ) -> MixedPrecision:
     """Find the fewest layers to leave in float so that the rest together cost at most ``kl``.
@@ -209,6 +225,7 @@ def exclude_layers(
         kl: largest mean KL divergence from the float model, nats a token.
         dtype: of the simulation.
         layer_by_layer: in the memory of one layer: the order is that of estimates.
+        kept: what is measured is added to these, and what they know is not measured again.
         progress: shows how far it is.
 
     Raises:
@@ -216,16 +233,20 @@ def exclude_layers(
         EnvironmentMissingError: memory does not suffice.
     """
     show = progress or NullProgress()
+    known = kept if kept is not None else KeptCosts(None, {})
     if layer_by_layer:
         with LayeredSimulation(checkpoint, quantization, dtype, corpus) as layered:
-            return _fewest(_estimated(layered, show), layered.kl, kl, show)
+            return _fewest(_estimated(layered, show, known), layered.kl, kl, show, known)
     simulation = _Simulation(checkpoint, quantization, dtype, corpus)
-    costs = _costs(simulation, show.task("layer by layer", len(simulation.weights)))
-    return _fewest(costs, simulation.kl, kl, show)
+    return _fewest(_costs(simulation, show, known), simulation.kl, kl, show, known)
 
 
 def _fewest(
-    costs: tuple[LayerCost, ...], together: Callable[[Sequence[str], Advance], float], kl: float, show: Progress
+    costs: tuple[LayerCost, ...],
+    together: Callable[[Sequence[str], Advance], float],
+    kl: float,
+    show: Progress,
+    kept: KeptCosts,
 ) -> MixedPrecision:
     order = [cost.weight for cost in costs]
     advance = show.task("together", len(order).bit_length() + 1)
@@ -233,7 +254,9 @@ def _fewest(
 
     def with_excluded(count: int) -> float:
         if count not in measured:
-            measured[count] = together(order[count:], advance)
+            name = several(order[count:])
+            before = kept.get(name)
+            measured[count] = kept.put(name, together(order[count:], advance)) if before is None else before
         return measured[count]
 
     low, high = 0, len(order)  # sparing `high` suffices

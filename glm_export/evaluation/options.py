@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from glm_export.calibration.options import TextKeywords, TextOptions
 from glm_export.spec.dtypes import DTYPES, DTypeName
 from glm_export.spec.option import described, listed
+
+BUDGET_SAMPLES = 16
+"""Rows of text that an export's budget is measured on unless told otherwise: each layer is a pass over them."""
+
+
+def kept_costs(out: Path) -> Path:
+    """Where costs of layers lie that were measured for an export to ``out``, until it is written."""
+    return out.absolute().parent / f".{out.absolute().name}.costs.json"
 
 
 class QualityKeywords(TextKeywords, total=False):

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import rich_click as click
-from rich.box import SIMPLE
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from glm_export.errors import InputError
 from glm_export.performance.report import BenchOptions
@@ -21,10 +18,12 @@ from glm_export.terminal.console import (
     force_option,
     json_option,
     report_option,
+    show_json,
     show_written,
     size,
     typed_line,
 )
+from glm_export.terminal.frame.tables import EXPLAINED, Column, columns, counted, show_table
 
 if TYPE_CHECKING:
     from glm_export.machine.facts import Machine
@@ -58,7 +57,7 @@ def bench(model: str, sweep: bool, as_json: bool, report: Path | None, force: bo
 
         asked.write(bench_report(found, subject_of(open_model(model), model), asked.stopwatch.run()))
     if as_json:
-        click.echo(json.dumps(found.to_json(), indent=2))
+        show_json(found.to_json())
     else:
         show_bench(RESULTS, found)
         show_written(RESULTS, asked)
@@ -72,7 +71,7 @@ def _sweep(model: str, options: BenchOptions, *, as_json: bool, report: Path | N
 
     found = sweep(model, open_model(model).config, threads=options.threads, rounds=options.rounds)
     if as_json:
-        click.echo(json.dumps(found.to_json(), indent=2))
+        show_json(found.to_json())
     else:
         show_sweep(RESULTS, found)
 
@@ -82,26 +81,24 @@ def show_sweep(console: Console, report: SweepReport) -> None:
     from glm_export.performance.sweep import FORMS, ROWS
 
     console.print(
-        f"{escape(report.model)}: the products of a call, weights alone; {_count(report.threads, 'thread')}, median of "
-        f"{_count(report.rounds, 'round')}",
+        f"{escape(report.model)}: the products of a call, weights alone; {counted(report.threads, 'thread')}, "
+        f"median of {counted(report.rounds, 'round')}",
         soft_wrap=True,
     )
-    table = Table(box=SIMPLE, pad_edge=False)
-    table.add_column("weights as", no_wrap=True)
-    for column in ("GB", "1 token, ms", "GB/s", "8, ms", "256, ms", "tokens/s"):
-        table.add_column(column, justify="right", no_wrap=True)
+    rows = []
     for form in FORMS:
         one, eight, many = (report.total(form, tokens) for tokens in ROWS)
         nbytes = report.nbytes(form)
         figures = (nbytes / 1e9, 1e3 * one, nbytes / one / 1e9, 1e3 * eight, 1e3 * many)
-        table.add_row(form, *(f"{figure:,.2f}" for figure in figures), f"{ROWS[2] / many:,.0f}")
-    console.print(table)
+        rows.append((form, *(f"{figure:,.2f}" for figure in figures), f"{ROWS[2] / many:,.0f}"))
+    numbers = columns("GB", "1 token, ms", "GB/s", "8, ms", "256, ms", "tokens/s", number=True)
+    show_table(console, [Column("weights as"), *numbers], rows)
     for tokens in ROWS:
         each = "; ".join(
             f"{', '.join(product.names)} [{product.rows_N} × {product.columns_K}]: {speed.form}"
             for product, speed in report.fastest(tokens)
         )
-        console.print(f"fastest with {_count(tokens, 'token')}: {each}", soft_wrap=True, style="dim")
+        console.print(f"fastest with {counted(tokens, 'token')}: {each}", soft_wrap=True, style="dim")
     _show_machine(console, report.machine)
 
 
@@ -110,17 +107,11 @@ def show_bench(console: Console, report: BenchReport) -> None:
     options, machine = report.options, report.machine
     written_as = " ".join(filter(None, (report.dialect, report.dtype)))
     title = (
-        f"{escape(report.model)}: {report.runtime}, {written_as}; {_count(options.threads or 0, 'thread')}, "
-        f"batch {options.batch}, {'median' if options.rounds > 1 else 'result'} of {_count(options.rounds, 'round')}"
+        f"{escape(report.model)}: {report.runtime}, {written_as}; {counted(options.threads or 0, 'thread')}, "
+        f"batch {options.batch}, {'median' if options.rounds > 1 else 'result'} of {counted(options.rounds, 'round')}"
     )
     console.print(title, soft_wrap=True)
-    table = Table(box=SIMPLE, show_header=False, pad_edge=False)
-    table.add_column(style="dim")
-    table.add_column(justify="right")
-    table.add_column(style="dim")
-    for row in (*_speed(report), *_memory(report)):
-        table.add_row(*row)
-    console.print(table)
+    show_table(console, EXPLAINED, [*_speed(report), *_memory(report)], header=False)
     _show_machine(console, machine)
 
 
@@ -128,7 +119,7 @@ def _show_machine(console: Console, machine: Machine) -> None:
     memory = "" if machine.memory_bytes is None else f", {size(machine.memory_bytes)} of memory"
     packages = ", ".join(f"{name} {version}" for name, version in machine.packages.items())
     console.print(
-        f"{escape(machine.processor)}, {_count(machine.cores, 'core')}{memory}; "
+        f"{escape(machine.processor)}, {counted(machine.cores, 'core')}{memory}; "
         f"{escape(machine.gpu) if machine.gpu else 'no GPU'}\n"
         f"{escape(machine.system)}; Python {machine.python}, {packages}",
         style="dim",
@@ -144,7 +135,7 @@ def _speed(report: BenchReport) -> list[tuple[str, str, str]]:
         (
             "decode",
             f"{report.decode_tokens_s:,.1f} tokens/s",
-            f"{_count(options.new_tokens, 'token')} after {options.context}",
+            f"{counted(options.new_tokens, 'token')} after {options.context}",
         ),
         (
             "a step",
@@ -176,7 +167,3 @@ def _memory(report: BenchReport) -> list[tuple[str, str, str]]:
         ("peak memory", size(report.peak_anonymous_bytes), f"anonymous; {before}".removesuffix("; ")),
         ("", size(report.peak_file_bytes), "file-backed"),
     ]
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"

@@ -9,29 +9,31 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import rich_click as click
-from rich.box import SIMPLE
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from glm_export.calibration.options import CalibrationOptions
 from glm_export.cluster.options import WorkerOptions
 from glm_export.spec.dtypes import DTYPE_BYTES
 from glm_export.terminal.console import (
+    CLUSTER,
     MESSAGES,
     MODEL,
-    ProgressBars,
     adapter_option,
     family_option,
     flags,
     force_option,
+    json_option,
     out_option,
     picked,
     report_option,
+    show_json,
     show_written,
     size,
     typed_line,
 )
+from glm_export.terminal.frame.saying import progress
+from glm_export.terminal.frame.tables import Column, columns, counted, show_table
 
 if TYPE_CHECKING:  # these need torch; showing what they made does not
     from glm_export.calibration.corpus.corpus import Corpus
@@ -48,9 +50,10 @@ SHOWN_INPUTS = 6
 @flags(CalibrationOptions, "corpus")
 @out_option
 @flags(CalibrationOptions, "recipe", "sequence_length", "max_samples", "device")
-@flags(WorkerOptions)
+@flags(WorkerOptions, panel=CLUSTER)
 @family_option
 @adapter_option
+@json_option("Print what was written as JSON.")
 @report_option
 @force_option("a folder of ranges, and a report")
 def calibrate(
@@ -58,6 +61,7 @@ def calibrate(
     out: Path,
     family: str | None,
     adapters: tuple[str, ...],
+    as_json: bool,
     report: Path | None,
     force: bool,
     **options: Any,
@@ -72,7 +76,7 @@ def calibrate(
     helped = WorkerOptions(**picked(WorkerOptions, options))
     asked = asked_report(report, typed_line(), force=force, sources=(checkpoint, out))
     opened = api.open_checkpoint(checkpoint, family, adapters)
-    with ProgressBars(MESSAGES) as bars, workers(helped, (checkpoint, family, adapters)) as spread:
+    with progress() as bars, workers(helped, (checkpoint, family, adapters)) as spread:
         ranges = api.calibrate(
             opened, out, CalibrationOptions(**options), force=force, progress=bars, spread=spread,
             on_plan=lambda read: show_calibration_plan(MESSAGES, opened, read),
@@ -84,6 +88,10 @@ def calibrate(
         asked.write(calibrate_report(ranges, subject_of(opened, checkpoint), asked.stopwatch.run()))
     show_ranges(MESSAGES, ranges)
     show_written(MESSAGES, asked)
+    if as_json:
+        from glm_export.deployment.inspect import inspect_folder
+
+        show_json(inspect_folder(str(ranges.folder)) | {"corpus": ranges.manifest["corpus"]})
 
 
 @contextmanager
@@ -124,13 +132,15 @@ def show_calibration_plan(console: Console, checkpoint: Checkpoint, corpus: Corp
     )
     head = config.vocab_size * config.hidden_size
     console.print(
-        f"[bold]{escape(config.family)}[/], {config.num_layers} layers; corpus {escape(corpus.name)}: "
-        f"{len(corpus.samples)} rows, {corpus.tokens:,} tokens ({escape(corpus.licence)})"
+        f"[bold]{escape(config.family)}[/], {counted(config.num_layers, 'layer')}; corpus {escape(corpus.name)}: "
+        f"{counted(len(corpus.samples), 'row')}, {counted(corpus.tokens, 'token')} ({escape(corpus.licence)})",
+        soft_wrap=True,
     )
     console.print(
         f"  disk    {size(2 * corpus.tokens * config.hidden_size * 2)} for hidden states while it runs\n"
         f"  memory  one layer in float32, {size(max(parameters, head) * DTYPE_BYTES['float32'])}, "
-        "and what is measured of it"
+        "and what is measured of it",
+        soft_wrap=True,
     )
 
 
@@ -145,16 +155,14 @@ def show_ranges(console: Console, ranges: Ranges) -> None:
     """Where the ranges are, and the inputs that reach furthest."""
     from glm_export.calibration.ranges import KEY, VALUE, kv_name
 
-    table = Table(
-        box=SIMPLE, title="inputs that reach furthest, and where each observer would clip", title_justify="left"
-    )
-    table.add_column("input of")
-    for name in SHOWN_OBSERVERS:
-        table.add_column(name.replace("_", "-"), justify="right")
     furthest = sorted(ranges.inputs, key=lambda name: -ranges.threshold(name, "min_max"))
     last = ranges.layers - 1
-    for name in (*furthest[:SHOWN_INPUTS], kv_name(last, KEY), kv_name(last, VALUE)):
-        table.add_row(name.removesuffix(".weight"), *(f"{ranges.threshold(name, key):.3g}" for key in SHOWN_OBSERVERS))
-    console.print(table)
+    rows = [
+        (name.removesuffix(".weight"), *(f"{ranges.threshold(name, key):.3g}" for key in SHOWN_OBSERVERS))
+        for name in (*furthest[:SHOWN_INPUTS], kv_name(last, KEY), kv_name(last, VALUE))
+    ]
+    heads = [Column("input of"), *columns(*(name.replace("_", "-") for name in SHOWN_OBSERVERS), number=True)]
+    title = "inputs that reach furthest, and where each observer would clip"
+    show_table(console, heads, rows, title=title)
     total = sum(path.stat().st_size for path in ranges.folder.iterdir())
     console.print(f"[green]wrote[/] {escape(str(ranges.folder))} ({size(total)})", soft_wrap=True)

@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import rich_click as click
-from rich.box import SIMPLE
 from rich.console import Console
-from rich.table import Table
+from rich.markup import escape
 
 from glm_export.proof.options import CheckOptions
 from glm_export.spec.signature import LOGITS, OUTPUT_KINDS, output_kind
 from glm_export.terminal.console import (
-    MESSAGES,
     MODEL,
     MODEL_PATH,
     RESULTS,
-    ProgressBars,
     adapter_option,
     flags,
     force_option,
     json_option,
     report_option,
+    show_json,
     show_written,
     typed_line,
 )
+from glm_export.terminal.frame.saying import progress
+from glm_export.terminal.frame.tables import Column, columns, show_table
 
 if TYPE_CHECKING:  # these need torch; showing what they made does not
     from glm_export.proof.check import CheckReport
@@ -43,7 +42,8 @@ if TYPE_CHECKING:  # these need torch; showing what they made does not
     required=True,
     help="The checkpoint it is of, or `demo`; an exported folder, or a saved run.",
 )
-@flags(CheckOptions)
+@flags(CheckOptions, "reference_dtype", "tolerance", "corpus", "max_samples", "layer_by_layer")
+@flags(CheckOptions, "control", "layers", "evidence", "save_run", panel="What is looked for, and kept")
 @adapter_option
 @json_option("Print the report as JSON.")
 @report_option
@@ -69,7 +69,7 @@ def check(
     reference = (
         api.open_checkpoint(against, api.open_exported(program).config.family, adapters) if adapters else against
     )
-    with ProgressBars(MESSAGES) as bars:
+    with progress() as bars:
         found = api.check(program, reference, CheckOptions(**options), progress=bars)
     if asked is not None:
         from glm_export.reports.run import side_subject
@@ -77,7 +77,7 @@ def check(
 
         asked.write(check_report(found, side_subject(program, against), asked.stopwatch.run()))
     if as_json:
-        click.echo(json.dumps(found.to_json(), indent=2))
+        show_json(found.to_json())
     else:
         show_parity(RESULTS, found)
         show_written(RESULTS, asked)
@@ -90,28 +90,28 @@ def show_parity(console: Console, report: CheckReport) -> None:
     parity = report.parity
     rounded = f", both with the weights of {report.recipe}" if report.recipe else ""
     title = f"{parity.candidate} against {parity.reference}, {parity.dtype}{rounded}; cache: its worst layer"
-    table = Table(title=title, title_justify="left", box=SIMPLE)
-    for name in ("case", "output", "max abs", "max rel", "needed", "top-1", ""):
-        table.add_column(name, justify="left" if name in ("case", "output", "") else "right")
+    rows = []
     for case in dict.fromkeys(output.case for output in parity.outputs):
         outputs = [output for output in parity.outputs if output.case == case]
         for kind in OUTPUT_KINDS:
             group = [output for output in outputs if output_kind(output.output) == kind]
             if group:
-                _parity_row(table, case if kind == LOGITS else "", kind, group)
-    console.print(table)
+                rows.append(_parity_row(case, kind, group))
+    numbers = columns("max abs", "max rel", "needed", "top-1", number=True)
+    show_table(console, [*columns("case", "output"), *numbers, Column()], rows, title=title, grouped=True)
     first = next((o for o in parity.outputs if not o.passed), None)
     if first is not None:
-        console.print(f"first output beyond tolerance: {first.output} in case {first.case!r}")
+        console.print(f"first output beyond tolerance: {first.output} in case {escape(first.case)}", soft_wrap=True)
     if report.not_finite is not None:
         console.print(report.not_finite, soft_wrap=True, markup=False)
     for line in report.not_asked:
         console.print(f"not asked: {line}", soft_wrap=True, markup=False)
     if report.greedy_total:
-        console.print(f"greedy tokens equal: {report.greedy_equal} of {report.greedy_total}")
+        console.print(f"greedy tokens equal: {report.greedy_equal:,} of {report.greedy_total:,}")
     console.print(
         f"smallest passing tolerance: {parity.required_tolerance:.1e} of an output's largest value "
-        f"({parity.outputs[0].tolerance:.0e} allowed)"
+        f"({parity.outputs[0].tolerance:.0e} allowed)",
+        soft_wrap=True,
     )
     for line in _of_texts(report):
         console.print(line, soft_wrap=True, markup=False)
@@ -120,7 +120,7 @@ def show_parity(console: Console, report: CheckReport) -> None:
     if report.company is not None:
         company = report.company
         said = f"{company.difference:.1e} apart from itself alone, usually {company.usual:.1e}"
-        console.print(f"a row in company: {said}; claimed {company.claimed.value}")
+        console.print(f"a row in company: {said}; claimed {company.claimed.value}", soft_wrap=True)
         if not company.passed:
             console.print(company.advice, soft_wrap=True, markup=False)
     for other in report.others:
@@ -128,7 +128,7 @@ def show_parity(console: Console, report: CheckReport) -> None:
     for control in report.controls:
         noticed = "fails, as it must" if control.noticed else "NOT NOTICED: passing this check proves too little"
         console.print(
-            f"control, {control.name}: {control.needed:.1e} in case {control.case!r}: {noticed}", soft_wrap=True
+            f"control, {control.name}: {control.needed:.1e} in case {escape(control.case)}: {noticed}", soft_wrap=True
         )
     for line in report.layers.sentences() if report.layers is not None else ():
         console.print(line, soft_wrap=True, markup=False)
@@ -140,7 +140,7 @@ def _of_texts(report: CheckReport) -> list[str]:
     lines = []
     if report.tokens:
         worst = max(report.tokens, key=lambda token: token.kl)
-        lines.append(f"furthest prediction: KL {worst.kl:.1e} nats, position {worst.position} in case {worst.case!r}")
+        lines.append(f"furthest prediction: KL {worst.kl:.1e} nats, position {worst.position} in case {worst.case}")
     texts = report.greedy.texts if report.greedy is not None else ()
     parted = min((text for text in texts if text.parted is not None), key=lambda text: text.parted or 0, default=None)
     if parted is not None and parted.reference_margin is not None:
@@ -151,10 +151,10 @@ def _of_texts(report: CheckReport) -> list[str]:
     return lines
 
 
-def _parity_row(table: Table, case: str, label: str, group: Sequence[OutputParity]) -> None:
+def _parity_row(case: str, label: str, group: Sequence[OutputParity]) -> tuple[str, ...]:
     worst = max(group, key=lambda output: output.required_tolerance)
     passed = all(output.passed for output in group)
-    table.add_row(
-        case, label, f"{worst.max_abs:.1e}", f"{worst.max_rel:.1e}", f"{worst.required_tolerance:.1e}",
+    return (
+        escape(case), label, f"{worst.max_abs:.1e}", f"{worst.max_rel:.1e}", f"{worst.required_tolerance:.1e}",
         "" if worst.top1 is None else f"{worst.top1:.1%}", "[green]pass[/]" if passed else "[red]FAIL[/]",
     )  # fmt: skip

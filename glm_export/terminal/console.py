@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import Field
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 import rich_click as click
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from glm_export.deployment.request import BuildRequest
-from glm_export.errors import InputError
-from glm_export.progress import Advance
 from glm_export.reports.records import size as size
 from glm_export.spec.option import Option, flag, options_of
-from glm_export.store.address import is_url, parse_address
+from glm_export.terminal.frame.paths import LocalPath, Model
 
 if TYPE_CHECKING:
     from glm_export.reports.files import AskedReport
@@ -41,49 +38,18 @@ class PlainConsole(Console):
         return super().render_str(plain, **options)
 
 
-class LocalPath(click.Path):
-    """A path on this machine, which a URL is not: ``pathlib`` would make a folder ``s3:`` of one."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """As click does.
-
-        Raises:
-            InputError: it is a URL.
-        """
-        if isinstance(value, str) and is_url(value):
-            raise InputError(f"{parse_address(value).told} is a URL, and a path on this machine is expected here")
-        return super().convert(value, param, ctx)
-
-
-class Model(click.Path):
-    """A model folder: what was typed, or a path of it where ``path_type`` says so; a URL stays as it is."""
-
-    name = "model"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Text of a URL, else as click's paths."""
-        return value if isinstance(value, str) and is_url(value) else super().convert(value, param, ctx)
-
-    def folder_of(self, value: Any) -> Any:
-        """Where a URL's folder lies, in the type that a path would have; everything else as it is."""
-        if isinstance(value, tuple):
-            return tuple(map(self.folder_of, value))
-        if not isinstance(value, str) or not is_url(value):
-            return value
-        from glm_export.artifacts.open import located
-
-        with ProgressBars(MESSAGES) as bars:
-            folder = located(value, bars)
-        return folder if self.type is Path else str(folder)
-
-
 RESULTS = PlainConsole(highlight=False)
 MESSAGES = PlainConsole(stderr=True, highlight=False)
+"""Progress and remarks, which ``-q`` leaves out."""
+ERRORS = PlainConsole(stderr=True, highlight=False)
+"""What is said in any case."""
 FOLDER = LocalPath(path_type=Path)
 MODEL = Model(path_type=str)
 MODEL_PATH = Model(path_type=Path)
 TYPES: dict[str, Any] = {"str": click.STRING, "int": click.INT, "float": click.FLOAT, "Path": FOLDER}
 """Click's type for the first type a field's annotation names."""
+GIVEN = ("COMMANDLINE", "DEFAULT_MAP")
+"""Where click has a value from that somebody gave: typed, or in a file of options."""
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -144,12 +110,22 @@ def flags(
         for name in reversed(names or tuple(described)):
             field, option = described[name]
             text = before + (option.help[0].lower() + option.help[1:] if before else option.help) + after
+            text += _known(option)
             shape = _shape(field, option) | attributes
             shape["show_default"] = shape.get("default") is not None
             command = click.option(flag(record, name), name, help=text, **shape)(command)
         return command
 
     return decorated
+
+
+def _known(option: Option) -> str:
+    """Choices and limits as part of a text: in a column of their own they would be cut into pieces."""
+    if option.choices is not None:
+        return f" One of {', '.join(option.choices())}."
+    if option.least is not None:
+        return f" At least {option.least}." if option.most is None else f" {option.least} to {option.most}."
+    return "" if option.most is None else f" At most {option.most}."
 
 
 def _shape(field: Field[Any], option: Option) -> dict[str, Any]:
@@ -161,9 +137,9 @@ def _shape(field: Field[Any], option: Option) -> dict[str, Any]:
         return {"multiple": True}
     shape: dict[str, Any] = {"type": TYPES.get(first)}
     if option.choices is not None:
-        shape["type"] = click.Choice(option.choices())
+        shape |= {"type": click.Choice(option.choices()), "metavar": "NAME"}
     elif option.least is not None or option.most is not None:
-        shape["type"] = click.IntRange(option.least, option.most)
+        shape |= {"type": click.IntRange(option.least, option.most), "metavar": "INTEGER"}
     return shape | ({} if field.default is None else {"default": field.default})
 
 
@@ -172,22 +148,28 @@ def picked(record: type, options: dict[str, Any]) -> dict[str, Any]:
     return {name: options.pop(name) for name in options_of(record) if name in options}
 
 
+CHECKPOINT_PANEL, QUANTIZATION, OUTPUT = "Checkpoint", "Quantization", "Output"
+SAMPLING, CLUSTER = "Sampling", "Ray cluster"
+"""Panels of ``--help`` that several verbs have; a verb's own options stand above them."""
+
 out_option = click.option("--out", type=FOLDER, required=True, help="Folder to write.")
-family_option = flags(BuildRequest, "family")
+family_option = flags(BuildRequest, "family", panel=CHECKPOINT_PANEL)
 
 
 adapter_option = click.option(
     "--adapter",
     "adapters",
     multiple=True,
-    metavar="DIR[=WEIGHT]",
-    help="A folder PEFT saved, merged into the checkpoint while it is read; may be given several times.",
+    metavar="DIR",
+    panel=CHECKPOINT_PANEL,
+    help="A folder PEFT saved, merged into the checkpoint while it is read; DIR=WEIGHT scales it. May be given several "
+    "times.",
 )
 
 
 def force_option(what: str) -> Callable[[Command], Command]:
     """``--force``, for a folder that holds something."""
-    return click.option("--force", is_flag=True, help=f"Replace {what}.")
+    return click.option("--force", is_flag=True, help=f"Replace {what}.", panel=OUTPUT)
 
 
 NO_CACHE = click.option(
@@ -197,13 +179,24 @@ NO_CACHE = click.option(
 
 def json_option(what: str = "Print as JSON.") -> Callable[[Command], Command]:
     """``--json``."""
-    return click.option("--json", "as_json", is_flag=True, help=what)
+    return click.option("--json", "as_json", is_flag=True, help=what, panel=OUTPUT)
+
+
+def show_json(facts: Any) -> None:
+    """Print findings as the one JSON value of a verb; what is said of them besides goes to standard error."""
+    click.echo(json.dumps(facts, indent=2, ensure_ascii=False, default=_jsonable))
+
+
+def _jsonable(value: Any) -> Any:
+    """What JSON has no form for: paths as text, sets in order."""
+    return sorted(value) if isinstance(value, set | frozenset) else str(value)
 
 
 report_option = click.option(
     "--report",
     type=FOLDER,
     metavar="FILE.html",
+    panel=OUTPUT,
     help="Write the findings as a page as well, and its numbers beside it as FILE.json; needs the extra `report`.",
 )
 
@@ -224,7 +217,8 @@ def typed_line() -> str:
     for parameter in context.command.params:
         value = context.params.get(str(parameter.name))
         source = context.get_parameter_source(str(parameter.name))
-        if source is None or source.name != "COMMANDLINE":
+        # What stood in a file of options is repeated without it.
+        if source is None or source.name not in GIVEN or not parameter.expose_value:
             continue
         if isinstance(parameter, click.Argument):
             words.append(str(value))
@@ -237,30 +231,6 @@ def typed_line() -> str:
                 for word in (parameter.opts[0], str(one))
             ]
     return shlex.join(words)
-
-
-class ProgressBars:
-    """Bars on a terminal, nothing where output is piped."""
-
-    def __init__(self, console: Console) -> None:
-        self._bars = Progress(
-            TextColumn("{task.description}", style="dim"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn(),
-            console=console, transient=True, disable=not console.is_terminal,
-        )  # fmt: skip
-
-    def task(self, name: str, total: int) -> Advance:
-        """Add a bar."""
-        identifier = self._bars.add_task(name, total=total)
-        return lambda count: self._bars.advance(identifier, count)
-
-    def __enter__(self) -> Self:
-        self._bars.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bars.stop()
 
 
 def fetch_models(context: click.Context) -> None:

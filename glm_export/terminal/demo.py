@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 from rich.console import Console
@@ -12,11 +14,14 @@ from rich.markup import escape
 
 from glm_export.embedded import DEMO, DEMO_GLM, Poem, poems
 from glm_export.errors import ComparisonFailedError
-from glm_export.terminal.console import FOLDER, MESSAGES, RESULTS, ProgressBars
+from glm_export.terminal.console import FOLDER, MESSAGES, RESULTS, json_option, show_json
+from glm_export.terminal.frame.saying import progress
 
 if TYPE_CHECKING:
     from glm_export.artifacts.program import OnnxProgram
     from glm_export.checkpoints.checkpoint import Checkpoint
+    from glm_export.evaluation.recall import Recall
+    from glm_export.proof.check import CheckReport
     from glm_export.sessions.session import Session
 
 RECITED = ("夜思", "江雪", "登鹳雀楼")
@@ -29,13 +34,25 @@ CLOZE_LABELS = ("光", "风", "人", "山")
 
 @click.command()
 @click.option("--out", type=FOLDER, default=Path("glm-export-demo"), show_default=True, help="Folder to write.")
-def demo(out: Path) -> None:
+@json_option("Print what was found as JSON; what is shown goes to standard error.")
+def demo(out: Path, as_json: bool) -> None:
     """Export the embedded models, prove them, and let them recite and fill blanks."""
-    run_demo(RESULTS, MESSAGES, out)
+    if as_json:
+        run_demo(MESSAGES, MESSAGES, out, show_json)
+    else:
+        run_demo(RESULTS, MESSAGES, out)
 
 
-def run_demo(results: Console, messages: Console, out: Path) -> None:
+def run_demo(
+    results: Console, messages: Console, out: Path, tell: Callable[[dict[str, Any]], None] = lambda _: None
+) -> None:
     """Export, check and show the embedded ChatGLM2 in ``out``, then the embedded GLM in ``out``-glm.
+
+    Args:
+        results: where what they write is shown.
+        messages: where is told what was written.
+        out: the folder.
+        tell: is given what was found as plain values, before anything is raised.
 
     Raises:
         ComparisonFailedError: a program differs from PyTorch.
@@ -45,37 +62,50 @@ def run_demo(results: Console, messages: Console, out: Path) -> None:
     from glm_export.terminal.infill import show_scores
 
     corpus = poems()
-    program, checkpoint, passed = _prove(results, messages, DEMO, out)
+    program, checkpoint, report = _prove(results, messages, DEMO, out)
     with api.load_session(program) as session, api.load_session(checkpoint) as reference:
         _recite(results, session, [poem for poem in corpus if poem.title in RECITED])
         there, here = recall(reference, corpus), recall(session, corpus)
     results.print(f"next lines recited exactly: PyTorch {there}, ONNX Runtime {here}")
-    results.print(f"try: glm-export generate {escape(str(out))} --prompt 白日依山尽，黄河入海流。 --stream\n")
+    line = f"try: glm-export generate {shlex.quote(str(out))} --prompt 白日依山尽，黄河入海流。 --stream\n"
+    results.print(escape(line), soft_wrap=True)
     second = out.with_name(f"{out.name}-glm")
-    program, checkpoint, also_passed = _prove(results, messages, DEMO_GLM, second)
+    facts = {DEMO: _facts(program, report, there, here)}
+    program, checkpoint, report = _prove(results, messages, DEMO_GLM, second)
     with api.load_session(program) as session, api.load_session(checkpoint) as reference:
         _fill(results, session, [poem for poem in corpus if poem.title in FILLED and len(poem.lines) == 2])
-        results.print(f"which word fits?  [dim]{escape(CLOZE_PATTERN.format(CLOZE_TEXT))}[/]")
+        results.print(f"which word fits?  [dim]{escape(CLOZE_PATTERN.format(CLOZE_TEXT))}[/]", soft_wrap=True)
         show_scores(results, api.score(session, CLOZE_TEXT, pattern=CLOZE_PATTERN, labels=CLOZE_LABELS))
         there, here = fill_recall(reference, corpus), fill_recall(session, corpus)
     results.print(f"blanked lines filled exactly: PyTorch {there}, ONNX Runtime {here}")
-    results.print(f"try: glm-export infill {escape(str(second))} --text 床前明月光，疑是地上霜。{escape(BLANK)}")
-    if not (passed and also_passed):
+    line = f"try: glm-export infill {shlex.quote(str(second))} --text 床前明月光，疑是地上霜。{shlex.quote(BLANK)}"
+    results.print(escape(line), soft_wrap=True)
+    facts[DEMO_GLM] = _facts(program, report, there, here)
+    passed = all(found["check"]["passed"] for found in facts.values())
+    tell({"passed": passed, "models": facts})
+    if not passed:
         raise ComparisonFailedError("an exported demo differs from PyTorch; see the tables above")
 
 
-def _prove(results: Console, messages: Console, name: str, out: Path) -> tuple[OnnxProgram, Checkpoint, bool]:
+def _facts(program: OnnxProgram, report: CheckReport, there: Recall, here: Recall) -> dict[str, Any]:
+    """What was found of a program; lines that PyTorch and it recite, or fill, exactly."""
+    lines = {"pytorch": asdict(there), "onnxruntime": asdict(here)}
+    return {"folder": str(program.folder), "check": report.to_json(), "lines_exact": lines}
+
+
+def _prove(results: Console, messages: Console, name: str, out: Path) -> tuple[OnnxProgram, Checkpoint, CheckReport]:
     from glm_export import api
     from glm_export.terminal.check import show_parity
     from glm_export.terminal.export import show_written
 
     checkpoint = api.open_checkpoint(name)
-    with ProgressBars(messages) as bars:
+    with progress() as bars:
         program = api.export(checkpoint, out, force=True, progress=bars)
     show_written(messages, program)
-    report = api.check(program, checkpoint)
+    with progress() as bars:
+        report = api.check(program, checkpoint, progress=bars)
     show_parity(results, report)
-    return program, checkpoint, report.passed
+    return program, checkpoint, report
 
 
 def _recite(console: Console, session: Session, chosen: Sequence[Poem]) -> None:

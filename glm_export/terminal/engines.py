@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from collections.abc import Iterator, Sequence
@@ -10,10 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import rich_click as click
-from rich.box import SIMPLE
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from glm_export.artifacts.engine import BUILD_LOG
 from glm_export.deployment.request import BuildRequest, CheckpointKeywords, ImplicitInt8
@@ -25,24 +22,29 @@ from glm_export.exporter.options import ExportOptions
 from glm_export.spec.option import flag
 from glm_export.spec.signature import INPUT_IDS, Cache, past_names
 from glm_export.terminal.console import (
+    CHECKPOINT_PANEL,
     MESSAGES,
     MODEL,
     MODEL_PATH,
+    OUTPUT,
     RESULTS,
-    ProgressBars,
     family_option,
     flags,
     json_option,
     out_option,
     picked,
+    show_json,
     size,
 )
+from glm_export.terminal.frame.saying import progress
+from glm_export.terminal.frame.tables import Column, columns, counted, show_facts_grid, show_table
 
 if TYPE_CHECKING:
     from glm_export.artifacts.engine import Engine
     from glm_export.deployment.doctor import Diagnosis
     from glm_export.engines.builder import BuildPlan
 
+IMPLICIT, BUILDER = "Implicit INT8", "How it is built"
 GIGABYTE, TERABYTE = 10**9, 10**12
 WORTH_SHOWING = (
     "KV_CACHE_UPDATE", "ROTARY_EMBEDDING", "ATTENTION_INPUT", "NORMALIZATION", "MATRIX_MULTIPLY", "QUANTIZE",
@@ -61,18 +63,29 @@ def _bytes(ctx: click.Context, param: click.Parameter, gigabytes: float | None) 
 @click.argument("source", type=MODEL)
 @out_option
 @flags(BuildRequest, "runtime", "max_batch", "max_context", "prefill_tokens", "prefill_batch")
-@flags(ExportOptions, "dtype", before="For a checkpoint: ", after=f" Default: {DTYPE}.", default=None)
-@flags(ExportOptions, "recipe", "ranges", before="For a checkpoint: ")
-@family_option
-@flags(BuildRequest, "implicit_int8", is_flag=True)
-@flags(ImplicitInt8, "algorithm", after=f" Default: {ImplicitInt8().algorithm}.", default=None)
-@flags(ImplicitInt8, "cache", "corpus", default=None)
-@flags(BuildOptions, "workspace_bytes", before="Gigabytes of ", type=float, callback=_bytes)
-@flags(BuildOptions, "optimization_level", "version_compatible", "hardware_compatible", "refittable", "stripped")
-@flags(BuildOptions, "weight_streaming", "compute_capabilities")
-@flags(BuildRequest, "timing_cache", "force")
 @click.option("--explain", is_flag=True, help="Build nothing; print how others repeat the build and compare engines.")
-def build(source: str, out: Path, implicit_int8: bool, explain: bool, **options: Any) -> None:
+@flags(
+    ExportOptions,
+    "dtype",
+    before="For a checkpoint: ",
+    after=f" Default: {DTYPE}.",
+    default=None,
+    panel=CHECKPOINT_PANEL,
+)
+@flags(ExportOptions, "recipe", "ranges", before="For a checkpoint: ", panel=CHECKPOINT_PANEL)
+@family_option
+@flags(BuildRequest, "implicit_int8", is_flag=True, panel=IMPLICIT)
+@flags(ImplicitInt8, "algorithm", after=f" Default: {ImplicitInt8().algorithm}.", default=None, panel=IMPLICIT)
+@flags(ImplicitInt8, "cache", "corpus", default=None, panel=IMPLICIT)
+@flags(
+    BuildOptions, "workspace_bytes", before="Gigabytes of ", type=float, callback=_bytes, metavar="FLOAT", panel=BUILDER
+)
+@flags(BuildOptions, "optimization_level", "version_compatible", "hardware_compatible", panel=BUILDER)
+@flags(BuildOptions, "refittable", "stripped", "weight_streaming", "compute_capabilities", panel=BUILDER)
+@flags(BuildRequest, "timing_cache", panel=BUILDER)
+@json_option("Print what was written as JSON; with --explain the script.")
+@flags(BuildRequest, "force", panel=OUTPUT)
+def build(source: str, out: Path, implicit_int8: bool, explain: bool, as_json: bool, **options: Any) -> None:
     """Build a TensorRT engine of SOURCE, an exported folder or a checkpoint.
 
     TensorRT-RTX builds without a GPU; engines run where there is one.
@@ -96,11 +109,18 @@ def build(source: str, out: Path, implicit_int8: bool, explain: bool, **options:
     if explain:
         plan, script = explain_requested(request)
         show_build_plan(MESSAGES, plan)
-        click.echo(script, nl=False)
+        if as_json:
+            show_json({"runtime": plan.runtime, "version": plan.version, "script": script})
+        else:
+            click.echo(script, nl=False)
         return
-    with ProgressBars(MESSAGES) as bars:
+    with progress() as bars:
         engine = build_requested(request, progress=bars, on_plan=lambda plan: show_build_plan(MESSAGES, plan))
     show_built(MESSAGES, engine)
+    if as_json:
+        from glm_export.deployment.inspect import inspect_folder
+
+        show_json(inspect_folder(str(engine.folder)))
 
 
 @click.command()
@@ -113,7 +133,7 @@ def doctor(folders: tuple[Path, ...], thorough: bool, as_json: bool) -> None:
 
     diagnosis = diagnose(list(folders), thorough=thorough)
     if as_json:
-        click.echo(json.dumps(diagnosis.to_json(), indent=2))
+        show_json(diagnosis.to_json())
     else:
         show_diagnosis(RESULTS, diagnosis)
     if not diagnosis.every_folder_runs:
@@ -128,16 +148,13 @@ def show_build_plan(console: Console, plan: BuildPlan) -> None:
         f"[bold]{escape(program.config.family)}[/], {program.dialect} {program.dtype}{recipe} → "
         f"{plan.runtime} {plan.version}"
     )
-    table = Table(box=SIMPLE, padding=(0, 1))
-    table.add_column("profile")
-    for name in ("least", "usual", "most"):
-        table.add_column(name, justify="right")
+    rows = []
     cache = past_names(0)[0]
-    columns = "cache" if program.signature.cache is Cache.STATIC else "past"
+    kept = "cache" if program.signature.cache is Cache.STATIC else "past"
     for profile in plan.profiles:
         corners = zip(profile.shapes[INPUT_IDS], profile.shapes[cache], strict=True)
-        table.add_row(profile.name, *(f"{ids[0]} x {ids[1]}, {columns} {past[2]}" for ids, past in corners))
-    console.print(table)
+        rows.append((profile.name, *(f"{ids[0]} x {ids[1]}, {kept} {past[2]}" for ids, past in corners)))
+    show_table(console, [Column("profile"), *columns("least", "usual", "most", number=True)], rows)
     workspace = "up to the device's" if memory.workspace is None else size(memory.workspace)
     console.print(
         f"  device  {size(memory.weights)} weights, {size(memory.cache_row)} keys and values a row, "
@@ -182,16 +199,16 @@ def show_built(console: Console, engine: Engine) -> None:
         soft_wrap=True,
     )
     network = manifest["network_layers"]
-    counted = ", ".join(f"{network[kind]} {kind}" for kind in WORTH_SHOWING if kind in network)
-    console.print(f"  network {counted}", soft_wrap=True)
+    listed = ", ".join(f"{network[kind]:,} {kind}" for kind in WORTH_SHOWING if kind in network)
+    console.print(f"  network {listed}", soft_wrap=True)
     kinds = ", ".join(f"{count} {kind}" for kind, count in summary["kinds"].items())
-    console.print(f"  engine  {summary['layers']} layers ({summary['source']}): {kinds}", soft_wrap=True)
+    console.print(f"  engine  {counted(summary['layers'], 'layer')} ({summary['source']}): {kinds}", soft_wrap=True)
     if manifest["not_inspected"]:
         console.print(f"  not inspected: {escape(manifest['not_inspected'])}", soft_wrap=True)
     for name, precisions in summary["products"].items():
-        counted = ", ".join(f"{count} {precision}" for precision, count in precisions.items())
+        listed = ", ".join(f"{count:,} {precision}" for precision, count in precisions.items())
         weights = ", ".join(f"{size(count)} {dtype}" for dtype, count in summary["weights"][name].items())
-        console.print(f"  {name:8}products: {counted}; weights: {weights or 'not told'}", soft_wrap=True)
+        console.print(f"  {name:8}products: {listed}; weights: {weights or 'not told'}", soft_wrap=True)
     for warning in _warnings(manifest):
         console.print(f"[yellow]Warning:[/] {escape(warning)}", soft_wrap=True)
     total = sum(manifest["sizes"].values())
@@ -226,25 +243,22 @@ def _listed(names: Sequence[str]) -> str:
 def show_diagnosis(console: Console, diagnosis: Diagnosis) -> None:
     """The machine, then a row a folder."""
     machine = diagnosis.machine
-    table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column(overflow="fold")
+    rows = []
     gpus = [
         f"{gpu.name}, compute capability {gpu.compute_capability}, {size(gpu.memory_bytes)}" for gpu in machine.gpus
     ]
-    table.add_row("gpu", escape("\n".join(gpus) or "none found"))
-    table.add_row("driver", escape(diagnosis.driver or "none found"))
-    for name in RUNTIMES:
-        table.add_row(name, escape(machine.versions.get(name) or machine.missing[name]))
+    rows.append(("gpu", escape("\n".join(gpus) or "none found")))
+    rows.append(("driver", escape(diagnosis.driver or "none found")))
+    rows += [(name, escape(machine.versions.get(name) or machine.missing[name])) for name in RUNTIMES]
     for extra, why in diagnosis.lacking.items():
         if why not in machine.missing.values():
-            table.add_row(extra, escape(why))
-    table.add_row("providers", escape(", ".join(diagnosis.providers)))
-    table.add_row("python", f"{diagnosis.python}, {machine.system}")
+            rows.append((extra, escape(why)))
+    rows.append(("providers", escape(", ".join(diagnosis.providers))))
+    rows.append(("python", f"{diagnosis.python}, {machine.system}"))
     for name, found in diagnosis.packages.items():
         if found is not None:
-            table.add_row(name, escape(found))
-    console.print(table)
+            rows.append((name, escape(found)))
+    show_facts_grid(console, rows)
     for verdict in diagnosis.folders:
         mark = "[green]runs[/]" if verdict.runs else "[red]does not run[/]"
         where = f", {verdict.runs_on}" if verdict.runs_on else ""

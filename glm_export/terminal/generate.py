@@ -15,7 +15,17 @@ from rich.markup import escape
 from glm_export.errors import GlmExportError, InputError
 from glm_export.generation.sampling import Sampling
 from glm_export.generation.stopping import Stopping
-from glm_export.terminal.console import FOLDER, MESSAGES, MODEL, NO_CACHE, flags, nobody_reads
+from glm_export.terminal.console import (
+    ERRORS,
+    FOLDER,
+    MODEL,
+    NO_CACHE,
+    SAMPLING,
+    flags,
+    json_option,
+    nobody_reads,
+    show_json,
+)
 from glm_export.tokenizers.valid_text import require_valid_text
 
 if TYPE_CHECKING:
@@ -35,11 +45,12 @@ SPECULATE = click.option(
 @click.option("--prompt", "prompts", multiple=True, help="Text to continue; several run as a batch.")
 @click.option("--prompt-file", "prompt_files", multiple=True, type=FOLDER, help="Text in a file; - is standard input.")
 @click.option("--max-new-tokens", type=int, default=128, show_default=True)
-@flags(Sampling)
+@flags(Sampling, panel=SAMPLING)
 @click.option("--stop", "stop_strings", multiple=True, help="Text that ends the answer.")
 @click.option("--stream", is_flag=True, help="Print as it is written (one prompt).")
 @SPECULATE
 @NO_CACHE
+@json_option("Print prompts and texts as JSON.")
 def generate(
     model: str,
     prompts: tuple[str, ...],
@@ -47,9 +58,8 @@ def generate(
     max_new_tokens: int,
     stop_strings: tuple[str, ...],
     stream: bool,
-    speculate: bool,
-    no_cache: bool,
-    **sampling: Any,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Continue a text with MODEL, an exported folder (ONNX Runtime), an engine or a checkpoint (PyTorch)."""
     from glm_export import api
@@ -60,9 +70,12 @@ def generate(
         )
     if stream and len(prompts) + len(prompt_files) > 1:
         raise click.UsageError("--stream shows one text as it grows; give one --prompt, or leave --stream out")
+    if stream and as_json:
+        raise click.UsageError("--json prints texts that are whole, and --stream as they grow; give one of them")
     if prompt_files.count(STANDARD_INPUT) > 1:
         raise click.UsageError("standard input can be read once; give --prompt-file - once")
-    chosen, stop_strings = Sampling(**sampling), stopping_of(max_new_tokens, stop_strings)
+    speculate, no_cache = options.pop("speculate"), options.pop("no_cache")
+    chosen, stop_strings = Sampling(**options), stopping_of(max_new_tokens, stop_strings)
     prompts = (*prompts, *map(read_prompt, prompt_files))
     with api.load_session(model, cache=not no_cache) as session:
         if stream:
@@ -77,6 +90,10 @@ def generate(
             stop_strings=stop_strings,
             speculate=speculate,
         )
+    if as_json:
+        texts = [{"prompt": prompt, "text": answer} for prompt, answer in zip(prompts, answers, strict=True)]
+        show_json({"model": model, "texts": texts})
+        return
     for answer in answers:
         click.echo(answer.strip("\n"))
 
@@ -85,7 +102,7 @@ def generate(
 @click.argument("model", type=MODEL)
 @click.option("--max-new-tokens", type=int, default=512, show_default=True, help="Of each reply.")
 @click.option("--system", help="System message, where the model's prompt has one.")
-@flags(Sampling)
+@flags(Sampling, panel=SAMPLING)
 @SPECULATE
 @NO_CACHE
 def chat(model: str, max_new_tokens: int, system: str | None, speculate: bool, no_cache: bool, **sampling: Any) -> None:
@@ -103,10 +120,10 @@ def chat(model: str, max_new_tokens: int, system: str | None, speculate: bool, n
         require_valid_text(system)
     with api.load_session(model, cache=not no_cache) as session:
         failed = converse(
-            session, MESSAGES, max_new_tokens=max_new_tokens, system=system, sampling=chosen, speculate=speculate
+            session, ERRORS, max_new_tokens=max_new_tokens, system=system, sampling=chosen, speculate=speculate
         )
     # Who types has seen it; a script has to be told.
-    if failed is not None and not MESSAGES.is_terminal:
+    if failed is not None and not ERRORS.is_terminal:
         sys.exit(failed.exit_code)
 
 

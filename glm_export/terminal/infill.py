@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import rich_click as click
-from rich.box import SIMPLE
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from glm_export.generation.sampling import Sampling
-from glm_export.terminal.console import MODEL, NO_CACHE, RESULTS, flags, json_option
+from glm_export.terminal.console import MODEL, NO_CACHE, RESULTS, SAMPLING, flags, json_option, show_json
+from glm_export.terminal.frame.tables import Column, columns, show_table
 
 if TYPE_CHECKING:
     from glm_export.generation.infilling import LabelScore
@@ -24,7 +22,7 @@ if TYPE_CHECKING:
 @click.argument("model", type=MODEL)
 @click.option("--text", required=True, help="With one or more [MASK], [sMASK] or [gMASK].")
 @click.option("--max-new-tokens", type=int, default=128, show_default=True, help="For each blank.")
-@flags(Sampling)
+@flags(Sampling, panel=SAMPLING)
 @NO_CACHE
 @json_option("Print text and fills as JSON.")
 def infill(model: str, text: str, max_new_tokens: int, no_cache: bool, as_json: bool, **sampling: Any) -> None:
@@ -35,7 +33,7 @@ def infill(model: str, text: str, max_new_tokens: int, no_cache: bool, as_json: 
     with api.load_session(model, cache=not no_cache) as session:
         result = api.infill(session, text, max_new_tokens=max_new_tokens, sampling=chosen)
     if as_json:
-        click.echo(json.dumps({"text": result.text, "fills": result.fills}, indent=2, ensure_ascii=False))
+        show_json({"text": result.text, "fills": result.fills})
     else:
         click.echo(result.text)
 
@@ -56,7 +54,7 @@ def score(model: str, text: str, pattern: str, labels: str, whole: bool, no_cach
     with api.load_session(model, cache=not no_cache) as session:
         scores = api.score(session, text, pattern=pattern, labels=words, normalize=not whole)
     if as_json:
-        click.echo(json.dumps(score_facts(scores), indent=2, ensure_ascii=False))
+        show_json(score_facts(scores))
     else:
         show_scores(RESULTS, scores)
 
@@ -68,10 +66,8 @@ def score_facts(scores: Sequence[LabelScore]) -> list[dict[str, Any]]:
 
 def show_scores(console: Console, scores: Sequence[LabelScore]) -> None:
     """One row a label, the likeliest first."""
-    table = Table(box=SIMPLE)
-    table.add_column("label")
-    for name in ("tokens", "log-probability", "a token"):
-        table.add_column(name, justify="right")
-    for score in scores:
-        table.add_row(escape(score.label), str(score.tokens), f"{score.log_probability:.3f}", f"{score.mean:.3f}")
-    console.print(table)
+    rows = [
+        (escape(score.label), str(score.tokens), f"{score.log_probability:.3f}", f"{score.mean:.3f}")
+        for score in scores
+    ]
+    show_table(console, [Column("label"), *columns("tokens", "log-probability", "a token", number=True)], rows)

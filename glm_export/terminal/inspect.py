@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import rich_click as click
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
-from glm_export.terminal.console import MODEL, RESULTS, adapter_option, family_option, json_option, size
+from glm_export.terminal.console import MODEL, RESULTS, adapter_option, family_option, json_option, show_json, size
+from glm_export.terminal.frame.tables import show_facts_grid
 
 
 @click.command()
@@ -32,19 +31,14 @@ def inspect(folder: str, family: str | None, adapters: tuple[str, ...], polygrap
         return
     facts = inspect_folder(folder, family, adapters)
     if as_json:
-        click.echo(json.dumps(facts, indent=2, ensure_ascii=False))
+        show_json(facts)
     else:
         show_facts(RESULTS, facts)
 
 
 def show_facts(console: Console, facts: dict[str, Any]) -> None:
     """A two-column table; lists go one item a line."""
-    table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_column(style="dim")
-    table.add_column(overflow="fold")
-    for name, value in facts.items():
-        table.add_row(name.replace("_", " "), escape(_plain(name, value)))
-    console.print(table)
+    show_facts_grid(console, [(name.replace("_", " "), escape(_plain(name, value))) for name, value in facts.items()])
 
 
 def _plain(name: str, value: Any) -> str:

@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import rich_click as click
-from rich.box import SIMPLE
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from glm_export.evaluation.options import QualityOptions
 from glm_export.evaluation.statistics import PERCENTILES, Estimate, Flips, PredictionStatistics
 from glm_export.terminal.console import (
-    MESSAGES,
     MODEL,
     MODEL_PATH,
     RESULTS,
-    ProgressBars,
     flags,
     force_option,
     json_option,
     report_option,
+    show_json,
     show_written,
     typed_line,
 )
+from glm_export.terminal.frame.saying import progress
+from glm_export.terminal.frame.tables import EXPLAINED, Column, columns, counted, show_table
 
 if TYPE_CHECKING:
     from glm_export.evaluation.layer_costs import LayerCost
@@ -56,7 +54,7 @@ def quality(program: Path, against: str, as_json: bool, report: Path | None, for
     from glm_export.reports.files import asked_report
 
     asked = asked_report(report, typed_line(), force=force, sources=(program, against))
-    with ProgressBars(MESSAGES) as bars:
+    with progress() as bars:
         verdict = api.quality(program, against, QualityOptions(**options), progress=bars)
     if asked is not None:
         from glm_export.evaluation.budget import Budget
@@ -67,7 +65,7 @@ def quality(program: Path, against: str, as_json: bool, report: Path | None, for
         subject = program_subject(api.open_exported(program), against)
         asked.write(quality_report(verdict, budget, subject, asked.stopwatch.run()))
     if as_json:
-        click.echo(json.dumps(verdict.to_json(), indent=2))
+        show_json(verdict.to_json())
     else:
         show_quality(RESULTS, verdict.report, str(program), verdict.broken)
         if verdict.costs is not None:
@@ -87,18 +85,12 @@ def show_quality(console: Console, report: QualityReport, name: str, broken: Seq
         broken: what :meth:`glm_export.evaluation.budget.Budget.broken` says; None where no budget was given.
     """
     console.print(
-        f"{escape(name)} against its reference: {report.tokens:,} tokens of {report.samples:,} samples, "
-        f"corpus {escape(str(report.corpus['name']))}",
+        f"{escape(name)} against its reference: {counted(report.tokens, 'token')} of "
+        f"{counted(report.samples, 'sample')}, corpus {escape(str(report.corpus['name']))}",
         soft_wrap=True,
     )
-    table = Table(box=SIMPLE, show_header=False, pad_edge=False)
-    table.add_column(style="dim")
-    table.add_column(justify="right")
-    table.add_column(style="dim")
-    for row in (*_predicted(report), *_written(report)):
-        table.add_row(*row)
-    console.print(table)
-    console.print(_distributions(report.statistics))
+    show_table(console, EXPLAINED, [*_predicted(report), *_written(report)], header=False)
+    _show_distributions(console, report.statistics)
     for sentence in broken or ():
         console.print(escape(sentence), soft_wrap=True)
     if broken is not None:
@@ -119,19 +111,18 @@ def _predicted(report: QualityReport) -> list[tuple[str, str, str]]:
     ]
 
 
-def _distributions(found: PredictionStatistics) -> Table:
+def _show_distributions(console: Console, found: PredictionStatistics) -> None:
     """What ``llama-perplexity --kl-divergence`` prints, and in its order."""
-    table = Table(box=SIMPLE, title="token by token, as llama.cpp has it", title_justify="left", pad_edge=False)
-    table.add_column(style="dim")
-    table.add_column("KL, nats", justify="right")
-    table.add_column("Δp, %", justify="right")
     delta = found.delta_p.scaled(100)
-    table.add_row("mean", _with_error(found.kl, ".2e"), _with_error(delta, ".3f"))
-    table.add_row("root mean square", "", _with_error(found.delta_p_rms.scaled(100), ".3f"))
+    rows = [
+        ("mean", _with_error(found.kl, ".2e"), _with_error(delta, ".3f")),
+        ("root mean square", "", _with_error(found.delta_p_rms.scaled(100), ".3f")),
+    ]
     for name, (label, _) in PERCENTILES.items():
         kl, shift = (getattr(one, name) for one in (found.kl_distribution, found.delta_p_distribution))
-        table.add_row(label, f"{kl:.2e}", f"{100 * shift:.3f}")
-    return table
+        rows.append((label, f"{kl:.2e}", f"{100 * shift:.3f}"))
+    heads = [Column(style="dim"), *columns("KL, nats", "Δp, %", number=True)]
+    show_table(console, heads, rows, title="token by token, as llama.cpp has it")
 
 
 def _with_error(found: Estimate, form: str) -> str:
@@ -172,15 +163,13 @@ def _share(value: float) -> str:
 def show_costs(console: Console, costs: Sequence[LayerCost]) -> None:
     """The dearest layers, with bars as long as what they cost."""
     how = ", estimated" if any(cost.estimated for cost in costs) else ""
-    table = Table(box=SIMPLE, title=f"what each layer costs, quantized alone{how}", title_justify="left")
-    table.add_column("layer")
-    table.add_column("KL, nats a token", justify="right")
-    table.add_column("")
+    rows = []
     most = max((cost.kl for cost in costs), default=0.0)
     for cost in costs[:SHOWN_COSTS]:
         bar = "█" * round(BAR * cost.kl / most) if 0 < most < float("inf") else ""
-        table.add_row(cost.weight.removesuffix(".weight"), f"{cost.kl:.2e}", f"[cyan]{bar}[/]")
+        rows.append((cost.weight.removesuffix(".weight"), f"{cost.kl:.2e}", f"[cyan]{bar}[/]" if bar else ""))
     if len(costs) > SHOWN_COSTS:
         rest = sum(cost.kl for cost in costs[SHOWN_COSTS:])
-        table.add_row(f"… {len(costs) - SHOWN_COSTS} more, together", f"{rest:.2e}", "")
-    console.print(table)
+        rows.append((f"… {len(costs) - SHOWN_COSTS} more, together", f"{rest:.2e}", ""))
+    heads = [Column("layer"), Column("KL, nats a token", number=True), Column(prose=True)]
+    show_table(console, heads, rows, title=f"what each layer costs, quantized alone{how}")

@@ -27,12 +27,14 @@ LOADED_BY_HELP = """
 import contextlib, io, sys
 from glm_export.cli import VERBS, cli
 for verb in ["", *VERBS]:
-    for name in [name for name in sys.modules if name.startswith("glm_export.terminal.")]:
+    # What stands around every verb is the same for all of them.
+    verbs = lambda: [n for n in sys.modules if n.startswith("glm_export.terminal.") and ".frame" not in n]
+    for name in verbs():
         del sys.modules[name]
     with contextlib.redirect_stdout(io.StringIO()) as said, contextlib.suppress(SystemExit):
         cli([verb, "--help"] if verb else ["--help"])
     assert "Usage:" in said.getvalue(), verb
-    print(verb, *sorted(name.rpartition(".")[2] for name in sys.modules if name.startswith("glm_export.terminal.")))
+    print(verb, *sorted(name.rpartition(".")[2] for name in verbs()))
 heavy = {"torch", "onnx", "onnxruntime", "polygraphy", "transformers"} & set(sys.modules)
 sys.exit(f"imported {heavy}" if heavy else 0)
 """

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import rich_click as click
-from rich.box import SIMPLE
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from glm_export.artifacts.manifest import SIGNATURE, STATEMENTS
 from glm_export.certificates.certify import Certified, certify as certify_folder
@@ -31,7 +28,9 @@ from glm_export.terminal.console import (
     flags,
     force_option,
     json_option,
+    show_json,
 )
+from glm_export.terminal.frame.tables import Column, columns, show_table
 
 if TYPE_CHECKING:  # needs torch
     from glm_export.checkpoints.checkpoint import Checkpoint
@@ -77,7 +76,7 @@ def certify(
     signer, reference = _signer(**signing), _reference(program, against, adapters)
     done = certify_folder(program, reference, signer=signer, reference_dtype=reference_dtype, force=force)
     if as_json:
-        click.echo(json.dumps(done.to_json(), indent=2, ensure_ascii=False))
+        show_json(done.to_json())
     else:
         show_certified(RESULTS, done)
 
@@ -151,7 +150,7 @@ def verify(
     reference = None if against is None else _reference(folder, against, adapters)
     found = verify_folder(folder, trust=trust, signature=signature, against=reference)
     if as_json:
-        click.echo(json.dumps(found.to_json(), indent=2, ensure_ascii=False))
+        show_json(found.to_json())
     else:
         show_verification(RESULTS, found)
     if found.differences or found.problems:
@@ -189,13 +188,12 @@ def show_verification(console: Console, found: Verification) -> None:
 def show_proof(console: Console, proof: Proof, before: str) -> None:
     """One row a claim, and who compared what, when; ``before`` goes before the verdict."""
     title = f"{proof.candidate} against {proof.reference} {proof.reference_dtype}, {proof.created}"
-    table = Table(title=_plain(title), title_justify="left", box=SIMPLE)
-    for name in ("claim", "measured", "bound", ""):
-        table.add_column(name, justify="left" if name in ("claim", "") else "right")
+    rows = []
     for claim in proof.claims:
         verdict = f"[{COLOURS[claim.result]}]{claim.result.value.lower()}[/]"
-        table.add_row(_plain(claim.name), _number(claim.measured), _number(claim.bound), verdict)
-    console.print(table)
+        rows.append((_plain(claim.name), _number(claim.measured), _number(claim.bound), verdict))
+    heads = [Column("claim", prose=True), *columns("measured", "bound", number=True), Column()]
+    show_table(console, heads, rows, title=_plain(title))
     versions = ", ".join(f"{name} {proof.versions[name]}" for name in SHOWN_VERSIONS if name in proof.versions)
     colour = COLOURS[proof.result]
     console.print(f"{before}[bold {colour}]{proof.result.value}[/], by {_plain(versions)}", soft_wrap=True)

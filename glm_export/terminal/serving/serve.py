@@ -12,15 +12,21 @@ from glm_export.errors import InputError
 from glm_export.serving.options import ServeOptions
 from glm_export.serving.ray.options import RayOptions
 from glm_export.spec.option import flag
-from glm_export.terminal.console import MESSAGES, MODEL, flags, picked
+from glm_export.terminal.console import CLUSTER, MESSAGES, MODEL, flags, picked
+
+ROWS = "Rows and their tokens"
 
 
 @click.command()
 @click.argument("models", nargs=-1, required=True, type=MODEL)
-@flags(ServeOptions)
+@flags(ServeOptions, "host", "port", "api_key_file", "max_body_megabytes")
 @click.option("--access-log", is_flag=True, help="A line of JSON a request, on standard error.")
-@click.option("--ray", is_flag=True, help="Spread engines over a Ray cluster; needs the extra `ray`.")
-@flags(RayOptions, before="With --ray: ")
+@flags(ServeOptions, "otlp_traces_endpoint")
+@flags(ServeOptions, "max_batch", "max_context", "chunk_tokens", "exact", "speculate", "prefix_megabytes", panel=ROWS)
+@flags(ServeOptions, "allow_special_tokens", "threads", "no_cache", panel=ROWS)
+@flags(ServeOptions, "queue", "wait_seconds", "deadline", "drain_seconds", panel="How long it takes")
+@click.option("--ray", is_flag=True, panel=CLUSTER, help="Spread engines over a Ray cluster; needs the extra `ray`.")
+@flags(RayOptions, before="With --ray: ", panel=CLUSTER)
 def serve(models: tuple[str, ...], access_log: bool, ray: bool, **options: Any) -> None:
     """Serve MODELS (exported folders, engines, checkpoints, `demo`) by OpenAI's API, batched continuously.
 

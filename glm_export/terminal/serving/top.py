@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import rich_click as click
@@ -14,7 +15,10 @@ from rich.table import Table
 from glm_export.errors import GlmExportError
 from glm_export.serving.metrics.reading import ModelLoad, Reading, loads, read_metrics
 from glm_export.serving.options import keys_of
-from glm_export.terminal.console import FOLDER, RESULTS, size
+from glm_export.terminal.console import FOLDER, RESULTS, json_option, show_json, size
+from glm_export.terminal.frame.tables import Column, columns, show_table
+
+FIGURES = ("running", "waiting", "read tokens/s", "written tokens/s", "first token", "prefixes")
 
 
 @click.command()
@@ -22,13 +26,20 @@ from glm_export.terminal.console import FOLDER, RESULTS, size
 @click.option("--api-key-file", type=FOLDER, help="A key that opens the server, on the first line.")
 @click.option("--interval", type=click.FloatRange(0.1, 3600), default=1.0, show_default=True, help="Seconds.")
 @click.option("--once", is_flag=True, help="Print one table, of one interval, and end.")
-def top(url: str, api_key_file: Path | None, interval: float, once: bool) -> None:
+@json_option("With --once: print as JSON.")
+def top(url: str, api_key_file: Path | None, interval: float, once: bool, as_json: bool) -> None:
     """Show what the server at URL does: rows, tokens a second, and what is kept, of each model."""
+    if as_json and not once:
+        raise click.UsageError("--json prints one table; give --once, too")
     key = None if api_key_file is None else keys_of(api_key_file)[0]
     before = read_metrics(url, key)
     if once:
         time.sleep(interval)
-        RESULTS.print(table_of(loads(before, read_metrics(url, key))))
+        found = loads(before, read_metrics(url, key))
+        if as_json:
+            show_json([asdict(load) for load in found])
+        else:
+            show_table(RESULTS, [Column("model"), *columns(*FIGURES, number=True)], [_row(load) for load in found])
         return
     try:
         with Live(console=RESULTS, auto_refresh=False, transient=False) as live:
@@ -53,17 +64,21 @@ def _show(live: Live, url: str, key: str | None, before: Reading) -> Reading:
 def table_of(models: Sequence[ModelLoad]) -> Table:
     """A row for each model."""
     table = Table("model")
-    for column in ("running", "waiting", "read tokens/s", "written tokens/s", "first token", "prefixes"):
-        table.add_column(column, justify="right")
+    for column in FIGURES:
+        table.add_column(column, justify="right", overflow="fold")
     for load in models:
-        first = "" if load.first_token_s is None else f"{load.first_token_s * 1000:.0f} ms"
-        table.add_row(
-            escape(load.model),
-            str(load.running),
-            str(load.waiting),
-            f"{load.read_rate:.1f}",
-            f"{load.written_rate:.1f}",
-            first,
-            size(load.prefix_bytes),
-        )
+        table.add_row(*_row(load))
     return table
+
+
+def _row(load: ModelLoad) -> tuple[str, ...]:
+    first = "" if load.first_token_s is None else f"{load.first_token_s * 1000:,.0f} ms"
+    return (
+        escape(load.model),
+        f"{load.running:,}",
+        f"{load.waiting:,}",
+        f"{load.read_rate:,.1f}",
+        f"{load.written_rate:,.1f}",
+        first,
+        size(load.prefix_bytes),
+    )
