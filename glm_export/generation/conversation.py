@@ -37,6 +37,25 @@ class Conversation:
             del self._rounds[0]
             self.rounds_left_out += 1
 
+    @property
+    def system(self) -> str | None:
+        """The system message, where there is one."""
+        return str(self._system[0]["content"]) if self._system else None
+
+    def set_system(self, text: str) -> None:
+        """Another system message from the next question on; what was said stays.
+
+        Raises:
+            InputError: the model's prompt has no place for one; the former stays.
+        """
+        system = Message(role="system", content=text)
+        self._session.tokenizer.chat([system, Message(role="user", content="?")])
+        self._system = [system]
+
+    def clear(self) -> None:
+        """Forget what was said; the system message stays."""
+        self._rounds, self.rounds_left_out = [], 0
+
     def answered(self, question: str, reply: str) -> None:
         """Remember a round."""
         self._rounds.append((Message(role="user", content=question), Message(role="assistant", content=reply)))

@@ -5,6 +5,7 @@ Source: GLM, arXiv:2103.10360: blank infilling (2.1), cloze classification with 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,7 @@ from glm_export.sessions.session import Session
 from glm_export.tokenizers.ice_text import IceTextTokenizer
 from glm_export.tokenizers.infilling import InfillingTokenizer
 
+logger = logging.getLogger(__name__)
 BlankTokenizer = InfillingTokenizer | IceTextTokenizer
 
 
@@ -146,12 +148,26 @@ def score(
     for label, ids in zip(labels, label_ids, strict=True):
         if not ids:
             raise InputError(f"the label {label!r} tokenizes to nothing; give it a word")
+    _warn_of_doubtful(tokenizer, labels, label_ids)
     totals = continuation_log_probabilities(session, [*context, tokenizer.sop_id], label_ids)
     scores = [
         LabelScore(label=label, tokens=len(ids), log_probability=total)
         for label, ids, total in zip(labels, label_ids, totals, strict=True)
     ]
     return ranked(scores, normalize=normalize)
+
+
+def _warn_of_doubtful(tokenizer: BlankTokenizer, labels: Sequence[str], label_ids: Sequence[Sequence[int]]) -> None:
+    """Say which labels a score does not tell apart, or that the model does not know."""
+    for label, ids in zip(labels, label_ids, strict=True):
+        if tokenizer.unknown_id is not None and tokenizer.unknown_id in ids:
+            logger.warning("the label %s holds what the tokenizer has no token for: its score is of an unknown", label)
+    first: dict[tuple[int, ...], str] = {}
+    for label, ids in zip(labels, label_ids, strict=True):
+        if tuple(ids) in first:
+            told = "the labels %s and %s are the same tokens, and so have the same score"
+            logger.warning(told, first[tuple(ids)], label)
+        first.setdefault(tuple(ids), label)
 
 
 def ranked(scores: Sequence[LabelScore], *, normalize: bool) -> list[LabelScore]:

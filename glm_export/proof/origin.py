@@ -9,8 +9,9 @@ from glm_export.artifacts.open import open_artifact, require_checkpoint, with_ba
 from glm_export.artifacts.program import OnnxProgram
 from glm_export.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from glm_export.checkpoints.folder_files import folder_files, with_generation_config
+from glm_export.embedded import FOLDERS
 from glm_export.errors import ConfigError, GlmExportError, InputError
-from glm_export.model_folder import read_json
+from glm_export.model_folder import file_sha256, read_json
 
 
 def open_origin(program: OnnxProgram, source: str | Path | Checkpoint, family: str | None = None) -> Checkpoint:
@@ -60,7 +61,7 @@ def require_same_checkpoint(program: OnnxProgram, checkpoint: Checkpoint) -> Non
         raise InputError(_of_two_families(program, checkpoint.folder, checkpoint.config.family))
     raise InputError(
         f"{program.folder} was exported from {program.manifest['checkpoint']!r}, and {checkpoint.folder} is "
-        "another checkpoint (files or config.json differ); give the one it came from"
+        f"another checkpoint (files or config.json differ); give {_right_one(program, checkpoint.folder)}"
     )
 
 
@@ -71,8 +72,24 @@ def _adapters(names: list[str]) -> str:
 def _of_two_families(program: OnnxProgram, folder: Path, theirs: str) -> str:
     return (
         f"{program.folder} is a program of family {program.config.family}, and {folder} is another checkpoint, of "
-        f"family {theirs}; give the one it came from ({program.manifest['checkpoint']!r})"
+        f"family {theirs}; give {_right_one(program, folder)}"
     )
+
+
+def _right_one(program: OnnxProgram, given: Path) -> str:
+    """The checkpoint a program came from, by a name that can be typed where it is found: embedded, or beside another.
+
+    Its config's hash is compared, and the names of its weight files.
+    """
+    name, recorded = str(program.manifest["checkpoint"]), program.manifest["source_sha256"]
+    beside = [(str(folder), folder) for folder in (given.parent / name, program.folder.absolute().parent / name)]
+    for typed, folder in (*FOLDERS.items(), *beside):
+        config = folder / "config.json"
+        weights = [file for file in recorded if file != config.name and "/" not in file]
+        same = config.is_file() and file_sha256(config) == recorded.get(config.name)
+        if same and all((folder / file).is_file() for file in weights):
+            return f"{typed}, which it came from"
+    return f"the one it came from, of the name {name}"
 
 
 def _family_of(folder: Path) -> str | None:

@@ -113,6 +113,8 @@ def show_parity(console: Console, report: CheckReport) -> None:
         f"({parity.outputs[0].tolerance:.0e} allowed)",
         soft_wrap=True,
     )
+    for line in _of_recipe(report):
+        console.print(line, soft_wrap=True, markup=False)
     for line in _of_texts(report):
         console.print(line, soft_wrap=True, markup=False)
     if report.usual_bound is not None:
@@ -133,6 +135,22 @@ def show_parity(console: Console, report: CheckReport) -> None:
     for line in report.layers.sentences() if report.layers is not None else ():
         console.print(line, soft_wrap=True, markup=False)
     console.print("[bold green]PASSED[/]" if report.passed else "[bold red]FAILED[/]")
+
+
+def _of_recipe(report: CheckReport) -> list[str]:
+    """What passing says of a program whose weights are rounded, and what it does not."""
+    if report.recipe is None:
+        return []
+    bound = report.parity.outputs[0].tolerance
+    usually = "" if report.usual_bound is None else f", and usually {report.usual_bound:.0e}"
+    judged = (
+        f"judged: that it computes what {report.recipe} says, both sides with the same rounded weights; activations "
+        f"may be rounded by {bound:.0e} of an output's largest value{usually} (ADR 7), and greedy texts may differ"
+    )
+    return [
+        judged,
+        f"not judged: what {report.recipe} costs on text; that is `glm-export quality`",
+    ]
 
 
 def _of_texts(report: CheckReport) -> list[str]:

@@ -59,7 +59,7 @@ def run_demo(
     """
     from glm_export import api
     from glm_export.evaluation.recall import BLANK, fill_recall, recall
-    from glm_export.terminal.infill import show_scores
+    from glm_export.terminal.writing.infill import show_scores
 
     corpus = poems()
     program, checkpoint, report = _prove(results, messages, DEMO, out)

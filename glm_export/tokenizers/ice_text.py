@@ -90,6 +90,7 @@ class IceTextTokenizer:
         # Control pieces have no text of their own, and <unk> none that was in the prompt.
         hidden = (i for i in range(self._size) if self._pieces.is_control(i) or self._pieces.is_unknown(i))
         self.special: dict[str, int] = {self._pieces.id_to_piece(i): i for i in hidden}
+        self.unknown_id: int | None = next((i for i in range(self._size) if self._pieces.is_unknown(i)), None)
         self._shown = {token.index: token.text for token in self.added if not token.special}
         self._hidden = {*self.special.values(), *self._mark_ids.values()} - set(self._shown)
 

@@ -260,6 +260,7 @@ class InfillingTokenizer:
         self._splitter = MarkSplitter(self._marks.values())
         self._clean_up = bool(optional_json(folder, "tokenizer_config.json").get("clean_up_tokenization_spaces", True))
 
+        self.unknown_id = pieces.unknown_id() if pieces.unknown_id() is not None else self._ids.get(unknown)
         self.cls_id = self._ids[named["cls_token"].text]
         self.eos_id = self._ids[named[end_role].text]
         self.pad_id = self._ids[named["pad_token"].text]

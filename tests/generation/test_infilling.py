@@ -51,6 +51,18 @@ def test_score_ranks_by_the_mean_where_asked(load: Callable[[str], Session]) -> 
         assert scores[0].mean == pytest.approx(scores[0].log_probability / scores[0].tokens)
 
 
+def test_labels_that_a_score_does_not_tell_apart_are_said(caplog: pytest.LogCaptureFixture) -> None:
+    with api.load_session("demo-glm") as session:
+        cloze = {"text": "疑是地上霜。", "pattern": "床前明月[MASK]，{}"}
+        api.score(session, **cloze, labels=["光", "风"])
+        assert caplog.messages == []
+        api.score(session, **cloze, labels=["光", "☃", "光"])
+    assert caplog.messages == [
+        "the label ☃ holds what the tokenizer has no token for: its score is of an unknown",
+        "the labels 光 and 光 are the same tokens, and so have the same score",
+    ]
+
+
 def test_blanks_are_filled_from_the_left_each_seeing_the_last(load: Callable[[str], Session]) -> None:
     """Two blanks in one call are what two calls would have written one after the other."""
     with load("glm") as session:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from polygraphy.comparator import IterationResult, RunResults
 
 from glm_export import api
 from glm_export.artifacts.program import OnnxProgram
 from glm_export.checkpoints.checkpoint import open_checkpoint
+from glm_export.cli import cli
 from glm_export.errors import ConfigError, InputError
 from glm_export.proof.compare import TOLERANCES, EmptyComparisonError, compare_runs
 from tests.helpers.golden_data import CAUSAL, PREFIX, Golden
@@ -81,6 +84,28 @@ def test_reference_larger_than_memory_is_refused(monkeypatch: pytest.MonkeyPatch
 def test_another_checkpoint_is_refused(exported: Callable[[str], OnnxProgram]) -> None:
     with pytest.raises(InputError, match=r"was exported from 'chatglm2', and .* is another checkpoint \(files or"):
         api.check(exported("chatglm2"), Golden("chatglm2_32k").folder)
+
+
+def test_the_right_checkpoint_is_named_where_it_is_found(
+    exported: Callable[[str], OnnxProgram], demo_program: OnnxProgram
+) -> None:
+    """Embedded, or beside the one that was given; a model of the same name that is another is not."""
+    with pytest.raises(InputError, match=r"give demo, which it came from$"):
+        api.check(demo_program, "demo-glm")
+    beside = re.escape(str(Golden("chatglm2").folder))
+    with pytest.raises(InputError, match=rf"give {beside}, which it came from$"):
+        api.check(exported("chatglm2"), Golden("chatglm3").folder)
+
+
+def test_what_is_judged_of_a_rounded_program_is_said(exported: Callable[[str], OnnxProgram], tmp_path: Path) -> None:
+    source = Golden("chatglm2").folder
+    api.export(source, tmp_path / "rounded", dialect="ort", recipe="int8-token")
+    said = CliRunner().invoke(cli, ["check", str(tmp_path / "rounded"), "--against", str(source)]).stdout
+    assert "judged: that it computes what int8-token says" in said
+    assert "not judged: what int8-token costs on text" in said
+    assert "(ADR 7)" in said
+    plain = CliRunner().invoke(cli, ["check", str(exported("chatglm2").folder), "--against", str(source)]).stdout
+    assert "judged" not in plain
 
 
 @pytest.mark.parametrize("other", ["chatglm3", "glm4_hf", "glm4_moe", "chatglm"])

@@ -37,31 +37,44 @@ def _read(ctx: click.Context, param: click.Parameter, path: Path | None) -> None
         raise InputError(f"{CONFIG} {path} cannot be read: {error.strerror}; give a TOML file of options") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f'{CONFIG} {path} is no TOML: {error}; write lines as dtype = "float16"') from error
-    known = {_key(each): each for each in ctx.command.params if _settable(each, param)}
-    ctx.default_map = {known[key].name: _value(path, known, key, value, ctx) for key, value in values.items()}
+    known = {
+        _key(each): each for each in ctx.command.params if isinstance(each, click.Option) and _settable(each, param)
+    }
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        each = _option(path, known, key, ctx)
+        found[str(each.name)] = _value(path, each, key, value)
+    ctx.default_map = found
 
 
-def _settable(each: click.Parameter, config: click.Parameter) -> bool:
+def _settable(each: click.Option, config: click.Parameter) -> bool:
     """Options of the verb itself; how much is said is said on the command line."""
-    return isinstance(each, click.Option) and each.expose_value and each is not config
+    return each.expose_value and each is not config
 
 
 def _key(each: click.Parameter) -> str:
     return max(each.opts, key=len).lstrip("-")
 
 
-def _value(path: Path, known: dict[str, click.Parameter], key: str, value: Any, ctx: click.Context) -> Any:
+def _option(path: Path, known: dict[str, click.Option], key: str, ctx: click.Context) -> click.Option:
+    """The option of a key.
+
+    Raises:
+        InputError: there is none; the nearest is named.
+    """
+    if key in known:
+        return known[key]
+    near = get_close_matches(key.replace("_", "-").lstrip("-"), known, n=1, cutoff=0.5)
+    meant = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
+    raise InputError(f"{path}: {ctx.info_name} has no option {shown(key)}; {meant}")
+
+
+def _value(path: Path, each: click.Option, key: str, value: Any) -> Any:
     """A value as click takes it.
 
     Raises:
-        InputError: there is no such option, or its value is of another kind.
+        InputError: it is of another kind than the option.
     """
-    each = known.get(key)
-    if each is None:
-        near = get_close_matches(key.replace("_", "-").lstrip("-"), known, n=1, cutoff=0.5)
-        meant = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
-        raise InputError(f"{path}: {ctx.info_name} has no option {shown(key)}; {meant}")
-    assert isinstance(each, click.Option)
     values = value if isinstance(value, list) and each.multiple else [value]
     for one in values:
         if not _fits(each, one):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rich.box import SIMPLE
 from rich.console import Console
+from rich.markup import escape
 from rich.measure import Measurement
 from rich.padding import Padding
 from rich.table import Table
@@ -57,9 +58,8 @@ def show_table(
     """
     if title is not None:
         console.print(title, style="italic", soft_wrap=True)
-    table = _table(heads, rows, header=header, grouped=grouped)
-    if Measurement.get(console, console.options.update(width=WIDE), table).minimum <= console.width:
-        console.print(table)
+    if _least_width(console, heads, rows, header=header) <= console.width:
+        console.print(_table(heads, rows, header=header, grouped=grouped))
         return
     console.print()
     before = None
@@ -67,6 +67,19 @@ def show_table(
         _show_row(console, heads, row, header=header, named=not (grouped and row[0] == before))
         before = row[0]
     console.print()
+
+
+def _least_width(console: Console, heads: Sequence[Column], rows: Sequence[Sequence[str]], *, header: bool) -> int:
+    """Of a table whose cells are whole, but for prose between words: rich's own measure is of single words."""
+
+    def whole(head: Column, markup: str) -> str:
+        plain = Text.from_markup(markup).plain
+        return escape(plain if head.prose else plain.replace(" ", "_"))
+
+    named = [replace(head, name=whole(head, head.name)) for head in heads]
+    cells = [[whole(head, cell) for head, cell in zip(heads, row, strict=True)] for row in rows]
+    table = _table(named, cells, header=header, grouped=False)
+    return Measurement.get(console, console.options.update(width=WIDE), table).minimum
 
 
 def _table(heads: Sequence[Column], rows: Sequence[Sequence[str]], *, header: bool, grouped: bool) -> Table:

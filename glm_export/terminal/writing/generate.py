@@ -1,4 +1,4 @@
-"""The verbs ``generate`` and ``chat``: text as it is written."""
+"""The verb ``generate``: text as it is written."""
 
 from __future__ import annotations
 
@@ -9,14 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import rich_click as click
-from rich.console import Console
-from rich.markup import escape
 
 from glm_export.errors import GlmExportError, InputError
 from glm_export.generation.sampling import Sampling
 from glm_export.generation.stopping import Stopping
 from glm_export.terminal.console import (
-    ERRORS,
     FOLDER,
     MODEL,
     NO_CACHE,
@@ -26,15 +23,12 @@ from glm_export.terminal.console import (
     nobody_reads,
     show_json,
 )
-from glm_export.tokenizers.valid_text import require_valid_text
 
 if TYPE_CHECKING:
     from glm_export.sessions.session import Session
 
 NEWLINE = b"\n"
 STANDARD_INPUT = Path("-")
-FENCE = b'"""'
-"""Stands before and behind a question of several lines."""
 SPECULATE = click.option(
     "--speculate", is_flag=True, help="Guess what the text repeats, and read several tokens at once; the same text."
 )
@@ -98,35 +92,6 @@ def generate(
         click.echo(answer.strip("\n"))
 
 
-@click.command()
-@click.argument("model", type=MODEL)
-@click.option("--max-new-tokens", type=int, default=512, show_default=True, help="Of each reply.")
-@click.option("--system", help="System message, where the model's prompt has one.")
-@flags(Sampling, panel=SAMPLING)
-@SPECULATE
-@NO_CACHE
-def chat(model: str, max_new_tokens: int, system: str | None, speculate: bool, no_cache: bool, **sampling: Any) -> None:
-    """Talk with MODEL, an exported folder, an engine or a checkpoint. An empty line or end of input leaves.
-
-    A question of several lines stands between two lines of \"\"\". Ctrl-C ends the reply that is being written; a
-    second one, or one where a question is due, leaves. Where the conversation outgrows the context, its oldest rounds
-    leave and the system message stays.
-    """
-    from glm_export import api
-
-    chosen = Sampling(**sampling)
-    stopping_of(max_new_tokens)
-    if system is not None:
-        require_valid_text(system)
-    with api.load_session(model, cache=not no_cache) as session:
-        failed = converse(
-            session, ERRORS, max_new_tokens=max_new_tokens, system=system, sampling=chosen, speculate=speculate
-        )
-    # Who types has seen it; a script has to be told.
-    if failed is not None and not ERRORS.is_terminal:
-        sys.exit(failed.exit_code)
-
-
 def stopping_of(max_new_tokens: int, stop_strings: tuple[str, ...] = ()) -> tuple[str, ...]:
     """The stop strings, where a run can stop by them; seen before a model is loaded.
 
@@ -148,13 +113,18 @@ def read_prompt(path: Path) -> str:
         name, data = str(path), path.read_bytes()
     else:
         raise InputError(f"--prompt-file {path} is no file; give a text file, or - for standard input")
-    text = _decoded(data, name).removeprefix("\ufeff").replace("\r\n", "\n").removesuffix("\n")
+    text = decoded(data, name).removeprefix("\ufeff").replace("\r\n", "\n").removesuffix("\n")
     if not text:
         raise InputError(f"{name} is empty; a prompt needs some text")
     return text
 
 
-def _decoded(data: bytes, name: str) -> str:
+def decoded(data: bytes, name: str) -> str:
+    """Bytes as text.
+
+    Raises:
+        InputError: they are not UTF-8.
+    """
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -203,72 +173,3 @@ def write_stream(
     sys.stdout.write("\n")
     sys.stdout.flush()
     return written
-
-
-def converse(
-    session: Session,
-    console: Console,
-    *,
-    max_new_tokens: int,
-    system: str | None,
-    sampling: Sampling,
-    speculate: bool = False,
-) -> GlmExportError | None:
-    """Read questions, stream the replies; replies go to stdout, prompts and errors to ``console``.
-
-    A question that cannot be answered is said to be so, is forgotten, and the conversation goes on. A reply that Ctrl-C
-    ended stays as far as it was written; anywhere else Ctrl-C leaves.
-
-    Returns:
-        The last such error; None where every question was answered.
-    """
-    from glm_export.generation.conversation import Conversation
-
-    conversation, failed = Conversation(session, system=system, max_new_tokens=max_new_tokens), None
-    told = False
-    while True:
-        try:
-            question = read_question(console)
-            if question is None:
-                return failed
-            ids = conversation.ask(question)
-            if conversation.rounds_left_out and not told:
-                told = True
-                console.print("[dim]the conversation outgrows the model's context: its oldest rounds leave[/]")
-            reply = write_stream(session, ids, max_new_tokens, sampling, interruptible=True, speculate=speculate)
-            if nobody_reads():
-                return failed
-            if reply.strip():
-                conversation.answered(question, reply.strip())
-        except KeyboardInterrupt:
-            console.print()
-            return failed
-        except GlmExportError as error:
-            failed = error
-            console.print(f"[bold red]Error:[/] {escape(str(error))}", soft_wrap=True)
-
-
-def read_question(console: Console) -> str | None:
-    """A line, or lines between two of :data:`FENCE`; None where an empty line or the end of input leaves.
-
-    Raises:
-        InputError: what was read is not UTF-8; the next line is still there to be read.
-    """
-    # Bytes: a text stream loses what it has read ahead when it meets one that is none of its encoding.
-    while True:
-        line = _line(console, "›")
-        if not line.strip().startswith(FENCE):
-            return _decoded(line, "the line").strip() or None
-        fenced = line.strip().removeprefix(FENCE)
-        while line and not fenced.rstrip().endswith(FENCE):
-            line = _line(console, "…")
-            fenced += (b"\n" if fenced else b"") + line.rstrip(b"\r\n")
-        question = _decoded(fenced, "the text").rstrip().removesuffix(FENCE.decode()).strip("\n")
-        if question.strip() or not line:
-            return (question.strip() and question) or None
-
-
-def _line(console: Console, mark: str) -> bytes:
-    if console.is_terminal:
-        console.print(f"[bold cyan]{mark}[/] ", end="")
-    return sys.stdin.buffer.readline()

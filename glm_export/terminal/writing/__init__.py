@@ -1,0 +1,1 @@
+"""The verbs that write text: continued, in a conversation, and into blanks."""
