@@ -46,7 +46,7 @@ class Conversation:
         """Another system message from the next question on; what was said stays.
 
         Raises:
-            InputError: the model's prompt has no place for one; the former stays.
+            InputError: the model's prompt has no place for one, or it is no Unicode text; the former stays.
         """
         system = Message(role="system", content=text)
         self._session.tokenizer.chat([system, Message(role="user", content="?")])

@@ -177,6 +177,11 @@ NO_CACHE = click.option(
 )
 
 
+SPECULATE = click.option(
+    "--speculate", is_flag=True, help="Guess what the text repeats, and read several tokens at once; the same text."
+)
+
+
 def json_option(what: str = "Print as JSON.") -> Callable[[Command], Command]:
     """``--json``."""
     return click.option("--json", "as_json", is_flag=True, help=what, panel=OUTPUT)

@@ -112,7 +112,7 @@ def test_fetch_list_and_remove(demo_files: Files, cache: Cache) -> None:
         assert f"{server.url}#sha256={view.pin}" in fetched.stderr
         listed = json.loads(run("cache", "list", "--json").output)
         assert [(one["url"], one["folder"]) for one in listed] == [(server.url, str(view.folder))]
-        assert "1 folders" in run("cache", "list").output
+        assert "1 folder" in run("cache", "list").output
         assert run("cache", "remove").exit_code == 2
         assert run("cache", "remove", "--all").exit_code == 0
     assert json.loads(run("cache", "list", "--json").output) == []

@@ -13,9 +13,7 @@ from rich.markup import escape
 
 from glm_export.errors import GlmExportError, InputError
 from glm_export.generation.sampling import Sampling
-from glm_export.terminal.console import ERRORS, MODEL, NO_CACHE, SAMPLING, flags, nobody_reads
-from glm_export.terminal.writing.generate import SPECULATE, decoded, stopping_of, write_stream
-from glm_export.tokenizers.valid_text import require_valid_text
+from glm_export.terminal.console import ERRORS, MODEL, NO_CACHE, SAMPLING, SPECULATE, flags, nobody_reads
 
 if TYPE_CHECKING:
     from glm_export.generation.conversation import Conversation
@@ -46,10 +44,13 @@ def chat(model: str, max_new_tokens: int, system: str | None, speculate: bool, n
     oldest rounds leave and the system message stays.
     """
     from glm_export import api
+    from glm_export.terminal.writing.generate import stopping_of
 
     chosen = Sampling(**sampling)
     stopping_of(max_new_tokens)
     if system is not None:
+        from glm_export.tokenizers.valid_text import require_valid_text
+
         require_valid_text(system)
     with api.load_session(model, cache=not no_cache) as session:
         failed = converse(
@@ -78,6 +79,7 @@ def converse(
         The last such error; None where every question was answered.
     """
     from glm_export.generation.conversation import Conversation
+    from glm_export.terminal.writing.generate import write_stream
 
     conversation, failed = Conversation(session, system=system, max_new_tokens=max_new_tokens), None
     told = False
@@ -117,7 +119,7 @@ def command(conversation: Conversation, line: str, console: Console) -> bool:
         console.print("[dim]what was said is forgotten[/]")
     elif word == "/system":
         if rest.strip():
-            conversation.set_system(require_valid_text(rest.strip()))
+            conversation.set_system(rest.strip())
         said = conversation.system
         console.print(f"[dim]system message: {escape(said) if said else 'none'}[/]", soft_wrap=True)
     elif word == "/help" and not rest:
@@ -141,6 +143,8 @@ def read_question(console: Console) -> str | None:
     Raises:
         InputError: what was read is not UTF-8; the next line is still there to be read.
     """
+    from glm_export.terminal.writing.generate import decoded
+
     remember_lines()
     # Bytes: a text stream loses what it has read ahead when it meets one that is none of its encoding.
     while True:

@@ -12,12 +12,12 @@ import rich_click as click
 
 from glm_export.errors import GlmExportError, InputError
 from glm_export.generation.sampling import Sampling
-from glm_export.generation.stopping import Stopping
 from glm_export.terminal.console import (
     FOLDER,
     MODEL,
     NO_CACHE,
     SAMPLING,
+    SPECULATE,
     flags,
     json_option,
     nobody_reads,
@@ -29,9 +29,6 @@ if TYPE_CHECKING:
 
 NEWLINE = b"\n"
 STANDARD_INPUT = Path("-")
-SPECULATE = click.option(
-    "--speculate", is_flag=True, help="Guess what the text repeats, and read several tokens at once; the same text."
-)
 
 
 @click.command()
@@ -98,6 +95,9 @@ def stopping_of(max_new_tokens: int, stop_strings: tuple[str, ...] = ()) -> tupl
     Raises:
         InputError: one is empty, or nothing would be written.
     """
+    # It knows tokenizers, which --help need not wait for.
+    from glm_export.generation.stopping import Stopping
+
     return Stopping(max_new_tokens=max_new_tokens, stop_strings=stop_strings).stop_strings
 
 
