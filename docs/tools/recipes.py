@@ -16,7 +16,8 @@ from typing import Any
 
 from glm_export import api, bench
 from glm_export.calibration import recipes
-from glm_export.exporter.options import dialects_of
+from glm_export.calibration.options import CalibrationOptions
+from glm_export.exporter.options import ExportOptions, dialects_of
 from glm_export.reports.pictures.plot import plot
 
 MODEL, CORPUS, SAMPLES = "demo", "poems", 64
@@ -35,8 +36,9 @@ def exported(recipe: str | None, work: Path) -> Path:
         own = recipe if chosen.rounding != "nearest" else None
         ranges = work / f"ranges{'-' + own if own else ''}"
         if not ranges.exists():
-            api.calibrate(MODEL, ranges, corpus=CORPUS, recipe=own)
-    program = api.export(MODEL, folder, dialect="ort", recipe=recipe, ranges=ranges, force=True)
+            api.calibrate(MODEL, ranges, CalibrationOptions(corpus=CORPUS, recipe=own))
+    options = ExportOptions(dialect="ort", recipe=recipe, ranges=ranges)
+    program = api.export(MODEL, folder, options, force=True)
     told.write_text(json.dumps(api.quality(program, MODEL, corpus=CORPUS, max_samples=SAMPLES).to_json(), indent=1))
     return folder
 

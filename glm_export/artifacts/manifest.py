@@ -14,6 +14,8 @@ from glm_export.model_folder import file_sha256, inside, load_json
 
 MANIFEST = "manifest.json"
 ENGINE_MANIFEST = "engine.json"
+CARD = "README.md"
+"""For people; the manifest's key ``card`` says that it was written."""
 RANGES_MANIFEST = "ranges.json"
 TRITON_MANIFEST = "triton.json"
 LAYOUT_MANIFEST = "layout.json"
@@ -110,11 +112,13 @@ def _require_hashes(path: Path, manifest: Mapping[str, Any], verb: str, asked: C
 def recorded_files(folder: Path, known: Mapping[str, str] | None = None) -> dict[str, dict[str, Any]]:
     """What a manifest records of every file beside it: ``sizes`` in bytes and ``sha256`` in hexadecimal, by name.
 
+    The card is named alone: it is prose, and whoever publishes the folder rewrites it.
+
     Args:
         folder: filled, but for the manifest.
         known: hashes that were made while files were written.
     """
-    files = [path for path in sorted(folder.iterdir()) if path.name != MARKER]
+    files = [path for path in sorted(folder.iterdir()) if path.name not in (MARKER, CARD)]
     return {
         "sizes": {path.name: path.stat().st_size for path in files},
         "sha256": {path.name: (known or {}).get(path.name) or file_sha256(path) for path in files},

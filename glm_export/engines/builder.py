@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from glm_export.artifacts.engine import BUILD_LOG, PLAN, BuiltOn, Compatibility, Engine, load_engine, profile_json
 from glm_export.artifacts.manifest import (
+    CARD,
     ENGINE_MANIFEST,
     MANIFEST,
     MANIFEST_FORMAT,
@@ -33,7 +34,6 @@ from glm_export.engines.options import CURRENT, BuildOptions
 from glm_export.engines.plan import BuildJob, BuildRecord, build
 from glm_export.engines.profiles import profiles_of
 from glm_export.errors import InputError
-from glm_export.exporter.card.model_card import CARD
 from glm_export.exporter.genai_config import GENAI_CONFIG
 from glm_export.graphs.queries import producer_of
 from glm_export.graphs.weight_traffic import program_weight_traffic

@@ -23,6 +23,7 @@ import torch
 
 from glm_export.artifacts.initial_cache import InitialCache, write_initial_cache
 from glm_export.artifacts.manifest import (
+    CARD,
     MANIFEST,
     MANIFEST_FORMAT,
     RANGES_MANIFEST,
@@ -40,7 +41,7 @@ from glm_export.calibration.smoothed_weights import SmoothedWeights
 from glm_export.checkpoints.checkpoint import Checkpoint
 from glm_export.exporter.calibration_cache import write_calibration_cache
 from glm_export.exporter.card.loaders import Subject, explicit_block
-from glm_export.exporter.card.model_card import CARD, Described, base_model, model_card, source_license
+from glm_export.exporter.card.model_card import Described, base_model, model_card, source_license
 from glm_export.exporter.loader_files import write_loader_files
 from glm_export.exporter.options import ExportKeywords, ExportOptions, ResolvedOptions, open_ranges, resolve_options
 from glm_export.exporter.plan import ExportPlan, plan_export
@@ -238,6 +239,7 @@ def _manifest(
         "parameters": plan.parameters,
         "signature": target.signature.to_json(),
         "packages": package_versions(),
+        "card": CARD,
         **recorded_files(folder, written.sha256),
     }
 

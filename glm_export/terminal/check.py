@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from glm_export.proof.options import CheckOptions
-from glm_export.spec.signature import LOGITS, OUTPUT_KINDS, output_kind
+from glm_export.spec.signature import OUTPUT_KINDS, output_kind
 from glm_export.terminal.console import (
     MODEL,
     MODEL_PATH,

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from glm_export import api
+from glm_export import api, certify, verify
+from glm_export.artifacts.manifest import CARD
 from glm_export.artifacts.program import OnnxProgram
 from glm_export.exporter.card.loaders import GENAI, OPTIMUM, TRANSFORMERS_JS
-from glm_export.exporter.card.model_card import CARD
 from tests.exporter.test_openvino import APART, HERE
 from tests.helpers.golden_data import Golden
 
@@ -127,12 +127,26 @@ def test_what_it_says(exported: Callable[[str], OnnxProgram]) -> None:
     }  # fmt: skip
     assert all(f"`{name}` {sha256}" in card for name, sha256 in manifest["source_sha256"].items())
     assert f"`model.onnx.data` {manifest['sizes']['model.onnx.data']:,} bytes" in card
-    assert manifest["sizes"][CARD] == len(card.encode())
-    assert CARD in manifest["sha256"]
+    assert manifest["card"] == CARD
     for loader in (OPTIMUM, GENAI, TRANSFORMERS_JS):
         assert f"| {loader.name} | {loader.tried} | yes |" in card
     assert "[missing]" not in card
     assert str(folder) not in card
+
+
+@pytest.mark.parametrize("text", ["Our own words.\n", None], ids=["rewritten", "removed"])
+def test_whoever_publishes_a_folder_may_rewrite_its_card(text: str | None, tmp_path: Path) -> None:
+    program = api.export("demo", tmp_path / "out")
+    if text is None:
+        (program.folder / CARD).unlink()
+    else:
+        (program.folder / CARD).write_text(text)
+    api.load_program(program.folder).require_undamaged()
+    certify(program.folder, "demo")
+    assert verify(program.folder).holds
+    assert text is None or (program.folder / CARD).read_text() == text
+    # It is ours all the same: what --force replaces.
+    assert (api.export("demo", program.folder, force=True).folder / CARD).read_text().startswith("---\n")
 
 
 def test_license_and_base_are_those_the_source_says(chatglm2_copy: Path, tmp_path: Path) -> None:

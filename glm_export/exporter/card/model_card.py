@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glm_export.artifacts.hub_cache import IDENTIFIER
+from glm_export.artifacts.manifest import CARD
 from glm_export.errors import GlmExportError, one_line
 from glm_export.exporter.card.loaders import GENAI, ONNX_RUNTIME, OPENVINO, OPTIMUM, Subject, verdicts
 from glm_export.model_folder import HUB_PREFIX, inside, read_bounded
@@ -24,7 +25,6 @@ from glm_export.tokenizers import has_tokenizer
 if TYPE_CHECKING:
     from jinja2 import Template
 
-CARD = "README.md"
 TEMPLATE = "model_card.md.jinja"
 SNIPPETS = 2
 """Of other loaders, behind the first, which is ours."""
