@@ -205,17 +205,20 @@ def _bar(stage: Stage) -> str:
 def _time_column() -> Any:
     """Time so far and, from the first unit on, what is left: rich's own needs many units to guess from."""
     from rich.progress import ProgressColumn
+    from rich.table import Column
     from rich.text import Text
 
     class Times(ProgressColumn):
         def render(self, task: Task) -> Text:
-            passed = task.elapsed or 0.0
+            # Of a task that is done rich goes on counting.
+            passed = (task.finished_time if task.finished else task.elapsed) or 0.0
             if task.finished or not task.completed or not task.total:
                 return Text(duration(passed), style="dim")
             left = passed * (task.total - task.completed) / task.completed
             return Text(f"{duration(passed)}, about {duration(left)} left", style="dim")
 
-    return Times()
+    # Where room is short the bar gives way, not the time.
+    return Times(table_column=Column(no_wrap=True))
 
 
 def _to_standard_error(line: str) -> None:

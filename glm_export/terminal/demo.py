@@ -66,7 +66,7 @@ def run_demo(
     with api.load_session(program) as session, api.load_session(checkpoint) as reference:
         _recite(results, session, [poem for poem in corpus if poem.title in RECITED])
         there, here = recall(reference, corpus), recall(session, corpus)
-    results.print(f"next lines recited exactly: PyTorch {there}, ONNX Runtime {here}")
+    results.print(f"next lines recited exactly: PyTorch {there}, ONNX Runtime {here}", soft_wrap=True)
     line = f"try: glm-export generate {shlex.quote(str(out))} --prompt 白日依山尽，黄河入海流。 --stream\n"
     results.print(escape(line), soft_wrap=True)
     second = out.with_name(f"{out.name}-glm")
@@ -77,7 +77,7 @@ def run_demo(
         results.print(f"which word fits?  [dim]{escape(CLOZE_PATTERN.format(CLOZE_TEXT))}[/]", soft_wrap=True)
         show_scores(results, api.score(session, CLOZE_TEXT, pattern=CLOZE_PATTERN, labels=CLOZE_LABELS))
         there, here = fill_recall(reference, corpus), fill_recall(session, corpus)
-    results.print(f"blanked lines filled exactly: PyTorch {there}, ONNX Runtime {here}")
+    results.print(f"blanked lines filled exactly: PyTorch {there}, ONNX Runtime {here}", soft_wrap=True)
     line = f"try: glm-export infill {shlex.quote(str(second))} --text 床前明月光，疑是地上霜。{shlex.quote(BLANK)}"
     results.print(escape(line), soft_wrap=True)
     facts[DEMO_GLM] = _facts(program, report, there, here)

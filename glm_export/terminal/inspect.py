@@ -37,8 +37,9 @@ def inspect(folder: str, family: str | None, adapters: tuple[str, ...], polygrap
 
 
 def show_facts(console: Console, facts: dict[str, Any]) -> None:
-    """A two-column table; lists go one item a line."""
-    show_facts_grid(console, [(name.replace("_", " "), escape(_plain(name, value))) for name, value in facts.items()])
+    """A two-column table; lists go one item a line, and what there is none of is left out."""
+    there = {name: value for name, value in facts.items() if value not in ([], {}, "", None)}
+    show_facts_grid(console, [(name.replace("_", " "), escape(_plain(name, value))) for name, value in there.items()])
 
 
 def _plain(name: str, value: Any) -> str:
@@ -49,5 +50,18 @@ def _plain(name: str, value: Any) -> str:
     if name.endswith("_bytes"):
         return size(value)
     if isinstance(value, dict):
-        return "\n".join(f"{key}: {size(item) if name in ('sizes', 'memory') else item}" for key, item in value.items())
-    return "\n".join(map(str, value)) if isinstance(value, list) else str(value)
+        return "\n".join(
+            f"{key}: {size(item) if name in ('sizes', 'memory') else _word(item)}" for key, item in value.items()
+        )
+    return "\n".join(map(_word, value)) if isinstance(value, list) else _word(value)
+
+
+def _word(value: Any) -> str:
+    """A value as prose has it: yes or no, thousands apart, items behind each other."""
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "none"}[value]
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {_word(item)}" for key, item in value.items())
+    return ", ".join(map(_word, value)) or "none" if isinstance(value, list | tuple) else str(value)

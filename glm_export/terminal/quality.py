@@ -115,12 +115,12 @@ def _show_distributions(console: Console, found: PredictionStatistics) -> None:
     """What ``llama-perplexity --kl-divergence`` prints, and in its order."""
     delta = found.delta_p.scaled(100)
     rows = [
-        ("mean", _with_error(found.kl, ".2e"), _with_error(delta, ".3f")),
+        ("mean", _with_error(found.kl, ".2e"), _with_error(delta, "z.3f")),
         ("root mean square", "", _with_error(found.delta_p_rms.scaled(100), ".3f")),
     ]
     for name, (label, _) in PERCENTILES.items():
         kl, shift = (getattr(one, name) for one in (found.kl_distribution, found.delta_p_distribution))
-        rows.append((label, f"{kl:.2e}", f"{100 * shift:.3f}"))
+        rows.append((label, f"{kl:.2e}", f"{100 * shift:z.3f}"))
     heads = [Column(style="dim"), *columns("KL, nats", "Δp, %", number=True)]
     show_table(console, heads, rows, title="token by token, as llama.cpp has it")
 

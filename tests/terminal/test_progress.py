@@ -57,6 +57,22 @@ def test_a_terminal_has_bars_that_say_what_is_left() -> None:
     assert re.search(r"layers \[1\] .* 25% .* about .* left", console.export_text())
 
 
+def test_a_bar_fits_60_columns_and_one_that_is_done_stops_counting() -> None:
+    console = Console(force_terminal=True, width=60, file=StringIO(), record=True)
+    clock = Clock()
+    bars = Bars(console)
+    bars.bars.get_time = clock
+    weights, graph = bars.task("source hashes", 1), bars.task("graph", 3)
+    clock.now += 2
+    weights(1)
+    graph(1)
+    clock.now += 20
+    console.print(bars.bars.get_renderable())
+    first, second = console.export_text().splitlines()
+    assert re.fullmatch(r"source hashes \S+ 100% 2\.0 s +", first)
+    assert re.fullmatch(r"graph +\S+ +33% 22 s, about 44 s left *", second)
+
+
 def test_a_notebook_has_one_cell_that_is_written_over(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
 

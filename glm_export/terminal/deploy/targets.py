@@ -24,7 +24,9 @@ class Target(click.RichCommand):
         # Other programs' names are not all Python's: a dot and a dash are an underscore there.
         python = name.replace(".", "_").replace("-", "_")
         command: click.Command = getattr(import_module(f"glm_export.terminal.deploy.{python}"), python)
-        return command
+        from glm_export.terminal.frame.verb import framed
+
+        return framed(command)
 
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any

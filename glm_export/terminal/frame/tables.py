@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from rich.box import SIMPLE
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.markup import escape
 from rich.measure import Measurement
@@ -14,6 +16,10 @@ from rich.table import Table
 from rich.text import Text
 
 INDENT = 2
+COMMAND = re.compile(r"\b(pip install|hf download|glm-export) ")
+"""Where a line begins that is typed as it stands."""
+LEAST_PROSE = 20
+"""Columns that a text of several words has at least: narrower ones are a word a line."""
 WIDE = 10_000
 """Columns, more than any table has: so wide its least width is measured, not what it is given."""
 
@@ -74,7 +80,8 @@ def _least_width(console: Console, heads: Sequence[Column], rows: Sequence[Seque
 
     def whole(head: Column, markup: str) -> str:
         plain = Text.from_markup(markup).plain
-        return escape(plain if head.prose else plain.replace(" ", "_"))
+        words = f"{plain} {'_' * min(cell_len(plain), LEAST_PROSE)}" if head.prose else plain.replace(" ", "_")
+        return escape(words)
 
     named = [replace(head, name=whole(head, head.name)) for head in heads]
     cells = [[whole(head, cell) for head, cell in zip(heads, row, strict=True)] for row in rows]
@@ -106,16 +113,16 @@ def _show_row(
     first, *rest = row
     if header:
         if named and first:
-            console.print(Text.from_markup(first, style="bold"), overflow="fold")
+            console.print(console.render_str(first, style="bold"), overflow="fold")
         cells = [(head.name, cell) for head, cell in zip(heads[1:], rest, strict=True)]
     else:
-        console.print(Text.from_markup(f"{first}  {rest[0]}".strip()), overflow="fold")
+        console.print(console.render_str(f"{first}  {rest[0]}".strip()), overflow="fold")
         cells = [("", cell) for cell in rest[1:]]
     line = Text()
     for name, cell in cells:
         if not cell:
             continue
-        piece = Text.assemble((f"{name} " if name else "", "dim"), Text.from_markup(cell))
+        piece = Text.assemble((f"{name} " if name else "", "dim"), console.render_str(cell))
         if line and INDENT + line.cell_len + 2 + piece.cell_len > console.width:
             console.print(Padding(line, (0, 0, 0, INDENT)), overflow="fold")
             line = Text()
@@ -127,16 +134,38 @@ def _show_row(
 def show_facts_grid(console: Console, rows: Sequence[tuple[str, str]]) -> None:
     """Names and what is so called, in two columns without lines; texts are broken between words, never cut.
 
+    A word that is longer than its column (a path, a hash) and a command to be typed stand whole on a line of their own,
+    which the screen may break and copying does not.
+
     Args:
         console: where to.
         rows: name, and markup that may have several lines.
     """
-    table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column(overflow="fold")
+    indent = max((cell_len(name) for name, _ in rows), default=0) + 2
+    room = max(console.width - indent, 1)
     for name, said in rows:
-        table.add_row(name, said)
-    console.print(table)
+        head = Text(set_cell_size(name, indent), "dim")
+        for line in said.split("\n"):
+            for piece in _whole_pieces(console.render_str(line), room):
+                console.print(Text.assemble(head, piece), soft_wrap=True)
+                head = Text(" " * indent)
+
+
+def _whole_pieces(text: Text, room: int) -> list[Text]:
+    """A line as it fits beside a name: its prose in lines of their own where it holds what must stay whole."""
+    if text.cell_len <= room:
+        return [text]
+    if (command := COMMAND.search(text.plain)) is not None:
+        before, typed = text.divide([command.start()])
+        before.rstrip()
+        return [*(_whole_pieces(before, room) if before.plain else []), typed]
+    pieces: list[Text] = []
+    for word in text.split(" "):
+        if pieces and pieces[-1].cell_len + 1 + word.cell_len <= room:
+            pieces[-1] = Text(" ").join([pieces[-1], word])
+        else:
+            pieces.append(word)
+    return pieces
 
 
 def counted(number: int, what: str, plural: str | None = None) -> str:

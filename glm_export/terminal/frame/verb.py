@@ -18,11 +18,13 @@ def framed(command: click.Command) -> click.Command:
     """Give a verb what every verb takes, once."""
     if any(parameter.name == "quiet" for parameter in command.params):
         return command
-    own = any(isinstance(parameter, click.Option) for parameter in command.params)
-    if own and not isinstance(command, click.Group):
+    if isinstance(command, click.Group):
+        command.params += saying.options(OWN)
+        return command
+    if any(isinstance(parameter, click.Option) for parameter in command.params):
         command.params.append(config_file.option(ALWAYS))
     command.params += saying.options(ALWAYS)
-    if isinstance(command, click.RichCommand) and not isinstance(command, click.Group):
+    if isinstance(command, click.RichCommand):
         command.panels = _panels(command.params)
     return command
 

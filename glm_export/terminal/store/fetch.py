@@ -54,7 +54,7 @@ def fetch(urls: tuple[str, ...], cache: Path | None, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("what", type=click.Choice(["list", "verify", "remove"]))
+@click.argument("what", type=click.Choice(["list", "verify", "remove"]), metavar="WHAT")
 @click.argument("urls", nargs=-1, metavar="[URL…]")
 @click.option("--all", "every", is_flag=True, help="With remove: everything.")
 @cache_option
@@ -62,8 +62,8 @@ def fetch(urls: tuple[str, ...], cache: Path | None, as_json: bool) -> None:
 def cache(what: str, urls: tuple[str, ...], every: bool, cache: Path | None, as_json: bool) -> None:
     """List the model folders in the cache, verify their bytes (exit 1 where some are damaged), or remove them.
 
-    URL: those of it alone. A folder that is damaged is taken out, and fetched again when it is next opened. Programs
-    that were packed for this processor lie there as well; remove --all removes them.
+    WHAT is list, verify or remove; URL: those of it alone. A folder that is damaged is taken out, and fetched again
+    when it is next opened. Programs that were packed for this processor lie there as well; remove --all removes them.
     """
     store = Cache(cache)
     keys = [parse_address(url).key for url in urls]
