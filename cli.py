@@ -50,7 +50,7 @@ VERBS = {
 PANELS = {
     "To try it": ("demo", "doctor", "recipes", "inspect"),
     "From a checkpoint to a program and an engine": ("export", "calibrate", "build"),
-    "Is it right, how good, how fast": ("check", "quality", "bench", "certify", "verify"),
+    "Is it right, how good, how fast": ("check", "quality", "bench", "plot", "certify", "verify"),
     "To use it": ("generate", "chat", "infill", "score", "batch"),
     "For others": ("serve", "top", "deploy", "fetch", "cache"),
 }

@@ -46,6 +46,7 @@ def screens(
         ("bench", demo, "--rounds", "1", "--prompt-tokens", "16", "--new-tokens", "2", "--context", "4"),
         ("export", "demo", "--out", tmp_path / "out"), ("certify", tmp_path / "out", "--against", "demo"),
         ("verify", tmp_path / "out"), ("calibrate", "demo", *text, "--out", tmp_path / "ranges"),
+        ("plot", tmp_path / "ranges", "--out", tmp_path / "ranges.svg", "--force"),
     ]  # fmt: skip
 
 
