@@ -71,7 +71,7 @@ def identity_of(
         numbers.update(name.encode() + scales.tobytes())
     identity = {
         "checkpoint": checkpoint.identity.fingerprint(),
-        "recipe": repr(quantization.recipe),
+        "recipe": quantization.recipe.to_json(),
         "excluded": dict(quantization.excluded),
         "numbers": numbers.hexdigest(),
         "prompt_layers": quantization.prompt_layers,
@@ -80,7 +80,8 @@ def identity_of(
         "layer_by_layer": layer_by_layer,
         "torch": torch.__version__,
     }
-    plain: dict[str, Any] = json.loads(json.dumps(identity))
+    # Sets in order: the next process has another one.
+    plain: dict[str, Any] = json.loads(json.dumps(identity, default=sorted))
     return plain
 
 
