@@ -21,8 +21,18 @@ from tests.helpers.golden_data import BOUND, CAUSAL, Golden, difference
 TEXTS = ["床前明月光，疑是地上霜。", "千山鸟飞绝，万径人踪灭。\n孤舟蓑笠翁，独钓寒江雪。", "春"]
 
 
-@pytest.mark.parametrize("dialect", dialects.names())
-@pytest.mark.parametrize("name", [*CAUSAL, "glm"])
+@pytest.mark.parametrize(
+    ("name", "dialect"),
+    [
+        *((name, dialects.CANONICAL) for name in (*CAUSAL, "glm")),
+        *(
+            (name, dialect)
+            for name in ("chatglm2", "glm4_moe", "glm")
+            for dialect in dialects.names()
+            if dialect != dialects.CANONICAL
+        ),
+    ],
+)
 def test_they_are_the_publishers(name: str, dialect: str, tmp_path: Path) -> None:
     golden, case = Golden(name), "prefill_mask" if name == "glm" else "prefill"
     program = api.export(golden.folder, tmp_path / "out", dialect=dialect, hidden_states="all")
