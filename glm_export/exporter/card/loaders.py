@@ -1,6 +1,7 @@
 """Which loaders run which program, and who is at fault where one does not: the one table of it.
 
-``inspect``, the model card and ``docs/loaders.md`` say what stands here; ``tests/exporter/loaders`` tries every cell.
+``inspect``, the model card and ``docs/loaders.md`` say what stands here. ``tests/exporter/test_loader_cells.py`` tries
+cells, and names the files that try the others; ``docs/loaders.md`` says which were not tried.
 """
 
 from __future__ import annotations
