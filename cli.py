@@ -75,7 +75,7 @@ HOME = {
 }
 """The module of a verb in ``terminal/`` where it is not called like the verb."""
 
-WHOLE_ALONE = frozenset({"torch", "onnx", "onnx_ir", "onnxscript", "polygraphy"})
+WHOLE_ALONE = frozenset(["torch", "onnx", "onnx_ir", "onnxscript", "polygraphy"])
 """Packages that exporting and proving take, and running does not (``runtime/pyproject.toml``)."""
 HELP = {
     # Flag and value in one column, choices in the text: at 80 columns neither is cut.

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from glm_export.certificates.verify import verify
     from glm_export.deployment.build import build
     from glm_export.errors import GlmExportError
-    from glm_export.evaluation.likelihood import Likelihood
+    from glm_export.evaluation.texts.likelihood import Likelihood
     from glm_export.generation.sampling import Sampling
     from glm_export.generation.texts import Piece
     from glm_export.performance.bench import bench
@@ -63,7 +63,7 @@ _HOME = {
     "load_program": "artifacts.program",
     "Engine": "artifacts.engine",
     "load_engine": "artifacts.engine",
-    "Likelihood": "evaluation.likelihood",
+    "Likelihood": "evaluation.texts.likelihood",
     "Piece": "generation.texts",
     "Sampling": "generation.sampling",
     "bench": "performance.bench",

@@ -12,9 +12,9 @@ from glm_export.artifacts.output_folder import require_writable
 from glm_export.artifacts.program import OnnxProgram, load_program
 from glm_export.calibration.options import CalibrationKeywords, CalibrationOptions, Row, TextOptions
 from glm_export.errors import InputError
-from glm_export.evaluation.hidden_states import embed, hidden_states
-from glm_export.evaluation.likelihood import Likelihood, logits, loglikelihood
 from glm_export.evaluation.options import BUDGET_SAMPLES, QualityKeywords, QualityOptions
+from glm_export.evaluation.texts.hidden_states import embed, hidden_states
+from glm_export.evaluation.texts.likelihood import Likelihood, logits, loglikelihood
 from glm_export.exporter.options import ExportKeywords, ExportOptions, open_ranges
 from glm_export.generation.infilling import infill, score
 from glm_export.generation.stopping import Decode

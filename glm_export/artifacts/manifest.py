@@ -15,7 +15,7 @@ from glm_export.model_folder import file_sha256, inside, load_json
 MANIFEST = "manifest.json"
 ENGINE_MANIFEST = "engine.json"
 CARD = "README.md"
-"""For people; the manifest's key ``card`` says that it was written."""
+"""For people. Whoever has the folder may rewrite it, so it may be another than was recorded."""
 RANGES_MANIFEST = "ranges.json"
 TRITON_MANIFEST = "triton.json"
 LAYOUT_MANIFEST = "layout.json"
@@ -72,6 +72,8 @@ def require_recorded(path: Path, manifest: Mapping[str, Any], verb: str) -> None
         CheckpointError: a file is missing, or is another.
     """
     for name, size in manifest["sizes"].items():
+        if name == CARD:
+            continue
         file = inside(path.parent, name)
         found = file.stat().st_size if file.is_file() else None
         if found != size:
@@ -102,7 +104,7 @@ def _require_hashes(path: Path, manifest: Mapping[str, Any], verb: str, asked: C
     if not isinstance(hashes, dict):
         raise CheckpointError(f"{path} should map names to hashes under sha256; {verb} again")
     for name, size in manifest["sizes"].items():
-        if name in hashes and asked(size) and file_sha256(path.parent / name) != hashes[name]:
+        if name in hashes and name != CARD and asked(size) and file_sha256(path.parent / name) != hashes[name]:
             raise CheckpointError(
                 f"{path.parent / name} is damaged or was changed: its sha256 is not the one in {path.name}; {verb} "
                 "again"
@@ -112,13 +114,11 @@ def _require_hashes(path: Path, manifest: Mapping[str, Any], verb: str, asked: C
 def recorded_files(folder: Path, known: Mapping[str, str] | None = None) -> dict[str, dict[str, Any]]:
     """What a manifest records of every file beside it: ``sizes`` in bytes and ``sha256`` in hexadecimal, by name.
 
-    The card is named alone: it is prose, and whoever publishes the folder rewrites it.
-
     Args:
         folder: filled, but for the manifest.
         known: hashes that were made while files were written.
     """
-    files = [path for path in sorted(folder.iterdir()) if path.name not in (MARKER, CARD)]
+    files = [path for path in sorted(folder.iterdir()) if path.name != MARKER]
     return {
         "sizes": {path.name: path.stat().st_size for path in files},
         "sha256": {path.name: (known or {}).get(path.name) or file_sha256(path) for path in files},

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from glm_export.artifacts.engine import KERNELS
-from glm_export.artifacts.manifest import CARD, MANIFEST_FORMAT, PROOF, SIGNATURE, SIGNED_IN, STATEMENTS
+from glm_export.artifacts.manifest import MANIFEST_FORMAT, PROOF, SIGNATURE, SIGNED_IN, STATEMENTS
 from glm_export.artifacts.open import TOLD_BY, Kind
 from glm_export.errors import GlmExportError, InputError
 from glm_export.model_folder import read_json
@@ -53,8 +53,7 @@ def _listed(folder: Path, kind: Kind, manifest: Mapping[str, Any]) -> list[str]:
     if kind is Kind.TRITON:
         left = (path.relative_to(folder).as_posix() for pattern in LEFT_BY_RUNS for path in folder.glob(pattern))
         return [*map(str, manifest["sizes"]), *left]
-    card = [CARD] if manifest.get("card") == CARD else []
-    return [*map(str, manifest["sizes"]), *card, *([KERNELS] if kind is Kind.ENGINE else []), *_certified(manifest)]
+    return [*map(str, manifest["sizes"]), *([KERNELS] if kind is Kind.ENGINE else []), *_certified(manifest)]
 
 
 def _certified(manifest: Mapping[str, Any]) -> list[str]:

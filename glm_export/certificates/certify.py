@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from glm_export import api
 from glm_export.artifacts.engine import KERNELS, Engine
-from glm_export.artifacts.manifest import PROOF, SIGNATURE, STATEMENTS, write_json
+from glm_export.artifacts.manifest import CARD, PROOF, SIGNATURE, STATEMENTS, write_json
 from glm_export.artifacts.open import TOLD_BY, Kind
 from glm_export.artifacts.output_folder import scratch_folder
 from glm_export.artifacts.program import OnnxProgram
@@ -103,7 +103,9 @@ def certify_checked(
         # Of this machine's GPU; an engine makes them anew wherever it runs.
         (folder / KERNELS).unlink(missing_ok=True)
     own = _undamaged(loaded, folder, kind)
-    beside = {name: digest for name, digest in own.items() if name not in loaded.manifest["sha256"]}
+    # The card is its folder's owner's: certified as it lies there.
+    written = {name: digest for name, digest in loaded.manifest["sha256"].items() if name != CARD}
+    beside = {name: digest for name, digest in own.items() if name not in written}
     signed_in = (SIGNATURE, STATEMENTS) if signer is not None else ()
     proof = proof_of(report, reference_dtype, beside=beside, files_sha256=root_digest(own), signed_in=signed_in)
     if not report.passed or proof.result is Result.FAILED:
@@ -139,8 +141,8 @@ def _require_certifiable(folder: Path, *, force: bool) -> None:
 
 def _undamaged(loaded: OnnxProgram | Engine, folder: Path, kind: Kind) -> dict[str, str]:
     """Digests of all files, once those that were recorded are as recorded."""
-    recorded, own = recorded_digests(loaded.manifest, {}), own_digests(folder, kind)
-    different = [one for one in compared(recorded, own) if one.name in recorded]
+    recorded, own = recorded_digests(loaded.manifest, None), own_digests(folder, kind)
+    different = [one for one in compared(recorded, own) if one.name in recorded and one.name != CARD]
     if different:
         raise CheckpointError(f"{folder} is not as it was written: {different[0]}; export (or build) again")
     return own

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from glm_export.artifacts.engine import KERNELS
-from glm_export.artifacts.manifest import SIGNATURE, STATEMENTS
+from glm_export.artifacts.manifest import CARD, SIGNATURE, STATEMENTS
 from glm_export.artifacts.open import TOLD_BY, Kind
 from glm_export.errors import CheckpointError, InputError, shown
 from glm_export.model_folder import file_sha256
@@ -103,8 +103,10 @@ def own_digests(folder: Path, kind: Kind) -> dict[str, str]:
     }
 
 
-def recorded_digests(manifest: Mapping[str, Any], beside: Mapping[str, str]) -> dict[str, str]:
+def recorded_digests(manifest: Mapping[str, Any], beside: Mapping[str, str] | None) -> dict[str, str]:
     """What a manifest records of the files of its folder, with what lay beside them when it was proven.
+
+    The card is its owner's: once it is proven, it is the one that lay there then. ``beside``: None where nothing was.
 
     Raises:
         CheckpointError: it records none, as older versions did.
@@ -114,7 +116,9 @@ def recorded_digests(manifest: Mapping[str, Any], beside: Mapping[str, str]) -> 
         raise CheckpointError(
             "the manifest has no hashes of the folder's files, as older versions wrote it; export (or build) again"
         )
-    return {**beside, **hashes}
+    if beside is None:
+        return dict(hashes)
+    return {**beside, **{name: digest for name, digest in hashes.items() if name != CARD}}
 
 
 def root_digest(digests: Mapping[str, str]) -> str:

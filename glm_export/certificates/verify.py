@@ -134,7 +134,7 @@ def _verify_recorded(found: Verification, folder: Path, kind: Kind, *, signed_ex
     try:
         manifest = read_json(folder, TOLD_BY[kind])
         found.proof = _proof_in(manifest)
-        recorded = recorded_digests(manifest, found.proof.beside if found.proof is not None else {})
+        recorded = recorded_digests(manifest, found.proof.beside if found.proof is not None else None)
     except GlmExportError as error:
         found.problems.append(str(error))
         return

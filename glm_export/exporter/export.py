@@ -239,7 +239,6 @@ def _manifest(
         "parameters": plan.parameters,
         "signature": target.signature.to_json(),
         "packages": package_versions(),
-        "card": CARD,
         **recorded_files(folder, written.sha256),
     }
 

@@ -60,7 +60,7 @@ def session_of(
         from glm_export.sessions.tensorrt.session import EngineSession
 
         if device == "cpu":
-            raise InputError(f"{model.folder} is an engine, and runs on a GPU alone; leave the device out")
+            raise InputError("an engine runs on a GPU alone; leave the device out")
         return EngineSession(model)
     import torch
 
@@ -70,7 +70,7 @@ def session_of(
         torch.set_num_threads(threads)
     if device == "cuda" and not torch.cuda.is_available():
         raise EnvironmentMissingError(f"PyTorch {torch.__version__} has no CUDA; install one that has, or take cpu")
-    return TorchSession(model, device=device or "cpu", hidden_states="all")
+    return TorchSession(model, device=device or "cpu")
 
 
 def _require_device(device: str | None) -> None:

@@ -33,6 +33,7 @@ from glm_export.spec.signature import (
     POSITION_IDS,
     Signature,
     decoder_signature,
+    hidden_state_names,
     past_names,
     present_names,
 )
@@ -203,16 +204,24 @@ class TorchSession(Session):
         self.cache.wrote(feeds)
         return numpy_of(output.logits).astype(np.float32)
 
-    @torch.inference_mode()
     def _run(self, tensors: Tensors) -> Tensors:
         """One call with the cache handed in and out."""
+        return self._outputs(tensors, self.signature.hidden_states)
+
+    def run_with_hidden_states(self, tensors: Tensors) -> Tensors:
+        """As :meth:`run`, and all hidden states besides, by the names programs give them."""
+        with self._turns.single:
+            return self._outputs(tensors, hidden_state_names("all", self.config.num_layers))
+
+    @torch.inference_mode()
+    def _outputs(self, tensors: Tensors, told: Sequence[str]) -> Tensors:
+        """Of one call, with these hidden states."""
         device = self.model.head.weight.device
         layers = range(self.config.num_layers)
         given = {name: torch.tensor(array, device=device) for name, array in tensors.items()}
         dtype = self.model.head.weight.dtype
         past = [tuple(given[name].to(dtype) for name in past_names(i)) for i in layers]
         model = self._model_for(tensors[INPUT_IDS].size)
-        told = self.signature.hidden_states
         inputs = (given[INPUT_IDS], given[ATTENTION_MASK], given[POSITION_IDS])
         output = model(*inputs, past, output_hidden_states=bool(told))
         result = {LOGITS: numpy_of(output.logits)}

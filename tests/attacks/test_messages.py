@@ -11,9 +11,9 @@ import pytest
 from rich.table import Table
 
 from glm_export.checkpoints.checkpoint import open_checkpoint
-from glm_export.cli import OneLine
 from glm_export.errors import MESSAGE_CHARACTERS, GlmExportError, InputError, shown
 from glm_export.terminal.console import PlainConsole
+from glm_export.terminal.frame.saying import Remarks
 from tests.helpers.tiny import random_tensors, tiny_values, write_checkpoint
 
 HOSTILE = {
@@ -54,7 +54,7 @@ def test_warnings_are_one_line() -> None:
     record = logging.LogRecord(
         "glm_export", logging.WARNING, "", 1, "%s is %s", ("a\nb", "\x1b[31m" + "x" * 9000), None
     )
-    line = OneLine().format(record)
+    line = Remarks().format(record)
     assert line.startswith("a\\nb is \\x1b[31mxx")
     assert len(line) <= MESSAGE_CHARACTERS
 

@@ -52,7 +52,7 @@ def test_what_is_said_to_be_installed_is_declared_and_documented(extra: str) -> 
     command = re.fullmatch(r"(pip install 'glm-export\[(\w+)\]'(?: --extra-index-url \S+)?)(?: \(.*\))?", line)
     assert command is not None
     assert command[2] == extra
-    assert f"\n{command[1]}\n" in (ROOT / "docs" / "engines.md").read_text(encoding="utf-8")
+    assert f"\n$ {command[1]}\n" in (ROOT / "docs" / "engines.md").read_text(encoding="utf-8")
     assert f"'glm-export[{extra}]'" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 

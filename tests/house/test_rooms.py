@@ -65,6 +65,7 @@ NAMESAKES = {
     ("glm_export/serving/triton/options.py", "tensorrt"): "Triton's backend",
     ("glm_export/proof/check_engine.py", "tensorrt"): "the runner",
     ("glm_export/artifacts/manifest.py", "onnx"): "the package",
+    ("cli.py", "onnx"): "the package",
     ("glm_export/reports/run.py", "onnx"): "the package",
     ("glm_export/reports/run.py", "tensorrt"): "the package",
     ("glm_export/engines/layers.py", "fp8"): "TensorRT's spelling of a dtype",

@@ -270,7 +270,7 @@ def test_who_keeps_it(programs: Callable[..., OnnxProgram], tmp_path: Path, monk
     api.load_session(folder, cache=True).close()
     assert len(cache.every()) == 1
     told = run(cli, ["cache", "list"]).stdout
-    assert "packed for this processor: 1 programs" in told
+    assert "packed for this processor: 1 program," in told
     assert folder in told.replace("\n", "")
     assert run(cli, ["cache", "remove", "--all"]).exit_code == 0
     assert not cache.every()

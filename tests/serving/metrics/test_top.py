@@ -68,7 +68,9 @@ def test_one_table(start: Callable[..., Any], tmp_path: Path) -> None:
         ) as stream:
             lines = stream.iter_lines()  # forgotten, it would leave
             next(lines)
-            shown = CliRunner().invoke(cli, [*words, "--api-key-file", str(keys)])
+            # Wide enough for a table: where it is not, rows become lines.
+            wide = CliRunner(env={"COLUMNS": "200"})
+            shown = wide.invoke(cli, [*words, "--api-key-file", str(keys)])
         assert shown.exit_code == 0, shown.output
         row = next(line for line in shown.output.splitlines() if "demo" in line)
         _, model, running, waiting, _, written, *_ = (cell.strip() for cell in row.split("│"))

@@ -6,7 +6,7 @@ Shapes: N texts, S tokens, H hidden size.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Literal, get_args
+from typing import Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,13 +15,21 @@ from glm_export.errors import InputError, shown
 from glm_export.evaluation.logits import rows_at_once
 from glm_export.generation.texts import TextOrIds, prompt_ids
 from glm_export.inputs.prompts import Prompt, prefill_feeds
-from glm_export.sessions.session import Session
-from glm_export.spec.signature import LAST_HIDDEN_STATE, past_names
+from glm_export.sessions.session import Session, Tensors
+from glm_export.spec.signature import LAST_HIDDEN_STATE, hidden_state_names, past_names
 
 Pooling = Literal["mean", "last", "first"]
 HiddenStates = dict[str, NDArray[np.float32]]
 BATCH_TOKENS = 4096
 """Tokens of one call, padding among them, unless one text has more."""
+
+
+@runtime_checkable
+class TellsHiddenStates(Protocol):
+    """A session that has them without an export: the checkpoint's."""
+
+    def run_with_hidden_states(self, tensors: Tensors) -> Tensors:
+        """As ``run``, and hidden states besides."""
 
 
 def hidden_states(session: Session, text: TextOrIds) -> HiddenStates:
@@ -94,7 +102,9 @@ def embed(
 
 
 def _states(session: Session, prompts: Sequence[Prompt]) -> Iterator[HiddenStates]:
-    told = session.signature.hidden_states
+    told, run = session.signature.hidden_states, session.run
+    if isinstance(session, TellsHiddenStates):
+        told, run = hidden_state_names("all", session.config.num_layers), session.run_with_hidden_states
     if not told:
         raise InputError(
             f"{session.folder} puts out no hidden states; export it with --hidden-states last, or load the checkpoint"
@@ -105,7 +115,7 @@ def _states(session: Session, prompts: Sequence[Prompt]) -> Iterator[HiddenState
         dtype = np.dtype(session.signature.input(past_names(0)[0]).dtype)
         kept = np.dtype(np.float32) if dtype.kind != "f" else dtype
         past = {name: array.astype(kept) for name, array in session.first_past(feeds.batch).items()}
-        outputs = session.run({**feeds.named(), **past})
+        outputs = run({**feeds.named(), **past})
         for row, prompt in enumerate(group):
             yield {name: outputs[name][row, -len(prompt.ids) :].astype(np.float32) for name in told}
 
