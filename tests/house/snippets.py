@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^```(\S*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
-LANGUAGES = {"console", "python", "text", "json", "yaml", ""}
+LANGUAGES = {"console", "python", "text", "json", "yaml", "toml", ""}
 A_COMMAND = re.compile(r"(\$ |glm-export |pip |python |curl |make )")
 
 # What no test of this file runs: the page it stands on ("" is all of them), how it begins, and why.
@@ -23,6 +23,9 @@ NOT_RUN = (
     ("docs/store.md", "glm-export generate http", "needs a server; tests/store/test_http.py has one"),
     ("docs/store.md", "glm-export fetch", "needs a server; tests/store/test_http.py has one"),
     ("docs/store.md", "glm-export cache", "of the user's own cache; tests/store/test_cache.py has one of its own"),
+    ("docs/installing.md", "python3.13", "needs the network; tests/house/test_runtime.py has what runs there"),
+    ("docs/installing.md", "part/bin", "of that environment; tests/house/test_runtime.py"),
+    ("docs/loaders.md", "glm-export deploy", "of a real model's folder; tests/exporter/test_other_programs.py"),
     # What does not end by itself, and who asks it.
     ("", "glm-export serve", "does not end by itself; tests/serving starts it"),
     ("", "glm-export top", "needs a server; tests/serving/metrics/test_top.py has one"),

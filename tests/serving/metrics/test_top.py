@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -73,7 +74,7 @@ def test_one_table(start: Callable[..., Any], tmp_path: Path) -> None:
             shown = wide.invoke(cli, [*words, "--api-key-file", str(keys)])
         assert shown.exit_code == 0, shown.output
         row = next(line for line in shown.output.splitlines() if "demo" in line)
-        _, model, running, waiting, _, written, *_ = (cell.strip() for cell in row.split("│"))
+        model, running, waiting, _, written, *_ = re.split(r"\s{2,}", row.strip())
         assert (model, running) == ("demo", "1")
         assert 1 <= int(waiting) < 8
         assert float(written) > 0
