@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from glm_export.cli import cli
 from glm_export.errors import EnvironmentMissingError, InputError
 from glm_export.serving.metrics.reading import Reading, loads, parsed, read_metrics
+from glm_export.terminal.console import RESULTS
 from tests.helpers.http_servers import Quiet, listening
 from tests.serving.http.conftest import start
 
@@ -55,7 +56,7 @@ def test_sums_are_those_of_the_requests(start: Callable[..., Any]) -> None:
         assert 'glm_time_to_first_token_seconds_bucket{le="+Inf",model="demo"} 3.0' in text
 
 
-def test_one_table(start: Callable[..., Any], tmp_path: Path) -> None:
+def test_one_table(start: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While a row is written; a key is wanted."""
     keys = tmp_path / "keys"
     keys.write_text("\nfirst\nsecond\n")
@@ -70,8 +71,8 @@ def test_one_table(start: Callable[..., Any], tmp_path: Path) -> None:
             lines = stream.iter_lines()  # forgotten, it would leave
             next(lines)
             # Wide enough for a table: where it is not, rows become lines.
-            wide = CliRunner(env={"COLUMNS": "200"})
-            shown = wide.invoke(cli, [*words, "--api-key-file", str(keys)])
+            monkeypatch.setattr(RESULTS, "_width", 200)
+            shown = CliRunner().invoke(cli, [*words, "--api-key-file", str(keys)])
         assert shown.exit_code == 0, shown.output
         row = next(line for line in shown.output.splitlines() if "demo" in line)
         model, running, waiting, _, written, *_ = re.split(r"\s{2,}", row.strip())
