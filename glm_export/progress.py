@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -63,7 +64,7 @@ class Stage:
         return f"{self.name}: {self.done / self.total:.0%}, {duration(passed)} so far, about {left} left"
 
 
-class _Stages:
+class _Stages(ABC):
     """Tasks that several threads advance; what is shown of a change is up to the class below."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -89,8 +90,9 @@ class _Stages:
 
         return advance
 
+    @abstractmethod
     def _changed(self, stage: Stage, now: float) -> None:
-        raise NotImplementedError
+        """A stage began, went on or ended; the lock is held."""
 
 
 class Lines(_Stages):

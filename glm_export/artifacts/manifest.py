@@ -71,9 +71,7 @@ def require_recorded(path: Path, manifest: Mapping[str, Any], verb: str) -> None
     Raises:
         CheckpointError: a file is missing, or is another.
     """
-    for name, size in manifest["sizes"].items():
-        if name == CARD:
-            continue
+    for name, size in _to_be_as_recorded(manifest):
         file = inside(path.parent, name)
         found = file.stat().st_size if file.is_file() else None
         if found != size:
@@ -99,12 +97,17 @@ def require_undamaged(path: Path, manifest: Mapping[str, Any], verb: str) -> Non
     _require_hashes(path, manifest, verb, lambda _: True)
 
 
+def _to_be_as_recorded(manifest: Mapping[str, Any]) -> list[tuple[str, int]]:
+    """Names and sizes of all files but the card."""
+    return [(name, size) for name, size in manifest["sizes"].items() if name != CARD]
+
+
 def _require_hashes(path: Path, manifest: Mapping[str, Any], verb: str, asked: Callable[[int], bool]) -> None:
     hashes = manifest.get("sha256", {})
     if not isinstance(hashes, dict):
         raise CheckpointError(f"{path} should map names to hashes under sha256; {verb} again")
-    for name, size in manifest["sizes"].items():
-        if name in hashes and name != CARD and asked(size) and file_sha256(path.parent / name) != hashes[name]:
+    for name, size in _to_be_as_recorded(manifest):
+        if name in hashes and asked(size) and file_sha256(path.parent / name) != hashes[name]:
             raise CheckpointError(
                 f"{path.parent / name} is damaged or was changed: its sha256 is not the one in {path.name}; {verb} "
                 "again"

@@ -152,25 +152,20 @@ def ranges_facts(folder: Path) -> dict[str, Any]:
 
 def triton_facts(folder: Path) -> dict[str, Any]:
     """Which backend runs it, and what it was made of."""
-    manifest = read_json(folder, TRITON_MANIFEST)
-    return {
-        "kind": Kind.TRITON.value,
-        "folder": str(folder),
-        "backend": manifest["backend"],
-        "made_of": manifest["made_of"]["kind"],
-        "created": manifest["created"],
-        "packages": manifest["packages"],
-        "sizes": manifest["sizes"],
-    }
+    return _made_facts(folder, Kind.TRITON, TRITON_MANIFEST, "backend")
 
 
 def layout_facts(folder: Path) -> dict[str, Any]:
     """Which program it was laid out for, and what it was made of."""
-    manifest = read_json(folder, LAYOUT_MANIFEST)
+    return _made_facts(folder, Kind.LAYOUT, LAYOUT_MANIFEST, "program")
+
+
+def _made_facts(folder: Path, kind: Kind, manifest_name: str, runs_in: str) -> dict[str, Any]:
+    manifest = read_json(folder, manifest_name)
     return {
-        "kind": Kind.LAYOUT.value,
+        "kind": kind.value,
         "folder": str(folder),
-        "program": manifest["program"],
+        runs_in: manifest[runs_in],
         "made_of": manifest["made_of"]["kind"],
         "created": manifest["created"],
         "packages": manifest["packages"],

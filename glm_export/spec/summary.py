@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from html import escape
 
 
-class Summarized:
+class Summarized(ABC):
     """A record with a short ``repr``, and a table where a notebook shows it."""
 
     __slots__ = ()

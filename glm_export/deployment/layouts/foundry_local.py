@@ -14,9 +14,7 @@ from pathlib import Path
 from glm_export.artifacts.program import MODEL, WEIGHTS, OnnxProgram
 from glm_export.deployment.layouts.layout import LaidOut, Planned, lay_out
 from glm_export.deployment.layouts.options import LayoutOptions
-from glm_export.deployment.subject import subject_of
-from glm_export.errors import InputError
-from glm_export.exporter.card.loaders import FOUNDRY_LOCAL, verdicts
+from glm_export.exporter.card.loaders import FOUNDRY_LOCAL
 from glm_export.exporter.genai_config import GENAI_CONFIG
 from glm_export.exporter.loader_files import (
     GENERATION_CONFIG,
@@ -53,21 +51,10 @@ def write_foundry_local(
     Raises:
         InputError: as there; or Foundry Local cannot run the program.
     """
-    return lay_out(source, out, FOUNDRY_LOCAL.name, partial(_plan, name), options)
+    return lay_out(source, out, FOUNDRY_LOCAL, partial(_plan, name), options)
 
 
 def _plan(name: str | None, program: OnnxProgram, out: Path) -> Planned:
-    verdict = verdicts(subject_of(program))[FOUNDRY_LOCAL]
-    if not verdict.runs:
-        raise InputError(
-            f"{FOUNDRY_LOCAL.name} cannot run {program.folder}: {verdict.note}; export a causal family in another "
-            "dialect or dtype"
-        )
-    if not (program.folder / TOKENIZER_JSON).is_file():
-        raise InputError(
-            f"{FOUNDRY_LOCAL.name} reads texts by {TOKENIZER_JSON}, which {program.folder} lacks; export from a "
-            "checkpoint with its tokenizer"
-        )
     # Without templates of its own it takes the tokenizer's, as what it downloads has them.
     named = {"Name": name or out.absolute().name, "PromptTemplate": None}
     return Planned(

@@ -13,7 +13,10 @@ from glm_export.artifacts.output_folder import free_disk_for, require_writable, 
 from glm_export.artifacts.placed_file import needed_for, place
 from glm_export.artifacts.program import OnnxProgram, load_program
 from glm_export.deployment.layouts.options import LayoutOptions
+from glm_export.deployment.subject import subject_of
 from glm_export.errors import InputError
+from glm_export.exporter.card.loaders import Loader, verdicts
+from glm_export.exporter.loader_files import TOKENIZER_JSON
 from glm_export.model_folder import file_sha256
 
 
@@ -43,7 +46,7 @@ class LaidOut:
 def lay_out(
     source: str | Path,
     out: Path,
-    program: str,
+    loader: Loader,
     plan: Callable[[OnnxProgram, Path], Planned],
     options: LayoutOptions | None = None,
 ) -> LaidOut:
@@ -52,12 +55,13 @@ def lay_out(
     Args:
         source: an exported folder.
         out: the folder to write.
-        program: whose layout it is, by name.
+        loader: whose layout it is.
         plan: says what it will hold, of the opened source and the folder's own path.
         options: how.
 
     Raises:
-        InputError: the source is no exported folder, the program cannot run it, or ``out`` is in the way.
+        InputError: the source is no exported folder, the loader cannot run it or read texts by it, or ``out`` is in
+            the way.
         CheckpointError: the source is damaged.
         EnvironmentMissingError: the disk is too full.
     """
@@ -70,7 +74,9 @@ def lay_out(
         )
     kinds = (Kind.LAYOUT,)
     out = require_writable(out, force=options.force, kinds=kinds, sources=(artifact.path,))
-    planned = plan(load_program(artifact.path), out)
+    opened = load_program(artifact.path)
+    _require_loadable(opened, loader)
+    planned = plan(opened, out)
     written = sum(map(len, planned.written.values()))
     free_disk_for(out, written + needed_for(out, list(planned.placed.values()), link=options.link), "the copies need")
     with whole_folder(out, force=options.force, kinds=kinds) as partial:
@@ -81,7 +87,7 @@ def lay_out(
         sizes = {name: (partial / name).stat().st_size for name in sorted({*planned.placed, *planned.written})}
         manifest = {
             "format": MANIFEST_FORMAT,
-            "program": program,
+            "program": loader.name,
             "made_of": {"kind": Kind.PROGRAM.value, "manifest_sha256": file_sha256(artifact.path / MANIFEST)},
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "packages": package_versions(),
@@ -89,5 +95,19 @@ def lay_out(
         }
         write_json(partial / LAYOUT_MANIFEST, manifest)
     return LaidOut(
-        folder=out, program=program, total_bytes=sum(sizes.values()), linked_bytes=linked, notes=planned.notes
+        folder=out, program=loader.name, total_bytes=sum(sizes.values()), linked_bytes=linked, notes=planned.notes
     )
+
+
+def _require_loadable(program: OnnxProgram, loader: Loader) -> None:
+    verdict = verdicts(subject_of(program))[loader]
+    if not verdict.runs:
+        raise InputError(
+            f"{loader.name} cannot run {program.folder}: {verdict.note}; export a causal family in another dialect or "
+            "dtype"
+        )
+    if not (program.folder / TOKENIZER_JSON).is_file():
+        raise InputError(
+            f"{loader.name} reads texts by {TOKENIZER_JSON}, which {program.folder} lacks; export from a checkpoint "
+            "with its tokenizer"
+        )

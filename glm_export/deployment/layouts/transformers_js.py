@@ -17,7 +17,6 @@ from glm_export.artifacts.program import WEIGHTS, OnnxProgram
 from glm_export.deployment.layouts.layout import LaidOut, Planned, lay_out
 from glm_export.deployment.layouts.options import LayoutOptions
 from glm_export.deployment.subject import subject_of
-from glm_export.errors import InputError
 from glm_export.exporter.card.loaders import TRANSFORMERS_JS, verdicts
 from glm_export.exporter.loader_files import GENERATION_CONFIG, SPECIAL_TOKENS, TOKENIZER_CONFIG, TOKENIZER_JSON
 from glm_export.model_folder import read_json
@@ -42,7 +41,7 @@ def write_transformers_js(source: str | Path, out: Path, options: LayoutOptions 
     Raises:
         InputError: as there; or transformers.js cannot run the program, or nothing tells it how texts are cut.
     """
-    return lay_out(source, out, TRANSFORMERS_JS.name, _plan, options)
+    return lay_out(source, out, TRANSFORMERS_JS, _plan, options)
 
 
 def dtype_name(program: OnnxProgram) -> str:
@@ -58,17 +57,6 @@ def dtype_name(program: OnnxProgram) -> str:
 
 
 def _plan(program: OnnxProgram, out: Path) -> Planned:
-    verdict = verdicts(subject_of(program))[TRANSFORMERS_JS]
-    if not verdict.runs:
-        raise InputError(
-            f"{TRANSFORMERS_JS.name} cannot run {program.folder}: {verdict.note}; export a causal family in another "
-            "dialect or dtype"
-        )
-    if not (program.folder / TOKENIZER_JSON).is_file():
-        raise InputError(
-            f"{TRANSFORMERS_JS.name} reads texts by {TOKENIZER_JSON}, which {program.folder} lacks; export from a "
-            "checkpoint with its tokenizer"
-        )
     name = dtype_name(program)
     graph = f"model{SUFFIXES[name]}.onnx"
     config = read_json(program.folder, "config.json")
@@ -85,7 +73,7 @@ def _plan(program: OnnxProgram, out: Path) -> Planned:
             "config.json": _json(config),
             TOKENIZER_CONFIG: _json(tokenizer),
         },
-        notes=_notes(program, verdict.note, out),
+        notes=_notes(program, verdicts(subject_of(program))[TRANSFORMERS_JS].note, out),
     )
 
 
