@@ -24,6 +24,8 @@ PROGRAMS = {
     "int8-dynamic": (8, "ort", "int8-dynamic", ()),
     "int8-weights": (8, "ort", "int8-weights", ()),
     "int4-weights": (4, "ort", "int4-weights", ()),
+    "int4-block128": (4, "ort", "int4-weights", ("--block-size", "128")),
+    "int4-block128-head4": (4, "ort", "int4-weights", ("--block-size", "128", "--head-bits", "4")),
     "int4-int8-prompt": (4, "ort", "int4-int8-prompt", ()),
 }
 GLM_EXPORT = Path(sys.executable).with_name("glm-export")
