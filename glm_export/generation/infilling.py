@@ -16,6 +16,7 @@ from glm_export.generation.finite import require_finite
 from glm_export.generation.generate import generate_ids
 from glm_export.generation.sampling import Sampling
 from glm_export.generation.stopping import Stopping
+from glm_export.generation.texts import drafts_of
 from glm_export.sessions.session import Session
 from glm_export.tokenizers.ice_text import IceTextTokenizer
 from glm_export.tokenizers.infilling import InfillingTokenizer
@@ -77,7 +78,14 @@ def blank_context(tokenizer: BlankTokenizer, text: str) -> list[int]:
     return ids
 
 
-def infill(session: Session, text: str, *, max_new_tokens: int = 128, sampling: Sampling | None = None) -> Infilled:
+def infill(
+    session: Session,
+    text: str,
+    *,
+    max_new_tokens: int = 128,
+    sampling: Sampling | None = None,
+    speculate: bool = False,
+) -> Infilled:
     """Fill each blank in turn, from the left; what was written is part of the text for the next.
 
     Args:
@@ -85,21 +93,25 @@ def infill(session: Session, text: str, *, max_new_tokens: int = 128, sampling: 
         text: with one or more ``[MASK]``, ``[sMASK]`` or ``[gMASK]``, all of one kind.
         max_new_tokens: at most this many for each blank.
         sampling: greedy when absent.
+        speculate: guess what a blank takes out of the text around it; the same text.
 
     Raises:
-        InputError: no blank, blanks of two kinds, or a text longer than the position table.
+        InputError: no blank, blanks of two kinds, a text longer than the position table, or guesses that cannot be
+            judged.
         SessionBusyError: the session has another user; :meth:`Session.exclusive` waits for it.
     """
     tokenizer = blank_tokenizer(session)
     ids = blank_context(tokenizer, text)
     blanks = set(tokenizer.mask_ids.values())
     stop_ids = frozenset({*tokenizer.stop_ids, *session.config.eos_token_ids})
+    drafts = drafts_of(session, speculate)
     fills: list[str] = []
     with session.exclusive():
         for _ in range(sum(token in blanks for token in ids)):
             place = next(index for index, token in enumerate(ids) if token in blanks)
             stopping = Stopping(max_new_tokens=max_new_tokens, stop_ids=stop_ids)
-            (row,) = generate_ids(session, [[*ids, tokenizer.sop_id]], stopping=stopping, sampling=sampling)
+            context = [[*ids, tokenizer.sop_id]]
+            (row,) = generate_ids(session, context, stopping=stopping, sampling=sampling, drafts=drafts)
             # A blank within an answer would be filled forever.
             written = [token for token in row.ids if token not in blanks]
             fills.append(tokenizer.decode(written).strip())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -204,3 +205,22 @@ def test_writing_stops_where_the_position_table_ends() -> None:
         (row,) = generate_ids(session, [prompt], stopping=Stopping(max_new_tokens=500))
     assert row.finish_reason == "context"
     assert len(row.ids) == session.config.max_positions - 2
+
+
+def test_guesses_fill_alike_in_fewer_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "床前明月光，疑是地上霜。举头望明月，低头思故乡。床前明月光，[sMASK]"
+    program = api.export("demo-glm", tmp_path / "recent", dialect="ort", logits="recent")
+    fills, calls = [], []
+    with api.load_session(program) as session:
+        decode = session.decode
+        for speculate in (False, True):
+            counted: list[int] = []
+            monkeypatch.setattr(session, "decode", lambda feeds, kept=counted: kept.append(1) or decode(feeds))
+            fills.append(api.infill(session, text, max_new_tokens=24, speculate=speculate).fills)
+            calls.append(len(counted))
+    assert fills[0] == fills[1]
+    assert 0 < calls[1] < calls[0]
+    # What it takes: logits of more than the last token.
+    last = api.export("demo-glm", tmp_path / "last", dialect="ort")
+    with api.load_session(last) as session, pytest.raises(InputError, match="--logits recent"):
+        api.infill(session, text, speculate=True)

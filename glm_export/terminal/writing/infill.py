@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from glm_export.generation.sampling import Sampling
-from glm_export.terminal.console import MODEL, NO_CACHE, RESULTS, SAMPLING, flags, json_option, show_json
+from glm_export.terminal.console import MODEL, NO_CACHE, RESULTS, SAMPLING, SPECULATE, flags, json_option, show_json
 from glm_export.terminal.frame.tables import Column, columns, show_table
 
 if TYPE_CHECKING:
@@ -23,15 +23,18 @@ if TYPE_CHECKING:
 @click.option("--text", required=True, help="With one or more [MASK], [sMASK] or [gMASK].")
 @click.option("--max-new-tokens", type=int, default=128, show_default=True, help="For each blank.")
 @flags(Sampling, panel=SAMPLING)
+@SPECULATE
 @NO_CACHE
 @json_option("Print text and fills as JSON.")
-def infill(model: str, text: str, max_new_tokens: int, no_cache: bool, as_json: bool, **sampling: Any) -> None:
+def infill(
+    model: str, text: str, max_new_tokens: int, speculate: bool, no_cache: bool, as_json: bool, **sampling: Any
+) -> None:
     """Fill the blanks of a text with MODEL, a GLM or ChatGLM-6B."""
     from glm_export import api
 
     chosen = Sampling(**sampling)
     with api.load_session(model, cache=not no_cache) as session:
-        result = api.infill(session, text, max_new_tokens=max_new_tokens, sampling=chosen)
+        result = api.infill(session, text, max_new_tokens=max_new_tokens, sampling=chosen, speculate=speculate)
     if as_json:
         show_json({"text": result.text, "fills": result.fills})
     else:
