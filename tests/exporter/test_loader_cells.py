@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -71,20 +72,21 @@ json.dump(told, open(sys.argv[1], "w"))
 
 
 @pytest.fixture(scope="module")
-def program_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str | None], OnnxProgram]:
-    """The embedded model in a dialect and recipe, made once."""
-    root, made = tmp_path_factory.mktemp("cells"), dict[tuple[str, str | None], OnnxProgram]()
+def program_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., OnnxProgram]:
+    """The embedded model in a dialect and recipe, and with other options where they are given, made once."""
+    root, made = tmp_path_factory.mktemp("cells"), dict[tuple, OnnxProgram]()
     ranges = {
         name: api.calibrate("demo", root / f"ranges-{name}", corpus="poems", max_samples=2, recipe=recipe)
         for name, recipe in (("ranges", None), ("ranges of its own", "int4-gptq"))
     }
 
-    def program(dialect: str, recipe: str | None) -> OnnxProgram:
-        if (dialect, recipe) not in made:
-            needed = recipes.load(recipe).needs if recipe else "nothing"
-            out = root / f"{dialect}-{recipe}"
-            made[dialect, recipe] = api.export("demo", out, dialect=dialect, recipe=recipe, ranges=ranges.get(needed))
-        return made[dialect, recipe]
+    def program(dialect: str, recipe: str | None, **options: Any) -> OnnxProgram:
+        key = (dialect, recipe, *options.items())
+        if key not in made:
+            given = options | {"ranges": ranges.get(recipes.load(recipe).needs if recipe else "nothing")}
+            out = root / "-".join(map(str, (dialect, recipe, *options.values())))
+            made[key] = api.export("demo", out, dialect=dialect, recipe=recipe, **given)
+        return made[key]
 
     return program
 
@@ -105,7 +107,7 @@ def by_optimum(program: OnnxProgram, prompt: list[int], count: int) -> list[int]
 
 @pytest.mark.parametrize(("dialect", "recipe"), CELLS)
 def test_genai_and_optimum_write_what_our_session_writes(
-    dialect: str, recipe: str | None, program_of: Callable[[str, str | None], OnnxProgram]
+    dialect: str, recipe: str | None, program_of: Callable[..., OnnxProgram]
 ) -> None:
     program = program_of(dialect, recipe)
     told = verdicts(subject_of(program))
@@ -120,9 +122,7 @@ def test_genai_and_optimum_write_what_our_session_writes(
 
 
 @with_openvino
-def test_openvino_says_what_our_session_says(
-    program_of: Callable[[str, str | None], OnnxProgram], tmp_path: Path
-) -> None:
+def test_openvino_says_what_our_session_says(program_of: Callable[..., OnnxProgram], tmp_path: Path) -> None:
     expected: dict[str, np.ndarray] = {}
     for dialect, recipe in CELLS:
         program = program_of(dialect, recipe)
@@ -167,12 +167,12 @@ def config_of(kind: str) -> GlmConfig:
     ).config
 
 
-def subject(kind: str, dialect: str, logits: str | None = None) -> Subject:
+def subject(kind: str, dialect: str, logits: str | None = None, **signed: str) -> Subject:
     config, record = config_of(kind), RUN[dialect]
     cache = record.cache(config)
     length = 32 if cache is Cache.STATIC else 0
     signature = decoder_signature(
-        config, dtype="float32", logits=logits or record.logits(config), cache=cache, max_length=length
+        config, dtype="float32", logits=logits or record.logits(config), cache=cache, max_length=length, **signed
     )
     return Subject(config=config, signature=signature)
 
@@ -201,11 +201,12 @@ def test_other_logits_on_the_page() -> None:
 
 
 def test_recipes_on_the_page() -> None:
-    """A recipe changes two things: what ONNX Runtime is told, and blocks that do not divide a width."""
+    """A recipe changes three things: what ONNX Runtime is told, the cache, and blocks that do not divide a width."""
     for recipe in recipes.names():
         form = recipes.load(recipe).carried_by(RUN["onnx"].can)
         plain = subject("causal", "onnx")
-        asked = Subject(config=plain.config, signature=plain.signature, recipe=recipe, block=explicit_block(form))
+        signature = subject("causal", "onnx", cache_dtype="int8").signature if form.kv else plain.signature
+        asked = Subject(config=plain.config, signature=signature, recipe=recipe, block=explicit_block(form))
         for loader, judge in JUDGES.items():
             if judge(asked) == judge(plain):
                 continue

@@ -147,9 +147,12 @@ def _openvino(subject: Subject) -> Verdict:
 def _lm_eval(subject: Subject) -> Verdict:
     if refused := _causal(subject):
         return refused
-    if subject.told:
-        return _no("it tells ONNX Runtime nothing, and the program needs it")
-    return _yes() if subject.signature.most_logits is None else _no("it needs `--logits all`")
+    if subject.signature.most_logits is not None:
+        return _no("it needs `--logits all`")
+    if any(spec.is_cache and spec.dtype == "int8" for spec in subject.signature.inputs):
+        return _no("its keys and values are floats")
+    # It tells ONNX Runtime nothing.
+    return _yes("with ONNX Runtime 1.32 or later" if subject.told else "")
 
 
 ONNX_RUNTIME = Loader(name="ONNX Runtime", tried="onnxruntime 1.31 and 1.32; onnxruntime-node 1.30.0")
