@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 
 from glm_export.calibration import recipes
-from glm_export.spec.option import described, listed
+from glm_export.errors import InputError
+from glm_export.spec.option import described, flag, listed
+from glm_export.spec.weight_formats import BLOCKS
 
 if TYPE_CHECKING:
     from glm_export.calibration.corpus.corpus import Corpus
@@ -47,6 +49,7 @@ class CalibrationKeywords(TextKeywords, total=False):
     """The fields of :class:`CalibrationOptions`, as keywords."""
 
     recipe: recipes.RecipeName | None
+    block_size: int | None
     device: Device
 
 
@@ -58,9 +61,27 @@ class CalibrationOptions(TextOptions):
     recipe: str | None = field(
         default=None, metadata=described("One that has weights rounded here: int4-gptq.", choices=recipes.names)
     )
+    block_size: int | None = field(
+        default=None,
+        metadata=described(
+            "With a recipe: weights that share a scale, in place of its own number.", least=BLOCKS[0], most=BLOCKS[-1]
+        ),
+    )
     device: str = field(default="cpu", metadata=described("Where layers are computed.", choices=DEVICES))
 
     @property
     def loaded_recipe(self) -> Recipe | None:
-        """The recipe of that name."""
-        return None if self.recipe is None else recipes.load(self.recipe)
+        """The recipe of that name, in the blocks asked for.
+
+        Raises:
+            InputError: it is unknown, or has no blocks of that size; or a size is given without one that rounds here.
+        """
+        loaded = None if self.recipe is None else recipes.load(self.recipe)
+        if self.block_size is None:
+            return loaded
+        if loaded is None or loaded.rounding == "nearest":
+            raise InputError(
+                f"{flag(CalibrationOptions, 'block_size')} is for a --recipe that has weights rounded here; found "
+                f"--recipe {self.recipe}: leave it out, and give it to 'glm-export export'"
+            )
+        return loaded.shaped(self.block_size)

@@ -60,6 +60,8 @@ MANIFEST_KINDS: dict[str, type | tuple[type, ...]] = {
     "layers": int,
     "rounded_for": (str, type(None)),
 }
+LATER_KINDS: dict[str, type | tuple[type, ...]] = {"rounded_in": (int, type(None))}
+"""Of keys that earlier versions did not write."""
 
 
 def kv_name(layer: int, kind: str) -> str:
@@ -94,6 +96,12 @@ class Ranges(Summarized):
     def inputs(self) -> list[str]:
         """Linear weights whose inputs were measured."""
         return [name.removesuffix(CHANNEL_MAXIMA) for name in self.tensors if name.endswith(f".weight{CHANNEL_MAXIMA}")]
+
+    @property
+    def rounded_in(self) -> int | None:
+        """Weights that share a scale, where calibration rounded them; None where it did not, or did not say."""
+        block: int | None = self.manifest.get("rounded_in")
+        return block
 
     @property
     def layers(self) -> int:
@@ -255,7 +263,7 @@ def load_ranges(folder: Path) -> Ranges:
 
 def _problem(manifest: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> str:
     """What no calibration writes: nothing, or the first."""
-    for key, kind in MANIFEST_KINDS.items():
+    for key, kind in {**MANIFEST_KINDS, **LATER_KINDS}.items():
         if not isinstance(manifest.get(key), kind):
             return f"{RANGES_MANIFEST} has {key} = {shown(manifest.get(key))}"
     if not all(isinstance(manifest["checkpoint"].get(key), str) for key in ("name", "fingerprint")):

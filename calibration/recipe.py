@@ -89,6 +89,11 @@ class Recipe:
         return self.static_activations or any(form is not None and form.rounds_each_token for form in explicit)
 
     @property
+    def in_blocks(self) -> bool:
+        """Whether layers have scales of blocks, in one dialect or another."""
+        return any(form is not None and form.scale_block is not None for form in (self.layers, self.explicit))
+
+    @property
     def needs(self) -> str:
         """What an export needs besides the checkpoint: nothing, ``ranges``, or ranges made for this recipe."""
         if self.rounding == "gptq":
@@ -113,6 +118,42 @@ class Recipe:
         """
         values = asdict(self) | {"needs": self.needs, "batch_invariance": self.batch_invariance.value}
         return values | {"bound": values.pop("tolerance"), "spared": values.pop("excluded")}
+
+    @property
+    def shape(self) -> dict[str, int]:
+        """Of a recipe in a dialect's formats, what :meth:`shaped` makes it of the plain one."""
+        block = self.layers.scale_block if self.layers is not None else None
+        if block is None:
+            return {}
+        head = self.head
+        if head is None:
+            return {"block_size": block}
+        bits = head.bits if isinstance(head, BlockWeights) else int(str(head.explicit_dtype).removeprefix("int"))
+        return {"block_size": block, "head_bits": bits}
+
+    def shaped(self, block_size: int | None = None, head_bits: int | None = None) -> Recipe:
+        """The recipe with other blocks, or another head, wherever its formats have blocks; experts keep theirs.
+
+        Args:
+            block_size: neighbours along the input channels that share a scale, in the linear layers.
+            head_bits: of the last product; 4 gives it the blocks of the layers.
+
+        Raises:
+            InputError: no format has such blocks or bits.
+        """
+        layers, explicit = self.layers, self.explicit
+        if block_size is not None:
+            layers = replace(layers, block=block_size) if isinstance(layers, BlockWeights) else layers
+            if explicit is not None and explicit.block is not None:
+                explicit = replace(explicit, block=block_size)
+        head, explicit_head = self.head, self.explicit_head
+        if head_bits is not None:
+            if isinstance(layers, BlockWeights) and isinstance(head, BlockWeights):
+                head = replace(head if head_bits == head.bits else layers, bits=head_bits)
+            if explicit is not None and explicit.block is not None and explicit_head is not None:
+                same = explicit_head.dtype == f"int{head_bits}"
+                explicit_head = explicit_head if same else replace(explicit, dtype=f"int{head_bits}")
+        return replace(self, layers=layers, explicit=explicit, head=head, explicit_head=explicit_head)
 
     def carried_by(self, can: Capabilities) -> Recipe:
         """The recipe in the formats a dialect has operators for.

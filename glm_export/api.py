@@ -206,11 +206,11 @@ def calibrate(
     from glm_export.calibration.layerwise import calibrate as walk
 
     chosen = merged(CalibrationOptions, options, keywords)
+    loaded, device = chosen.loaded_recipe, chosen.device
     checkpoint = open_checkpoint(source)
     require_writable(Path(out), force=force, kinds=(Kind.RANGES,))
     read = _read(chosen, checkpoint)
     on_plan(read)
-    loaded, device = chosen.loaded_recipe, chosen.device
     return walk.calibrate(
         checkpoint, read, Path(out), recipe=loaded, device=device, force=force, progress=progress, spread=spread
     )

@@ -1,10 +1,11 @@
 """Exporting at full size: memory and wall time beside `cp` and onnxruntime-genai's builder, in one run.
 
-    python benchmarks/export/run.py chatglm2-6b --work /tmp/export-benchmark --rounds 2
+    python benchmarks/export/run.py chatglm2-6b --work /tmp/export-benchmark --rounds 2 [--llama-cpp]
 
 Makes a random float16 checkpoint of the shape in the layout all three can read, then runs each in turn, `--rounds`
 times, and prints a table of medians. The builder lives in an environment of its own under `--work`. Needs three times
-the checkpoint's size on disk.
+the checkpoint's size on disk. With `--llama-cpp` 4 bits as well: ours from the checkpoint, and llama.cpp's quantizer
+from its own F16 file, which is written beforehand and takes the checkpoint's size once more.
 """
 
 from __future__ import annotations
@@ -22,10 +23,13 @@ from pathlib import Path
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parent.parent / "peers"))
 
+from llama_cpp import PEER as LLAMA
 from watch import Usage, watch
 
 HERE = Path(__file__).parent
+PEERS = HERE.parent / "peers"
 BUILDER_PACKAGES = ("onnxruntime-genai==0.18.0", "onnx-ir", "transformers>=5,<6", "sentencepiece")
 
 
@@ -62,7 +66,7 @@ def builders_view(checkpoint: Path, work: Path) -> Path:
     return view
 
 
-def commands(checkpoint: Path, work: Path, builder: Path) -> dict[str, list[str]]:
+def commands(checkpoint: Path, work: Path, builder: Path, llama: bool) -> dict[str, list[str]]:
     out = work / "out"
     glm_export = str(Path(sys.executable).with_name("glm-export"))
     module = f"{builder} -m onnxruntime_genai.models.builder"
@@ -71,7 +75,24 @@ def commands(checkpoint: Path, work: Path, builder: Path) -> dict[str, list[str]
         "cp": ["sh", "-c", f"cp -rL {checkpoint} {out} && sync"],
         "glm-export": ["sh", "-c", f"{glm_export} export {checkpoint} --out {out} --dtype float16 && sync"],
         "onnxruntime-genai builder": ["sh", "-c", f"{module} {options} && sync"],
-    }  # fmt: skip
+    } | (four_bits(checkpoint, work, f"{glm_export} export {checkpoint} --out {out}") if llama else {})  # fmt: skip
+
+
+def four_bits(checkpoint: Path, work: Path, export: str) -> dict[str, list[str]]:
+    """Ours from the checkpoint, llama.cpp's from its F16 file."""
+    inside = f"--inside --work {work} --checkpoint {checkpoint} --form q4_0"
+    quantize = f"{LLAMA.python(work)} -I {PEERS / 'llama_cpp.py'} convert {inside}"
+    return {
+        "glm-export, int4-weights": ["sh", "-c", f"{export} --dialect ort --recipe int4-weights && sync"],
+        "llama.cpp's quantizer, Q4_0": ["sh", "-c", f"{quantize} && sync"],
+    }
+
+
+def make_llama(checkpoint: Path, work: Path) -> None:
+    """Its environment, and the F16 file it quantizes."""
+    where = ("--work", work, "--checkpoint", checkpoint)
+    for command in (("install", "--work", work), ("convert", *where, "--form", "f16")):
+        subprocess.run([sys.executable, PEERS / "llama_cpp.py", *command], check=True, stdout=sys.stderr)
 
 
 def table(runs: dict[str, list[Usage]], shares: list[dict[str, float]]) -> str:
@@ -98,14 +119,18 @@ def main() -> None:
     options.add_argument("shape", choices=("chatglm2-6b", "medium"))
     options.add_argument("--work", type=Path, required=True)
     options.add_argument("--rounds", type=int, default=2)
+    options.add_argument("--llama-cpp", action="store_true", help="4 bits as well, beside llama.cpp's quantizer")
     arguments = options.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     checkpoint, builder = make_checkpoint(arguments.shape, arguments.work), make_builder(arguments.work)
+    if arguments.llama_cpp:
+        make_llama(checkpoint, arguments.work)
     runs: dict[str, list[Usage]] = defaultdict(list)
     shares: list[dict[str, float]] = []
     for _ in range(arguments.rounds):
-        for name, command in commands(checkpoint, arguments.work, builder).items():
+        for name, command in commands(checkpoint, arguments.work, builder, arguments.llama_cpp).items():
             shutil.rmtree(arguments.work / "out", ignore_errors=True)
+            LLAMA.model(arguments.work, checkpoint, "q4_0").unlink(missing_ok=True)
             os.sync()
             usage = watch(command)
             if usage.exit_code:

@@ -1,4 +1,4 @@
-"""glm-export itself, measured with ``glm-export bench``.
+"""glm-export itself, measured with ``glm-export bench``, or staying as a session of the library.
 
 python benchmarks/peers/ours.py convert --work DIR --checkpoint CKPT --form onnx
 python benchmarks/peers/ours.py measure --work DIR --checkpoint CKPT --form onnx
@@ -9,10 +9,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from protocol import CONTEXT, NEW_TOKENS, PREFILLS, PROMPT_TOKENS, THREADS, watched
+from protocol import CONTEXT, NEW_TOKENS, PREFILLS, PROMPT_TOKENS, THREADS, Generate, stay, watched
 
 PROGRAMS = {
     # name: bits of a weight, dialect, recipe, further options
@@ -22,6 +24,8 @@ PROGRAMS = {
     "int8-dynamic": (8, "ort", "int8-dynamic", ()),
     "int8-weights": (8, "ort", "int8-weights", ()),
     "int4-weights": (4, "ort", "int4-weights", ()),
+    "int4-block128": (4, "ort", "int4-weights", ("--block-size", "128")),
+    "int4-block128-head4": (4, "ort", "int4-weights", ("--block-size", "128", "--head-bits", "4")),
     "int4-int8-prompt": (4, "ort", "int4-int8-prompt", ()),
 }
 GLM_EXPORT = Path(sys.executable).with_name("glm-export")
@@ -56,9 +60,25 @@ def measure(out: Path) -> dict[str, Any]:
     }
 
 
+def load(out: Path) -> Generate:
+    """A session as the verbs have it: packed weights mapped from the cache, from the third load on."""
+    from glm_export import api
+    from glm_export.generation.generate import generate_steps
+    from glm_export.generation.stopping import Stopping
+
+    session = api.load_session(out, cache=True, threads=THREADS)
+
+    def generate(ids: list[int], count: int) -> list[float]:
+        started = time.perf_counter()
+        steps = generate_steps(session, [ids], stopping=Stopping(max_new_tokens=count))
+        return [time.perf_counter() - started for _ in steps]
+
+    return generate
+
+
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("command", choices=("install", "forms", "convert", "measure"))
+    options.add_argument("command", choices=("install", "forms", "convert", "measure", "stay"))
     options.add_argument("--work", type=Path, default=Path("peers-work"))
     options.add_argument("--checkpoint", type=Path)
     options.add_argument("--form", choices=sorted(PROGRAMS))
@@ -73,6 +93,10 @@ def main() -> None:
                 return
             out.parent.mkdir(parents=True, exist_ok=True)
             figures = convert(arguments.checkpoint, out, arguments.form)
+        elif arguments.command == "stay":
+            values = json.loads((arguments.checkpoint / "config.json").read_text())
+            stay(partial(load, out), values["vocab_size"])
+            return
         else:
             figures = measure(out)
         size = sum(path.stat().st_size for path in out.iterdir())

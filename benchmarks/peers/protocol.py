@@ -1,8 +1,9 @@
 """What the peers' scripts share: an environment each, one way to measure, one command line.
 
-A peer is a script with four commands: ``install`` makes its environment, ``convert`` writes one model, ``forms`` lists
-what it can be measured as, ``measure`` prints one JSON line. Converting and measuring run in the peer's own environment
-and are watched from outside, so that peak memory is the peer's alone.
+A peer is a script with five commands: ``install`` makes its environment, ``convert`` writes one model, ``forms`` lists
+what it can be measured as, ``measure`` prints one JSON line, ``stay`` loads and measures whenever it is asked on
+standard input. Converting and measuring run in the peer's own environment and are watched from outside, so that peak
+memory is the peer's alone.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -129,14 +131,33 @@ def busy_seconds() -> float:
     return (user + nice + system + sum(rest[:3])) / os.sysconf("SC_CLK_TCK")
 
 
+def prompts(vocab_size: int) -> Callable[[int], list[int]]:
+    """Random prompts, others each time, for OpenVINO GenAI keeps what it has read."""
+    generator = random.Random(0)
+    return lambda count: [generator.randrange(3, vocab_size) for _ in range(count)]
+
+
+def stay(load: Callable[[], Generate], vocab_size: int) -> None:
+    """Load, say so, and then measure once for every line on standard input: ``read`` or ``write``."""
+    prompt = prompts(vocab_size)
+    started = time.perf_counter()
+    generate = load()
+    loaded = time.perf_counter() - started
+    first = generate(prompt(16), 2)[-1]
+    # The runtimes print what they like; a line of ours begins with a brace.
+    print("\n" + json.dumps({"load_s": loaded, "second_token_s": loaded + first}), flush=True)
+    for line in sys.stdin:
+        if line.strip() == "read":
+            answer = {"tokens_s": PROMPT_TOKENS / generate(prompt(PROMPT_TOKENS), 1)[0]}
+        else:
+            times = generate(prompt(CONTEXT), NEW_TOKENS + 1)
+            answer = {"tokens_s": NEW_TOKENS / (times[-1] - times[0])}
+        print("\n" + json.dumps(answer), flush=True)
+
+
 def figures(generate: Generate, vocab_size: int) -> dict[str, float]:
     """Prefill and decode speed of a loaded model, after a warm-up of both."""
-    generator = random.Random(0)
-
-    def prompt(count: int) -> list[int]:
-        # Every time another one: OpenVINO GenAI keeps the cache of a prompt it has read before.
-        return [generator.randrange(3, vocab_size) for _ in range(count)]
-
+    prompt = prompts(vocab_size)
     generate(prompt(PROMPT_TOKENS), 1)
     generate(prompt(CONTEXT), 4)
     first = statistics.median(generate(prompt(PROMPT_TOKENS), 1)[0] for _ in range(PREFILLS))
@@ -162,6 +183,9 @@ def inside(peer: Peer, arguments: argparse.Namespace) -> None:
         peer.convert(arguments.checkpoint, model, form.model)
         return
     vocab_size = json.loads((arguments.checkpoint / "config.json").read_text())["vocab_size"]
+    if arguments.command == "stay":
+        stay(partial(peer.load, model, form), vocab_size)
+        return
     started = time.perf_counter()
     generate = peer.load(model, form)
     loaded = time.perf_counter() - started
@@ -172,7 +196,7 @@ def inside(peer: Peer, arguments: argparse.Namespace) -> None:
 def main(peer: Peer) -> None:
     """The command line of a peer's script."""
     options = argparse.ArgumentParser(description=sys.modules["__main__"].__doc__)
-    options.add_argument("command", choices=("install", "forms", "convert", "measure"))
+    options.add_argument("command", choices=("install", "forms", "convert", "measure", "stay"))
     options.add_argument("--work", type=Path, default=Path("peers-work"))
     options.add_argument("--checkpoint", type=Path)
     options.add_argument("--form", choices=sorted(peer.forms))
@@ -190,7 +214,7 @@ def main(peer: Peer) -> None:
 
 
 def outside(peer: Peer, arguments: argparse.Namespace) -> None:
-    """Convert or measure in the peer's environment, and say what it took."""
+    """Convert or measure in the peer's environment, and say what it took; or become the peer that stays."""
     form = peer.forms[arguments.form]
     model = peer.model(arguments.work, arguments.checkpoint, form.model)
     if arguments.command == "convert" and model.exists() and not arguments.again:
@@ -201,6 +225,9 @@ def outside(peer: Peer, arguments: argparse.Namespace) -> None:
         str(peer.python(arguments.work)), "-I", script, arguments.command, "--inside", "--form", arguments.form,
         "--work", str(arguments.work), "--checkpoint", str(arguments.checkpoint),
     ]  # fmt: skip
+    if arguments.command == "stay":
+        # In this process's place: who asks talks to the peer itself.
+        os.execv(command[0], command)
     output, usage = watched(command)
     measured = json.loads(output.splitlines()[-1]) if arguments.command == "measure" else {}
     size = sum(path.stat().st_size for path in ([model] if model.is_file() else model.rglob("*")) if path.is_file())

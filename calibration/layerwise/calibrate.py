@@ -134,6 +134,7 @@ def _identity(run: _LayerwiseRun) -> dict[str, Any]:
         # The same file makes other rows of another length, and with another tokenizer.
         "rows": hashlib.sha256(repr(run.corpus.samples).encode()).hexdigest(),
         "rounded_for": run.recipe.name if run.recipe else None,
+        "rounded_in": run.recipe.explicit.block if run.recipe and run.recipe.explicit else None,
         "device": run.model.device.type,
     }
 

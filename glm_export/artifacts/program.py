@@ -20,6 +20,8 @@ RAGGED = "ragged.onnx"
 NEEDS, VERSION = "needs", re.compile(r"[0-9]{1,4}\.[0-9]{1,4}")
 """The manifest's key for runtimes that are too old below a version, and how a version is written there."""
 WEIGHTS = "model.onnx.data"
+SHAPE, SHAPES = "shape", {"block_size", "head_bits"}
+"""The manifest's key for what was asked for beside a recipe, and what that may be."""
 PROMPT_LAYERS = "prompt_layers"
 """The manifest's key for how many layers have a second form for prompts, where not all of them do."""
 
@@ -110,6 +112,9 @@ def program_of(folder: Path, manifest: dict[str, Any]) -> OnnxProgram:
             raise ValueError(f"{key} is {shown(manifest[key])}")
     if not isinstance(manifest["dialect"], str) or not isinstance(manifest.get("recipe"), str | None):
         raise TypeError(f"dialect and recipe are {shown([manifest['dialect'], manifest.get('recipe')])}")
+    shape = manifest.get(SHAPE, {})
+    if not isinstance(shape, dict) or not all(key in SHAPES and isinstance(shape[key], int) for key in shape):
+        raise ValueError(f"{SHAPE} is {shown(shape)}")
     needs = manifest.get(NEEDS, {})
     if not isinstance(needs, dict) or not all(VERSION.fullmatch(str(version)) for version in needs.values()):
         raise ValueError(f"{NEEDS} is {shown(needs)}")

@@ -32,7 +32,8 @@ from glm_export.artifacts.manifest import (
     write_json,
 )
 from glm_export.artifacts.output_folder import require_writable, whole_folder
-from glm_export.artifacts.program import MODEL, NEEDS, PROMPT_LAYERS, RAGGED, WEIGHTS, OnnxProgram, load_program
+from glm_export.artifacts.program import MODEL, NEEDS, PROMPT_LAYERS, RAGGED, SHAPE, WEIGHTS, OnnxProgram, load_program
+from glm_export.calibration import recipes
 from glm_export.calibration.keep import KEPT, kept_sizes
 from glm_export.calibration.quantization import Quantization
 from glm_export.calibration.ranges import Ranges
@@ -231,6 +232,7 @@ def _manifest(
         "logits": target.logits,
         "recipe": recipe.name if recipe else None,
         **({KEPT: kept_sizes(recipe)} if recipe and recipe.rounding == KEPT else {}),
+        **({SHAPE: recipe.shape} if recipe and recipe.shape != _usual_shape(target) else {}),
         **({PROMPT_LAYERS: prompt_layers} if prompt_layers is not None else {}),
         "left_in_float": dict(target.quantization.excluded) if target.quantization else {},
         "batch_invariance": program_invariance(checkpoint.config, target.signature, target.recipe).value,
@@ -241,6 +243,14 @@ def _manifest(
         "packages": package_versions(),
         **recorded_files(folder, written.sha256),
     }
+
+
+def _usual_shape(target: ResolvedOptions) -> dict[str, int]:
+    """Of the recipe as nobody asked otherwise; what is kept of a source has its sizes elsewhere."""
+    recipe = target.recipe
+    if recipe is None or recipe.rounding == KEPT:
+        return recipe.shape if recipe is not None else {}
+    return recipes.load(recipe.name).carried_by(target.dialect.can).shape
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,6 +24,7 @@ from glm_export.spec.signature import (
     Signature,
     decoder_signature,
 )
+from glm_export.spec.weight_formats import BITS, BLOCKS
 
 if TYPE_CHECKING:  # the command line reads the options without loading torch
     from glm_export.calibration.quantization import Quantization
@@ -45,6 +46,8 @@ class ExportKeywords(TypedDict, total=False):
     ranges: Path | str | Ranges | None
     logits: LogitsKind | None
     max_length: int | None
+    block_size: int | None
+    head_bits: int | None
     prefill_memory: float | None
     hidden_states: HiddenStatesKind | None
     excluded: Mapping[str, str] | None
@@ -79,6 +82,18 @@ class ExportOptions:
         metadata=described(
             "Tokens a static cache holds (dialect tensorrt); a decode step reads all of them, filled or not.", least=1
         ),
+    )
+    block_size: int | None = field(
+        default=None,
+        metadata=described(
+            "Weights that share a scale (recipes in blocks): 16, 32, 64, 128 or 256. More are faster and coarser.",
+            least=BLOCKS[0],
+            most=BLOCKS[-1],
+        ),
+    )
+    head_bits: int | None = field(
+        default=None,
+        metadata=described("Of the last product, 4 or 8 (recipes in blocks).", least=BITS[0], most=BITS[-1]),
     )
     prefill_memory: float | None = field(
         default=None,
@@ -165,6 +180,8 @@ def resolve_options(
     if not least < length <= config.max_columns:
         raise InputError(f"{option} must be {least + 1} to {config.max_columns}, the model's context; found {length}")
     quantization = _quantization(source, options.recipe, options, ranges) if options.recipe is not None else None
+    if options.recipe is None:
+        _require_blocks(None, None, options)
     if options.prefill_memory is not None:
         quantization = _within(quantization, config, options.prefill_memory)
     signature = decoder_signature(
@@ -198,7 +215,7 @@ def _quantization(
                 f"--recipe {recipes.KEEP} needs the checkpoint whose integers are kept; found its config alone"
             )
         kept = keep(source, options.excluded)
-    recipe = kept.recipe if kept is not None else recipes.load(name)
+    recipe = kept.recipe if kept is not None else _shaped(recipes.load(name), options, ranges)
     can = dialects.load(options.dialect).can
     for option, value, known in (
         ("dialect", options.dialect, dialects_of(recipe)),
@@ -207,6 +224,7 @@ def _quantization(
         if value not in known:
             raise InputError(f"recipe {name} needs --{option} {' or '.join(known)}; found {option} {value}")
     carried = recipe.carried_by(can)
+    _require_blocks(name, carried, options)
     if kept is not None:
         return replace(kept, recipe=carried)
     if ranges is not None and carried.smoothing_with_ranges is not None:
@@ -217,6 +235,33 @@ def _quantization(
         own = f" --recipe {name}" if carried.rounding != "nearest" else ""
         raise InputError(f"recipe {name} needs {carried.needs}; run 'glm-export calibrate{own}' and give --ranges")
     return ranges.quantization(carried, options.dtype, options.excluded)
+
+
+def _shaped(recipe: Recipe, options: ExportOptions, ranges: Ranges | None) -> Recipe:
+    """In the blocks that are asked for, or that calibration has rounded weights in."""
+    block_size = options.block_size
+    if ranges is not None and recipe.rounding == "gptq":
+        block_size = ranges.rounded_in or (recipe.explicit.block if recipe.explicit is not None else None)
+        if options.block_size not in (None, block_size):
+            option = flag(ExportOptions, "block_size")
+            raise InputError(
+                f"{ranges.folder} has weights rounded in blocks of {block_size}, {option} {options.block_size} is "
+                "asked for; leave it out, or give it to 'glm-export calibrate'"
+            )
+    return recipe.shaped(block_size, options.head_bits)
+
+
+def _require_blocks(name: str | None, carried: Recipe | None, options: ExportOptions) -> None:
+    """See that there are blocks where something is asked of them."""
+    asked = next((name for name in ("block_size", "head_bits") if getattr(options, name) is not None), None)
+    layers = carried.layers if carried is not None and name != recipes.KEEP else None
+    if asked is None or (layers is not None and layers.scale_block is not None):
+        return
+    able = ", ".join(recipe.name for recipe in map(recipes.load, recipes.names()) if recipe.in_blocks)
+    raise InputError(
+        f"{flag(ExportOptions, asked)} is for recipes in blocks ({able}), where the dialect stores them so; "
+        f"found --recipe {name} --dialect {options.dialect}: leave it out, or take one of them"
+    )
 
 
 def _within(quantization: Quantization | None, config: GlmConfig, gigabytes: float) -> Quantization:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from glm_export.artifacts.program import NEEDS, OnnxProgram
+from glm_export.artifacts.program import NEEDS, SHAPE, OnnxProgram
 from glm_export.calibration import recipes
 from glm_export.calibration.keep import recipe_kept
 from glm_export.calibration.recipe import Recipe, program_invariance
@@ -16,8 +16,9 @@ def recipe_of(program: OnnxProgram) -> Recipe | None:
     """A program's recipe in the formats of its dialect; None where it is not quantized."""
     if program.recipe is None:
         return None
-    recipe = recipe_kept(program.manifest) if program.recipe == recipes.KEEP else recipes.load(program.recipe)
-    carried = recipe.carried_by(dialects.load(program.dialect).can)
+    kept = program.recipe == recipes.KEEP
+    recipe = recipe_kept(program.manifest) if kept else recipes.load(program.recipe)
+    carried = recipe.shaped(**program.manifest.get(SHAPE, {})).carried_by(dialects.load(program.dialect).can)
     # Programs that say nothing of what they need were written before experts were rounded.
     return carried if NEEDS in program.manifest else replace(carried, experts=None)
 

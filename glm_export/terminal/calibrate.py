@@ -49,7 +49,7 @@ SHOWN_INPUTS = 6
 @click.argument("checkpoint", type=MODEL)
 @flags(CalibrationOptions, "corpus")
 @out_option
-@flags(CalibrationOptions, "recipe", "sequence_length", "max_samples", "device")
+@flags(CalibrationOptions, "recipe", "block_size", "sequence_length", "max_samples", "device")
 @flags(WorkerOptions, panel=CLUSTER)
 @family_option
 @adapter_option

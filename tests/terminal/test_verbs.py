@@ -113,7 +113,20 @@ def test_the_module_runs_and_says_its_version() -> None:
         ("build", BuildRequest, {"export", "options"}),
         ("build", BuildOptions, set()),
         ("build", ImplicitInt8, set()),
-        ("build", ExportOptions, {"dialect", "logits", "max_length", "prefill_memory", "hidden_states", "excluded"}),
+        (
+            "build",
+            ExportOptions,
+            {
+                "dialect",
+                "logits",
+                "max_length",
+                "prefill_memory",
+                "hidden_states",
+                "excluded",
+                "block_size",
+                "head_bits",
+            },
+        ),
     ],
 )
 def test_an_option_says_what_its_field_says(name: str, record: type, left_out: set[str]) -> None:
