@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint docs mutants attack attack-guided attack-server kills lm-eval loaders rehearse-gpu lock clean
+.PHONY: demo test lint docs mutants attack attack-guided attack-server kills lm-eval loaders notebook rehearse-gpu lock clean
 
 demo: $(VENV)/.installed
 	$(BIN)/glm-export demo --out out/demo
@@ -79,6 +79,11 @@ loaders: $(VENV)/.installed-for-tests
 	$(VENV)/foundry/bin/python -m pip install --quiet foundry-local-sdk==2.2.1
 	$(BIN)/python -m pip install --quiet --no-warn-conflicts --upgrade --target $(VENV)/genai-builder 'transformers>=5.20,<6'
 	$(BIN)/python -m pytest tests/exporter/test_other_programs.py tests/exporter/test_genai_turns.py
+
+# The notebook of examples/ in Jupyter itself, apart from everything else: 120 MB.
+notebook: $(VENV)/.installed-for-tests
+	$(BIN)/python -m pip install --quiet --no-warn-conflicts --upgrade --target $(VENV)/jupyter 'nbconvert>=7.16,<8' 'ipykernel>=7,<8'
+	$(BIN)/python -m pytest tests/examples/test_notebook.py
 
 # The GPU kit on a machine without network, played on this one: 5 GB of packages, and the minutes of the budget.
 GPU_SECONDS ?= 1800

@@ -84,6 +84,8 @@ HELP = {
     "delimiter_comma": ", ",
 }
 """How ``--help`` is laid out."""
+COMPLETE = "_GLM_EXPORT_COMPLETE"
+"""The variable by which a shell asks for completions, as click names it."""
 
 
 class Verb(click.RichCommand):
@@ -227,6 +229,10 @@ def main() -> None:
     # A terminal that is not Unicode's shows what it has no character for as its number.
     sys.stdout, sys.stderr = (until_unread(stream, errors="backslashreplace") for stream in (sys.stdout, sys.stderr))
     logging.getLogger("glm_export").addHandler(saying.Remarks())
+    if COMPLETE in os.environ:
+        from glm_export.terminal.frame.completion import prepare_completion
+
+        prepare_completion()
     try:
         cli(prog_name="glm-export")
     except SystemExit as ended:

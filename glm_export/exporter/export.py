@@ -41,7 +41,7 @@ from glm_export.calibration.recipe import program_invariance
 from glm_export.calibration.smoothed_weights import SmoothedWeights
 from glm_export.checkpoints.checkpoint import Checkpoint
 from glm_export.exporter.calibration_cache import write_calibration_cache
-from glm_export.exporter.card.loaders import Subject, explicit_block
+from glm_export.exporter.card.loaders import Subject, explicit_blocks
 from glm_export.exporter.card.model_card import Described, base_model, model_card, source_license
 from glm_export.exporter.loader_files import write_loader_files
 from glm_export.exporter.options import ExportKeywords, ExportOptions, ResolvedOptions, open_ranges, resolve_options
@@ -195,12 +195,14 @@ def _card(checkpoint: Checkpoint, folder: Path, plan: ExportPlan, target: Resolv
         sizes={name: (folder / name).stat().st_size for name in (MODEL, WEIGHTS)},
         needs=written.needs,
     )
+    block, head_block = explicit_blocks(recipe)
     subject = Subject(
         config=checkpoint.config,
         signature=target.signature,
         dtype=target.dtype,
         recipe=recipe.name if recipe else None,
-        block=explicit_block(recipe),
+        block=block,
+        head_block=head_block,
     )
     return model_card(described, subject, folder)
 

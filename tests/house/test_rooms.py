@@ -37,7 +37,8 @@ VENDORS = {
     "onnx": ("graphs/", "glm_export/engines/", "glm_export/exporter/", "glm_export/proof/", "glm_export/deployment/"),
     "onnx_ir": ("graphs/", "glm_export/engines/", "glm_export/exporter/", "glm_export/proof/"),
     "onnxscript": ("graphs/",),
-    "click": (),
+    # rich-click has all of it but what answers shells.
+    "click": ("glm_export/terminal/frame/completion.py",),
     "rich_click": ("cli.py", "glm_export/terminal/"),
     "rich": ("cli.py", "glm_export/terminal/", "glm_export/progress.py"),
     "fastapi": ("glm_export/serving/",),

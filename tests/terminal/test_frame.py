@@ -122,9 +122,10 @@ def test_more_and_less_contradict_each_other() -> None:
 # -- completion --------------------------------------------------------------------------------------------------------
 
 
-def completed(words: str, place: Path) -> list[str]:
+def completed(words: str, place: Path, shell: str = "bash") -> list[str]:
     environment = os.environ | {
-        "_GLM_EXPORT_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" ")),
+        "_GLM_EXPORT_COMPLETE": f"{shell}_complete", "COMP_WORDS": words,
+        "COMP_CWORD": words.rpartition(" ")[2] if shell == "fish" else str(words.count(" ")),
         "PYTHONPATH": str(Path(__file__).parents[2]), "HF_HUB_CACHE": str(place / "hub"),
     }  # fmt: skip
     command = [sys.executable, "-m", "glm_export"]
@@ -144,6 +145,21 @@ def test_shells_complete_verbs_options_choices_and_models(demo_program: OnnxProg
     assert completed("glm-export inspect ", tmp_path) == models
     assert completed("glm-export inspect no", tmp_path) == ["dir,no"]
     assert completed("glm-export deploy tri", tmp_path) == ["plain,triton"]
+
+
+def test_a_value_joined_to_its_option_is_completed_in_its_place(tmp_path: Path) -> None:
+    """bash cuts the line at the sign and replaces what is behind it; zsh and fish replace the whole word."""
+    assert completed("glm-export export demo --dialect = tens", tmp_path) == ["plain,tensorrt"]
+    line = "glm-export export demo --dialect=tens"
+    assert completed(line, tmp_path, "zsh") == ["plain", "--dialect=tensorrt", "_"]
+    assert completed(line, tmp_path, "fish") == ["plain,--dialect=tensorrt"]
+
+
+def test_fish_takes_a_description_whole(tmp_path: Path) -> None:
+    environment = os.environ | {"_GLM_EXPORT_COMPLETE": "fish_source", "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-m", "glm_export"]
+    script = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    assert 'string split -m 1 ","' in script
 
 
 def test_what_completes_nothing_leaves_folders_to_the_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

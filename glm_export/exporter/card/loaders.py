@@ -13,6 +13,7 @@ from glm_export.calibration.recipe import Recipe
 from glm_export.spec.config import GlmConfig
 from glm_export.spec.session_entries import OF_RECIPE
 from glm_export.spec.signature import Cache, Signature
+from glm_export.spec.weight_formats import BLOCKS
 
 ONE_PROMPT = "one prompt at a time"
 
@@ -39,13 +40,18 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
-    """What a verdict depends on. ``block``: neighbours that share a scale in Q/DQ; None where a whole channel does."""
+    """What a verdict depends on.
+
+    ``block``: neighbours that share a scale in Q/DQ of the linear layers; None where a whole channel does.
+    ``head_block``: of the last product.
+    """
 
     config: GlmConfig
     signature: Signature
     dtype: str = "float32"
     recipe: str | None = None
     block: int | None = None
+    head_block: int | None = None
 
     @property
     def told(self) -> str:
@@ -60,10 +66,11 @@ class Subject:
         return {config.hidden_size, config.num_heads * config.head_dim, config.ffn_size} | of_experts
 
 
-def explicit_block(recipe: Recipe | None) -> int | None:
-    """Neighbours that share a scale in a recipe's Q/DQ, in the formats a dialect carries; None where there are none."""
-    form = recipe.layers if recipe is not None else None
-    return form.scale_block if form is not None and form.explicit else None
+def explicit_blocks(recipe: Recipe | None) -> tuple[int | None, int | None]:
+    """Neighbours that share a scale in Q/DQ, in the formats a dialect carries: of the layers, of the head."""
+    forms = (recipe.layers, recipe.head) if recipe is not None else (None, None)
+    layers, head = (form.scale_block if form is not None and form.explicit else None for form in forms)
+    return layers, head
 
 
 Judge = Callable[[Subject], Verdict]
@@ -129,6 +136,17 @@ def _transformers_js(subject: Subject) -> Verdict:
     return _yes(subject.told, ONE_PROMPT if subject.signature.own_lengths else "")
 
 
+def _cut_short(subject: Subject) -> str | None:
+    """Which block does not divide a width, and which would; None where all of them do."""
+    head, block = subject.head_block, subject.block
+    if head and subject.config.hidden_size % head:
+        return f"it cuts no block of {head} short"
+    if not block or not any(width % block for width in subject.widths):
+        return None
+    suited = [size for size in BLOCKS if not any(width % size for width in subject.widths)]
+    return f"it cuts no block of {block} short" + (f"; `--block-size {suited[-1]}` suits it" if suited else "")
+
+
 def _openvino(subject: Subject) -> Verdict:
     signature = subject.signature
     if signature.cache is Cache.STATIC:
@@ -139,17 +157,20 @@ def _openvino(subject: Subject) -> Verdict:
         return _no(lacks)
     if shared and subject.dtype == "bfloat16":
         return _no("its `GroupQueryAttention` is not for bfloat16")
-    if subject.block and any(width % subject.block for width in subject.widths):
-        return _no(f"it cuts no block of {subject.block} short")
+    if short := _cut_short(subject):
+        return _no(short)
     return _yes(ONE_PROMPT if shared else "")
 
 
 def _lm_eval(subject: Subject) -> Verdict:
     if refused := _causal(subject):
         return refused
-    if subject.told:
-        return _no("it tells ONNX Runtime nothing, and the program needs it")
-    return _yes() if subject.signature.most_logits is None else _no("it needs `--logits all`")
+    if subject.signature.most_logits is not None:
+        return _no("it needs `--logits all`")
+    if any(spec.is_cache and spec.dtype == "int8" for spec in subject.signature.inputs):
+        return _no("its keys and values are floats")
+    # It tells ONNX Runtime nothing.
+    return _yes("with ONNX Runtime 1.32 or later" if subject.told else "")
 
 
 ONNX_RUNTIME = Loader(name="ONNX Runtime", tried="onnxruntime 1.31 and 1.32; onnxruntime-node 1.30.0")
