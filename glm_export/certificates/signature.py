@@ -24,8 +24,11 @@ from glm_export.certificates.options import Signer, Trust
 from glm_export.certificates.statements import SignatureError, Subject, read_payload
 from glm_export.errors import InputError, shown
 from glm_export.model_folder import JSON_BYTES, parse_json, read_bounded
+from glm_export.progress import NullProgress, Progress
 
 PREDICATE = "https://model_signing/signature/v1.0"
+HASHED = "files, as signed"
+"""The stage in which the library hashes a folder."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,22 +137,31 @@ class _Remembering(hashing.Config):
         return self.found
 
 
-def differences(folder: Path, bundle: Bundle) -> tuple[Difference, ...]:
+def differences(folder: Path, bundle: Bundle, progress: Progress | None = None) -> tuple[Difference, ...]:
     """What of a folder is not as its signature says, whoever made that.
+
+    Args:
+        folder: without links.
+        bundle: from :func:`read_bundle`.
+        progress: shows when the files are hashed; the library tells nobody how far that is.
 
     Raises:
         SignatureError: it says so in a way that this version does not know.
     """
-    return _compared(folder, bundle, _hashing(folder, bundle))
+    how, advance = _hashing(folder, bundle), (progress or NullProgress()).task(HASHED, 1)
+    found = _compared(folder, bundle, how)
+    advance(1)
+    return found
 
 
-def authenticated(folder: Path, bundle: Bundle, trust: Trust) -> Signed:
+def authenticated(folder: Path, bundle: Bundle, trust: Trust, progress: Progress | None = None) -> Signed:
     """Hold a signature to its signer, and the folder to the signature.
 
     Args:
         folder: without links.
         bundle: from :func:`read_bundle`.
         trust: whose signature is accepted.
+        progress: as of :func:`differences`.
 
     Raises:
         InputError: what is trusted cannot be read.
@@ -157,7 +169,7 @@ def authenticated(folder: Path, bundle: Bundle, trust: Trust) -> Signed:
     """
     config, key = _verifier(bundle, trust)
     how = _hashing(folder, bundle)
-    mismatch = ""
+    mismatch, advance = "", (progress or NullProgress()).task(HASHED, 1)
     # It says on standard output what it thinks of older signatures.
     with contextlib.redirect_stdout(io.StringIO()):
         try:
@@ -167,6 +179,7 @@ def authenticated(folder: Path, bundle: Bundle, trust: Trust) -> Signed:
                 raise SignatureError(_not_by(bundle, trust, error)) from error
             mismatch = str(error)
     found = _compared(folder, bundle, how)
+    advance(1)
     if mismatch and not found:
         raise SignatureError(f"{bundle.path.name} does not fit the files: {mismatch}")
     return Signed(by=identity_of(key, bundle.certificate), key=key, differences=found)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from polygraphy.backend.base import BaseRunner
@@ -15,6 +15,7 @@ from polygraphy.logger import G_LOGGER
 
 from glm_export.artifacts.program import OnnxProgram
 from glm_export.inputs.call_layout import without_padding
+from glm_export.progress import Advance, NullProgress, Progress
 from glm_export.proof.cases import Case
 from glm_export.proof.sides.foreign import FOREIGN
 from glm_export.sessions.onnxruntime.runtime import stopping_in_one_line
@@ -87,9 +88,22 @@ def says_no_padding(program: OnnxProgram) -> bool:
 
 
 def run_both(
-    reference: Runs, program: OnnxProgram, candidate: OrtSession, cases: Sequence[Case], name: str = "pytorch"
+    reference: Runs,
+    program: OnnxProgram,
+    candidate: OrtSession,
+    cases: Sequence[Case],
+    name: str = "pytorch",
+    progress: Progress | None = None,
 ) -> RunResults:
     """Record both runs; Polygraphy calls each runner once a case.
+
+    Args:
+        reference: answers in the canonical layout.
+        program: the other side's.
+        candidate: that program, loaded.
+        cases: what both are asked.
+        name: of the reference.
+        progress: shows calls.
 
     Raises:
         ComparisonFailedError: the program stops inside; the message names the node.
@@ -101,8 +115,35 @@ def run_both(
         ReferenceRunner(reference, program, signature, name),
         OnnxrtRunner(lambda: candidate.runtime, name="onnxruntime") if _is_canonical(candidate, signature) else own,
     ]
-    with G_LOGGER.verbosity(G_LOGGER.CRITICAL), stopping_in_one_line():
-        return Comparator.run(runners, data_loader=[case.tensors for case in cases])
+    with stopping_in_one_line():
+        return run_cases(runners, cases, progress)
+
+
+def run_cases(runners: Sequence[BaseRunner], cases: Sequence[Case], progress: Progress | None = None) -> RunResults:
+    """Every runner's answers to every case, recorded by Polygraphy.
+
+    Args:
+        runners: asked one after another.
+        cases: what they are asked.
+        progress: shows calls, of all runners together.
+    """
+    advance = (progress or NullProgress()).task("cases", len(runners) * len(cases))
+    told = [_told(runner, advance) for runner in runners]
+    with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
+        return Comparator.run(told, data_loader=[case.tensors for case in cases])
+
+
+def _told(runner: BaseRunner, advance: Advance) -> BaseRunner:
+    """A runner that tells each of its calls: Polygraphy does not."""
+    infer = runner.infer
+
+    def counted(*given: Any, **named: Any) -> Any:
+        outputs = infer(*given, **named)
+        advance(1)
+        return outputs
+
+    runner.infer = counted
+    return runner
 
 
 def _is_canonical(candidate: OrtSession, signature: Signature) -> bool:
