@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import stat
 from collections.abc import Iterator, Mapping
@@ -17,6 +18,7 @@ from glm_export.errors import CheckpointError, InputError, shown
 from glm_export.model_folder import file_sha256
 from glm_export.progress import NullProgress, Progress
 
+logger = logging.getLogger(__name__)
 OF_GIT = (".git", ".gitattributes", ".github", ".gitignore")
 """What signatures of OpenSSF Model Signing leave out, and nothing that runs a model reads."""
 MOST_FILES = 100_000
@@ -101,7 +103,9 @@ def own_digests(folder: Path, kind: Kind, progress: Progress | None = None) -> d
     apart = {TOLD_BY[kind], SIGNATURE, STATEMENTS}
     files, _ = files_of(folder)
     asked = {name: path for name, path in sorted(files.items()) if name not in apart and not is_of_git(name)}
-    advance = (progress or NullProgress()).task("files", sum(path.stat().st_size for path in asked.values()))
+    total = sum(path.stat().st_size for path in asked.values())
+    logger.info("%s: %d bytes in %d files are hashed", folder, total, len(asked))
+    advance = (progress or NullProgress()).task("files", total)
     return {name: file_sha256(path, advance) for name, path in asked.items()}
 
 

@@ -10,7 +10,9 @@ weights small enough to stay in the processor's cache from step to step go below
 from __future__ import annotations
 
 import json
+import logging
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -30,6 +32,7 @@ from glm_export.progress import Advance, NullProgress, Progress
 from glm_export.spec.config import GlmConfig
 from glm_export.spec.option import merged, takes
 
+logger = logging.getLogger(__name__)
 PACKAGES = ("glm-export", "onnxruntime", "onnxruntime-gpu", "torch", "numpy")
 SAMPLED_EVERY_S = 0.02
 PRINTED_BYTES = 1 << 16
@@ -119,6 +122,7 @@ def _measured_apart(
     """
     # -P: a folder of a model's is no place to import from, though people stand in it.
     command = [sys.executable, "-P", "-m", "glm_export.performance.measure", *arguments]
+    logger.info("measured apart: %s", shlex.join(command))
     found = filter(None, (str(Path(errors.__file__).parents[1]), os.environ.get("PYTHONPATH")))
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(found)}
     # Files, because a pipe that nobody reads meanwhile holds only so much.

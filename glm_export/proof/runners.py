@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -21,7 +22,9 @@ from glm_export.proof.sides.foreign import FOREIGN
 from glm_export.sessions.onnxruntime.runtime import stopping_in_one_line
 from glm_export.sessions.onnxruntime.session import OrtSession
 from glm_export.sessions.session import Tensors
-from glm_export.spec.signature import LOGITS, Signature, decoder_signature
+from glm_export.spec.signature import INPUT_IDS, LOGITS, Signature, decoder_signature
+
+logger = logging.getLogger(__name__)
 
 
 class Runs(Protocol):
@@ -127,6 +130,9 @@ def run_cases(runners: Sequence[BaseRunner], cases: Sequence[Case], progress: Pr
         cases: what they are asked.
         progress: shows calls, of all runners together.
     """
+    logger.info("%d cases, each asked of %s", len(cases), ", ".join(runner.name for runner in runners))
+    for case in cases:
+        logger.debug("case %s: %s", case.name, " x ".join(map(str, case.tensors[INPUT_IDS].shape)))
     advance = (progress or NullProgress()).task("cases", len(runners) * len(cases))
     told = [_told(runner, advance) for runner in runners]
     with G_LOGGER.verbosity(G_LOGGER.CRITICAL):

@@ -123,8 +123,11 @@ def test_bench_tells_its_stages_and_rounds(demo_program: OnnxProgram) -> None:
     told = Recorded()
     bench(demo_program.folder, SHORT, progress=told)
     assert told.whole() == {
-        "memory's bandwidth": 1, "model loaded": 1, "rounds": 1 + SHORT.rounds, "memory's bandwidth, again": 1,
-    }  # fmt: skip
+        "memory's bandwidth": 1,
+        "model loaded": 1,
+        "rounds": 1 + SHORT.rounds,
+        "memory's bandwidth, again": 1,
+    }
 
 
 def test_bench_in_a_pipe_says_stages_as_lines(demo_program: OnnxProgram) -> None:
