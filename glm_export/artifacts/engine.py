@@ -9,7 +9,7 @@ from typing import Any
 
 from glm_export.artifacts.manifest import ENGINE_MANIFEST, read_manifest, require_undamaged
 from glm_export.artifacts.program import OnnxProgram, program_of
-from glm_export.errors import CheckpointError, InputError
+from glm_export.errors import CheckpointError, InputError, reason
 from glm_export.model_folder import file_sha256
 from glm_export.progress import Progress
 from glm_export.spec.config import GlmConfig
@@ -129,7 +129,7 @@ def load_engine(folder: Path | str) -> Engine:
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"{folder / ENGINE_MANIFEST} does not fit this version: {error!r}; build again"
+            f"{folder / ENGINE_MANIFEST} does not fit this version: {reason(error)}; build again"
         ) from error
 
 

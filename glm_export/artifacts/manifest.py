@@ -9,7 +9,7 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
-from glm_export.errors import CheckpointError
+from glm_export.errors import CheckpointError, shown
 from glm_export.model_folder import file_sha256, inside, load_json
 from glm_export.progress import NullProgress, Progress
 
@@ -53,7 +53,7 @@ def read_manifest(path: Path, verb: str) -> dict[str, Any]:
         raise CheckpointError(f"{path} should hold a JSON object with the sizes of its files; {verb} again")
     if manifest.get("format") != MANIFEST_FORMAT:
         raise CheckpointError(
-            f"{path} has format {manifest.get('format')!r}, this version reads {MANIFEST_FORMAT}; {verb} again"
+            f"{path} has format {shown(manifest.get('format'))}, this version reads {MANIFEST_FORMAT}; {verb} again"
         )
     if not isinstance(manifest.get("sizes"), dict):
         raise CheckpointError(f"{path} does not state the sizes of its files; {verb} again")

@@ -22,7 +22,7 @@ from glm_export.certificates.digests import OF_GIT, Difference, compared, files_
 from glm_export.certificates.keys import Identity, identity_of, read_certificates, read_public_key
 from glm_export.certificates.options import Signer, Trust
 from glm_export.certificates.statements import SignatureError, Subject, read_payload
-from glm_export.errors import InputError, shown
+from glm_export.errors import InputError, reason, shown
 from glm_export.model_folder import JSON_BYTES, parse_json, read_bounded
 from glm_export.progress import NullProgress, Progress
 
@@ -120,7 +120,7 @@ def read_bundle(path: Path) -> Bundle:
         if not all(isinstance(text, str) for text in texts):
             raise ValueError("a name or a digest is no text")
     except (AttributeError, IndexError, KeyError, OSError, TypeError, ValueError) as error:
-        raise SignatureError(f"{path.name} is no signature of a folder: {error!r}") from error
+        raise SignatureError(f"{path.name} is no signature of a folder: {reason(error)}") from error
     return bundle
 
 
@@ -226,7 +226,7 @@ def _hashing(folder: Path, bundle: Bundle) -> _Remembering:
         else:
             raise ValueError(said["method"])
     except (KeyError, TypeError, ValueError) as error:
-        raise SignatureError(f"{bundle.path.name} hashes in a way that is not known: {error!r}") from error
+        raise SignatureError(f"{bundle.path.name} hashes in a way that is not known: {reason(error)}") from error
     beside = [name for name in (SIGNATURE, STATEMENTS) if name not in bundle.covered]
     if bundle.path.resolve().parent == folder:
         beside.append(bundle.path.name)

@@ -83,7 +83,7 @@ def test_calibrate_says_what_it_goes_on_from(tmp_path: Path, monkeypatch: pytest
     def stopped(*given: object) -> object:
         if given[2] == 2:
             raise KeyboardInterrupt
-        return through(*given)  # type: ignore[arg-type]
+        return through(*given)
 
     monkeypatch.setattr(walk, "_through_layer", stopped)
     first = run(*words)

@@ -48,7 +48,7 @@ def require_providers(asked: Sequence[str]) -> list[str]:
         EnvironmentMissingError: this build of ONNX Runtime has not all of them.
     """
     if isinstance(asked, str) or not asked:
-        raise InputError(f"providers are a list of names such as {[CPU]}, found {shown(asked)}")
+        raise InputError(f"providers are a list of names such as {CPU!r}, found {shown(asked)}")
     known = onnxruntime.get_available_providers()
     missing = [name for name in asked if name not in known]
     if missing:
