@@ -162,16 +162,7 @@ def export(
     checkpoint.audit()
     initial = checkpoint.initial_cache
     plan = plan_export(checkpoint, out, target.dtype, target.quantization, target.dialect.can)
-    logger.info(
-        "%s: %d parameters to %s in %s, %d bytes to write, about %d of memory; recipe %s",
-        out,
-        plan.parameters,
-        target.dialect.name,
-        target.dtype,
-        plan.output_bytes,
-        plan.memory_bytes,
-        target.recipe.name if target.recipe is not None else "none",
-    )
+    _log_plan(out, plan, target)
     with whole_folder(out, force=force) as folder:
         # First: converting a tokenizer takes memory that tracing takes again.
         recipe = target.recipe.name if target.recipe is not None else None
@@ -189,6 +180,19 @@ def export(
         (folder / CARD).write_text(text, encoding="utf-8")
         write_json(folder / MANIFEST, _manifest(checkpoint, folder, plan, target, written, ranges))
     return load_program(given)
+
+
+def _log_plan(out: Path, plan: ExportPlan, target: ResolvedOptions) -> None:
+    logger.info(
+        "%s: %d parameters to %s in %s, %d bytes to write, about %d of memory; recipe %s",
+        out,
+        plan.parameters,
+        target.dialect.name,
+        target.dtype,
+        plan.output_bytes,
+        plan.memory_bytes,
+        target.recipe.name if target.recipe is not None else "none",
+    )
 
 
 def _card(checkpoint: Checkpoint, folder: Path, plan: ExportPlan, target: ResolvedOptions, written: _Written) -> str:

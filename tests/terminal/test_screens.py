@@ -7,8 +7,10 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from io import StringIO
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from click.testing import CliRunner, Result
@@ -20,6 +22,7 @@ from glm_export.artifacts.program import OnnxProgram
 from glm_export.cli import PANELS, VERBS, cli
 from glm_export.store import opening
 from glm_export.store.cache import CACHE_VARIABLE
+from glm_export.terminal.console import ERRORS, MESSAGES, RESULTS
 from glm_export.terminal.frame.tables import Column, columns, counted, show_table
 from tests.helpers.folder_server import files_of, serving_folder
 from tests.helpers.golden_data import Golden
@@ -43,7 +46,11 @@ ELSEWHERE = {
 def run(width: int, *arguments: object, stdin: str | None = None) -> Result:
     environment = {"COLUMNS": str(width), "NO_COLOR": "1", "TERMINAL_WIDTH": str(width)}
     words = [str(word) for word in arguments]
-    return CliRunner(env=environment).invoke(cli, words, input=stdin, catch_exceptions=False)
+    with ExitStack() as stack:
+        # Rich asks the environment when a console is made, which another test may have been the first to do.
+        for each in (RESULTS, MESSAGES, ERRORS):
+            stack.enter_context(patch.object(each, "_width", width))
+        return CliRunner(env=environment).invoke(cli, words, input=stdin, catch_exceptions=False)
 
 
 @pytest.fixture

@@ -151,9 +151,9 @@ def test_nothing_is_told_while_a_clock_runs(demo_program: OnnxProgram, monkeypat
     measure(str(demo_program.folder), SHORT)
     said = [index for index, event in enumerate(events) if event != "clock"]
     assert [events[index] for index in said] == ["loaded", *["round"] * (1 + SHORT.rounds)]
-    # Loading has a begin and an end; a prompt besides where its logits are there; a step both.
+    # Loading: begin, end, and the session's own within. A prompt: also where its logits are there. A step: begin, end.
     lengths = [after - before - 1 for before, after in zip([-1, *said], [*said, len(events)], strict=True)]
-    assert lengths == [2, *[3 + 2 * SHORT.new_tokens] * (1 + SHORT.rounds), 0]
+    assert lengths == [4, *[3 + 2 * SHORT.new_tokens] * (1 + SHORT.rounds), 0]
 
 
 def test_lines_are_read_whole_and_by_nobody_elses_place(tmp_path: Path) -> None:
