@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
+from pathlib import PurePath
 from typing import Any
 
 MESSAGE_CHARACTERS = 600
 """Of a message, behind which its middle is left out: it begins with what is wrong and ends with what to do."""
 SHOWN_CHARACTERS = 80
 """Of a value that a message quotes."""
+SEVERAL: dict[type, str] = {list: "list", tuple: "list", set: "set", frozenset: "set"}
+DEEPEST = 8
+"""Lists in lists that are written in words."""
 
 
 def one_line(text: str) -> str:
@@ -27,11 +33,45 @@ def cut(text: str, most: int) -> str:
 
 
 def shown(value: Any, most: int = SHOWN_CHARACTERS) -> str:
-    """What an input holds, for a message: as Python writes it, on one line, cut where it is long."""
+    """What an input holds, for a message: in words, on one line, cut where it is long.
+
+    Texts stand in quotes, objects are written as JSON, and None is nothing: ``a list of 'a', 2``.
+    """
     if isinstance(value, str) and len(value) > most:
         # What is left out need not be written first.
         value = value[:most] + value[-most:]
-    return cut(one_line(repr(value)), most)
+    return cut(one_line(_worded(value)), most)
+
+
+def listed(values: Iterable[Any], most: int = SHOWN_CHARACTERS) -> str:
+    """Several things, each as :func:`shown` has it: ``'a', 2``; ``none`` where there are none."""
+    return cut(one_line(", ".join(map(_worded, values))), most) or "none"
+
+
+def reason(error: BaseException) -> str:
+    """Why what others wrote does not fit, for a message: a key that is missing by its name, else the error's words."""
+    if isinstance(error, KeyError):
+        return f"it has no {listed(error.args)}"
+    return one_line(str(error)) or type(error).__name__
+
+
+def _worded(value: Any, depth: int = 0) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "nothing", True: "true", False: "false"}[value]
+    if isinstance(value, PurePath):
+        return repr(str(value))
+    if isinstance(value, dict):
+        try:
+            return json.dumps(value, ensure_ascii=False)
+        except (TypeError, ValueError, RecursionError):
+            return repr(value)
+    if type(value) not in SEVERAL or depth == DEEPEST:
+        return repr(value)
+    each = [_worded(one, depth + 1) for one in value]
+    inner = ", ".join(sorted(each) if isinstance(value, frozenset | set) else each)
+    if depth:
+        return f"[{inner}]"
+    return f"a {SEVERAL[type(value)]} of {inner}" if each else f"an empty {SEVERAL[type(value)]}"
 
 
 def message(text: str) -> str:

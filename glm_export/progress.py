@@ -142,9 +142,14 @@ class Cell(_Stages):
 
 
 class Bars:
-    """A bar for each task, with what is left at the pace so far: for terminals."""
+    """A bar for each task, with what is left at the pace so far: for terminals.
 
-    def __init__(self, console: Console) -> None:
+    Args:
+        console: the terminal's.
+        still: draw when something changes and at no other time, so that nothing runs beside what is measured.
+    """
+
+    def __init__(self, console: Console, *, still: bool = False) -> None:
         from rich.progress import BarColumn, Progress as RichProgress, TaskProgressColumn, TextColumn
 
         self.bars = RichProgress(
@@ -154,22 +159,31 @@ class Bars:
             _time_column(),
             console=console,
             transient=True,
+            auto_refresh=not still,
         )
+        self._still = still
 
     def task(self, name: str, total: int) -> Advance:
         """Add a bar."""
         identifier = self.bars.add_task(name, total=total)
-        return lambda count: self.bars.advance(identifier, count)
+
+        def advance(count: int) -> None:
+            self.bars.advance(identifier, count)
+            if self._still:
+                self.bars.refresh()
+
+        return advance
 
 
 @contextmanager
-def shown(console: Console | None = None) -> Iterator[Progress]:
+def shown(console: Console | None = None, *, still: bool = False) -> Iterator[Progress]:
     """Progress where this process can show it: a notebook's cell, bars in a terminal, else lines on standard error.
 
     ``with shown() as progress: export("demo", "out", progress=progress)``
 
     Args:
         console: the terminal's; one of standard error if left out.
+        still: bars are drawn when something changes, and at no other time.
     """
     display = _notebook()
     if display is not None:
@@ -185,7 +199,7 @@ def shown(console: Console | None = None) -> Iterator[Progress]:
     if not console.is_terminal or console.is_dumb_terminal:
         yield Lines()
         return
-    made = Bars(console)
+    made = Bars(console, still=still)
     with made.bars:
         yield made
 

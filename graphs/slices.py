@@ -223,7 +223,8 @@ class _Cutter:
         begins = max((self.producer[name_] for name_ in given), default=-1)
         strays = [self.graph.node[i].name for i in sorted(by_value & self.stream) if i < begins]
         if strays:
-            raise UncutError(f"{name} should read the stream at {sorted(given)} alone, and reads {strays[0]} as well")
+            only = ", ".join(map(str, sorted(given)))
+            raise UncutError(f"{name} should read the stream at {only} alone, and reads {strays[0]} as well")
         return Slice(
             name=name,
             layer=layer,

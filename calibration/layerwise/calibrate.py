@@ -7,6 +7,7 @@ stopped and ends in the same bits: each layer reads what the one before it wrote
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,8 @@ from glm_export.errors import InputError
 from glm_export.modeling import Decoder
 from glm_export.progress import Advance, NullProgress, Progress
 from glm_export.spec.config import GlmConfig
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +119,7 @@ def calibrate(
     layers = checkpoint.config.num_layers
     advance = (progress or NullProgress()).task("layers", (layers + 1) * corpus.tokens)
     out.parent.mkdir(parents=True, exist_ok=True)
+    logger.info("%d rows, %d tokens, through %d layers on %s", len(corpus.samples), corpus.tokens, layers, device)
     with alone(out), torch.inference_mode():
         resume_or_start(run.work, identity)
         _pass_through(run, advance)

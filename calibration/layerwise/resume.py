@@ -44,7 +44,10 @@ def resume_or_start(work: Path, identity: Mapping[str, Any]) -> None:
                 f"{work} holds {others[0]}, which no calibration wrote; move it away, or give another --out"
             )
         if _fits(work, identity):
+            done = sum(path.name.startswith("layer-") and path.suffix == ".safetensors" for path in work.iterdir())
+            logger.info("%s: gone on from, %d layers are done", work, done)
             return
+        logger.info("%s: another run's, or damaged; begun anew", work)
         shutil.rmtree(work)
     work.mkdir(parents=True)
     partial = work / "state.partial"

@@ -9,8 +9,9 @@ from typing import Any
 
 from glm_export.artifacts.manifest import ENGINE_MANIFEST, read_manifest, require_undamaged
 from glm_export.artifacts.program import OnnxProgram, program_of
-from glm_export.errors import CheckpointError, InputError
+from glm_export.errors import CheckpointError, InputError, reason
 from glm_export.model_folder import file_sha256
+from glm_export.progress import Progress
 from glm_export.spec.config import GlmConfig
 from glm_export.spec.optimization_profile import Limits, OptimizationProfile, Shape
 from glm_export.spec.summary import Summarized
@@ -82,14 +83,17 @@ class Engine(Summarized):
         """The serialized engine."""
         return self.folder / PLAN
 
-    def require_undamaged(self) -> None:
+    def require_undamaged(self, progress: Progress | None = None) -> None:
         """Hash every file, the plan as well.
+
+        Args:
+            progress: shows bytes read.
 
         Raises:
             CheckpointError: one is not what was written.
         """
         if "sha256" in self.manifest:
-            require_undamaged(self.folder / ENGINE_MANIFEST, self.manifest, "build")
+            require_undamaged(self.folder / ENGINE_MANIFEST, self.manifest, "build", progress)
         elif file_sha256(self.plan_path) != self.manifest["plan_sha256"]:  # written by an earlier version
             raise CheckpointError(
                 f"{self.plan_path} is damaged: its sha256 is not the one it was written with; build again"
@@ -125,7 +129,7 @@ def load_engine(folder: Path | str) -> Engine:
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"{folder / ENGINE_MANIFEST} does not fit this version: {error!r}; build again"
+            f"{folder / ENGINE_MANIFEST} does not fit this version: {reason(error)}; build again"
         ) from error
 
 

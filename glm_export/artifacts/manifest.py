@@ -9,8 +9,9 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
-from glm_export.errors import CheckpointError
+from glm_export.errors import CheckpointError, shown
 from glm_export.model_folder import file_sha256, inside, load_json
+from glm_export.progress import NullProgress, Progress
 
 MANIFEST = "manifest.json"
 ENGINE_MANIFEST = "engine.json"
@@ -52,7 +53,7 @@ def read_manifest(path: Path, verb: str) -> dict[str, Any]:
         raise CheckpointError(f"{path} should hold a JSON object with the sizes of its files; {verb} again")
     if manifest.get("format") != MANIFEST_FORMAT:
         raise CheckpointError(
-            f"{path} has format {manifest.get('format')!r}, this version reads {MANIFEST_FORMAT}; {verb} again"
+            f"{path} has format {shown(manifest.get('format'))}, this version reads {MANIFEST_FORMAT}; {verb} again"
         )
     if not isinstance(manifest.get("sizes"), dict):
         raise CheckpointError(f"{path} does not state the sizes of its files; {verb} again")
@@ -81,20 +82,21 @@ def require_recorded(path: Path, manifest: Mapping[str, Any], verb: str) -> None
     _require_hashes(path, manifest, verb, lambda size: size <= QUICK_BYTES)
 
 
-def require_undamaged(path: Path, manifest: Mapping[str, Any], verb: str) -> None:
+def require_undamaged(path: Path, manifest: Mapping[str, Any], verb: str, progress: Progress | None = None) -> None:
     """Hash every file of a folder of ours, weights and plans as well; reads all of it.
 
     Args:
         path: the manifest.
         manifest: what :func:`read_manifest` read of it.
         verb: what to do again where something is amiss.
+        progress: shows bytes read, as a task that is called as the folder.
 
     Raises:
         CheckpointError: a file is not what was written; or nothing says what was, as before there were hashes.
     """
     if "sha256" not in manifest:
         raise CheckpointError(f"{path} has no hashes of the folder's files, as older versions wrote it; {verb} again")
-    _require_hashes(path, manifest, verb, lambda _: True)
+    _require_hashes(path, manifest, verb, lambda _: True, progress)
 
 
 def _to_be_as_recorded(manifest: Mapping[str, Any]) -> list[tuple[str, int]]:
@@ -102,12 +104,20 @@ def _to_be_as_recorded(manifest: Mapping[str, Any]) -> list[tuple[str, int]]:
     return [(name, size) for name, size in manifest["sizes"].items() if name != CARD]
 
 
-def _require_hashes(path: Path, manifest: Mapping[str, Any], verb: str, asked: Callable[[int], bool]) -> None:
+def _require_hashes(
+    path: Path,
+    manifest: Mapping[str, Any],
+    verb: str,
+    asked: Callable[[int], bool],
+    progress: Progress | None = None,
+) -> None:
     hashes = manifest.get("sha256", {})
     if not isinstance(hashes, dict):
         raise CheckpointError(f"{path} should map names to hashes under sha256; {verb} again")
-    for name, size in _to_be_as_recorded(manifest):
-        if name in hashes and asked(size) and file_sha256(path.parent / name) != hashes[name]:
+    hashed = {name: size for name, size in _to_be_as_recorded(manifest) if name in hashes and asked(size)}
+    advance = (progress or NullProgress()).task(path.parent.name, sum(hashed.values()))
+    for name in hashed:
+        if file_sha256(path.parent / name, advance) != hashes[name]:
             raise CheckpointError(
                 f"{path.parent / name} is damaged or was changed: its sha256 is not the one in {path.name}; {verb} "
                 "again"

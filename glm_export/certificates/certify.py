@@ -18,6 +18,7 @@ from glm_export.certificates.extra import require_sign_extra
 from glm_export.certificates.options import Signer
 from glm_export.errors import CheckpointError, ComparisonFailedError, InputError
 from glm_export.model_folder import file_sha256, load_json
+from glm_export.progress import NullProgress, Progress
 from glm_export.proof.options import CheckOptions
 from glm_export.store.address import is_url
 
@@ -52,6 +53,7 @@ def certify(
     family: str | None = None,
     reference_dtype: str = "float32",
     force: bool = False,
+    progress: Progress | None = None,
 ) -> Certified:
     """Check an exported folder or an engine, and write what was proven into its manifest; with a signer, sign it.
 
@@ -65,6 +67,7 @@ def certify(
         family: of the checkpoint, where config.json leaves it open.
         reference_dtype: of the reference.
         force: replace a signature that is there.
+        progress: shows the check, and files as they are hashed and signed.
 
     Raises:
         ComparisonFailedError: the check fails.
@@ -83,12 +86,17 @@ def certify(
         raise InputError("a proof is written into the folder: fetch it, copy it, certify the copy and upload that")
     loaded = api.open_exported(program) if isinstance(program, str | Path) else program
     _require_certifiable(loaded.folder.resolve(), force=force)
-    report = checked(loaded, against, family, reference_dtype)
-    return certify_checked(loaded, report, signer=signer, reference_dtype=reference_dtype)
+    report = checked(loaded, against, family, reference_dtype, progress)
+    return certify_checked(loaded, report, signer=signer, reference_dtype=reference_dtype, progress=progress)
 
 
 def certify_checked(
-    loaded: OnnxProgram | Engine, report: CheckReport, *, signer: Signer | None, reference_dtype: str = "float32"
+    loaded: OnnxProgram | Engine,
+    report: CheckReport,
+    *,
+    signer: Signer | None,
+    reference_dtype: str = "float32",
+    progress: Progress | None = None,
 ) -> Certified:
     """As :func:`certify`, of a folder that was checked a moment ago; a signature that is there is replaced.
 
@@ -97,12 +105,13 @@ def certify_checked(
         report: of its check.
         signer: whose key signs.
         reference_dtype: of the check's reference.
+        progress: shows files as they are hashed and signed.
     """
     folder, kind = loaded.folder.resolve(), Kind.ENGINE if isinstance(loaded, Engine) else Kind.PROGRAM
     if kind is Kind.ENGINE and report.passed:
         # Of this machine's GPU; an engine makes them anew wherever it runs.
         (folder / KERNELS).unlink(missing_ok=True)
-    own = _undamaged(loaded, folder, kind)
+    own = _undamaged(loaded, folder, kind, progress)
     # The card is its folder's owner's: certified as it lies there.
     written = {name: digest for name, digest in loaded.manifest["sha256"].items() if name != CARD}
     beside = {name: digest for name, digest in own.items() if name not in written}
@@ -113,18 +122,27 @@ def certify_checked(
         raise ComparisonFailedError(
             f"{folder} is not certified, and nothing was written: {failed} failed; 'glm-export check' shows all of it"
         )
+    # Its library hashes every file anew, and tells nobody how far it is.
+    shown = progress if progress is not None and signer is not None else NullProgress()
+    advance = shown.task("signature", 1)
     by = _written(folder, TOLD_BY[kind], proof, own, signer)
+    advance(1)
     return Certified(folder=loaded.folder, proof=proof, by=by)
 
 
 def checked(
-    loaded: OnnxProgram | Engine, against: str | Path | Checkpoint, family: str | None, reference_dtype: str
+    loaded: OnnxProgram | Engine,
+    against: str | Path | Checkpoint,
+    family: str | None,
+    reference_dtype: str,
+    progress: Progress | None = None,
 ) -> CheckReport:
     """Run the check; kernels that TensorRT-RTX compiles meanwhile for this machine do not stay in the folder."""
     kernels = loaded.folder / KERNELS
     there = kernels.exists()
     try:
-        return api.check(loaded, against, CheckOptions(reference_dtype=reference_dtype), family=family)
+        options = CheckOptions(reference_dtype=reference_dtype)
+        return api.check(loaded, against, options, family=family, progress=progress)
     finally:
         if not there:
             kernels.unlink(missing_ok=True)
@@ -139,9 +157,9 @@ def _require_certifiable(folder: Path, *, force: bool) -> None:
         raise InputError(f"{folder} holds {' and '.join(there)} already; give --force to certify it anew")
 
 
-def _undamaged(loaded: OnnxProgram | Engine, folder: Path, kind: Kind) -> dict[str, str]:
+def _undamaged(loaded: OnnxProgram | Engine, folder: Path, kind: Kind, progress: Progress | None) -> dict[str, str]:
     """Digests of all files, once those that were recorded are as recorded."""
-    recorded, own = recorded_digests(loaded.manifest, None), own_digests(folder, kind)
+    recorded, own = recorded_digests(loaded.manifest, None), own_digests(folder, kind, progress)
     different = [one for one in compared(recorded, own) if one.name in recorded and one.name != CARD]
     if different:
         raise CheckpointError(f"{folder} is not as it was written: {different[0]}; export (or build) again")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from glm_export.artifacts.manifest import RECORDED_PACKAGES, SIGNED_IN
 from glm_export.engines import vendor
-from glm_export.errors import CheckpointError, shown
+from glm_export.errors import CheckpointError, reason, shown
 from glm_export.spec.batch_invariance import BatchInvariance
 from glm_export.spec.signature import OUTPUT_KINDS, output_kind
 
@@ -89,7 +89,9 @@ class Proof:
                 **values | {"result": Result(values["result"]), "claims": claims, SIGNED_IN: tuple(values[SIGNED_IN])}
             )
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"the manifest's proof is none: {error!r}; run 'glm-export certify' again") from error
+            raise CheckpointError(
+                f"the manifest's proof is none: {reason(error)}; run 'glm-export certify' again"
+            ) from error
         _require_plain(proof)
         return proof
 

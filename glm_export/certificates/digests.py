@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import stat
 from collections.abc import Iterator, Mapping
@@ -15,7 +16,9 @@ from glm_export.artifacts.manifest import CARD, SIGNATURE, STATEMENTS
 from glm_export.artifacts.open import TOLD_BY, Kind
 from glm_export.errors import CheckpointError, InputError, shown
 from glm_export.model_folder import file_sha256
+from glm_export.progress import NullProgress, Progress
 
+logger = logging.getLogger(__name__)
 OF_GIT = (".git", ".gitattributes", ".github", ".gitignore")
 """What signatures of OpenSSF Model Signing leave out, and nothing that runs a model reads."""
 MOST_FILES = 100_000
@@ -89,18 +92,21 @@ def compared(recorded: Mapping[str, str], found: Mapping[str, str]) -> list[Diff
     return sorted(ways, key=lambda difference: difference.name)
 
 
-def own_digests(folder: Path, kind: Kind) -> dict[str, str]:
+def own_digests(folder: Path, kind: Kind, progress: Progress | None = None) -> dict[str, str]:
     """sha256 of the folder's files by name, without the manifest, the signature, the statements and git's own.
 
     Args:
         folder: without links; see :func:`files_of`.
         kind: says which file is the manifest.
+        progress: shows bytes read.
     """
     apart = {TOLD_BY[kind], SIGNATURE, STATEMENTS}
     files, _ = files_of(folder)
-    return {
-        name: file_sha256(path) for name, path in sorted(files.items()) if name not in apart and not is_of_git(name)
-    }
+    asked = {name: path for name, path in sorted(files.items()) if name not in apart and not is_of_git(name)}
+    total = sum(path.stat().st_size for path in asked.values())
+    logger.info("%s: %d bytes in %d files are hashed", folder, total, len(asked))
+    advance = (progress or NullProgress()).task("files", total)
+    return {name: file_sha256(path, advance) for name, path in asked.items()}
 
 
 def recorded_digests(manifest: Mapping[str, Any], beside: Mapping[str, str] | None) -> dict[str, str]:

@@ -22,10 +22,13 @@ from glm_export.certificates.digests import OF_GIT, Difference, compared, files_
 from glm_export.certificates.keys import Identity, identity_of, read_certificates, read_public_key
 from glm_export.certificates.options import Signer, Trust
 from glm_export.certificates.statements import SignatureError, Subject, read_payload
-from glm_export.errors import InputError, shown
+from glm_export.errors import InputError, reason, shown
 from glm_export.model_folder import JSON_BYTES, parse_json, read_bounded
+from glm_export.progress import NullProgress, Progress
 
 PREDICATE = "https://model_signing/signature/v1.0"
+HASHED = "files, as signed"
+"""The stage in which the library hashes a folder."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +120,7 @@ def read_bundle(path: Path) -> Bundle:
         if not all(isinstance(text, str) for text in texts):
             raise ValueError("a name or a digest is no text")
     except (AttributeError, IndexError, KeyError, OSError, TypeError, ValueError) as error:
-        raise SignatureError(f"{path.name} is no signature of a folder: {error!r}") from error
+        raise SignatureError(f"{path.name} is no signature of a folder: {reason(error)}") from error
     return bundle
 
 
@@ -134,22 +137,31 @@ class _Remembering(hashing.Config):
         return self.found
 
 
-def differences(folder: Path, bundle: Bundle) -> tuple[Difference, ...]:
+def differences(folder: Path, bundle: Bundle, progress: Progress | None = None) -> tuple[Difference, ...]:
     """What of a folder is not as its signature says, whoever made that.
+
+    Args:
+        folder: without links.
+        bundle: from :func:`read_bundle`.
+        progress: shows when the files are hashed; the library tells nobody how far that is.
 
     Raises:
         SignatureError: it says so in a way that this version does not know.
     """
-    return _compared(folder, bundle, _hashing(folder, bundle))
+    how, advance = _hashing(folder, bundle), (progress or NullProgress()).task(HASHED, 1)
+    found = _compared(folder, bundle, how)
+    advance(1)
+    return found
 
 
-def authenticated(folder: Path, bundle: Bundle, trust: Trust) -> Signed:
+def authenticated(folder: Path, bundle: Bundle, trust: Trust, progress: Progress | None = None) -> Signed:
     """Hold a signature to its signer, and the folder to the signature.
 
     Args:
         folder: without links.
         bundle: from :func:`read_bundle`.
         trust: whose signature is accepted.
+        progress: as of :func:`differences`.
 
     Raises:
         InputError: what is trusted cannot be read.
@@ -157,7 +169,7 @@ def authenticated(folder: Path, bundle: Bundle, trust: Trust) -> Signed:
     """
     config, key = _verifier(bundle, trust)
     how = _hashing(folder, bundle)
-    mismatch = ""
+    mismatch, advance = "", (progress or NullProgress()).task(HASHED, 1)
     # It says on standard output what it thinks of older signatures.
     with contextlib.redirect_stdout(io.StringIO()):
         try:
@@ -167,6 +179,7 @@ def authenticated(folder: Path, bundle: Bundle, trust: Trust) -> Signed:
                 raise SignatureError(_not_by(bundle, trust, error)) from error
             mismatch = str(error)
     found = _compared(folder, bundle, how)
+    advance(1)
     if mismatch and not found:
         raise SignatureError(f"{bundle.path.name} does not fit the files: {mismatch}")
     return Signed(by=identity_of(key, bundle.certificate), key=key, differences=found)
@@ -213,7 +226,7 @@ def _hashing(folder: Path, bundle: Bundle) -> _Remembering:
         else:
             raise ValueError(said["method"])
     except (KeyError, TypeError, ValueError) as error:
-        raise SignatureError(f"{bundle.path.name} hashes in a way that is not known: {error!r}") from error
+        raise SignatureError(f"{bundle.path.name} hashes in a way that is not known: {reason(error)}") from error
     beside = [name for name in (SIGNATURE, STATEMENTS) if name not in bundle.covered]
     if bundle.path.resolve().parent == folder:
         beside.append(bundle.path.name)

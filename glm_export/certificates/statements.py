@@ -18,7 +18,7 @@ from securesystemslib.dsse import Envelope
 from securesystemslib.signer import CryptoSigner, SSlibKey
 
 from glm_export.certificates.predicates import PROVENANCE, TEST_RESULT
-from glm_export.errors import CheckpointError, shown
+from glm_export.errors import CheckpointError, listed, reason, shown
 from glm_export.model_folder import JSON_BYTES, parse_json, read_bounded
 
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
@@ -97,7 +97,7 @@ def _stated(line: str, place: str, key: EllipticCurvePublicKey) -> Stated:
     try:
         envelope = Envelope.from_dict(parse_json(line))
     except Exception as error:  # what others' bytes bring about in the library has no common base
-        raise SignatureError(f"{place} is no signed envelope: {error!r}") from error
+        raise SignatureError(f"{place} is no signed envelope: {reason(error)}") from error
     try:
         envelope.verify([SSlibKey.from_crypto(key)], 1)
     except Exception as error:
@@ -131,7 +131,7 @@ def read_payload(payload: bytes, place: str) -> Stated:
         if not isinstance(stated.predicate, dict):
             raise ValueError("its predicate is no object")  # noqa: TRY004 - of the value
     except (KeyError, TypeError, ValueError) as error:
-        raise SignatureError(f"{place} is no statement of in-toto about one subject: {error!r}") from error
+        raise SignatureError(f"{place} is no statement of in-toto about one subject: {reason(error)}") from error
     return stated
 
 
@@ -150,7 +150,7 @@ def require_about(stated: Sequence[Stated], subject: Subject, manifest_digest: s
     """
     kinds = sorted(one.kind for one in stated)
     if kinds != sorted((TEST_RESULT, PROVENANCE)):
-        raise SignatureError(f"{name} should state a test result and a provenance, found {shown(kinds)}")
+        raise SignatureError(f"{name} should state a test result and a provenance, found {listed(kinds)}")
     for one in stated:
         if one.subject.sha256 != subject.sha256:
             raise SignatureError(

@@ -25,6 +25,7 @@ from glm_export.certificates.extra import require_sign_extra
 from glm_export.certificates.options import Trust
 from glm_export.errors import GlmExportError, InputError
 from glm_export.model_folder import file_sha256, read_json
+from glm_export.progress import NullProgress, Progress
 
 if TYPE_CHECKING:  # these need the extra, or torch
     from glm_export.certificates.signature import Bundle, Signed
@@ -84,6 +85,7 @@ def verify(
     signature: Path | None = None,
     against: str | Path | Checkpoint | None = None,
     family: str | None = None,
+    progress: Progress | None = None,
 ) -> Verification:
     """See whether a folder is still the one that was proven, and who signed it; nothing is followed out of it.
 
@@ -95,12 +97,14 @@ def verify(
         signature: where it lies elsewhere than in the folder.
         against: run the check again, with this checkpoint.
         family: of that, where config.json leaves it open.
+        progress: shows files as they are hashed, and the check.
 
     Raises:
         InputError: there is no such folder, nothing that could be verified, or a key or certificate cannot be read.
         EnvironmentMissingError: the folder is signed, and the extra ``sign`` is missing.
     """
-    given = located(folder)
+    progress = progress or NullProgress()
+    given = located(folder, progress)
     folder = given.resolve()
     if not folder.is_dir():
         raise InputError(f"{given} is no folder; give one that 'glm-export certify' signed")
@@ -115,17 +119,19 @@ def verify(
     if signature is not None and not path.is_file():
         raise InputError(f"{path} is no file; give the signature ({SIGNATURE} in the folder, if left out)")
     if path.is_file():
-        _verify_signed(found, folder, kind, path, trust)
+        _verify_signed(found, folder, kind, path, trust, progress)
     elif kind is None:
         raise InputError(f"{given} holds no {SIGNATURE} and no manifest of ours: nothing says what it should be")
     else:
-        _verify_recorded(found, folder, kind, signed_expected=trust is not None)
+        _verify_recorded(found, folder, kind, progress, signed_expected=trust is not None)
     if against is not None and not found.differences and not found.problems:
-        _check_again(found, folder, against, family)
+        _check_again(found, folder, against, family, progress)
     return found
 
 
-def _verify_recorded(found: Verification, folder: Path, kind: Kind, *, signed_expected: bool) -> None:
+def _verify_recorded(
+    found: Verification, folder: Path, kind: Kind, progress: Progress, *, signed_expected: bool
+) -> None:
     """An unsigned folder, by what its own manifest says."""
     if signed_expected:
         found.problems.append(f"it is not signed: it holds no {SIGNATURE}")
@@ -138,7 +144,7 @@ def _verify_recorded(found: Verification, folder: Path, kind: Kind, *, signed_ex
     except GlmExportError as error:
         found.problems.append(str(error))
         return
-    own = own_digests(folder, kind)
+    own = own_digests(folder, kind, progress)
     found.differences = tuple(compared(recorded, own))
     if found.proof is None:
         found.problems.append("nothing is recorded as proven of it; 'glm-export certify' proves it")
@@ -159,7 +165,9 @@ def _require_proven(found: Verification, proof: Proof, recorded: Mapping[str, st
         found.problems.append("the manifest's hashes are not those of the files that were proven")
 
 
-def _verify_signed(found: Verification, folder: Path, kind: Kind | None, path: Path, trust: Trust | None) -> None:
+def _verify_signed(
+    found: Verification, folder: Path, kind: Kind | None, path: Path, trust: Trust | None, progress: Progress
+) -> None:
     require_sign_extra()
     from glm_export.certificates import signature
     from glm_export.certificates.statements import SignatureError
@@ -168,12 +176,12 @@ def _verify_signed(found: Verification, folder: Path, kind: Kind | None, path: P
         bundle = signature.read_bundle(path)
         found.signed_by = bundle.claimed()
         if trust is None:
-            found.differences = signature.differences(folder, bundle)
+            found.differences = signature.differences(folder, bundle, progress)
             what = "--key PUBLIC.pem" if bundle.certificate is None else "--certificate-chain ROOT.pem"
             found.needed = f"{path.name} says it is by {found.signed_by}; give {what} to see whether it is"
             signed = None
         else:
-            signed = signature.authenticated(folder, bundle, trust)
+            signed = signature.authenticated(folder, bundle, trust, progress)
             found.signed_by, found.valid_until, found.verified = str(signed.by), signed.by.valid_until, True
             found.differences = signed.differences
     except SignatureError as error:
@@ -225,9 +233,11 @@ def _proof_in(manifest: Mapping[str, Any]) -> Proof | None:
     return Proof.from_json(manifest[PROOF]) if PROOF in manifest else None
 
 
-def _check_again(found: Verification, folder: Path, against: str | Path | Checkpoint, family: str | None) -> None:
+def _check_again(
+    found: Verification, folder: Path, against: str | Path | Checkpoint, family: str | None, progress: Progress
+) -> None:
     dtype = found.proof.reference_dtype if found.proof is not None else "float32"
-    claims = tuple(claims_of(checked(api.open_exported(folder), against, family, dtype)))
+    claims = tuple(claims_of(checked(api.open_exported(folder), against, family, dtype, progress)))
     found.again = result_of(claims)
     if found.again is Result.FAILED:
         failed = ", ".join(claim.name for claim in claims if claim.result is Result.FAILED)

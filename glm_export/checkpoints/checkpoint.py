@@ -7,6 +7,7 @@ of the folder.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +35,8 @@ from glm_export.spec.config import GlmConfig
 from glm_export.spec.summary import Summarized
 from glm_export.spec.weight_map import WeightMap, WeightRule
 from glm_export.tokenizers import Tokenizer, has_tokenizer, load_tokenizer
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True, kw_only=True, repr=False)
@@ -275,7 +278,7 @@ def open_checkpoint(
         prefix, settled, told = added.prefix, added.config, added.notes
     beside_it = [path for adapter in opened for path in adapter.files]
     beside_it += prefix.files if beside is not None and prefix is not None else []
-    return Checkpoint(
+    checkpoint = Checkpoint(
         folder=folder,
         config=settled,
         weight_map=module.weight_map(settled),
@@ -287,3 +290,23 @@ def open_checkpoint(
         notes=tuple(map(message, (*config.notes, *names.notes, *found.notes, *tied.notes, *changed.notes, *told))),
         stamps=stamps | {path: FileStamp.of(path) for path in beside_it},
     )
+    _log_opened(checkpoint)
+    return checkpoint
+
+
+def _log_opened(checkpoint: Checkpoint) -> None:
+    config, files = checkpoint.config, checkpoint.files
+    logger.info(
+        "%s: family %s, %d layers, %d bytes of weights in %d files, by %s; stored in %s",
+        checkpoint.folder,
+        config.family,
+        config.num_layers,
+        checkpoint.source_bytes,
+        len(files),
+        checkpoint.read.told_by,
+        config.stored_dtype,
+    )
+    for path in files:
+        logger.debug("%s: %d bytes, %s", path, path.stat().st_size, "mapped" if is_mappable(path) else "read whole")
+    for note in checkpoint.notes:
+        logger.info("%s: %s", checkpoint.folder, note)

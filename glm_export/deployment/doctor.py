@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from glm_export.artifacts.engine import Engine, load_engine
+from glm_export.artifacts.manifest import MANIFEST, require_undamaged
 from glm_export.artifacts.open import Kind, kind_of
 from glm_export.artifacts.program import OnnxProgram, load_program
 from glm_export.deployment.extras import installed, lacking
 from glm_export.engines.fit import Host, incompatibilities, probe_host
 from glm_export.errors import GlmExportError
 from glm_export.machine.gpu import driver_version
+from glm_export.progress import Progress
 
 RUNNABLE = (Kind.ENGINE, Kind.PROGRAM)
 OTHER = "neither an engine nor an exported folder"
@@ -60,12 +62,13 @@ class Diagnosis:
         return asdict(self) | {"folders": [asdict(verdict) | {"runs": verdict.runs} for verdict in self.folders]}
 
 
-def diagnose(folders: list[Path], *, thorough: bool = False) -> Diagnosis:
+def diagnose(folders: list[Path], *, thorough: bool = False, progress: Progress | None = None) -> Diagnosis:
     """Look at this machine and at folders.
 
     Args:
         folders: engines, exported folders, or folders that hold some.
         thorough: also read every file whole, to see that it is undamaged.
+        progress: shows bytes read where it is thorough, a task a folder.
     """
     from glm_export.sessions.onnxruntime.runtime import providers
 
@@ -78,7 +81,7 @@ def diagnose(folders: list[Path], *, thorough: bool = False) -> Diagnosis:
         packages={name: installed(name) for name in PACKAGES},
         lacking=lacking(machine),
         providers=tuple(providers()),
-        folders=tuple(judge(folder, machine, thorough=thorough) for folder in found),
+        folders=tuple(judge(folder, machine, thorough=thorough, progress=progress) for folder in found),
     )
 
 
@@ -89,7 +92,7 @@ def _within(folder: Path) -> list[Path]:
     return sorted(inner for inner in folder.iterdir() if kind_of(inner) in RUNNABLE) or [folder]
 
 
-def judge(folder: Path, machine: Host, *, thorough: bool = False) -> FolderVerdict:
+def judge(folder: Path, machine: Host, *, thorough: bool = False, progress: Progress | None = None) -> FolderVerdict:
     """Whether one folder runs on a machine."""
     kind = kind_of(folder)
     runs_on, found = "", []
@@ -97,10 +100,10 @@ def judge(folder: Path, machine: Host, *, thorough: bool = False) -> FolderVerdi
         if kind is Kind.ENGINE:
             engine = load_engine(folder)
             runs_on, found = f"{engine.runtime} {engine.version}", list(incompatibilities(engine, machine))
-            found += _damage(engine) if thorough else []
+            found += _damage(engine, progress) if thorough else []
         elif kind is Kind.PROGRAM:
             program = load_program(folder)
-            runs_on, found = f"onnxruntime ({program.dialect})", _damage(program) if thorough else []
+            runs_on, found = f"onnxruntime ({program.dialect})", _damage(program, progress) if thorough else []
         else:
             found = [f"{folder} is {OTHER}"]
     except GlmExportError as error:
@@ -109,9 +112,12 @@ def judge(folder: Path, machine: Host, *, thorough: bool = False) -> FolderVerdi
     return FolderVerdict(folder=str(folder), kind=said, runs_on=runs_on, obstacles=tuple(found))
 
 
-def _damage(written: Engine | OnnxProgram) -> list[str]:
+def _damage(written: Engine | OnnxProgram, progress: Progress | None) -> list[str]:
     try:
-        written.require_undamaged()
+        if isinstance(written, Engine):
+            written.require_undamaged(progress)
+        else:
+            require_undamaged(written.folder / MANIFEST, written.manifest, "export", progress)
     except GlmExportError as error:
         return [str(error)]
     return []

@@ -17,7 +17,7 @@ from glm_export.artifacts.program import MODEL, NEEDS, SHAPE, load_program
 from glm_export.calibration.ranges import load_ranges
 from glm_export.checkpoints.checkpoint import Checkpoint
 from glm_export.deployment.subject import subject_of
-from glm_export.errors import CheckpointError, GlmExportError, InputError
+from glm_export.errors import CheckpointError, GlmExportError, InputError, reason
 from glm_export.exporter.card.loaders import verdicts
 from glm_export.model_folder import read_json
 from glm_export.sessions.batch_invariance import invariance_of
@@ -47,7 +47,7 @@ def _written_facts(artifact: Artifact) -> dict[str, Any]:
         raise
     except Exception as error:  # protobuf's errors share no base
         raise CheckpointError(
-            f"{artifact.path} is damaged, or was written by another version: {error!r}; write it again"
+            f"{artifact.path} is damaged, or was written by another version: {reason(error)}; write it again"
         ) from error
 
 

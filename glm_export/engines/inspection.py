@@ -9,7 +9,7 @@ from typing import Any
 
 from glm_export.engines.layers import EngineLayer, layers_of_inspector
 from glm_export.engines.vendor import TensorRT
-from glm_export.errors import CheckpointError, GlmExportError
+from glm_export.errors import CheckpointError, GlmExportError, reason
 from glm_export.machine.gpu import has_driver
 
 NO_GPU = "there is no NVIDIA GPU here"
@@ -90,7 +90,7 @@ def inspect_engine(tensorrt: TensorRT, plan: Path) -> Inspection:
         found = Inspection(layers=layers_of_inspector(text), activations=activations(tensorrt, engine))
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(
-            f"{tensorrt.name} {tensorrt.version} described {plan} in a way this version cannot read: {error!r}"
+            f"{tensorrt.name} {tensorrt.version} described {plan} in a way this version cannot read: {reason(error)}"
         ) from error
     finally:
         del inspector, engine, runtime

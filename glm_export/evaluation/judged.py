@@ -53,6 +53,8 @@ def judged_quality(
     if not layered and not isinstance(loaded, Engine) and too_large(checkpoint, dtype, besides=_bytes_of(exported)):
         layered = True
         logger.warning("both models do not fit this memory: measured layer by layer, and neither writes texts")
+    how = "layer by layer" if layered else "whole models"
+    logger.info("%d rows, %d tokens of corpus %s: %s", len(corpus.samples), corpus.tokens, corpus.name, how)
     if layered:
         _require_possible(loaded, limits)
         report = measure_layer_by_layer(exported, checkpoint, corpus, dtype=dtype, progress=progress)

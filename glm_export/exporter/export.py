@@ -6,6 +6,7 @@ checkpoint into ``model.onnx.data``; a third hashes the source files. Memory doe
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
 import time
@@ -66,6 +67,7 @@ from glm_export.spec.session_entries import LEAST_WITH
 from glm_export.spec.signature import decoder_signature
 from glm_export.spec.weight_formats import EMBEDDING, WeightFormats, expert_stacks
 
+logger = logging.getLogger(__name__)
 TRACE_STEPS = 3
 
 
@@ -161,6 +163,7 @@ def export(
     checkpoint.audit()
     initial = checkpoint.initial_cache
     plan = plan_export(checkpoint, out, target.dtype, target.quantization, target.dialect.can)
+    _log_plan(out, plan, target)
     with whole_folder(out, force=force) as folder:
         # First: converting a tokenizer takes memory that tracing takes again.
         recipe = target.recipe.name if target.recipe is not None else None
@@ -178,6 +181,19 @@ def export(
         (folder / CARD).write_text(text, encoding="utf-8")
         write_json(folder / MANIFEST, _manifest(checkpoint, folder, plan, target, written, ranges))
     return load_program(given)
+
+
+def _log_plan(out: Path, plan: ExportPlan, target: ResolvedOptions) -> None:
+    logger.info(
+        "%s: %d parameters to %s in %s, %d bytes to write, about %d of memory; recipe %s",
+        out,
+        plan.parameters,
+        target.dialect.name,
+        target.dtype,
+        plan.output_bytes,
+        plan.memory_bytes,
+        target.recipe.name if target.recipe is not None else "none",
+    )
 
 
 def _card(checkpoint: Checkpoint, folder: Path, plan: ExportPlan, target: ResolvedOptions, written: _Written) -> str:
@@ -318,6 +334,8 @@ def _write_model(
     if lower_to_ragged(model, target.dialect, checkpoint.config, target.signature) is not None:
         ir.save(model, folder / RAGGED)
     tracing(1)
+    for name, taken in seconds.items():
+        logger.info("%s: %.2f s", name, taken)
     return _Written(
         hashes=hashes.result(),
         seconds=seconds,

@@ -21,7 +21,7 @@ from pkgutil import iter_modules
 from types import ModuleType
 from typing import Any
 
-from glm_export.errors import ConfigError, shown
+from glm_export.errors import ConfigError, listed, shown
 from glm_export.families._signs import NO_FILES, FolderFiles, tell_chatglm
 from glm_export.families._vision import text_part
 
@@ -105,9 +105,10 @@ def identify(values: Values, files: FolderFiles = NO_FILES) -> tuple[str, str]:
             f"config.json is of {kind} ({OTHER_GLMS[kind]}), which is not supported yet; known families: "
             f"{', '.join(names())}"
         )
-    listed = shown(values.get("architectures"))
+    named = values.get("architectures")
+    told = listed(named) if isinstance(named, list) else shown(named)
     raise ConfigError(
-        f"config.json is of no known GLM (model_type {shown(kind)}, architectures {listed}); known families: "
+        f"config.json is of no known GLM (model_type {shown(kind)}, architectures {told}); known families: "
         f"{', '.join(names())}"
     )
 

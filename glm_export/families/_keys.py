@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from glm_export.errors import SHOWN_CHARACTERS, ConfigError, cut, shown
+from glm_export.errors import SHOWN_CHARACTERS, ConfigError, cut, listed, shown
 from glm_export.spec.config import is_number
 
 GENERATION = [
@@ -167,7 +167,7 @@ class ConfigKeys:
         others = sorted({str(kind) for kind in kinds} - {"full_attention"}) if isinstance(kinds, list) else [kinds]
         if others:
             raise ConfigError(
-                f"config.json has layer_types {shown(others)}, but every layer of a GLM is 'full_attention'"
+                f"config.json has layer_types {listed(others)}, but every layer of a GLM is 'full_attention'"
             )
 
     def number(self, key: str, default: float | None = None) -> float:

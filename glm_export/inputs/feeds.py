@@ -13,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from glm_export.errors import InputError
+from glm_export.errors import InputError, listed
 from glm_export.inputs.padding import left_padded
 from glm_export.inputs.rows import rows_staying, rows_there
 from glm_export.spec.signature import ATTENTION_MASK, INPUT_IDS, POSITION_IDS
@@ -101,7 +101,9 @@ class Feeds:
         """
         counts = {len(row) for row in tokens}
         if len(tokens) != self.batch or len(counts) != 1 or 0 in counts:
-            raise InputError(f"each of {self.batch} rows should go on with as many tokens; found {sorted(counts)}")
+            raise InputError(
+                f"each of {self.batch} rows should go on with as many tokens; found {listed(sorted(counts))}"
+            )
         ids = np.asarray(tokens, np.int64)
         return Feeds(
             input_ids=ids,

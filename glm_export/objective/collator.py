@@ -13,7 +13,7 @@ from random import Random
 import numpy as np
 from numpy.typing import NDArray
 
-from glm_export.errors import InputError
+from glm_export.errors import InputError, listed
 from glm_export.objective.rows import InfillingRow, Sample, build_continuation_row, build_infilling_row
 from glm_export.objective.settings import SHORTEST_SPLIT, InfillingTokens, Mode, Objective
 from glm_export.objective.spans import Span, place_spans, sample_sentences, sample_span_lengths, sample_window
@@ -131,7 +131,7 @@ class InfillingCollator:
             if len(text) < SHORTEST_SAMPLE or text[0] != self.tokens.enc:
                 raise InputError(
                     f"sample {number} must hold {SHORTEST_SAMPLE} tokens or more and begin with enc "
-                    f"{self.tokens.enc}, found {list(text[:SHORTEST_SAMPLE])}: prepend it"
+                    f"{self.tokens.enc}, found {listed(text[:SHORTEST_SAMPLE])}: prepend it"
                 )
         return [Sample(list(text), list(mask)) for text, mask in zip(samples, loss_masks, strict=True)]
 

@@ -33,6 +33,9 @@ from glm_export.spec.signature import past_names
 AMONG_PACKAGES = {"onnxruntime", "pytorch"}
 """Runtimes whose version a report's machine says; an engine is tied to the one it was built by."""
 WARM_UP_STEPS = 4
+TOLD = "glm-export bench: "
+"""How a line begins that tells whoever started this process how far it is: between what is timed, never within."""
+LOADED, ROUND = "loaded", "round"
 FIRST_PLAIN_ID = 3
 """Prompts are random ids from here on; those below are usually special."""
 
@@ -56,6 +59,7 @@ def measure(model: str, options: BenchOptions) -> dict[str, Any]:
     started = time.perf_counter()
     with session_of(open_model(model), threads=options.threads) as session:
         loaded = time.perf_counter() - started
+        _tell(LOADED)
         rounds = _Rounds(session, options)
         return (
             {"load_s": loaded, "libraries_anonymous_bytes": before and before[0]}
@@ -92,6 +96,7 @@ class _Rounds:
         options = self._options
         self._prefill(options.prompt_tokens)
         self._decode(min(WARM_UP_STEPS, options.new_tokens))
+        _tell(ROUND)
         prefills, firsts, rates = [], [], []
         steps: list[float] = []
         for _ in range(options.rounds):
@@ -101,6 +106,7 @@ class _Rounds:
             taken = self._decode(options.new_tokens)
             rates.append(options.batch * len(taken) / sum(taken))
             steps += taken
+            _tell(ROUND)
         return {
             "prefill_tokens_s": statistics.median(prefills),
             "first_token_s": statistics.median(firsts),
@@ -149,6 +155,11 @@ class _Rounds:
             taken.append(time.perf_counter() - started)
             require_finite(self._session, logits[:, -1], step)
         return taken
+
+
+def _tell(what: str) -> None:
+    sys.stdout.write(f"\n{TOLD}{what}\n")
+    sys.stdout.flush()
 
 
 def _choose(logits_BSV: np.ndarray[Any, Any]) -> list[int]:

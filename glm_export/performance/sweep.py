@@ -22,6 +22,7 @@ import numpy as np
 from glm_export.machine.facts import this_machine
 from glm_export.machine.scratch import ScratchFolder
 from glm_export.performance.bench import PACKAGES
+from glm_export.progress import Advance, NullProgress, Progress
 from glm_export.spec.config import GlmConfig
 from glm_export.spec.weight_formats import BlockWeights, ChannelWeights, QdqWeights, WeightFormat
 
@@ -117,7 +118,9 @@ def products_of(config: GlmConfig) -> list[Product]:
     return sorted(found, key=lambda product: -product.count * product.rows_N * product.columns_K)
 
 
-def sweep(model: str, config: GlmConfig, *, threads: int | None = None, rounds: int = 5) -> SweepReport:
+def sweep(
+    model: str, config: GlmConfig, *, threads: int | None = None, rounds: int = 5, progress: Progress | None = None
+) -> SweepReport:
     """Measure every product of a model in every form, in ONNX Runtime on the processor.
 
     Args:
@@ -125,15 +128,18 @@ def sweep(model: str, config: GlmConfig, *, threads: int | None = None, rounds: 
         config: the sizes.
         threads: of one operator; None takes what a session takes.
         rounds: of which the median counts.
+        progress: shows rounds of each product; should do nothing between two calls (``shown(still=True)``).
     """
     from glm_export.sessions.onnxruntime.runtime import usable_threads
 
     used = threads or usable_threads()
-    products = tuple((product, _speeds(product, used, rounds)) for product in products_of(config))
+    wanted = products_of(config)
+    advance = (progress or NullProgress()).task("rounds of products", len(wanted) * (1 + rounds))
+    products = tuple((product, _speeds(product, used, rounds, advance)) for product in wanted)
     return SweepReport(model=model, threads=used, rounds=rounds, machine=this_machine(PACKAGES), products=products)
 
 
-def _speeds(product: Product, threads: int, rounds: int) -> tuple[FormSpeed, ...]:
+def _speeds(product: Product, threads: int, rounds: int, advance: Advance) -> tuple[FormSpeed, ...]:
     """One product in all forms, in turn."""
     with closing(ScratchFolder()) as scratch:
         timed = {
@@ -145,6 +151,7 @@ def _speeds(product: Product, threads: int, rounds: int) -> tuple[FormSpeed, ...
             for tokens in ROWS:
                 for name, one in timed.items():
                     taken[name][tokens].append(one.seconds(tokens))
+            advance(1)
         return tuple(
             # The first round warms up.
             FormSpeed(

@@ -22,7 +22,7 @@ from glm_export.checkpoints.checkpoint import Checkpoint
 from glm_export.errors import ComparisonFailedError
 from glm_export.generation.finite import way_out
 from glm_export.inputs.call_layout import OwnLengths, without_padding
-from glm_export.progress import Advance, NullProgress, Progress
+from glm_export.progress import Progress
 from glm_export.proof.cases import Case, parity_cases, text_cases
 from glm_export.proof.company import CompanyReport, measure_company, outlier_token
 from glm_export.proof.compare import BEGINNING_TOLERANCES, TOLERANCES, ParityReport, compare_runs
@@ -46,8 +46,6 @@ from glm_export.spec.summary import Summarized
 
 SCHEMA = "glm-export/check/1"
 """Of :meth:`CheckReport.to_json`: raised where a name goes or changes its meaning, not where one comes."""
-STEPS = 4
-"""Of a check, as its progress counts them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -145,7 +143,7 @@ def check(
             that was saved, which asks its own cases.
         options: with float16 or bfloat16 as the reference's dtype the bound is that dtype's. Where the program fails
             against a checkpoint its layers are looked at as well.
-        progress: shows how far it is: the cases, controls, texts, company; and the layers.
+        progress: shows calls of both sides, controls, texts, rows in company; and layers, where they are looked at.
 
     Raises:
         InputError: the program was exported from another checkpoint, or has other sizes; or a folder to write exists.
@@ -174,8 +172,7 @@ def check(
                     against, options, canonical, reference.said_by, longest or program.config.max_columns
                 )
             cases = [replace(case, tensors=candidate.layout.rounded_past(case.tensors)) for case in cases]
-        advance = (progress or NullProgress()).task("check", STEPS)
-        report = replace(_compare(reference, program, candidate, cases, options, advance), not_asked=not_asked)
+        report = replace(_compare(reference, program, candidate, cases, options, progress), not_asked=not_asked)
     if not isinstance(against, Checkpoint) or (report.passed and not options.layers):
         return report
     failed = {output.case for output in report.parity.outputs if not output.passed}
@@ -192,14 +189,13 @@ def _compare(
     candidate: OrtSession,
     cases: list[Case],
     options: CheckOptions,
-    advance: Advance,
+    progress: Progress | None,
 ) -> CheckReport:
     looser = max(program.dtype, reference.dtype, key=TOLERANCES.__getitem__)
     recipe = recipe_of(program) if program.recipe == reference.recipe else None
     tolerance = bound_of(program, recipe, options)
     said_by = reference.said_by
-    results = run_both(said_by, program, candidate, cases, reference.name)
-    advance(1)
+    results = run_both(said_by, program, candidate, cases, reference.name, progress)
     if options.save_run is not None:
         save_sides(Path(options.save_run), reference, program, results, cases)
     real = [OwnLengths.of(case.tensors) for case in cases]
@@ -208,17 +204,14 @@ def _compare(
     controls: tuple[Control, ...] = ()
     if options.control:
         question = Question(results=results, cases=cases, program=program, dtype=looser, tolerance=tolerance)
-        controls = run_controls(question, candidate, candidate.layout)
-    advance(1)
+        controls = run_controls(question, candidate, candidate.layout, progress)
     named = [(case.name, case.tensors) for case in cases]
     greedy, company, decode = None, None, token_text(candidate)
     if not isinstance(said_by, SavedRun):
         decode = token_text(said_by)
-        greedy = greedy_agreement(said_by, candidate, decode=decode)
-    advance(1)
+        greedy = greedy_agreement(said_by, candidate, decode=decode, progress=progress)
     if isinstance(said_by, TorchSession) and lost is None:
-        company = measure_company(candidate, outlier_token(said_by), tolerance)
-    advance(1)
+        company = measure_company(candidate, outlier_token(said_by), tolerance, progress)
     usual_bound = recipe.usual_for(program.config) if recipe is not None and looser == "float32" else None
     return CheckReport(
         parity=parity,

@@ -12,9 +12,8 @@ from typing import Self
 
 import numpy as np
 from polygraphy.backend.base import BaseRunner
-from polygraphy.comparator import Comparator, RunResults
+from polygraphy.comparator import RunResults
 from polygraphy.datatype import DataType as PolygraphyType
-from polygraphy.logger import G_LOGGER
 
 from glm_export.artifacts.engine import Engine
 from glm_export.artifacts.output_folder import require_writable
@@ -22,6 +21,7 @@ from glm_export.artifacts.program import OnnxProgram
 from glm_export.checkpoints.checkpoint import Checkpoint
 from glm_export.errors import InputError
 from glm_export.inputs.call_layout import OwnLengths
+from glm_export.progress import Progress
 from glm_export.proof.cases import Case, parity_cases
 from glm_export.proof.check import (
     CheckReport,
@@ -39,7 +39,7 @@ from glm_export.proof.measures.positions import position_errors
 from glm_export.proof.measures.tokens import token_parity
 from glm_export.proof.options import CheckOptions
 from glm_export.proof.origin import require_same_checkpoint
-from glm_export.proof.runners import ReferenceRunner, SessionRunner
+from glm_export.proof.runners import ReferenceRunner, SessionRunner, run_cases
 from glm_export.proof.sides.reference import Reference, saved_reference
 from glm_export.proof.sides.saved_run import SavedRun, askable
 from glm_export.sessions.batch_invariance import recipe_of
@@ -62,6 +62,7 @@ def check_engine(
     *,
     loaded: LoadedEngine | None = None,
     polygraphy: bool = True,
+    progress: Progress | None = None,
 ) -> CheckReport:
     """Run the reference and the engine side by side.
 
@@ -72,13 +73,13 @@ def check_engine(
         options: of them the reference's dtype, the tolerance, and where the run is saved.
         loaded: the engine in device memory, if it is.
         polygraphy: run the cases through Polygraphy's own runner, too (not bfloat16, which numpy has not).
+        progress: shows calls, texts and controls.
 
     Raises:
         InputError: the engine was made of something else.
         EnvironmentMissingError: the engine will not load here.
     """
-    program, options = engine.program, options or CheckOptions()
-    recipe = recipe_of(program)
+    program, options, recipe = engine.program, options or CheckOptions(), recipe_of(engine.program)
     tolerance = bound_of(program, recipe, options)
     if options.save_run is not None:
         require_writable(Path(options.save_run), force=False)
@@ -93,8 +94,7 @@ def check_engine(
         if polygraphy and program.dtype in NUMPY_DTYPES:
             theirs = stack.enter_context(PolygraphySession(engine, loaded))
             runners.append(SessionRunner(POLYGRAPHYS, theirs, canonical))
-        with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
-            results = Comparator.run(runners, data_loader=[case.tensors for case in cases])
+        results = run_cases(runners, cases, progress)
         names, real = [case.name for case in cases], [OwnLengths.of(case.tensors) for case in cases]
         first, *others = (
             compare_runs(RunResults([results[0], other]), names, looser, tolerance, real) for other in list(results)[1:]
@@ -104,10 +104,10 @@ def check_engine(
         if options.save_run is not None:
             save_sides(Path(options.save_run), side, program, both, cases)
         decode = token_text(candidate if isinstance(reference, SavedRun) else reference)
-        greedy = _texts(side, engine, candidate)
+        greedy = _texts(side, engine, candidate, progress)
         lost = candidate_not_finite(first, candidate)
         question = Question(results=both, cases=cases, program=program, dtype=looser, tolerance=tolerance)
-        controls = run_controls(question, candidate) if options.control else ()
+        controls = run_controls(question, candidate, progress=progress) if options.control else ()
     usual_bound = recipe.usual_for(program.config) if recipe is not None and looser == "float32" else None
     return CheckReport(
         parity=first, recipe=program.recipe,
@@ -133,13 +133,18 @@ def _cases(
     return [replace(case, tensors=candidate.layout.rounded_past(case.tensors)) for case in cases], ()
 
 
-def _texts(side: Reference, engine: Engine, candidate: EngineSession) -> GreedyReport | None:
+def _texts(side: Reference, engine: Engine, candidate: EngineSession, progress: Progress | None) -> GreedyReport | None:
     """Texts of both sides; a saved run writes none."""
     if isinstance(side.said_by, SavedRun):
         return None
     limits, decode = engine.limits, token_text(side.said_by)
     return greedy_agreement(
-        side.said_by, candidate, rows=limits.max_batch, max_tokens=limits.max_context, decode=decode
+        side.said_by,
+        candidate,
+        rows=limits.max_batch,
+        max_tokens=limits.max_context,
+        decode=decode,
+        progress=progress,
     )
 
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from glm_export.inputs.feeds import Feeds
 from glm_export.inputs.prompts import Prompt
+from glm_export.progress import NullProgress, Progress
 from glm_export.proof.cases import random_prompt
 from glm_export.proof.compare import TOLERANCES
 from glm_export.sessions.session import Session
@@ -63,7 +64,9 @@ def outlier_token(reference: TorchSession) -> int:
     return int(reference.model.embedding.weight.abs().amax(dim=1).argmax())
 
 
-def measure_company(session: Session, outlier: int, rounding: float = 0.0) -> CompanyReport | None:
+def measure_company(
+    session: Session, outlier: int, rounding: float = 0.0, progress: Progress | None = None
+) -> CompanyReport | None:
     """Decode rows each alone, then together in two orders, beside one that reads an outlier at every step.
 
     Prompts are read one by one, so that what differs is the steps.
@@ -72,6 +75,7 @@ def measure_company(session: Session, outlier: int, rounding: float = 0.0) -> Co
         session: whose program it is.
         outlier: from :func:`outlier_token`.
         rounding: the recipe's tolerance; see :class:`CompanyReport`.
+        progress: shows rows that are read and decoded.
 
     Returns:
         None where the session takes no batch, or holds too few tokens for these.
@@ -83,12 +87,19 @@ def measure_company(session: Session, outlier: int, rounding: float = 0.0) -> Co
     prompts = [random_prompt(random, length, config) for length in (*ROW_TOKENS, OUTLIER_TOKENS)]
     tokens_BS = random.integers(0, config.vocab_size, (rows, STEPS))
     tokens_BS[-1] = outlier
-    alone_BSV = np.concatenate([_decoded(session, prompts[i : i + 1], tokens_BS[i : i + 1]) for i in range(rows - 1)])
+    advance = (progress or NullProgress()).task("rows in company", (rows - 1) + 2 * rows)
+
+    def decoded(chosen: list[int]) -> NDArray[np.float32]:
+        logits_BSV = _decoded(session, [prompts[row] for row in chosen], tokens_BS[chosen])
+        advance(len(chosen))
+        return logits_BSV
+
+    alone_BSV = np.concatenate([decoded([row]) for row in range(rows - 1)])
     scale_B1 = np.abs(alone_BSV).max(axis=(1, 2))[:, None]
     apart: list[NDArray[np.float32]] = []
     for order in (list(range(rows)), list(reversed(range(rows)))):
         together_BSV = np.empty((rows, *alone_BSV.shape[1:]), np.float32)
-        together_BSV[order] = _decoded(session, [prompts[row] for row in order], tokens_BS[order])
+        together_BSV[order] = decoded(order)
         apart.append(np.abs(together_BSV[:-1] - alone_BSV).max(axis=2) / scale_B1)
     return CompanyReport(
         claimed=session.batch_invariance,

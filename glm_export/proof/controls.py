@@ -17,6 +17,7 @@ from polygraphy.comparator import IterationResult, RunResults
 from glm_export.artifacts.program import OnnxProgram
 from glm_export.errors import ComparisonFailedError
 from glm_export.inputs.call_layout import CallLayout, OwnLengths
+from glm_export.progress import NullProgress, Progress
 from glm_export.proof.cases import Case
 from glm_export.proof.compare import compare_runs
 from glm_export.proof.runners import Runs, as_the_program_says
@@ -130,13 +131,16 @@ class Question:
     tolerance: float
 
 
-def run_controls(question: Question, candidate: Runs, layout: CallLayout | None = None) -> tuple[Control, ...]:
+def run_controls(
+    question: Question, candidate: Runs, layout: CallLayout | None = None, progress: Progress | None = None
+) -> tuple[Control, ...]:
     """Ask the broken variants what was asked of the side that is checked.
 
     Args:
         question: that was answered.
         candidate: answers in the canonical layout.
         layout: of a program whose graph can be changed, by ONNX Runtime; None for an engine.
+        progress: shows variants, each asked every case.
 
     Returns:
         Those that apply: where positions are counted none are told, and without padding none is seen.
@@ -144,14 +148,16 @@ def run_controls(question: Question, candidate: Runs, layout: CallLayout | None 
     program = question.program
     signature, found = program.signature, []
     counted = signature.counts_positions or (signature.own_lengths and not signature.prefix_mask)
+    advance = (progress or NullProgress()).task("controls", len(ASKED) + (len(GRAPHS) if layout is not None else 0))
     for name, change in ASKED.items():
-        if change is _half_positions and counted:
-            continue
-        asked = [change(case.tensors, program.config.num_layers) for case in question.cases]
-        found.append(_control(name, question, candidate, asked))
-    if layout is not None:
-        asked = [case.tensors for case in question.cases]
-        found += [_control(name, question, broken, asked) for name, broken in _broken_graphs(program, layout)]
+        if change is not _half_positions or not counted:
+            asked = [change(case.tensors, program.config.num_layers) for case in question.cases]
+            found.append(_control(name, question, candidate, asked))
+        advance(1)
+    for name, broken in _broken_graphs(program, layout) if layout is not None else ():
+        if broken is not None:
+            found.append(_control(name, question, broken, [case.tensors for case in question.cases]))
+        advance(1)
     return tuple(control for control in found if control is not None)
 
 
@@ -192,8 +198,8 @@ class _BrokenGraph:
         return self._layout.to_canonical(outputs, tensors)
 
 
-def _broken_graphs(program: OnnxProgram, layout: CallLayout) -> Iterator[tuple[str, _BrokenGraph]]:
+def _broken_graphs(program: OnnxProgram, layout: CallLayout) -> Iterator[tuple[str, _BrokenGraph | None]]:
+    """None where a graph has nothing of the kind that is broken."""
     for name, change in GRAPHS.items():
         model = onnx.load(str(program.model_path), load_external_data=False)
-        if change(model):
-            yield name, _BrokenGraph(model, program, layout)
+        yield name, _BrokenGraph(model, program, layout) if change(model) else None

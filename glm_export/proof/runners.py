@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from polygraphy.backend.base import BaseRunner
@@ -15,12 +16,15 @@ from polygraphy.logger import G_LOGGER
 
 from glm_export.artifacts.program import OnnxProgram
 from glm_export.inputs.call_layout import without_padding
+from glm_export.progress import Advance, NullProgress, Progress
 from glm_export.proof.cases import Case
 from glm_export.proof.sides.foreign import FOREIGN
 from glm_export.sessions.onnxruntime.runtime import stopping_in_one_line
 from glm_export.sessions.onnxruntime.session import OrtSession
 from glm_export.sessions.session import Tensors
-from glm_export.spec.signature import LOGITS, Signature, decoder_signature
+from glm_export.spec.signature import INPUT_IDS, LOGITS, Signature, decoder_signature
+
+logger = logging.getLogger(__name__)
 
 
 class Runs(Protocol):
@@ -87,9 +91,22 @@ def says_no_padding(program: OnnxProgram) -> bool:
 
 
 def run_both(
-    reference: Runs, program: OnnxProgram, candidate: OrtSession, cases: Sequence[Case], name: str = "pytorch"
+    reference: Runs,
+    program: OnnxProgram,
+    candidate: OrtSession,
+    cases: Sequence[Case],
+    name: str = "pytorch",
+    progress: Progress | None = None,
 ) -> RunResults:
     """Record both runs; Polygraphy calls each runner once a case.
+
+    Args:
+        reference: answers in the canonical layout.
+        program: the other side's.
+        candidate: that program, loaded.
+        cases: what both are asked.
+        name: of the reference.
+        progress: shows calls.
 
     Raises:
         ComparisonFailedError: the program stops inside; the message names the node.
@@ -101,8 +118,38 @@ def run_both(
         ReferenceRunner(reference, program, signature, name),
         OnnxrtRunner(lambda: candidate.runtime, name="onnxruntime") if _is_canonical(candidate, signature) else own,
     ]
-    with G_LOGGER.verbosity(G_LOGGER.CRITICAL), stopping_in_one_line():
-        return Comparator.run(runners, data_loader=[case.tensors for case in cases])
+    with stopping_in_one_line():
+        return run_cases(runners, cases, progress)
+
+
+def run_cases(runners: Sequence[BaseRunner], cases: Sequence[Case], progress: Progress | None = None) -> RunResults:
+    """Every runner's answers to every case, recorded by Polygraphy.
+
+    Args:
+        runners: asked one after another.
+        cases: what they are asked.
+        progress: shows calls, of all runners together.
+    """
+    logger.info("%d cases, each asked of %s", len(cases), ", ".join(runner.name for runner in runners))
+    for case in cases:
+        logger.debug("case %s: %s", case.name, " x ".join(map(str, case.tensors[INPUT_IDS].shape)))
+    advance = (progress or NullProgress()).task("cases", len(runners) * len(cases))
+    told = [_told(runner, advance) for runner in runners]
+    with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
+        return Comparator.run(told, data_loader=[case.tensors for case in cases])
+
+
+def _told(runner: BaseRunner, advance: Advance) -> BaseRunner:
+    """A runner that tells each of its calls: Polygraphy does not."""
+    infer = runner.infer
+
+    def counted(*given: Any, **named: Any) -> Any:
+        outputs = infer(*given, **named)
+        advance(1)
+        return outputs
+
+    runner.infer = counted
+    return runner
 
 
 def _is_canonical(candidate: OrtSession, signature: Signature) -> bool:

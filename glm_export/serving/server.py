@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import socket
 from collections.abc import Callable, Sequence
@@ -11,6 +12,7 @@ from contextlib import nullcontext
 from glm_export.errors import EnvironmentMissingError
 from glm_export.serving.options import ServeOptions
 
+logger = logging.getLogger(__name__)
 CONNECTIONS = 1024
 KEEP_ALIVE_S = 15
 
@@ -93,13 +95,16 @@ async def _run(app: object, listener: socket.socket, options: ServeOptions, anno
     while not server.started and not running.done():
         await asyncio.sleep(0.01)
     host, port = listener.getsockname()[:2]
+    logger.info("listening at %s, port %d; ends with SIGTERM or SIGINT", host, port)
     announce(f"http://{f'[{host}]' if ':' in host else host}:{port}")
     waiting = asyncio.ensure_future(ending.wait())
     await asyncio.wait({running, waiting}, return_when=asyncio.FIRST_COMPLETED)
     waiting.cancel()
+    logger.info("asked to end: nothing new is taken, and %s s are left to what was accepted", options.drain_seconds)
     state = app.state  # type: ignore[attr-defined]
     state.draining = True
     workers = [model.worker for model in state.models.values()]
     await asyncio.gather(*(asyncio.to_thread(worker.drain, options.drain_seconds) for worker in workers))
     server.should_exit = True
     await running
+    logger.info("ended")

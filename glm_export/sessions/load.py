@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -15,6 +17,7 @@ if TYPE_CHECKING:  # it brings torch along
     from glm_export.checkpoints.checkpoint import Checkpoint
 
 
+logger = logging.getLogger(__name__)
 DEVICES = ("cpu", "cuda")
 
 
@@ -42,6 +45,31 @@ def session_of(
         EnvironmentMissingError: there is no such device or provider here.
         GlmExportError: it cannot run on this machine.
     """
+    started = time.perf_counter()
+    session = _loaded(model, threads, device, providers, cache=cache)
+    said = session.describe()
+    logger.info(
+        "%s: loaded in %.2f s by %s %s on %s%s, %s %s",
+        session.folder,
+        time.perf_counter() - started,
+        said.runtime,
+        said.version,
+        said.device,
+        "" if said.threads is None else f" with {said.threads} threads",
+        said.dialect or "checkpoint",
+        said.dtype,
+    )
+    return session
+
+
+def _loaded(
+    model: OnnxProgram | Engine | Checkpoint,
+    threads: int | None,
+    device: str | None,
+    providers: Sequence[str] | None,
+    *,
+    cache: bool,
+) -> Session:
     _require_device(device)
     if threads is not None and threads < 1:
         raise InputError(f"threads must be at least 1, found {threads}")

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 from typing import Any
 
-from glm_export.errors import ConfigError, shown
+from glm_export.errors import ConfigError, listed, shown
 
 SIZES = {
     "vocab_size": 1 << 22, "hidden_size": 1 << 17, "num_layers": 1 << 10, "num_heads": 1 << 12, "kv_heads": 1 << 12,
@@ -254,7 +254,7 @@ class GlmConfig:
         outside = [i for i in named if not is_number(i, int) or not 0 <= i < self.vocab_size]
         if outside:
             raise ConfigError(
-                f"token ids {shown(outside)} lie outside the vocabulary of {self.vocab_size}; check config.json"
+                f"token ids {listed(outside)} lie outside the vocabulary of {self.vocab_size}; check config.json"
             )
 
     @property

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from enum import Enum
 from typing import Any, Literal, get_args
 
-from glm_export.errors import ConfigError, shown
+from glm_export.errors import ConfigError, listed, reason, shown
 from glm_export.spec.config import GlmConfig, is_number
 from glm_export.spec.dtypes import STORED_BITS
 
@@ -125,7 +125,7 @@ class TensorSpec:
         """
         missing = [dim for dim in self.dims if isinstance(dim, str) and dim not in sizes]
         if missing:
-            raise ConfigError(f"{self.name} has symbolic dims {missing} that were given no size")
+            raise ConfigError(f"{self.name} has symbolic dims {listed(missing)} that were given no size")
         return tuple(sizes[dim] if isinstance(dim, str) else dim for dim in self.dims)
 
     def nbytes(self, **sizes: int) -> int:
@@ -248,7 +248,7 @@ class Signature:
             )
         except (AttributeError, KeyError, TypeError) as error:
             raise ConfigError(
-                f"the signature in manifest.json does not fit this version of glm-export: {error!r}"
+                f"the signature in manifest.json does not fit this version of glm-export: {reason(error)}"
             ) from error
         return cls(inputs=inputs, outputs=outputs)
 

@@ -26,6 +26,7 @@ from typing import Any
 
 from glm_export.errors import EnvironmentMissingError, InputError
 from glm_export.model_folder import file_sha256, load_json
+from glm_export.progress import Advance
 
 CACHE_VARIABLE = "GLM_EXPORT_CACHE"
 RECORD, SEEN = "record.json", "seen.json"
@@ -65,11 +66,12 @@ class View:
         with contextlib.suppress(OSError):
             os.utime(self.folder.parent / RECORD)
 
-    def damaged(self, *, thorough: bool = False) -> str | None:
+    def damaged(self, *, thorough: bool = False, advance: Advance = lambda _: None) -> str | None:
         """A file that is not what arrived; None where all are.
 
         Args:
             thorough: hash all of them, not those alone that somebody wrote to since.
+            advance: is told bytes that were read.
         """
         for name, link in self.files.items():
             path = self.folder / name
@@ -79,7 +81,7 @@ class View:
                 return name
             if found.st_size != link.size:
                 return name
-            if (thorough or found.st_mtime_ns != link.mtime_ns) and file_sha256(path) != link.sha256:
+            if (thorough or found.st_mtime_ns != link.mtime_ns) and file_sha256(path, advance) != link.sha256:
                 return name
         return None
 

@@ -80,6 +80,7 @@ def _pinned(address: Address, cache: Cache) -> View | None:
         return None
     for view in cache.views(address.key):
         if view.pin == address.pin and _sound(view, cache):
+            logger.info("%s: in the cache, %s; the store is not asked", address.told, view.folder)
             view.touch()
             return view
     return None
@@ -153,6 +154,12 @@ class _Fetch:
             plan = plan_of(self.store, self.ours, self.address.pin, lambda remote: self._read(remote, files))
             require_names([remote.name for remote in plan.files], self.address.told)
             plan = replace(plan, files=tuple(map(self._known, plan.files)))
+            logger.info(
+                "%s: %d files, %d bytes as the store says",
+                self.address.told,
+                len(plan.files),
+                sum(remote.size or 0 for remote in plan.files),
+            )
             self._fetch(plan, files)
             self._require_unchanged(plan)
             pin = plan.list_sha256 or self._made_pin()
@@ -217,6 +224,7 @@ class _Fetch:
             raise StoppedError
         target = files / remote.name
         if remote.sha256 is not None and self._reused(remote, target):
+            logger.debug("%s: taken from the cache", remote.name)
             advance(remote.size or 0)
             return
         # Nobody has the lock but this process, and names differ.

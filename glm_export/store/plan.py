@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from glm_export.checkpoints.weight_files import WEIGHT_FORMS
-from glm_export.errors import CheckpointError, InputError, shown
+from glm_export.errors import CheckpointError, InputError, listed, shown
 from glm_export.model_folder import parse_json
 from glm_export.store.names import HEX, SUMS, parse_sums, require_harmless, require_names
 from glm_export.store.remote import Remote, Store
@@ -115,7 +115,7 @@ def _recorded(data: bytes, where: str, ask: Callable[[str], Remote | None]) -> l
         digest = hashes.get(name)
         if type(size) is not int or size < 0 or (digest is not None and not HEX.fullmatch(str(digest))):
             raise CheckpointError(
-                f"{where} says {shown([size, digest])} of {name}, expected bytes and a sha256; export again"
+                f"{where} says {listed([size, digest])} of {name}, expected bytes and a sha256; export again"
             )
         remote = Remote(name=name, size=size, sha256=digest) if digest is not None else ask(name)
         if remote is None:

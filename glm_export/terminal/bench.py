@@ -23,6 +23,7 @@ from glm_export.terminal.console import (
     size,
     typed_line,
 )
+from glm_export.terminal.frame.saying import progress
 from glm_export.terminal.frame.tables import EXPLAINED, Column, columns, counted, show_table
 
 if TYPE_CHECKING:
@@ -49,7 +50,8 @@ def bench(model: str, sweep: bool, as_json: bool, report: Path | None, force: bo
     from glm_export.reports.files import asked_report
 
     asked = asked_report(report, typed_line(), force=force, sources=(model,))
-    found = run_bench(model, BenchOptions(**options))
+    with progress(still=True) as bars:
+        found = run_bench(model, BenchOptions(**options), progress=bars)
     if asked is not None:
         from glm_export.performance.measure import open_model
         from glm_export.reports.run import subject_of
@@ -69,7 +71,8 @@ def _sweep(model: str, options: BenchOptions, *, as_json: bool, report: Path | N
     from glm_export.performance.measure import open_model
     from glm_export.performance.sweep import sweep
 
-    found = sweep(model, open_model(model).config, threads=options.threads, rounds=options.rounds)
+    with progress(still=True) as bars:
+        found = sweep(model, open_model(model).config, threads=options.threads, rounds=options.rounds, progress=bars)
     if as_json:
         show_json(found.to_json())
     else:

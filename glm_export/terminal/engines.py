@@ -131,7 +131,8 @@ def doctor(folders: tuple[Path, ...], thorough: bool, as_json: bool) -> None:
     """Show what this machine has, and which FOLDERS it can run; exit 3 where one cannot."""
     from glm_export.deployment.doctor import diagnose
 
-    diagnosis = diagnose(list(folders), thorough=thorough)
+    with progress() as bars:
+        diagnosis = diagnose(list(folders), thorough=thorough, progress=bars)
     if as_json:
         show_json(diagnosis.to_json())
     else:

@@ -19,7 +19,7 @@ from typing import Any
 
 import tokenizers
 
-from glm_export.errors import CheckpointError
+from glm_export.errors import CheckpointError, shown
 from glm_export.model_folder import inside, read_json
 from glm_export.tokenizers.marks import EXTRA, ROLES, optional_json
 
@@ -97,12 +97,14 @@ def read_added_tokens(folder: Path, *, legacy: bool = True) -> tuple[AddedToken,
 def _from_decoder(folder: Path, decoder: Any) -> Iterator[AddedToken]:
     source = f"added_tokens_decoder in {folder / CONFIG}"
     if not isinstance(decoder, Mapping):
-        raise CheckpointError(f"{source} should map ids to tokens, found {decoder!r}; download the file again")
+        raise CheckpointError(f"{source} should map ids to tokens, found {shown(decoder)}; download the file again")
     named = _named_special(folder)
     for key, value in decoder.items():
         content = value.get("content") if isinstance(value, Mapping) else None
         if not str(key).isdecimal() or not isinstance(content, str):
-            raise CheckpointError(f"{source} should map ids to tokens, found {key!r}: {value!r}; download it again")
+            raise CheckpointError(
+                f"{source} should map ids to tokens, found {shown(key)}: {shown(value)}; download it again"
+            )
         if content:
             flags = {name: bool(value.get(name)) for name in ("lstrip", "rstrip", "single_word")}
             special = bool(value.get("special")) or content in named
@@ -117,7 +119,7 @@ def _from_legacy(folder: Path) -> Iterator[AddedToken]:
     for text, index in read_json(folder, LEGACY).items():
         if not text or type(index) is not int or index < 0:
             raise CheckpointError(
-                f"{folder / LEGACY} should number tokens, found {text!r}: {index!r}; download it again"
+                f"{folder / LEGACY} should number tokens, found {shown(text)}: {shown(index)}; download it again"
             )
         yield AddedToken(text=text, index=index, special=text in special)
 

@@ -11,7 +11,7 @@ import pytest
 from rich.table import Table
 
 from glm_export.checkpoints.checkpoint import open_checkpoint
-from glm_export.errors import MESSAGE_CHARACTERS, GlmExportError, InputError, shown
+from glm_export.errors import MESSAGE_CHARACTERS, GlmExportError, InputError, listed, reason, shown
 from glm_export.terminal.console import PlainConsole
 from glm_export.terminal.frame.saying import Remarks
 from tests.helpers.tiny import random_tensors, tiny_values, write_checkpoint
@@ -34,6 +34,36 @@ def test_errors_and_quoted_values(name: str) -> None:
         assert len(message) <= MESSAGE_CHARACTERS
     # What to do stands at the end, and stays.
     assert str(InputError(f"found {text}; rename it")).endswith("; rename it")
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        ("int3", "'int3'"),
+        (None, "nothing"),
+        (True, "true"),
+        (2.5, "2.5"),
+        (Path("a/b"), "'a/b'"),
+        (["a", 2, None], "a list of 'a', 2, nothing"),
+        ((4, 8), "a list of 4, 8"),
+        ([[1, 2], []], "a list of [1, 2], []"),
+        ([], "an empty list"),
+        (frozenset({"b", "a"}), "a set of 'a', 'b'"),
+        ({"a": [True, None]}, '{"a": [true, null]}'),
+    ],
+)
+def test_values_are_words_and_not_python(value: object, told: str) -> None:
+    assert shown(value) == told
+
+
+def test_lists_and_reasons_are_words() -> None:
+    assert (listed(["a", "b"]), listed([4, 8]), listed([])) == ("'a', 'b'", "4, 8", "none")
+    assert reason(KeyError("memory", "plan")) == "it has no 'memory', 'plan'"
+    assert (reason(ValueError("it is short")), reason(ValueError())) == ("it is short", "ValueError")
+    # What never ends is cut as anything else.
+    endless: list[object] = []
+    endless.append(endless)
+    assert len(shown(endless)) <= 80
 
 
 def test_what_is_printed_acts_on_no_terminal() -> None:

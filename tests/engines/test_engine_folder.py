@@ -223,7 +223,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "an unknown limit": (rewritten(lambda values: values["limits"].update(rows=3)), "does not fit this version"),
     **{
         f"no {name}": (
-            without(name), "the sizes of its files" if name == "sizes" else rf"fit this version: KeyError\('{name}'\)",
+            without(name), "the sizes of its files" if name == "sizes" else rf"fit this version: it has no '{name}'",
         )
         for name in READ
     },

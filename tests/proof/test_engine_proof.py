@@ -25,6 +25,7 @@ from glm_export.proof.check_engine import check_engine, require_same_program
 from glm_export.sessions.onnxruntime.session import OrtSession
 from glm_export.sessions.tensorrt.session import EngineSession
 from tests.helpers.golden_data import Golden
+from tests.helpers.stages import Recorded
 
 pytest.importorskip(
     "tensorrt_rtx_bindings", reason="TensorRT-RTX is not installed: pip install 'glm-export[rtx]' (Linux, x86-64)"
@@ -63,12 +64,14 @@ def test_an_engine_is_held_to_pytorch_and_to_its_program(
     """Whatever it was built for, every case runs; against ONNX Runtime, which stands in for it, to the last bit."""
     with engine_of(program, **limits) as (session, _):
         for against, name in ((checkpoint, "pytorch"), (program, "onnxruntime")):
-            report = check_engine(session.engine, against, loaded=session._loaded, polygraphy=False)
+            told = Recorded()
+            report = check_engine(session.engine, against, loaded=session._loaded, polygraphy=False, progress=told)
             assert report.passed
             assert (report.parity.reference, report.parity.candidate) == (name, "tensorrt")
             cases = {output.case for output in report.parity.outputs}
             assert {"prefill", "chunk on a past", "decode", "padded batch", "batch decode"} < cases
             assert report.greedy_equal == report.greedy_total > 0
+            assert told.whole()["cases"] == 2 * len(cases)
         assert report.parity.required_tolerance == 0
 
 

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from io import StringIO
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from click.testing import CliRunner, Result
@@ -16,27 +20,54 @@ from rich.table import Table
 
 from glm_export.artifacts.program import OnnxProgram
 from glm_export.cli import PANELS, VERBS, cli
+from glm_export.store import opening
+from glm_export.store.cache import CACHE_VARIABLE
+from glm_export.terminal.console import ERRORS, MESSAGES, RESULTS
 from glm_export.terminal.frame.tables import Column, columns, counted, show_table
+from tests.helpers.folder_server import files_of, serving_folder
 from tests.helpers.golden_data import Golden
+from tests.serving.http.conftest import started
 
 CUT = re.compile(r"\d\S*…")
 WIDTHS = (60, 80, 120)
 
 
-def run(width: int, *arguments: object) -> Result:
+POEM = "千山鸟飞绝，万径人踪灭。"
+ASKED = {"custom_id": "one", "method": "POST", "url": "/v1/completions", "body": {"prompt": POEM, "max_tokens": 3}}
+ELSEWHERE = {
+    "build": "an engine takes TensorRT; its screens are looked at in tests/engines, where TensorRT-RTX is installed",
+    "chat": "a conversation has no findings: below",
+    "serve": "it ends by a signal: below",
+    "top": "it needs that server: below",
+}
+"""Verbs that are not among the screens, and why."""
+
+
+def run(width: int, *arguments: object, stdin: str | None = None) -> Result:
     environment = {"COLUMNS": str(width), "NO_COLOR": "1", "TERMINAL_WIDTH": str(width)}
-    return CliRunner(env=environment).invoke(cli, [str(word) for word in arguments], catch_exceptions=False)
+    words = [str(word) for word in arguments]
+    with ExitStack() as stack:
+        # Rich asks the environment when a console is made, which another test may have been the first to do.
+        for each in (RESULTS, MESSAGES, ERRORS):
+            stack.enter_context(patch.object(each, "_width", width))
+        return CliRunner(env=environment).invoke(cli, words, input=stdin, catch_exceptions=False)
 
 
 @pytest.fixture
 def screens(
-    exported: Callable[[str], OnnxProgram], demo_program: OnnxProgram, tmp_path: Path
-) -> list[tuple[object, ...]]:
-    """Every verb that ends by itself and shows findings; the others are told apart below."""
+    exported: Callable[[str], OnnxProgram],
+    demo_program: OnnxProgram,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[list[tuple[object, ...]]]:
+    """Every verb that ends by itself and shows findings."""
     glm, demo = exported("glm").folder, demo_program.folder
-    (tmp_path / "requests.jsonl").write_text("")
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setattr(opening, "_opened", {})
+    requests = tmp_path / "requests.jsonl"
+    requests.write_text(json.dumps(ASKED), encoding="utf-8")
     text = ("--corpus", "poems", "--max-samples", "1")
-    return [
+    shown = [
         ("recipes",), ("doctor",), ("doctor", demo), ("inspect", demo), ("inspect", "demo"), ("cache", "list"),
         ("score", glm, "--text", "a", "--pattern", "{} [MASK]", "--labels", "in,on"),
         ("infill", glm, "--text", "hello [MASK]", "--max-new-tokens", "2"),
@@ -47,7 +78,11 @@ def screens(
         ("export", "demo", "--out", tmp_path / "out"), ("certify", tmp_path / "out", "--against", "demo"),
         ("verify", tmp_path / "out"), ("calibrate", "demo", *text, "--out", tmp_path / "ranges"),
         ("plot", tmp_path / "ranges", "--out", tmp_path / "ranges.svg", "--force"),
+        ("batch", demo, "--input", requests, "--output", tmp_path / "answers.jsonl"),
+        ("deploy", "triton", demo, "--out", tmp_path / "repository"), ("demo", "--out", tmp_path / "demo"),
     ]  # fmt: skip
+    with serving_folder(files_of(demo)) as server:
+        yield [("fetch", server.url), *shown]
 
 
 def test_no_verb_cuts_a_number_at_60_columns(screens: list[tuple[object, ...]], tmp_path: Path) -> None:
@@ -57,9 +92,32 @@ def test_no_verb_cuts_a_number_at_60_columns(screens: list[tuple[object, ...]], 
         assert CUT.search(result.output) is None, (verb, result.output)
     # What is printed for copying stands on one line.
     assert f"wrote {tmp_path / 'out'} (" in shown["export"].stderr
-    # Verbs that need a server, a network or a GPU, or do not end by themselves; their tables are of the same function.
-    others = {"batch", "build", "chat", "demo", "deploy", "fetch", "serve", "top"}
-    assert {*map(str, shown), *others} == {*VERBS}
+    assert "1 request answered in" in shown["batch"].stderr
+    assert f"wrote {tmp_path / 'repository'}" in shown["deploy"].stdout
+    assert shown["fetch"].stdout.count("\n") == 1
+    assert not {*map(str, shown)} & {*ELSEWHERE}
+    assert {*map(str, shown), *ELSEWHERE} == {*VERBS}
+
+
+def test_a_conversation_from_a_pipe_is_its_replies_alone(demo_program: OnnxProgram) -> None:
+    result = run(60, "chat", demo_program.folder, stdin=f"{POEM}\n\n")
+    assert (result.exit_code, result.stdout) == (0, "孤舟蓑笠翁，独钓寒江雪。\n")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the signal is the POSIX systems'")
+def test_a_server_at_60_columns_says_where_it_is_and_ends_when_it_is_told(demo_program: OnnxProgram) -> None:
+    """A process of its own; what it says is looked at by `top` as well."""
+    with started(str(demo_program.folder), "-v", columns=60) as (address, process):
+        result = run(60, "top", address, "--once", "--interval", "0.1")
+        assert result.exit_code == 0
+        assert max(map(cell_len, result.stdout.splitlines())) <= 60
+        assert CUT.search(result.stdout) is None
+        process.send_signal(signal.SIGTERM)
+        assert process.stderr is not None
+        said = process.stderr.read()
+        assert (process.wait(), "Traceback" in said) == (0, False)
+    assert "asked to end" in said
+    assert said.splitlines()[-1].endswith("server: ended")
 
 
 @pytest.mark.parametrize("width", WIDTHS)

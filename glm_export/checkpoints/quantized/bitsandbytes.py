@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from glm_export.checkpoints.quantized.module import DequantizedTensor, KeptForm, QuantizedModule, Scheme
+from glm_export.errors import shown
 from glm_export.model_folder import parse_json
 from glm_export.spec.weight_map import Shape
 
@@ -120,7 +121,7 @@ def _coded(module: QuantizedModule) -> CodedBlocks:
     state = _read_state(module, suffix)
     shape, block_size = tuple(state.get("shape", ())), state.get("blocksize")
     if shape != module.shape or not isinstance(block_size, int) or block_size < 1:
-        raise module.refusal(f"has a state of shape {list(shape)}, blocks of {block_size!r}")
+        raise module.refusal(f"has a state of shape {list(shape)}, blocks of {shown(block_size)}")
     count = math.prod(shape)
     # FSDP stores the same bytes as another dtype.
     packed = module.tensor("weight").reshape(-1).view(torch.uint8)
@@ -135,7 +136,7 @@ def _coded(module: QuantizedModule) -> CodedBlocks:
         )
     nested_size = state.get("nested_blocksize")
     if not isinstance(nested_size, int) or nested_size < 1:
-        raise module.refusal(f"has nested scales in blocks of {nested_size!r}")
+        raise module.refusal(f"has nested scales in blocks of {shown(nested_size)}")
     return CodedBlocks(
         path=module.path,
         shape=shape,

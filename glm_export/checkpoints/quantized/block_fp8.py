@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from glm_export.checkpoints.quantized.module import DequantizedTensor, QuantizedModule, Scheme
+from glm_export.errors import shown
 from glm_export.spec.weight_map import Shape
 
 LABEL = "block scales"
@@ -61,7 +62,7 @@ def dequantized(module: QuantizedModule) -> ScaledBlocks:
         )
     block = module.config.values.get("weight_block_size", DEFAULT_BLOCK)
     if not isinstance(block, list | tuple) or len(block) != 2 or not all(isinstance(n, int) and n > 0 for n in block):
-        raise module.refusal(f"needs a weight_block_size of two sizes ({module.config.told_by}), found {block!r}")
+        raise module.refusal(f"needs a weight_block_size of two sizes ({module.config.told_by}), found {shown(block)}")
     return _scaled(module, values, scales, tuple(block))
 
 

@@ -12,6 +12,7 @@ from glm_export.errors import GlmExportError, NonFiniteError
 from glm_export.generation.generate import generate_ids
 from glm_export.generation.stopping import Stopping
 from glm_export.inputs.prompts import Prompt
+from glm_export.progress import NullProgress, Progress
 from glm_export.proof.cases import random_prompt
 from glm_export.proof.compare import TOLERANCES
 from glm_export.proof.measures.tokens import margin
@@ -75,6 +76,7 @@ def greedy_agreement(
     rows: int = 3,
     max_tokens: int = 0,
     decode: Callable[[int], str | None] = lambda _: None,
+    progress: Progress | None = None,
 ) -> GreedyReport:
     """Greedy tokens both sides write, prompts one after another and as a padded batch.
 
@@ -87,6 +89,7 @@ def greedy_agreement(
         rows: of the batch at most.
         max_tokens: tokens the candidate can hold; 0: the context.
         decode: an id's text, for people.
+        progress: shows texts that are written.
 
     Raises:
         NonFiniteError: the reference's logits are not finite.
@@ -96,11 +99,19 @@ def greedy_agreement(
     prompts = [random_prompt(random, length, config) for length in (12, 5, 2)[:rows]]
     room = (max_tokens or config.max_columns) - config.prefix_length
     stopping = Stopping(max_new_tokens=min(GREEDY_TOKENS, room - 16))
-    batch = [row.ids for row in generate_ids(reference, prompts, stopping=stopping)]
+    advance = (progress or NullProgress()).task("texts", 3 * len(prompts))
+
+    def written(session: Session, some: Sequence[Prompt]) -> list[list[int]]:
+        rows = [row.ids for row in generate_ids(session, some, stopping=stopping)]
+        advance(len(some))
+        return rows
+
+    batch = written(reference, prompts)
     try:
-        answers = [row.ids for row in generate_ids(candidate, prompts, stopping=stopping)]
-        alone = [generate_ids(candidate, [prompt], stopping=stopping)[0].ids for prompt in prompts]
+        answers = written(candidate, prompts)
+        alone = [written(candidate, [prompt])[0] for prompt in prompts]
     except NonFiniteError:
+        advance(2 * len(prompts))
         answers = alone = [[] for _ in prompts]
     texts = [
         _text(reference, candidate, prompt, (expected, found), how, decode)

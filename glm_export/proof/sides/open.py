@@ -60,7 +60,7 @@ def check_sides(
             raise InputError(f"{opened.folder} is a saved run and answers nothing else; give another run --against it")
         return check_saved(opened, other, options)
     if isinstance(opened, Engine):
-        return check_engine(opened, other, options)
+        return check_engine(opened, other, options, progress=progress)
     if isinstance(opened, Path):
         opened = foreign_program(opened, other.config)
     if not options.layer_by_layer:

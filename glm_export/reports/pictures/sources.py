@@ -9,7 +9,7 @@ from typing import Any
 
 from glm_export.artifacts.open import Kind, kind_of
 from glm_export.calibration.ranges import CHANNEL_MAXIMA, load_ranges
-from glm_export.errors import InputError
+from glm_export.errors import InputError, reason
 from glm_export.model_folder import load_json
 
 NUMBERS = {
@@ -154,7 +154,7 @@ def _told_reaches(source: Path, own: Mapping[str, Any]) -> list[Reach]:
             for name, times in own["outliers"].items()
         ]
     except (KeyError, TypeError, ZeroDivisionError) as error:
-        raise InputError(f"{source} is no whole report of calibrate ({error!r}); write it again") from error
+        raise InputError(f"{source} is no whole report of calibrate ({reason(error)}); write it again") from error
 
 
 def _number(value: Any) -> float:

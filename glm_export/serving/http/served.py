@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -23,6 +24,8 @@ from glm_export.sessions.load import session_of
 from glm_export.sessions.session import Session
 from glm_export.store.address import is_url
 from glm_export.tokenizers import Tokenizer, stop_ids
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +103,13 @@ def opened(
                 session, options.scheduler, prefix_bytes=kept, max_context=most, speculate=options.speculate
             )
             worker = stack.enter_context(Worker(engine, max_waiting=options.queue, name=name))
+            logger.info(
+                "%s: %d rows at most, %d MB of prefixes kept, %d requests may wait",
+                name,
+                options.max_batch,
+                options.prefix_megabytes,
+                options.queue,
+            )
             models[name] = ServedModel(name=name, session=session, worker=worker, proof=proof, max_context=most)
         yield models
 

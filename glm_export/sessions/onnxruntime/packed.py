@@ -101,13 +101,16 @@ class PackedPrograms:
         """
         weights = program.manifest["sizes"].get(WEIGHTS, 0)
         if weights < LEAST_BYTES or GROWTH * weights > self.limit or WEIGHTS not in program.manifest.get("sha256", {}):
+            logger.info("%s: %d bytes of weights, which are not kept packed: packed in memory", program.folder, weights)
             return load(options(), program.model_path)
         key = _key_of(program, entries)
         try:
             packed = self._usable(key)
             if packed is not None:
+                logger.info("%s: mapped as it was packed for this processor, from %s", program.folder, packed)
                 return _optimized(options(), packed, load)
             if self._due(key, weights):
+                logger.info("%s: packed for this processor, and kept in %s", program.folder, self.home / key)
                 return self._pack(key, program, options, load)
         except Exception as error:  # onnxruntime's exceptions share no public base
             # What fails with a packed program may work without one; what fails then is the program's own.

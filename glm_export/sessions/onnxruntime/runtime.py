@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from glm_export.sessions.onnxruntime.cuda_graph import ENABLE
 from glm_export.sessions.onnxruntime.packed import PackedPrograms
 from glm_export.spec.session_entries import ACCURACY, LEAST_FOR_RAGGED, LEAST_ON_CUDA, session_entries
 
+logger = logging.getLogger(__name__)
 CUDA = "CUDAExecutionProvider"
 CPU = "CPUExecutionProvider"
 PREFERRED_PROVIDERS = (CUDA, CPU)
@@ -46,7 +48,7 @@ def require_providers(asked: Sequence[str]) -> list[str]:
         EnvironmentMissingError: this build of ONNX Runtime has not all of them.
     """
     if isinstance(asked, str) or not asked:
-        raise InputError(f"providers are a list of names such as {[CPU]}, found {shown(asked)}")
+        raise InputError(f"providers are a list of names such as {CPU!r}, found {shown(asked)}")
     known = onnxruntime.get_available_providers()
     missing = [name for name in asked if name not in known]
     if missing:
@@ -173,6 +175,10 @@ def inference_session(
         def load(made: onnxruntime.SessionOptions, graph: Path) -> onnxruntime.InferenceSession:
             return onnxruntime.InferenceSession(str(graph), made, providers=given)
 
+        # What ONNX Runtime takes of these is said by the session.
+        logger.info("%s: by ONNX Runtime %s, providers %s", program.folder, onnxruntime.__version__, ", ".join(chosen))
+        for key, value in entries.items():
+            logger.debug("%s: session entry %s is %s", program.folder, key, value)
         if packed is not None and chosen == [CPU]:
             return packed.load(program, entries, options, load)
         return load(options(), program.model_path)

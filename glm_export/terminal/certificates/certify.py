@@ -30,6 +30,7 @@ from glm_export.terminal.console import (
     json_option,
     show_json,
 )
+from glm_export.terminal.frame.saying import progress
 from glm_export.terminal.frame.tables import Column, columns, show_table
 
 if TYPE_CHECKING:  # needs torch
@@ -74,7 +75,10 @@ def certify(
     An encrypted key's password is read from the variable GLM_EXPORT_KEY_PASSWORD, or asked for.
     """
     signer, reference = _signer(**signing), _reference(program, against, adapters)
-    done = certify_folder(program, reference, signer=signer, reference_dtype=reference_dtype, force=force)
+    with progress() as bars:
+        done = certify_folder(
+            program, reference, signer=signer, reference_dtype=reference_dtype, force=force, progress=bars
+        )
     if as_json:
         show_json(done.to_json())
     else:
@@ -148,7 +152,8 @@ def verify(
         raise InputError("the check is run again with --rerun and --against CHECKPOINT; give both")
     trust = Trust(key=key, chain=chain) if key is not None or chain else None
     reference = None if against is None else _reference(folder, against, adapters)
-    found = verify_folder(folder, trust=trust, signature=signature, against=reference)
+    with progress() as bars:
+        found = verify_folder(folder, trust=trust, signature=signature, against=reference, progress=bars)
     if as_json:
         show_json(found.to_json())
     else:

@@ -53,14 +53,14 @@ def is_quiet() -> bool:
 
 
 @contextmanager
-def progress() -> Iterator[Progress]:
-    """Progress as it was asked for."""
+def progress(*, still: bool = False) -> Iterator[Progress]:
+    """Progress as it was asked for; ``still``: drawn when something changes alone, where something is measured."""
     if is_quiet():
         yield NullProgress()
         return
     from glm_export.terminal.console import MESSAGES
 
-    with shown(MESSAGES) as made:
+    with shown(MESSAGES, still=still) as made:
         yield made
 
 

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import rich_click as click
+from rich.cells import cell_len
 from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
@@ -19,6 +20,10 @@ from glm_export.terminal.console import FOLDER, RESULTS, json_option, show_json,
 from glm_export.terminal.frame.tables import Column, columns, show_table
 
 FIGURES = ("running", "waiting", "read tokens/s", "written tokens/s", "first token", "prefixes")
+LEAST_FIRST = ("prefixes", "read tokens/s", "first token", "waiting")
+"""Which figures the live table leaves out where the screen is narrow, the one that is missed least first."""
+LEAST_NAME = 12
+"""Columns of a model's name before a figure goes; longer names are folded."""
 
 
 @click.command()
@@ -57,17 +62,38 @@ def _show(live: Live, url: str, key: str | None, before: Reading) -> Reading:
     except GlmExportError as error:
         live.update(escape(str(error)), refresh=True)
         return before
-    live.update(table_of(loads(before, now)), refresh=True)
+    live.update(table_of(loads(before, now), RESULTS.width), refresh=True)
     return now
 
 
-def table_of(models: Sequence[ModelLoad]) -> Table:
-    """A row for each model."""
-    table = Table("model")
-    for column in FIGURES:
-        table.add_column(column, justify="right", overflow="fold")
-    for load in models:
-        table.add_row(*_row(load))
+def table_of(models: Sequence[ModelLoad], width: int) -> Table:
+    """A row for each model, whole figures in as many columns as the screen has room for.
+
+    Args:
+        models: what each does.
+        width: of the screen, in columns.
+    """
+    rows = [_row(load) for load in models]
+    # Heads of two lines: narrower than one, and figures are short.
+    heads = [name.replace(" ", "\n") for name in FIGURES]
+    wide = [
+        max(map(cell_len, [*head.split("\n"), *(row[place] for row in rows)])) for place, head in enumerate(heads, 1)
+    ]
+    name = min(max([len("model"), *(cell_len(load.model) for load in models)]), LEAST_NAME)
+    shown, left_out = list(range(len(FIGURES))), []
+    for figure in LEAST_FIRST:
+        # Every column has a blank on each side, and a line behind it.
+        if 1 + name + 3 + sum(wide[place] + 3 for place in shown) <= width:
+            break
+        shown.remove(FIGURES.index(figure))
+        left_out.append(figure)
+    caption = f"a wider screen shows {', '.join(left_out)}" if left_out else None
+    table = Table(caption=caption, caption_justify="left")
+    table.add_column("model", overflow="fold")
+    for place in shown:
+        table.add_column(heads[place], justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(row[0], *(row[1 + place] for place in shown))
     return table
 
 

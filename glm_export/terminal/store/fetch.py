@@ -122,7 +122,8 @@ def _facts(view: View) -> dict[str, Any]:
 def _verify(store: Cache, views: Sequence[View], *, as_json: bool) -> int:
     found = []
     for view in views:
-        damaged = view.damaged(thorough=True)
+        with progress() as bars:
+            damaged = view.damaged(thorough=True, advance=bars.task(view.folder.name, view.size))
         verdict = "[green]whole[/]" if damaged is None else f"[red]damaged[/] {escape(damaged)}, removed:"
         if not as_json:
             RESULTS.print(f"{verdict} {escape(pinned(view))}", soft_wrap=True)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Required, TypedDict
 
-from glm_export.errors import InputError
+from glm_export.errors import InputError, shown
 from glm_export.model_folder import parse_json
 
 ROLES = ("system", "user", "assistant", "observation")
@@ -104,8 +104,7 @@ def _require_json(value: Any, where: str) -> None:
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}…"
+    return shown(value, 60)
 
 
 def checked_tools(tools: Any, name: str = "tools") -> list[dict[str, Any]] | None:

@@ -33,10 +33,10 @@ Started = tuple[str, subprocess.Popen[str]]
 
 
 @contextmanager
-def started(*words: str) -> Iterator[Started]:
+def started(*words: str, columns: int = 200) -> Iterator[Started]:
     """A server's address and process; it is killed where it does not end by itself."""
     command = [sys.executable, "-m", "glm_export.cli", "serve", *words, "--port", "0"]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3]), "COLUMNS": "200"}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3]), "COLUMNS": str(columns)}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     try:

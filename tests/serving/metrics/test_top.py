@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler
@@ -11,11 +12,14 @@ from typing import Any
 import httpx
 import pytest
 from click.testing import CliRunner
+from rich.cells import cell_len
+from rich.console import Console
 
 from glm_export.cli import cli
 from glm_export.errors import EnvironmentMissingError, InputError
-from glm_export.serving.metrics.reading import Reading, loads, parsed, read_metrics
+from glm_export.serving.metrics.reading import ModelLoad, Reading, loads, parsed, read_metrics
 from glm_export.terminal.console import RESULTS
+from glm_export.terminal.serving.top import LEAST_FIRST, table_of
 from tests.helpers.http_servers import Quiet, listening
 from tests.serving.http.conftest import start
 
@@ -79,6 +83,41 @@ def test_one_table(start: Callable[..., Any], tmp_path: Path, monkeypatch: pytes
         assert (model, running) == ("demo", "1")
         assert 1 <= int(waiting) < 8
         assert float(written) > 0
+
+
+def busy(model: str, prefix_bytes: int, first_token_s: float | None) -> ModelLoad:
+    rates = {"read_rate": 12_345.6, "written_rate": 1_234.5}
+    return ModelLoad(
+        model=model, running=8, waiting=1_234, prefix_bytes=prefix_bytes, first_token_s=first_token_s, **rates
+    )
+
+
+LOADS = [busy("demo", 0, None), busy("GLM-4-9B-0414-int8-token", 1_200_000_000, 12.3456)]
+
+
+@pytest.mark.parametrize(
+    ("width", "left_out"),
+    [(60, ["prefixes", "read tokens/s"]), (80, ["prefixes"]), (120, []), (40, list(LEAST_FIRST))],
+)
+def test_the_live_table_is_whole_at_any_width(width: int, left_out: list[str]) -> None:
+    """Rendered by rich: within the screen, every figure whole, and what has no room named."""
+    console = Console(width=width, file=io.StringIO(), record=True)
+    console.print(table_of(LOADS, width))
+    said = console.export_text()
+    assert max(map(cell_len, said.splitlines())) <= width
+    figures = {"waiting": "1,234", "read tokens/s": "12,345.6", "first token": "12,346 ms", "prefixes": "1.20 GB"}
+    for name, figure in (figures | {"written tokens/s": "1,234.5", "running": "8"}).items():
+        assert (f" {figure} " in said) is (name not in left_out), (name, said)
+    assert "…" not in said
+    caption = " ".join(said[said.rindex("┘") + 1 :].split())
+    assert caption == (f"a wider screen shows {', '.join(left_out)}" if left_out else "")
+    assert "".join(line.split("│")[1].strip() for line in said.splitlines() if "│" in line) == "".join(
+        ["demo", LOADS[1].model]
+    )
+    # The control: drawn for a wider screen it is cut.
+    cut = Console(width=40, file=io.StringIO(), record=True)
+    cut.print(table_of(LOADS, 120))
+    assert "12,346 ms" not in cut.export_text()
 
 
 def test_a_server_that_began_anew_counts_from_nothing() -> None:
