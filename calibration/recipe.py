@@ -135,7 +135,8 @@ class Recipe:
         """The recipe with other blocks, or another head, wherever its formats have blocks; experts keep theirs.
 
         Args:
-            block_size: neighbours along the input channels that share a scale, in the linear layers.
+            block_size: neighbours along the input channels that share a scale, in the linear layers, and in a head
+                that is stored as they are.
             head_bits: of the last product; 4 gives it the blocks of the layers.
 
         Raises:
@@ -146,7 +147,8 @@ class Recipe:
             layers = replace(layers, block=block_size) if isinstance(layers, BlockWeights) else layers
             if explicit is not None and explicit.block is not None:
                 explicit = replace(explicit, block=block_size)
-        head, explicit_head = self.head, self.explicit_head
+        head = layers if self.head == self.layers else self.head
+        explicit_head = explicit if self.explicit_head == self.explicit else self.explicit_head
         if head_bits is not None:
             if isinstance(layers, BlockWeights) and isinstance(head, BlockWeights):
                 head = replace(head if head_bits == head.bits else layers, bits=head_bits)

@@ -6,7 +6,9 @@
 Where memory's speed changes every half minute, a process that is measured and then the next compare two machines. Here
 every form loads once and waits; each round asks all of them for one prompt and one answer, in another order, and reads
 memory alone in between. A ratio is taken within a round, and its median over the rounds is printed. Who waits uses no
-processor. Loading is measured before, `--loads` times in turn, each time a process of its own.
+processor. What a process was given of memory makes a fifth as well, for as long as it lives: `--processes` starts all
+anew so many times, with so many rounds each. Loading is measured before, `--loads` times in turn, each time a process
+of its own.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ MEMORY = "memory"
 READS = "from glm_export.machine.memory import read_bandwidth; import sys\nfor _ in sys.stdin: "
 READS += f"print(read_bandwidth({THREADS}) / 1e9, flush=True)"
 PATIENCE_S = 60
+LABELS = {"read": "pp512", "write": "tg64"}
 UNCOUNTED_LOADS = 2
 """The first load of ours packs nothing, the second packs and keeps; users meet the third."""
 
@@ -85,7 +88,9 @@ def loads(chosen: list[tuple[str, str]], where: list[str | Path], count: int) ->
     }
 
 
-def rounds(chosen: list[tuple[str, str]], where: list[str | Path], count: int) -> list[dict[str, Any]]:
+def rounds(
+    chosen: list[tuple[str, str]], where: list[str | Path], count: int, asked: tuple[str, ...]
+) -> list[dict[str, Any]]:
     """For each round the memory's GB/s before and after, other work in cores, and tokens a second of every form."""
     order, shuffler = list(chosen), random.Random(0)
     bandwidth = subprocess.Popen(
@@ -106,7 +111,7 @@ def rounds(chosen: list[tuple[str, str]], where: list[str | Path], count: int) -
         wait_until_quiet(PATIENCE_S)
         shuffler.shuffle(order)
         one: dict[str, Any] = {MEMORY: [read_memory()]}
-        for what in ("write", "read"):
+        for what in asked:
             one[what] = {" ".join(key): peers[key].ask(what) for key in order}
             one[MEMORY].append(read_memory())
         print(f"round {number}: {json.dumps(one)}", file=sys.stderr, flush=True)
@@ -122,12 +127,14 @@ def table(found: list[dict[str, Any]], loaded: dict[tuple[str, str], Any], forms
     """A row a form: medians, and the ratios of ours to it within a round."""
     names = [" ".join(key) for key in forms]
     ours = [name for name in names if name.startswith("ours")]
-    best = {what: max(ours, key=lambda name: middle([one[what][name] for one in found])) for what in ("read", "write")}
-    head = f"| form | pp512 | {best['read']} / it | tg64 | {best['write']} / it (quartiles) "
-    lines = [head + "| load s | second token s | anonymous GB | file-backed GB |", "|---" * 9 + "|"]
+    asked = [what for what in ("read", "write") if what in found[0]]
+    best = {what: max(ours, key=lambda name: middle([one[what][name] for one in found])) for what in asked}
+    head = "".join(f"| {LABELS[what]} | {best[what]} / it (quartiles) " for what in asked)
+    lines = [f"| form {head}| load s | second token s | anonymous GB | file-backed GB |"]
+    lines.append("|---" * (5 + 2 * len(asked)) + "|")
     for key, name in zip(forms, names, strict=True):
         cells = []
-        for what in ("read", "write"):
+        for what in asked:
             ratios = sorted(one[what][best[what]] / one[what][name] for one in found)
             low, high = ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]
             cells.append(f"{middle([one[what][name] for one in found]):.1f}")
@@ -150,6 +157,8 @@ def main() -> None:
     options.add_argument("shape")
     options.add_argument("--work", type=Path, required=True)
     options.add_argument("--rounds", type=int, default=15)
+    options.add_argument("--processes", type=int, default=1, help="of each form, one after the other")
+    options.add_argument("--decoding", action="store_true", help="no prompts but those behind which tokens are written")
     options.add_argument("--loads", type=int, default=0, help="of each form, before the rounds")
     options.add_argument("--only", nargs="+", metavar="PEER:FORM", required=True)
     options.add_argument("--json", type=Path, help="where to write every measurement")
@@ -161,7 +170,8 @@ def main() -> None:
         sys.exit(f"unknown among {' '.join(arguments.only)}; there are {known}")
     wait_until_quiet(PATIENCE_S)
     loaded = loads(chosen, where, arguments.loads) if arguments.loads else {}
-    found = rounds(chosen, where, arguments.rounds)
+    asked = ("write",) if arguments.decoding else ("write", "read")
+    found = [one for _ in range(arguments.processes) for one in rounds(chosen, where, arguments.rounds, asked)]
     print(table(found, loaded, chosen))
     if arguments.json:
         told = {"loads": {" ".join(key): value for key, value in loaded.items()}, "rounds": found}

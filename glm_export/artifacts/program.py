@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from glm_export.artifacts.manifest import MANIFEST, read_manifest, require_undamaged
-from glm_export.errors import CheckpointError, InputError, shown
+from glm_export.errors import CheckpointError, InputError, reason, shown
 from glm_export.spec.config import GlmConfig
 from glm_export.spec.dtypes import DTYPES
 from glm_export.spec.signature import LOGITS_KINDS, Signature, past_names
@@ -96,7 +96,7 @@ def load_program(folder: Path | str) -> OnnxProgram:
     try:
         return program_of(folder, manifest)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} does not fit this version: {error!r}; export again") from error
+        raise CheckpointError(f"{path} does not fit this version: {reason(error)}; export again") from error
 
 
 def program_of(folder: Path, manifest: dict[str, Any]) -> OnnxProgram:

@@ -68,8 +68,11 @@ def test_forms_of_every_dialect() -> None:
     )
     assert shaped.experts == recipe.experts
     assert recipe.shaped(64, 8) == recipe == recipe.shaped()
-    # An 8-bit head keeps blocks of its own.
+    # A head keeps blocks of its own, unless it is stored as the layers are.
     assert recipe.shaped(32).head == recipe.head
+    for name in ("int8-weights", "int8-weights-block"):
+        coarse = recipes.load(name).shaped(32)
+        assert (coarse.head, coarse.explicit_head) == (coarse.layers, coarse.explicit)
 
 
 def test_weights_that_calibration_rounds(tmp_path: Path) -> None:

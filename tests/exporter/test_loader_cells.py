@@ -157,9 +157,7 @@ def test_openvino_says_what_our_session_says(program_of: Callable[..., OnnxProgr
         verdict = verdicts(subject_of(program))[OPENVINO]
         assert verdict.runs == isinstance(found, list), (dialect, recipe, found)
         if not verdict.runs:
-            # The layers' own blocks can be others, the head's of int8-weights-block cannot.
-            suited = "; `--block-size 64` suits it" if recipe == "int4-weights" else ""
-            assert verdict.note == f"it cuts no block of 128 short{suited}"
+            assert verdict.note == "it cuts no block of 128 short; `--block-size 64` suits it"
             assert "cannot be divided by block_size (128)" in found
             continue
         apart = float(np.abs(np.array(found) - logits).max() / np.abs(logits).max())

@@ -138,13 +138,15 @@ def _transformers_js(subject: Subject) -> Verdict:
 
 def _cut_short(subject: Subject) -> str | None:
     """Which block does not divide a width, and which would; None where all of them do."""
-    head, block = subject.head_block, subject.block
-    if head and subject.config.hidden_size % head:
-        return f"it cuts no block of {head} short"
-    if not block or not any(width % block for width in subject.widths):
+    cuts = [
+        block
+        for block, widths in ((subject.head_block, {subject.config.hidden_size}), (subject.block, subject.widths))
+        if block and any(width % block for width in widths)
+    ]
+    if not cuts:
         return None
     suited = [size for size in BLOCKS if not any(width % size for width in subject.widths)]
-    return f"it cuts no block of {block} short" + (f"; `--block-size {suited[-1]}` suits it" if suited else "")
+    return f"it cuts no block of {cuts[0]} short" + (f"; `--block-size {suited[-1]}` suits it" if suited else "")
 
 
 def _openvino(subject: Subject) -> Verdict:
