@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,6 +34,13 @@ def traced_once() -> Iterator[None]:
     """
     with tracing_once():
         yield
+
+
+@pytest.fixture(autouse=True)
+def usual_levels() -> None:
+    """Libraries that a test before imported may have had every log tell more, and ours with them."""
+    logging.getLogger().setLevel(logging.WARNING)
+    logging.getLogger("glm_export").setLevel(logging.NOTSET)
 
 
 @pytest.fixture(params=CAUSAL)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # it brings torch along
     from glm_export.checkpoints.checkpoint import Checkpoint
 
 
-logger = logging.getLogger(__name__)
+LOG = logging.getLogger(__name__)
 DEVICES = ("cpu", "cuda")
 
 
@@ -47,11 +47,16 @@ def session_of(
     """
     started = time.perf_counter()
     session = _loaded(model, threads, device, providers, cache=cache)
+    _say_loaded(session, time.perf_counter() - started)
+    return session
+
+
+def _say_loaded(session: Session, seconds: float) -> None:
     said = session.describe()
-    logger.info(
+    LOG.info(
         "%s: loaded in %.2f s by %s %s on %s%s, %s %s",
         session.folder,
-        time.perf_counter() - started,
+        seconds,
         said.runtime,
         said.version,
         said.device,
@@ -59,7 +64,6 @@ def session_of(
         said.dialect or "checkpoint",
         said.dtype,
     )
-    return session
 
 
 def _loaded(
