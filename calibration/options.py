@@ -82,6 +82,6 @@ class CalibrationOptions(TextOptions):
         if loaded is None or loaded.rounding == "nearest":
             raise InputError(
                 f"{flag(CalibrationOptions, 'block_size')} is for a --recipe that has weights rounded here; found "
-                f"--recipe {self.recipe}: leave it out, and give it to 'glm-export export'"
+                f"{self.recipe or 'none'}: leave it out, and give it to 'glm-export export'"
             )
-        return loaded.shaped(self.block_size)
+        return loaded.with_blocks(self.block_size)

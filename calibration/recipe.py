@@ -120,8 +120,8 @@ class Recipe:
         return values | {"bound": values.pop("tolerance"), "spared": values.pop("excluded")}
 
     @property
-    def shape(self) -> dict[str, int]:
-        """Of a recipe in a dialect's formats, what :meth:`shaped` makes it of the plain one."""
+    def block_options(self) -> dict[str, int]:
+        """Of a recipe in a dialect's formats, what :meth:`with_blocks` makes it of the plain one."""
         block = self.layers.scale_block if self.layers is not None else None
         if block is None:
             return {}
@@ -131,7 +131,7 @@ class Recipe:
         bits = head.bits if isinstance(head, BlockWeights) else int(str(head.explicit_dtype).removeprefix("int"))
         return {"block_size": block, "head_bits": bits}
 
-    def shaped(self, block_size: int | None = None, head_bits: int | None = None) -> Recipe:
+    def with_blocks(self, block_size: int | None = None, head_bits: int | None = None) -> Recipe:
         """The recipe with other blocks, or another head, wherever its formats have blocks; experts keep theirs.
 
         Args:

@@ -48,6 +48,12 @@ def listed(values: Iterable[Any], most: int = SHOWN_CHARACTERS) -> str:
     return cut(one_line(", ".join(map(_worded, values))), most) or "none"
 
 
+def alternatives(values: Iterable[object]) -> str:
+    """What a value may be, for a message: ``16, 32 or 64``; there is at least one."""
+    *others, last = map(str, values)
+    return f"{', '.join(others)} or {last}" if others else last
+
+
 def reason(error: BaseException) -> str:
     """Why what others wrote does not fit, for a message: a key that is missing by its name, else the error's words."""
     if isinstance(error, KeyError):

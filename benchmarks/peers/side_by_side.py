@@ -20,6 +20,8 @@ import statistics
 import subprocess
 import sys
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
 
@@ -68,9 +70,6 @@ class Staying:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.end()
-
-    def end(self) -> None:
         self._process.kill()
         self._process.wait()
 
@@ -92,11 +91,19 @@ def rounds(
     chosen: list[tuple[str, str]], where: list[str | Path], count: int, asked: tuple[str, ...]
 ) -> list[dict[str, Any]]:
     """For each round the memory's GB/s before and after, other work in cores, and tokens a second of every form."""
-    order, shuffler = list(chosen), random.Random(0)
-    bandwidth = subprocess.Popen(
-        [sys.executable, "-c", READS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    peers = {key: Staying(*key, where) for key in chosen}
+    with ExitStack() as stack:
+        reader = subprocess.Popen(
+            [sys.executable, "-c", READS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        stack.callback(reader.kill)
+        peers = {key: stack.enter_context(Staying(*key, where)) for key in chosen}
+        return list(_asked_in_turn(peers, reader, count, asked))
+
+
+def _asked_in_turn(
+    peers: dict[tuple[str, str], Staying], bandwidth: subprocess.Popen[str], count: int, asked: tuple[str, ...]
+) -> Iterator[dict[str, Any]]:
+    order, shuffler = list(peers), random.Random(0)
 
     def read_memory() -> float:
         assert bandwidth.stdin is not None
@@ -105,7 +112,6 @@ def rounds(
         bandwidth.stdin.flush()
         return float(bandwidth.stdout.readline())
 
-    found: list[dict[str, Any]] = []
     for number in range(count + 1):
         # Also shows that whoever waits does nothing.
         wait_until_quiet(PATIENCE_S)
@@ -116,11 +122,7 @@ def rounds(
             one[MEMORY].append(read_memory())
         print(f"round {number}: {json.dumps(one)}", file=sys.stderr, flush=True)
         if number:  # the first warms up
-            found.append(one)
-    for peer in peers.values():
-        peer.end()
-    bandwidth.kill()
-    return found
+            yield one
 
 
 def table(found: list[dict[str, Any]], loaded: dict[tuple[str, str], Any], forms: list[tuple[str, str]]) -> str:

@@ -20,8 +20,8 @@ RAGGED = "ragged.onnx"
 NEEDS, VERSION = "needs", re.compile(r"[0-9]{1,4}\.[0-9]{1,4}")
 """The manifest's key for runtimes that are too old below a version, and how a version is written there."""
 WEIGHTS = "model.onnx.data"
-SHAPE, SHAPES = "shape", {"block_size", "head_bits"}
-"""The manifest's key for what was asked for beside a recipe, and what that may be."""
+BLOCK_OPTIONS, KNOWN_BLOCK_OPTIONS = "block_options", {"block_size", "head_bits"}
+"""The manifest's key for blocks and a head that are not the recipe's own, and what it may say of them."""
 PROMPT_LAYERS = "prompt_layers"
 """The manifest's key for how many layers have a second form for prompts, where not all of them do."""
 
@@ -112,9 +112,11 @@ def program_of(folder: Path, manifest: dict[str, Any]) -> OnnxProgram:
             raise ValueError(f"{key} is {shown(manifest[key])}")
     if not isinstance(manifest["dialect"], str) or not isinstance(manifest.get("recipe"), str | None):
         raise TypeError(f"dialect and recipe are {shown([manifest['dialect'], manifest.get('recipe')])}")
-    shape = manifest.get(SHAPE, {})
-    if not isinstance(shape, dict) or not all(key in SHAPES and isinstance(shape[key], int) for key in shape):
-        raise ValueError(f"{SHAPE} is {shown(shape)}")
+    blocks = manifest.get(BLOCK_OPTIONS, {})
+    if not isinstance(blocks, dict) or not all(
+        key in KNOWN_BLOCK_OPTIONS and isinstance(value, int) for key, value in blocks.items()
+    ):
+        raise ValueError(f"{BLOCK_OPTIONS} is {shown(blocks)}")
     needs = manifest.get(NEEDS, {})
     if not isinstance(needs, dict) or not all(VERSION.fullmatch(str(version)) for version in needs.values()):
         raise ValueError(f"{NEEDS} is {shown(needs)}")

@@ -33,7 +33,16 @@ from glm_export.artifacts.manifest import (
     write_json,
 )
 from glm_export.artifacts.output_folder import require_writable, whole_folder
-from glm_export.artifacts.program import MODEL, NEEDS, PROMPT_LAYERS, RAGGED, SHAPE, WEIGHTS, OnnxProgram, load_program
+from glm_export.artifacts.program import (
+    BLOCK_OPTIONS,
+    MODEL,
+    NEEDS,
+    PROMPT_LAYERS,
+    RAGGED,
+    WEIGHTS,
+    OnnxProgram,
+    load_program,
+)
 from glm_export.calibration import recipes
 from glm_export.calibration.keep import KEPT, kept_sizes
 from glm_export.calibration.quantization import Quantization
@@ -250,7 +259,7 @@ def _manifest(
         "logits": target.logits,
         "recipe": recipe.name if recipe else None,
         **({KEPT: kept_sizes(recipe)} if recipe and recipe.rounding == KEPT else {}),
-        **({SHAPE: recipe.shape} if recipe and recipe.shape != _usual_shape(target) else {}),
+        **_block_options(target),
         **({PROMPT_LAYERS: prompt_layers} if prompt_layers is not None else {}),
         "left_in_float": dict(target.quantization.excluded) if target.quantization else {},
         "batch_invariance": program_invariance(checkpoint.config, target.signature, target.recipe).value,
@@ -263,12 +272,13 @@ def _manifest(
     }
 
 
-def _usual_shape(target: ResolvedOptions) -> dict[str, int]:
-    """Of the recipe as nobody asked otherwise; what is kept of a source has its sizes elsewhere."""
+def _block_options(target: ResolvedOptions) -> dict[str, dict[str, int]]:
+    """Where blocks or head are not the recipe's own; what is kept of a source has its sizes elsewhere."""
     recipe = target.recipe
     if recipe is None or recipe.rounding == KEPT:
-        return recipe.shape if recipe is not None else {}
-    return recipes.load(recipe.name).carried_by(target.dialect.can).shape
+        return {}
+    usual = recipes.load(recipe.name).carried_by(target.dialect.can).block_options
+    return {} if recipe.block_options == usual else {BLOCK_OPTIONS: recipe.block_options}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

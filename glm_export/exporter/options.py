@@ -215,7 +215,7 @@ def _quantization(
                 f"--recipe {recipes.KEEP} needs the checkpoint whose integers are kept; found its config alone"
             )
         kept = keep(source, options.excluded)
-    recipe = kept.recipe if kept is not None else _shaped(recipes.load(name), options, ranges)
+    recipe = kept.recipe if kept is not None else _with_blocks(recipes.load(name), options, ranges)
     can = dialects.load(options.dialect).can
     for option, value, known in (
         ("dialect", options.dialect, dialects_of(recipe)),
@@ -237,7 +237,7 @@ def _quantization(
     return ranges.quantization(carried, options.dtype, options.excluded)
 
 
-def _shaped(recipe: Recipe, options: ExportOptions, ranges: Ranges | None) -> Recipe:
+def _with_blocks(recipe: Recipe, options: ExportOptions, ranges: Ranges | None) -> Recipe:
     """In the blocks that are asked for, or that calibration has rounded weights in."""
     block_size = options.block_size
     if ranges is not None and recipe.rounding == "gptq":
@@ -248,7 +248,7 @@ def _shaped(recipe: Recipe, options: ExportOptions, ranges: Ranges | None) -> Re
                 f"{ranges.folder} has weights rounded in blocks of {block_size}, {option} {options.block_size} is "
                 "asked for; leave it out, or give it to 'glm-export calibrate'"
             )
-    return recipe.shaped(block_size, options.head_bits)
+    return recipe.with_blocks(block_size, options.head_bits)
 
 
 def _require_blocks(name: str | None, carried: Recipe | None, options: ExportOptions) -> None:
@@ -260,7 +260,7 @@ def _require_blocks(name: str | None, carried: Recipe | None, options: ExportOpt
     able = ", ".join(recipe.name for recipe in map(recipes.load, recipes.names()) if recipe.in_blocks)
     raise InputError(
         f"{flag(ExportOptions, asked)} is for recipes in blocks ({able}), where the dialect stores them so; "
-        f"found --recipe {name} --dialect {options.dialect}: leave it out, or take one of them"
+        f"found {name or 'no recipe'} in dialect {options.dialect}: leave it out, or take one of them"
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from glm_export.artifacts.program import NEEDS, SHAPE, OnnxProgram
+from glm_export.artifacts.program import BLOCK_OPTIONS, NEEDS, OnnxProgram
 from glm_export.calibration import recipes
 from glm_export.calibration.keep import recipe_kept
 from glm_export.calibration.recipe import Recipe, program_invariance
@@ -18,7 +18,9 @@ def recipe_of(program: OnnxProgram) -> Recipe | None:
         return None
     kept = program.recipe == recipes.KEEP
     recipe = recipe_kept(program.manifest) if kept else recipes.load(program.recipe)
-    carried = recipe.shaped(**program.manifest.get(SHAPE, {})).carried_by(dialects.load(program.dialect).can)
+    carried = recipe.with_blocks(**program.manifest.get(BLOCK_OPTIONS, {})).carried_by(
+        dialects.load(program.dialect).can
+    )
     # Programs that say nothing of what they need were written before experts were rounded.
     return carried if NEEDS in program.manifest else replace(carried, experts=None)
 

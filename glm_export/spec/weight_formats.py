@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from glm_export.errors import InputError
+from glm_export.errors import InputError, alternatives
 from glm_export.spec.batch_invariance import BatchInvariance
 from glm_export.spec.config import GlmConfig
 from glm_export.spec.signature import TensorSpec
@@ -96,7 +96,10 @@ class BlockWeights(WeightFormat):
 
     def __post_init__(self) -> None:
         if self.bits not in BITS or self.block not in BLOCKS:
-            raise InputError(f"block weights have {BITS} bits in blocks of {BLOCKS}; found {self.bits}, {self.block}")
+            raise InputError(
+                f"block weights have {alternatives(BITS)} bits, in blocks of {alternatives(BLOCKS)}; found {self.bits} "
+                f"bits in blocks of {self.block}"
+            )
 
     def stored_tensors(self, name: str, rows_N: int, columns_K: int, dtype: str) -> list[TensorSpec]:
         """Integers uint8, scales ``[N, C]``, and zero points where there are any."""
@@ -181,7 +184,8 @@ class QdqWeights(WeightFormat):
     def __post_init__(self) -> None:
         if self.dtype not in QMAX or (self.block is not None and self.block not in BLOCKS):
             raise InputError(
-                f"Q/DQ weights are {', '.join(QMAX)} with blocks of {BLOCKS} or none; found {self.dtype}, {self.block}"
+                f"Q/DQ weights are {alternatives(QMAX)}, in blocks of {alternatives(BLOCKS)} or none; found "
+                f"{self.dtype} in blocks of {self.block}"
             )
         if self.per_token and (self.activations or self.dtype != "int8" or self.block is not None):
             raise InputError(

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from glm_export import api
-from glm_export.artifacts.program import SHAPE, OnnxProgram
+from glm_export.artifacts.program import BLOCK_OPTIONS, OnnxProgram
 from glm_export.calibration import recipes
 from glm_export.cli import cli
 from glm_export.errors import InputError
@@ -35,16 +35,16 @@ def test_the_program_and_its_proof(tmp_path: Path) -> None:
         "demo", tmp_path / "coarse", dialect="ort", recipe="int4-weights", block_size=128, head_bits=4, logits="all"
     )
     assert set(products(program).values()) == {(4, 128)}
-    assert program.manifest[SHAPE] == {"block_size": 128, "head_bits": 4}
+    assert program.manifest[BLOCK_OPTIONS] == {"block_size": 128, "head_bits": 4}
     assert api.check(program, "demo").passed
     usual = api.export("demo", tmp_path / "usual", dialect="ort", recipe="int4-weights", logits="all")
     assert sorted(set(products(usual).values())) == [(4, 64), (8, 128)]
-    assert SHAPE not in usual.manifest
+    assert BLOCK_OPTIONS not in usual.manifest
     assert program.manifest["sizes"]["model.onnx.data"] < usual.manifest["sizes"]["model.onnx.data"]
     # The control: a proof that rounds in the recipe's own blocks does not fit this program.
     forged = Path(shutil.copytree(program.folder, tmp_path / "forged"))
     manifest = json.loads((forged / "manifest.json").read_text(encoding="utf-8"))
-    del manifest[SHAPE]
+    del manifest[BLOCK_OPTIONS]
     (forged / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     assert not api.check(forged, "demo").passed
 
@@ -60,18 +60,18 @@ def test_the_command_line_and_what_a_folder_says(tmp_path: Path) -> None:
 
 def test_forms_of_every_dialect() -> None:
     recipe = recipes.load("int4-weights")
-    shaped = recipe.shaped(128, 4)
+    shaped = recipe.with_blocks(128, 4)
     assert (shaped.layers, shaped.head) == (BlockWeights(bits=4, block=128), BlockWeights(bits=4, block=128))
     assert (shaped.explicit, shaped.explicit_head) == (
         QdqWeights(dtype="int4", block=128),
         QdqWeights(dtype="int4", block=128),
     )
     assert shaped.experts == recipe.experts
-    assert recipe.shaped(64, 8) == recipe == recipe.shaped()
+    assert recipe.with_blocks(64, 8) == recipe == recipe.with_blocks()
     # A head keeps blocks of its own, unless it is stored as the layers are.
-    assert recipe.shaped(32).head == recipe.head
+    assert recipe.with_blocks(32).head == recipe.head
     for name in ("int8-weights", "int8-weights-block"):
-        coarse = recipes.load(name).shaped(32)
+        coarse = recipes.load(name).with_blocks(32)
         assert (coarse.head, coarse.explicit_head) == (coarse.layers, coarse.explicit)
 
 
@@ -83,7 +83,7 @@ def test_weights_that_calibration_rounds(tmp_path: Path) -> None:
     # Export takes the blocks they were rounded in, and no others.
     program = api.export("demo", tmp_path / "out", dialect="ort", recipe="int4-gptq", ranges=ranges, logits="all")
     assert set(products(program).values()) == {(4, 128), (8, 128)}
-    assert program.manifest[SHAPE] == {"block_size": 128, "head_bits": 8}
+    assert program.manifest[BLOCK_OPTIONS] == {"block_size": 128, "head_bits": 8}
     assert api.check(program, "demo").passed
     with pytest.raises(InputError, match="rounded in blocks of 128, --block-size 32 is asked for"):
         api.export("demo", tmp_path / "no", dialect="ort", recipe="int4-gptq", ranges=ranges, block_size=32)
@@ -92,14 +92,23 @@ def test_weights_that_calibration_rounds(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        (ExportOptions(block_size=32), "--block-size is for recipes in blocks .int4-awq.*found --recipe None"),
+        (
+            ExportOptions(block_size=32),
+            "--block-size is for recipes in blocks .int4-awq.*found no recipe in dialect onnx",
+        ),
         (ExportOptions(recipe="int8-token", block_size=32), "--block-size is for recipes in blocks"),
         (
             ExportOptions(recipe="int8-weights", head_bits=4),
-            "--head-bits is for .* --recipe int8-weights --dialect onnx",
+            "--head-bits is for .*found int8-weights in dialect onnx",
         ),
-        (ExportOptions(recipe="int4-weights", block_size=48), "blocks of .16, 32, 64, 128, 256.* found 4, 48"),
-        (ExportOptions(recipe="int4-weights", dialect="ort", head_bits=6), "have .4, 8. bits .* found 6, 64"),
+        (
+            ExportOptions(recipe="int4-weights", block_size=48),
+            "in blocks of 16, 32, 64, 128 or 256; found 4 bits in blocks of 48",
+        ),
+        (
+            ExportOptions(recipe="int4-weights", dialect="ort", head_bits=6),
+            "have 4 or 8 bits, .* found 6 bits in blocks of 64",
+        ),
     ],
 )
 def test_what_makes_no_sense(asked: ExportOptions, message: str) -> None:
