@@ -38,7 +38,7 @@ class Dialect:
     can: Capabilities = field(default_factory=Capabilities)
     rules: Callable[[], tuple[Rule, ...]] = tuple
     expected_rewrites: Callable[[GlmConfig, Signature], Counter[str]] = lambda *_: Counter()
-    ragged_rules: Callable[[], tuple[Rule, ...]] = tuple
+    ragged_rules: Callable[[Signature], tuple[Rule, ...]] = lambda _: ()
     expected_ragged: Callable[[GlmConfig, Signature], Counter[str]] = lambda *_: Counter()
     cache: Callable[[GlmConfig], Cache] = lambda _: Cache.GROWING
     logits: Callable[[GlmConfig], str] = lambda _: "all"

@@ -64,9 +64,20 @@ def lower_to_ragged(model: ir.Model, dialect: Dialect, config: GlmConfig, signat
     if not expected:
         return None
     told = signature.told_query_lengths()
-    _apply(model, dialect, [(rule, expected[rule.name]) for rule in dialect.ragged_rules()], told)
+    _apply(model, dialect, [(rule, expected[rule.name]) for rule in dialect.ragged_rules(told)], told)
+    _forget_shapes(model)
+    model.graph.sort()
     require_border(model, told)
     return told
+
+
+def _forget_shapes(model: ir.Model) -> None:
+    """Of values inside: rows in which the program was traced are others, and a runtime plans its memory by them."""
+    border = set(model.graph.outputs)
+    for node in model.graph.all_nodes():
+        for value in node.outputs:
+            if value not in border:
+                value.shape = None
 
 
 def _apply(model: ir.Model, dialect: Dialect, rules: Sequence[CountedRule], signature: Signature) -> dict[str, int]:

@@ -84,7 +84,8 @@ class Emitter:
 
     ``shared`` lives as long as the lowering: what several replacements need is made once, before the first.
     ``weights`` are new initializers whose values the file will hold. ``inputs`` are the graph inputs of the dialect's
-    signature, by name. ``replaced`` pairs values of other nodes with what takes their place.
+    signature, by name. ``replaced`` pairs values of other nodes with what takes their place. ``told`` pairs outputs of
+    the program with what its caller gets in their place; nodes that read them go on reading them.
     """
 
     scope: str
@@ -92,6 +93,7 @@ class Emitter:
     constants: dict[tuple[object, ...], ir.Value]
     inputs: Mapping[str, ir.Value]
     replaced: list[tuple[ir.Value, ir.Value]] = field(default_factory=list)
+    told: list[tuple[ir.Value, ir.Value]] = field(default_factory=list)
     weights: list[ir.Value] = field(default_factory=list)
     tape: Tape = field(default_factory=Tape)
 
@@ -187,9 +189,18 @@ def apply_rule(
             model.graph.initializers[weight.name] = weight
         for before, after in emit.replaced:
             _take_place(before, after)
+        for inner, outer in emit.told:
+            _tell(model.graph, inner, outer)
         fired += 1
     _register(model.graph, constants.values())
     return fired, reasons
+
+
+def _tell(graph: ir.Graph, inner: ir.Value, outer: ir.Value) -> None:
+    """The caller gets another value under the same name."""
+    outer.name, inner.name = inner.name, f"{inner.name}.read"
+    outer.shape, outer.type = inner.shape, inner.type
+    graph.outputs[graph.outputs.index(inner)] = outer
 
 
 def _take_place(before: ir.Value, after: ir.Value) -> None:

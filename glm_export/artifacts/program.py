@@ -15,7 +15,7 @@ from glm_export.spec.signature import LOGITS_KINDS, Signature, past_names
 from glm_export.spec.summary import Summarized
 
 MODEL = "model.onnx"
-RAGGED = "ragged.onnx"
+RAGGED = "unpadded.onnx"
 """The same program told how many tokens of a call each row has; it reads the same weights."""
 NEEDS, VERSION = "needs", re.compile(r"[0-9]{1,4}\.[0-9]{1,4}")
 """The manifest's key for runtimes that are too old below a version, and how a version is written there."""

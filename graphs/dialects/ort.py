@@ -15,7 +15,7 @@ from glm_export.graphs.dialects import onnx as canonical
 from glm_export.graphs.rules.ort import fuses_rotation
 from glm_export.spec.capabilities import Capabilities, IntegerCache
 from glm_export.spec.config import GlmConfig, Norm
-from glm_export.spec.signature import Cache, Signature
+from glm_export.spec.signature import LOGITS, Cache, Signature
 
 if TYPE_CHECKING:  # rules load onnx
     from glm_export.graphs.rewriter import Rule
@@ -73,7 +73,17 @@ def expected_ragged(config: GlmConfig, signature: Signature) -> Counter[str]:
     if config.prefix_mask:
         return Counter()
     counted = signature.most_logits is not None or apart(config) > 0
-    return Counter({"told_lengths": config.num_layers, "told_new_tokens": int(counted)})
+    told = {"told_lengths": config.num_layers, "told_new_tokens": int(counted)}
+    last = int(signature.most_logits is not None)
+    outputs = len(by_token(signature))
+    unpadded = {"told_embedding": 1, "told_rotation": apart(config), "told_rows": config.num_layers}
+    return Counter(told | unpadded | {"told_last_token": last, "told_outputs": outputs})
+
+
+def by_token(signature: Signature) -> frozenset[str]:
+    """Outputs that say something of every token of a call."""
+    logits = frozenset({LOGITS} if signature.most_logits is None else ())
+    return logits | frozenset(signature.hidden_states)
 
 
 def expected_counts(config: GlmConfig) -> Counter[str]:
@@ -118,11 +128,26 @@ def rules() -> tuple[Rule, ...]:
     )
 
 
-def ragged_rules() -> tuple[Rule, ...]:
-    """How many tokens each row has is told, in place of counted."""
+def ragged_rules(signature: Signature) -> tuple[Rule, ...]:
+    """How many tokens each row has is told, in place of counted; attention alone sees rows, and padding in them."""
     from glm_export.graphs.rules.ort.query_lengths import AttentionToldLengths, NewTokensTold
+    from glm_export.graphs.rules.ort.unpadded import (
+        LastOfRealTokens,
+        RealTokensEmbedded,
+        RowsAttended,
+        RowsTold,
+        RowsTurned,
+    )
 
-    return AttentionToldLengths(), NewTokensTold()
+    return (
+        AttentionToldLengths(),
+        NewTokensTold(),
+        RealTokensEmbedded(),
+        RowsTurned(),
+        RowsAttended(),
+        LastOfRealTokens(),
+        RowsTold(by_token(signature)),
+    )
 
 
 DIALECT = Dialect(

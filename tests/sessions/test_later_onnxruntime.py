@@ -25,7 +25,8 @@ sys.exit(pytest.main(sys.argv[1:]))
 @pytest.mark.skipif(not (LATER / "onnxruntime").is_dir(), reason=f"no ONNX Runtime 1.32 in {LATER}; make test puts it")
 def test_ragged_calls() -> None:
     """The tests that run here as well, and those that are skipped here."""
-    names = ("sessions/test_ragged", "sessions/test_company", "graphs/rules/ort/test_query_lengths")
+    rules = ("graphs/rules/ort/test_query_lengths", "graphs/rules/ort/test_unpadded")
+    names = ("sessions/test_ragged", "sessions/test_company", *rules)
     tests = [f"tests/{name}.py" for name in names]
     done = subprocess.run(
         [sys.executable, "-c", RUN, *tests, "-q", "-n", "0", "-p", "no:cacheprovider", "-rs"],

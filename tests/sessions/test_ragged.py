@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 
 from glm_export import api
@@ -15,7 +18,9 @@ from glm_export.errors import InputError
 from glm_export.inputs.prompts import Prompt
 from glm_export.inputs.right_padded import RightPaddedFeeds
 from glm_export.sessions.kv_cache import RowValues
+from glm_export.sessions.onnxruntime.runtime import reads_ragged
 from glm_export.sessions.onnxruntime.session import OrtSession
+from glm_export.spec.signature import past_names
 from tests.helpers.golden_data import Golden
 from tests.helpers.walked import random_corpus
 
@@ -196,6 +201,43 @@ def test_quantized_programs(recipe: str, within: float, tmp_path: Path) -> None:
         session.decode(feeds)
         logits = session.decode(feeds.next_tokens([A[7:8], B[4:9]]))
         np.testing.assert_allclose(logits[:, 0], expected, atol=within)
+
+
+@pytest.mark.skipif(not reads_ragged(CPU), reason=f"ONNX Runtime {onnxruntime.__version__} has no such input")
+@pytest.mark.parametrize(
+    ("recipe", "lengths"), [(None, (2, 40, 0)), ("int8-token", (2, 40, 0)), ("int4-int8-prompt", (0, 40, 0))]
+)
+def test_padding_is_not_multiplied(recipe: str | None, lengths: tuple[int, ...], tmp_path: Path) -> None:
+    """Inside there are real tokens alone; logits and hidden states are those of rows read by the other graph alone.
+
+    Of the last recipe's products one scale is all tokens': the padding that was multiplied had a part in it.
+    """
+    checkpoint = api.open_checkpoint(Golden("chatglm2").folder)
+    options: dict[str, Any] = {"dialect": "ort", "logits": "all", "hidden_states": "all", "recipe": recipe}
+    program = api.export(checkpoint, tmp_path / "program", **options)
+    assert program.ragged is not None
+    graph = onnx.load(program.ragged.model_path)
+    inside = next(node.output[0] for node in graph.graph.node if node.op_type == "SkipSimplifiedLayerNormalization")
+    graph.graph.output.append(onnx.helper.make_empty_tensor_value_info(inside))
+    alone, together = (
+        onnxruntime.InferenceSession(source, providers=CPU)
+        for source in (str(program.model_path), graph.SerializeToString())
+    )
+    config = checkpoint.config
+    past = np.zeros((3, config.kv_heads, 44, config.head_dim), np.float32)
+    given: dict[str, np.ndarray] = {name: past for layer in range(config.num_layers) for name in past_names(layer)}
+    given["input_ids"] = np.random.default_rng(0).integers(5, 60, (3, 40))
+    given["attention_mask"] = (np.arange(40) < np.maximum(lengths, 1)[:, None]).astype(np.int64)
+    names = [output.name for output in alone.get_outputs() if "present" not in output.name]
+    *found, tokens = together.run([*names, inside], given | {"query_seqlens": np.array(lengths, np.int32)})
+    assert tokens.shape == (1, sum(lengths), config.hidden_size)
+    assert [array.shape[:2] for array in found] == [(3, 40)] * (config.num_layers + 2)
+    for row, count in enumerate(lengths):
+        if count:
+            own = {name: array[row : row + 1] for name, array in given.items()}
+            own |= {name: own[name][:, :count] for name in ("input_ids", "attention_mask")}
+            for array, expected in zip(found, alone.run(names, own), strict=True):
+                np.testing.assert_allclose(array[row, :count], expected[0], atol=WITHIN)
 
 
 def test_the_control_a_row_told_another_number(exported: Callable[..., OnnxProgram]) -> None:
