@@ -24,6 +24,8 @@ Scores = NDArray[np.floating[Any]]
 LogitsProcessor = Callable[[Sequence[int], NDArray[np.float64]], NDArray[np.floating[Any]]]
 """Takes a row's ids (prompt and written) and its scores ``[V]``, and gives scores ``[V]``; minus infinity is never
 written. It may change the array it is given."""
+DRAWN_BLOCK = 256
+"""Chances that are added up at once where one is drawn."""
 COLDEST = 1e-5
 """Below this temperature a token is chosen greedily, as vLLM does: float32 noise of logits is larger."""
 
@@ -201,10 +203,26 @@ def drawn(scores_V: Scores, draw: float) -> int:
     chances = scores_V if ids is None else scores_V[ids]
     chances -= most
     np.exp(chances, out=chances)
-    np.cumsum(chances, out=chances)
-    chances /= float(chances[-1])
-    at = int(chances.searchsorted(draw, side="right"))
+    at = _first_beyond(chances, draw)
     return at if ids is None else int(ids[at])
+
+
+def _first_beyond(chances: NDArray[np.float64], draw: float) -> int:
+    """The first place whose chance and those before it are more than this share of all; never one of no chance.
+
+    Sums of blocks say in which it is: to add up one after another takes six times as long as the exponentials.
+    """
+    starts = np.arange(0, chances.size, DRAWN_BLOCK)
+    edges = np.cumsum(np.add.reduceat(chances, starts))
+    total = float(edges[-1])
+    edges /= total
+    block = int(edges.searchsorted(draw, side="right"))
+    start = int(starts[block])
+    own = chances[start : start + DRAWN_BLOCK]
+    before = float(edges[block - 1]) if block else 0.0
+    beyond = np.flatnonzero(before + np.cumsum(own) / total > draw)
+    # Rounded otherwise than the block's sum, the block's own may end below it.
+    return start + int(beyond[0] if beyond.size else np.flatnonzero(own)[-1])
 
 
 class Sampler:

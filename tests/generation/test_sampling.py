@@ -18,6 +18,7 @@ from glm_export.errors import InputError
 from glm_export.generation.sampling import (
     Sampler,
     Sampling,
+    drawn,
     keep_min_p,
     keep_top_k,
     keep_top_p,
@@ -152,3 +153,30 @@ def test_tokens_of_minus_infinity_are_never_chosen() -> None:
     scores = np.array([-np.inf, 0.0, -np.inf], np.float32)
     for sampling in (Sampling(), Sampling(temperature=2, top_p=0.9, min_p=0.1, repetition_penalty=1.5, seed=1)):
         assert Sampler(sampling).choose(scores, [1], [1]) == 1
+
+
+@given(
+    size=st.integers(1, 3000), spread=st.sampled_from([0.01, 3.0, 300.0]), forbidden=st.sampled_from([0.0, 0.5, 0.99]),
+    seed=st.integers(0, 2**32 - 1),
+)  # fmt: skip
+@settings(max_examples=200, deadline=None)
+def test_the_first_whose_chance_is_reached_is_drawn(size: int, spread: float, forbidden: float, seed: int) -> None:
+    """As adding up one chance after another says it, but for a share on the very edge of two tokens."""
+    random = np.random.default_rng(seed)
+    scores_V = random.standard_normal(size) * spread
+    scores_V[random.random(size) < forbidden] = -np.inf
+    scores_V[random.integers(size)] = 0.0
+    shares_V = np.cumsum(probabilities(scores_V))
+    for draw in (0.0, float(np.nextafter(1.0, 0.0)), *random.random(20), *shares_V[:3][shares_V[:3] < 1]):
+        token = drawn(scores_V.copy(), draw)
+        assert np.exp(scores_V[token] - scores_V.max()) > 0
+        before = shares_V[token - 1] if token else 0.0
+        assert before - 1e-12 <= draw <= shares_V[token] + 1e-12
+
+
+def test_every_edge_of_equal_chances() -> None:
+    """A power of two of them, whose shares are exact: each token begins where the one before it ends."""
+    scores_V = np.zeros(1024)
+    assert [drawn(scores_V.copy(), place / 1024) for place in range(1024)] == list(range(1024))
+    below = [drawn(scores_V.copy(), float(np.nextafter(place / 1024, 0))) for place in range(1, 1025)]
+    assert below == list(range(1024))

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from glm_export.graphs.queries import LAST
+from glm_export.graphs.queries import LAST, int_attribute
 from glm_export.graphs.rewriter import MATCHED, NOT_MINE, Emitter, MatchResult, refused
 from glm_export.graphs.rules.ort import new_tokens
 from glm_export.spec.signature import INPUT_IDS, QUERY_LENGTHS
 
-BATCH_AXIS, COLUMN_AXIS, TOKEN_AXIS = 0, 1, 0
+BATCH_AXIS, COLUMN_AXIS = 0, 1
 COUNTS = {"Shape", "Size"}
 LOOKUPS = {"Gather", "GatherBlockQuantized"}
 ATTENTION = "GroupQueryAttention"
@@ -35,8 +35,9 @@ def packed(emit: Emitter, x_BSX: ir.Value) -> ir.Value:
     """``[1, N, X]``, or ``[1, N]`` of ``[B, S]``: what stands at real tokens."""
     if ("real",) not in emit.shared:
         real_BS = emit.op("Less", _columns(emit), told(emit))
-        emit.shared["real",] = emit.op("Transpose", emit.op("NonZero", real_BS), perm=[1, 0])
-    return emit.op("Unsqueeze", emit.op("GatherND", x_BSX, emit.shared["real",]), emit.ints(BATCH_AXIS))
+        real_N2 = emit.op("Transpose", emit.op("NonZero", real_BS), perm=[1, 0])
+        emit.shared["real",] = emit.op("Unsqueeze", real_N2, emit.ints(BATCH_AXIS))
+    return emit.op("GatherND", x_BSX, emit.shared["real",])
 
 
 def spread(emit: Emitter, x_1NX: ir.Value) -> ir.Value:
@@ -47,17 +48,18 @@ def spread(emit: Emitter, x_1NX: ir.Value) -> ir.Value:
 
 
 def place(emit: Emitter, columns_BK: ir.Value) -> ir.Value:
-    """Where columns of rows stand among all tokens, int64 ``[B, K]``; those behind a row's own stand for its last."""
+    """Where columns of rows stand in ``[1, N]``, int64 ``[B, K, 2]``; those behind a row's own stand for its last."""
     last_B1 = emit.op("Sub", told(emit), emit.ints(1))
     starts_B1 = emit.op("CumSum", told(emit), emit.scalar(BATCH_AXIS, ir.DataType.INT64), exclusive=1)
     places_BK = emit.op("Add", starts_B1, emit.op("Min", columns_BK, last_B1))
     # A row without tokens has no last; nobody reads it.
-    return emit.op("Max", places_BK, emit.ints(0))
+    places_BK1 = emit.op("Unsqueeze", emit.op("Max", places_BK, emit.ints(0)), emit.ints(LAST))
+    return emit.op("Concat", emit.op("Mul", places_BK1, emit.ints(0)), places_BK1, axis=LAST)
 
 
-def at(emit: Emitter, x_1NX: ir.Value, places_BK: ir.Value) -> ir.Value:
+def at(emit: Emitter, x_1NX: ir.Value, places_BK2: ir.Value) -> ir.Value:
     """``[B, K, X]``."""
-    return emit.op("Gather", emit.op("Squeeze", x_1NX, emit.ints(BATCH_AXIS)), places_BK, axis=TOKEN_AXIS)
+    return emit.op("GatherND", x_1NX, places_BK2)
 
 
 def again(emit: Emitter, node: ir.Node, *inputs: ir.Value | None) -> list[ir.Value]:
@@ -141,14 +143,14 @@ class RowsAttended:
 
 
 class LastOfRealTokens:
-    """``GatherND(x [B, S, H], columns)`` becomes ``Gather(x [N, H], places)``, before the head."""
+    """``GatherND(x [B, S, H], columns)`` becomes ``GatherND(x [1, N, H], places)``, before the head."""
 
     name = "told_last_token"
 
     def matches(self, node: ir.Node) -> MatchResult:
         """What :mod:`last_token` made."""
-        found = node.op_type == "GatherND" and "batch_dims" in node.attributes
-        return MATCHED if found and node.attributes["batch_dims"].as_int() else NOT_MINE
+        found = node.op_type == "GatherND" and int_attribute(node, "batch_dims") == 1
+        return MATCHED if found else NOT_MINE
 
     def rewrite(self, node: ir.Node, emit: Emitter) -> list[ir.Value]:
         """Return ``[B, K, H]``."""
