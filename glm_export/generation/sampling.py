@@ -207,7 +207,7 @@ def drawn(scores_V: Scores, draw: float) -> int:
     return at if ids is None else int(ids[at])
 
 
-def _first_beyond(chances: NDArray[np.float64], draw: float) -> int:
+def _first_beyond(chances: Scores, draw: float) -> int:
     """The first place whose chance and those before it are more than this share of all; never one of no chance.
 
     Sums of blocks say in which it is: to add up one after another takes six times as long as the exponentials.
