@@ -110,7 +110,7 @@ def test_the_last_token_of_each_row(family: str, exported: Callable[..., OnnxPro
 
 
 def test_a_step_of_one_token_a_row_is_the_same_to_the_bit(exported: Callable[..., OnnxProgram]) -> None:
-    """In any company, rows at rest included; read in one call with a chunk, it may move by the last bits."""
+    """In any company, rows at rest included."""
     with OrtSession(exported("chatglm2", "ort", "last"), CPU) as session:
         found = []
         for neighbours in ([], [B[:6]], [B[:6], C[:3]], [(), C[:3]]):
@@ -123,6 +123,37 @@ def test_a_step_of_one_token_a_row_is_the_same_to_the_bit(exported: Callable[...
             found.append(session.decode(feeds)[0])
         for other in found[1:]:
             np.testing.assert_array_equal(other, found[0])
+
+
+@pytest.mark.parametrize("logits", ["last", "all"])
+def test_a_token_beside_a_chunk_is_the_same_to_the_bit(logits: str, exported: Callable[..., OnnxProgram]) -> None:
+    """One token of a row, alone and beside chunks of any width, of a prompt or on a past."""
+    with OrtSession(exported("chatglm2", "ort", logits), CPU) as session:
+        held = standing(session, 3).next_tokens([A[:7], (), C[:5]])
+        session.decode(held)
+        found = []
+        for others in [((), ()), (B[:2], ()), (B[:13], ()), ((), C[5:9]), (B[:5], C[5:6]), (B[:20], C[5:20])]:
+            feeds = held.next_tokens([A[7:8], *others])
+            found.append(session.decode(feeds)[0, 0])
+            for row, length in enumerate(held.lengths):
+                cut = session.truncate(feeds, row, int(length))
+                assert isinstance(cut, RightPaddedFeeds)
+                feeds = cut
+        for other in found[1:]:
+            np.testing.assert_array_equal(other, found[0])
+
+
+def test_a_token_beside_a_row_at_its_end_is_the_same_to_the_bit(exported: Callable[..., OnnxProgram]) -> None:
+    """That row leaves no column for padding; the other is read as ever."""
+    program = exported("chatglm2", "ort", "last")
+    long = tuple(int(i) for i in np.random.default_rng(0).integers(5, 60, program.config.max_positions))
+    found = []
+    with OrtSession(program, CPU) as session:
+        for neighbour in (long[:-1], B[:5]):
+            feeds = standing(session, 2).next_tokens([A[:7], neighbour])
+            session.decode(feeds)
+            found.append(session.decode(feeds.next_tokens([A[7:8], (9,)]))[0, 0])
+    np.testing.assert_array_equal(found[0], found[1])
 
 
 def test_rows_join_and_leave_between_ragged_calls(exported: Callable[..., OnnxProgram]) -> None:

@@ -6,6 +6,7 @@ and writes is its own part of the buffer all rows share, so nothing is moved for
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -14,6 +15,10 @@ from glm_export.inputs.feeds import Feeds
 from glm_export.inputs.right_padded import RightPaddedFeeds
 from glm_export.sessions.onnxruntime.cache import InPlace
 from glm_export.sessions.session import Logits
+
+LEAST_WIDTH = 2
+"""Columns of a call that is told how many tokens each row has. For one column GroupQueryAttention has another kernel,
+which moves last bits; of wider calls a row's own columns are the same to the bit. Padding is no product."""
 
 
 class Caller(Protocol):
@@ -30,7 +35,17 @@ def reads_evenly(feeds: RightPaddedFeeds) -> bool:
     return feeds.columns == width or (alike and (feeds.batch == 1 or width == 1))
 
 
-def decode_apart(caller: Caller, feeds: RightPaddedFeeds, cache: InPlace) -> Logits:
+def widened(feeds: RightPaddedFeeds, most_columns: int) -> RightPaddedFeeds:
+    """A call of one token a row as it is beside a row of several; the same where a row's end leaves no column."""
+    wide = feeds.widened(LEAST_WIDTH)
+    if wide.columns > most_columns:
+        return feeds
+    # The operator wants as many columns in all as a call has; a row's first token alone is fewer.
+    missing = max(0, LEAST_WIDTH - wide.attention_mask.shape[1])
+    return replace(wide, attention_mask=np.pad(wide.attention_mask, ((0, 0), (0, missing)))) if missing else wide
+
+
+def decode_apart(caller: Caller, feeds: RightPaddedFeeds, cache: InPlace, least_width: int = 1) -> Logits:
     """Read on: rows with one token together, those with several one after another.
 
     In the call of one token a row, rows at rest write a column behind their last, which is nobody's; those with several
@@ -43,7 +58,7 @@ def decode_apart(caller: Caller, feeds: RightPaddedFeeds, cache: InPlace) -> Log
         InputError: a row would be longer than it can be.
     """
     counts = feeds.new_tokens
-    single, free = counts == 1, feeds.tokens_before < (cache.capacity or np.inf)
+    single, free = counts == 1, feeds.tokens_before + least_width <= (cache.capacity or np.inf)
     together = bool(single.sum() > 1 and free.all())
     found: dict[int, Logits] = {}
     cache.make_room(int(max(feeds.lengths.max(), feeds.tokens_before.max() + 1 if together else 0)))

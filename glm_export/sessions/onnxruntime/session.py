@@ -24,7 +24,7 @@ from glm_export.sessions.loop_request import LoopRequest
 from glm_export.sessions.onnxruntime.cache import Growing, InPlace, ort_cache
 from glm_export.sessions.onnxruntime.cuda_graph import CapturedGraph, GraphIds, without_capture
 from glm_export.sessions.onnxruntime.packed import PackedPrograms
-from glm_export.sessions.onnxruntime.rows_apart import decode_apart, reads_evenly
+from glm_export.sessions.onnxruntime.rows_apart import LEAST_WIDTH, decode_apart, reads_evenly, widened
 from glm_export.sessions.onnxruntime.runtime import CUDA, inference_session, providers, reads_ragged
 from glm_export.sessions.program_layout import call_layout
 from glm_export.sessions.session import Logits, Session, SessionDescription, Tensors
@@ -182,7 +182,7 @@ class OrtSession(Session):
         """Read on from the cache."""
         self.cache.require(feeds)
         if isinstance(feeds, RightPaddedFeeds) and isinstance(self.cache, InPlace) and not self._at_once(feeds):
-            logits = decode_apart(self, feeds, self.cache)
+            logits = decode_apart(self, feeds, self.cache, LEAST_WIDTH if self.signature.ragged else 1)
         else:
             self.cache.make_room(feeds.columns)
             logits = self.call(feeds)
@@ -191,7 +191,12 @@ class OrtSession(Session):
 
     def _at_once(self, feeds: RightPaddedFeeds) -> bool:
         """Whether one call of all rows is possible, and what it writes of padding bearable."""
-        if self.signature.cache is not Cache.SHARED or reads_evenly(feeds):
+        if self.signature.cache is not Cache.SHARED:
+            return True
+        if self.signature.ragged and feeds.input_ids.shape[1] == 1:
+            # Rows that are wide enough elsewhere are so beside one that is at its end.
+            return feeds.batch == 1 or widened(feeds, self.config.max_positions) is not feeds
+        if reads_evenly(feeds):
             return True
         # Padding takes columns too, and the operator wants them there.
         within = self.signature.ragged and feeds.columns <= self.config.max_positions
@@ -205,6 +210,10 @@ class OrtSession(Session):
             feeds: for all rows, or for the one.
             row: whose part of a shared cache it is.
         """
+        width = feeds.input_ids.shape[1]
+        if self.signature.ragged and isinstance(feeds, RightPaddedFeeds) and isinstance(self.cache, InPlace):
+            feeds = widened(feeds, self.config.max_positions)
+            self.cache.make_room(feeds.columns)
         if (
             self._captured is not None
             and row is None
@@ -225,7 +234,7 @@ class OrtSession(Session):
         self.runtime.run_with_iobinding(binding, without_capture() if self._captured is not None else None)
         logits, *presents = binding.get_outputs()
         self.cache.take(presents)
-        return in_float32(logits.numpy())
+        return in_float32(logits.numpy())[:, :width]
 
     def _run(self, tensors: Tensors) -> Tensors:
         """One call with the cache handed in and out, in the canonical program's layout whatever the dialect's."""
