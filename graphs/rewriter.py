@@ -118,6 +118,14 @@ class Emitter:
             value.name = node.name if outputs == 1 else f"{node.name}.{index}"
         return made
 
+    def again(self, node: ir.Node, *inputs: ir.Value | None) -> list[ir.Value]:
+        """The same node over other inputs."""
+        made = self.many(node.op_type, *inputs, outputs=len(node.outputs), domain=node.domain)
+        new = made[0].producer()
+        assert new is not None
+        new.attributes.update(node.attributes)
+        return list(made)
+
     def weight(self, spec: TensorSpec) -> ir.Value:
         """A new initializer, its value to be attached when the graph is whole."""
         value = ir.Value(

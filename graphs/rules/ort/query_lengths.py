@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from glm_export.graphs.rewriter import MATCHED, MICROSOFT, NOT_MINE, Emitter, MatchResult, refused
+from glm_export.graphs.rewriter import MATCHED, NOT_MINE, Emitter, MatchResult, refused
 from glm_export.graphs.rules.ort import new_tokens
 from glm_export.spec.signature import QUERY_LENGTHS
 
@@ -32,11 +32,7 @@ class AttentionToldLengths:
     def rewrite(self, node: ir.Node, emit: Emitter) -> list[ir.Value]:
         """Return output, present key and value."""
         inputs = [*node.inputs, *[None] * (PLACE - len(node.inputs)), emit.inputs[QUERY_LENGTHS]]
-        new = emit.many("GroupQueryAttention", *inputs, outputs=3, domain=MICROSOFT)
-        made = new[0].producer()
-        assert made is not None
-        made.attributes.update(node.attributes)
-        return list(new)
+        return emit.again(node, *inputs)
 
 
 class NewTokensTold:

@@ -62,15 +62,6 @@ def at(emit: Emitter, x_1NX: ir.Value, places_BK2: ir.Value) -> ir.Value:
     return emit.op("GatherND", x_1NX, places_BK2)
 
 
-def again(emit: Emitter, node: ir.Node, *inputs: ir.Value | None) -> list[ir.Value]:
-    """The same node over other inputs."""
-    made = emit.many(node.op_type, *inputs, outputs=len(node.outputs), domain=node.domain)
-    new = made[0].producer()
-    assert new is not None
-    new.attributes.update(node.attributes)
-    return list(made)
-
-
 def _columns(emit: Emitter) -> ir.Value:
     if ("columns",) not in emit.shared:
         ones_BS = new_tokens.ones(emit)
@@ -97,9 +88,9 @@ class RealTokensEmbedded:
         ids_1N = packed(emit, ids_BS)
         for use in ids_BS.uses():
             if use.node.op_type in COUNTS:
-                emit.replaced.append((use.node.outputs[0], again(emit, use.node, ids_1N)[0]))
+                emit.replaced.append((use.node.outputs[0], emit.again(use.node, ids_1N)[0]))
         table, _, *others = node.inputs
-        return again(emit, node, table, ids_1N, *others)
+        return emit.again(node, table, ids_1N, *others)
 
 
 class RowsTurned:
@@ -117,7 +108,7 @@ class RowsTurned:
         """Return the rotated ``x`` ``[1, N, X]``."""
         x, *table_and_positions = node.inputs
         assert x is not None
-        return [packed(emit, again(emit, node, spread(emit, x), *table_and_positions)[0])]
+        return [packed(emit, emit.again(node, spread(emit, x), *table_and_positions)[0])]
 
 
 class RowsAttended:
@@ -138,7 +129,7 @@ class RowsAttended:
     def rewrite(self, node: ir.Node, emit: Emitter) -> list[ir.Value]:
         """Return output ``[1, N, X]``, present key and value."""
         projected = [value and spread(emit, value) for value in node.inputs[:PROJECTED]]
-        output_BSX, *presents = again(emit, node, *projected, *node.inputs[PROJECTED:])
+        output_BSX, *presents = emit.again(node, *projected, *node.inputs[PROJECTED:])
         return [packed(emit, output_BSX), *presents]
 
 
@@ -174,7 +165,7 @@ class RowsTold:
 
     def rewrite(self, node: ir.Node, emit: Emitter) -> list[ir.Value]:
         """Return the node's own, which others read."""
-        made = again(emit, node, *node.inputs)
+        made = emit.again(node, *node.inputs)
         for value, old in zip(made, node.outputs, strict=True):
             if old.name in self.names:
                 emit.told.append((value, spread(emit, value)))
