@@ -10,7 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glm_export.errors import InputError
-from glm_export.generation.drafts import EXPERTS_COLUMN_COST, DraftOptions, PromptLookup, drafts_beside
+from glm_export.generation.drafts import (
+    EXPERTS_COLUMN_COST,
+    PROMPT_FORM_COST,
+    DraftOptions,
+    PromptLookup,
+    drafts_beside,
+)
 from glm_export.generation.finite import lost_rows, not_finite, place_of
 from glm_export.generation.sampling import Sampler
 from glm_export.inputs.feeds import Feeds
@@ -39,6 +45,9 @@ class Asked(Protocol):
 def draft_options(session: Session) -> DraftOptions:
     """How rows of a session guess.
 
+    A token's numbers may depend on what stands beside it only where weights of a second, finer form multiply calls of
+    many tokens: there guesses are as many as make that form judge them.
+
     Raises:
         InputError: its program tells too few logits, or a token's numbers depend on what stands beside it in a call.
     """
@@ -52,6 +61,8 @@ def draft_options(session: Session) -> DraftOptions:
             "guesses are judged by the logits of each, and this program tells the last token's alone; export it with "
             "--logits recent (dialect ort) or --logits all"
         )
+    if session.prompt_form_tokens is not None:
+        return DraftOptions(call_cost=PROMPT_FORM_COST, least=session.prompt_form_tokens)
     if session.rounds_by_call:
         raise InputError(
             "a token alone is rounded otherwise than beside guesses in this recipe, so guesses would change the text; "

@@ -72,6 +72,8 @@ class Session(ABC):
     cache: KvCache[Any]
     initial_cache: InitialCache | None = None
     """What every row begins with, as the program keeps it."""
+    prompt_form_tokens: int | None = None
+    """Calls of more tokens are multiplied by weights of a second, finer form, in every layer; None where not."""
 
     def __init__(self, folder: Path, config: GlmConfig) -> None:
         self.folder = folder

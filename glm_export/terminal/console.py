@@ -178,7 +178,9 @@ NO_CACHE = click.option(
 
 
 SPECULATE = click.option(
-    "--speculate", is_flag=True, help="Guess what the text repeats, and read several tokens at once; the same text."
+    "--speculate",
+    is_flag=True,
+    help="Guess what the text repeats, and read several tokens at once; the same text, but with int4-int8-prompt.",
 )
 
 

@@ -12,6 +12,7 @@ from glm_export.errors import InputError
 from glm_export.generation.drafts import (
     LONGEST_PAUSE,
     MOST_DRAFTS,
+    PROMPT_FORM_COST,
     SHORTEST_MATCH,
     DraftOptions,
     PromptLookup,
@@ -21,15 +22,18 @@ from glm_export.generation.drafts import (
 COSTS = (0.0, 0.03, 0.06, 0.2, 0.3)
 
 
-def replayed(prompt: Sequence[int], answer: Sequence[int], cost: float) -> tuple[float, PromptLookup]:
+def replayed(
+    prompt: Sequence[int], answer: Sequence[int], cost: float, call_cost: float = 0.0, least: int = 1
+) -> tuple[float, PromptLookup]:
     """Tokens a step's time, where a known answer is written with guesses, and the one who guessed."""
-    lookup, at, spent = PromptLookup(DraftOptions(column_cost=cost)), 0, 0.0
+    lookup, at, spent = PromptLookup(DraftOptions(column_cost=cost, call_cost=call_cost, least=least)), 0, 0.0
     while at < len(answer):
         guesses = lookup([*prompt, *answer[:at]], len(answer) - at - 1)
+        assert not guesses or len(guesses) >= least
         right = 0
         while right < len(guesses) and guesses[right] == answer[at + right]:
             right += 1
-        spent += 1 + cost * len(guesses)
+        spent += 1 + cost * len(guesses) + call_cost * bool(guesses)
         at += right + 1
     return len(answer) / spent, lookup
 
@@ -66,14 +70,38 @@ def test_a_text_that_repeats_is_written_many_tokens_a_step() -> None:
 
 @pytest.mark.parametrize("cost", COSTS)
 @pytest.mark.parametrize("vocabulary", [2, 10, 50, 400, 5000])
-def test_a_text_without_repeats_loses_little(cost: float, vocabulary: int) -> None:
+@pytest.mark.parametrize(("call_cost", "least"), [(0.0, 1), (PROMPT_FORM_COST, 8), (2.0, 8)])
+def test_a_text_without_repeats_loses_little(cost: float, vocabulary: int, call_cost: float, least: int) -> None:
     """Tokens at random: matches come by chance, and say nothing."""
     random = np.random.default_rng(2)
     answer = random.integers(0, vocabulary, 1500).tolist()
-    speed, lookup = replayed(random.integers(0, vocabulary, 500).tolist(), answer, cost)
+    speed, lookup = replayed(random.integers(0, vocabulary, 500).tolist(), answer, cost, call_cost, least)
     assert speed > 0.97
-    if vocabulary == 50:
+    if vocabulary == 50 and not call_cost:
         assert lookup.offered > 0
+
+
+def test_guesses_that_cost_a_call_wait_until_they_are_likely() -> None:
+    """What stood there is compared without being read, so a text that repeats is seen to, and then pays."""
+    text = np.random.default_rng(0).integers(0, 5000, 400).tolist()
+    speed, lookup = replayed(text, text, 0.08, PROMPT_FORM_COST, 8)
+    assert speed > 4
+    assert lookup.accepted > 0.8 * len(text)
+    # The control: nothing is compared, and the first guess is never made.
+    blind = PromptLookup(DraftOptions(column_cost=0.08, call_cost=PROMPT_FORM_COST, least=8))
+    blind._count = lambda right, wrong: None  # type: ignore[method-assign]
+    assert not any(blind([*text, *text[:at]]) for at in range(1, len(text)))
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=40), st.integers(2, MOST_DRAFTS))
+def test_as_many_guesses_as_are_wanted_at_least(ids: list[int], least: int) -> None:
+    """Beyond the end of the text guesses go on as they began."""
+    ids = [*ids, 1, 1, 1]
+    options = DraftOptions(column_cost=0.0, least=least)
+    assert PromptLookup(options)(ids, least - 1) == []
+    guesses, fewer = PromptLookup(options)(ids), PromptLookup(DraftOptions(column_cost=0.0))(ids)
+    assert len(guesses) == max(least, len(fewer))
+    assert guesses == (fewer * least)[: len(guesses)]
 
 
 def test_it_pauses_where_guesses_fail_and_goes_on_where_they_are_right() -> None:
@@ -103,3 +131,11 @@ def test_several_rows_guess_less() -> None:
 def test_a_cost_that_makes_no_sense(cost: float) -> None:
     with pytest.raises(InputError, match="a guess should cost 0 or more of a step; found"):
         DraftOptions(column_cost=cost)
+    with pytest.raises(InputError, match="a guess should cost 0 or more of a step; found"):
+        DraftOptions(call_cost=cost)
+
+
+@pytest.mark.parametrize("least", [0, MOST_DRAFTS + 1])
+def test_guesses_no_step_could_have(least: int) -> None:
+    with pytest.raises(InputError, match=f"a step has 1 to {MOST_DRAFTS} guesses, if any; found {least}"):
+        DraftOptions(least=least)

@@ -218,7 +218,7 @@ def test_several_rows_that_are_padded_together(exported: Callable[..., OnnxProgr
         generate_ids(session, prompts_of(session, 2), stopping=Stopping(), drafts=EAGER)
 
 
-@pytest.mark.parametrize("recipe", ["int8-dynamic", "int4-int8-prompt", "int8-weights"])
+@pytest.mark.parametrize("recipe", ["int8-dynamic", "int4-weights", "int8-weights"])
 def test_recipes_whose_tokens_round_each_other(tmp_path: Path, recipe: str) -> None:
     program = api.export("demo", tmp_path / recipe, dialect="ort", recipe=recipe, logits="recent")
     with (

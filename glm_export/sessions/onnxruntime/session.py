@@ -18,7 +18,7 @@ from glm_export.inputs.feeds import Feeds
 from glm_export.inputs.prompts import Prompt, prefill_feeds
 from glm_export.inputs.right_padded import RightPaddedFeeds
 from glm_export.machine.scratch import ScratchFolder
-from glm_export.sessions.batch_invariance import invariance_of, recipe_of
+from glm_export.sessions.batch_invariance import invariance_of, prompt_form_tokens, recipe_of
 from glm_export.sessions.logits import in_float32
 from glm_export.sessions.loop_request import LoopRequest
 from glm_export.sessions.onnxruntime.cache import Growing, InPlace, ort_cache
@@ -70,6 +70,7 @@ class OrtSession(Session):
             self._twin = ScratchFolder()
             program = upcast_program(program, self._twin.path)
         self.program, self.signature = program, program.signature
+        self.prompt_form_tokens = prompt_form_tokens(program)
         self.initial_cache = read_initial_cache(self.folder, self.config, program.signature)
         self.layout = call_layout(program.signature, self.folder)
         if cuda_graph and (not program.signature.counts_positions or CUDA not in (chosen or providers())):
