@@ -37,6 +37,8 @@ MAXIMA, LEVELLED = "/maximum", "/levelled"
 """Of a tensor's magnitudes; and the largest magnitude of an input after smoothing, behind the smoothing's name."""
 KEY, VALUE = "key", "value"
 INT8_QMAX = QMAX["int8"]
+KV_OBSERVER = "min_max"
+"""Which threshold scales keys and values, whatever a recipe's own is."""
 CHOSEN = ("_alpha", "_ratio")
 """What a search chose, NaN where nothing was worth it, and the error that left."""
 SHAPES: dict[str, tuple[int, ...] | None] = {
@@ -158,7 +160,7 @@ class Ranges(Summarized):
             excluded=excluded,
             smoothing=smoothing,
             input_scales=self._input_scales(recipe, smoothing, excluded, dtype),
-            kv_scales=self._kv_scales(recipe, dtype) if recipe.kv else (),
+            kv_scales=self._kv_scales(dtype) if recipe.kv else (),
             rounded=RoundedFolder(self.folder) if recipe.rounding == "gptq" else None,
         )
 
@@ -180,9 +182,9 @@ class Ranges(Summarized):
             scales[name] = _rounded(threshold / QMAX[dtype_8bit], dtype)
         return scales
 
-    def _kv_scales(self, recipe: Recipe, dtype: str) -> tuple[tuple[float, float], ...]:
+    def _kv_scales(self, dtype: str) -> tuple[tuple[float, float], ...]:
         def scale(layer: int, kind: str) -> float:
-            return _rounded(self.threshold(kv_name(layer, kind), recipe.observer) / INT8_QMAX, dtype)
+            return _rounded(self.threshold(kv_name(layer, kind), KV_OBSERVER) / INT8_QMAX, dtype)
 
         return tuple((scale(layer, KEY), scale(layer, VALUE)) for layer in range(self.layers))
 

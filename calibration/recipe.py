@@ -33,6 +33,10 @@ class ExcludedWeights(NamedTuple):
     reason: str
 
 
+KV_TOLERANCE = 0.05
+"""Granted keys and values kept as int8: one on the border between two steps falls to either."""
+KV_DTYPES = frozenset({"float32", "float16"})
+"""Of programs that keep their keys and values as int8."""
 TABLE_WEIGHTS = BlockWeights(bits=8, block=32)
 """How recipes store the table tokens are looked up in, where they say nothing else."""
 
@@ -156,6 +160,10 @@ class Recipe:
                 same = explicit_head.dtype == f"int{head_bits}"
                 explicit_head = explicit_head if same else replace(explicit, dtype=f"int{head_bits}")
         return replace(self, layers=layers, explicit=explicit, head=head, explicit_head=explicit_head)
+
+    def with_int8_cache(self) -> Recipe:
+        """The recipe, and keys and values kept as int8 besides, whose scales are measured."""
+        return replace(self, kv=True, dtypes=self.dtypes & KV_DTYPES, tolerance=max(self.tolerance, KV_TOLERANCE))
 
     def carried_by(self, can: Capabilities) -> Recipe:
         """The recipe in the formats a dialect has operators for.

@@ -38,19 +38,23 @@ Figures = dict[str, float]
 class Machine:
     """What is measured: where it lies."""
 
-    def __init__(self, work: Path, checkpoint: Path, form: str) -> None:
+    def __init__(self, work: Path, checkpoint: Path, form: str, ours: Path | None = None) -> None:
         self.work, self.checkpoint, self.form = work, checkpoint, form
         models = work / "models" / checkpoint.name
-        self.ours, self.openvino = models / f"ours-{form}", models / "openvino_genai-int8"
+        self.given = ours
+        self.ours, self.openvino = ours or models / f"ours-{form}", models / "openvino_genai-int8"
 
-    def prepare(self) -> None:
-        """Environments and models; nothing where they are there already."""
+    def prepare(self, names: list[str]) -> None:
+        """Environments and models of those that are asked; nothing where they are there already."""
         where = ("--work", self.work, "--checkpoint", self.checkpoint)
-        peers.call("ours", "convert", *where, "--form", self.form)
-        peers.call("openvino_genai", "install", "--work", self.work)
-        peers.call("openvino_genai", "convert", *where, "--form", "int8")
-        llama_server.install(self.work)
-        llama_server.convert(self.work, self.checkpoint)
+        if self.given is None:
+            peers.call("ours", "convert", *where, "--form", self.form)
+        if any(name.startswith("OpenVINO") for name in names):
+            peers.call("openvino_genai", "install", "--work", self.work)
+            peers.call("openvino_genai", "convert", *where, "--form", "int8")
+        if "llama.cpp" in names:
+            llama_server.install(self.work)
+            llama_server.convert(self.work, self.checkpoint)
 
     def ours_together(self, rows: int) -> Figures:
         """By ``bench``."""
@@ -183,6 +187,7 @@ def main() -> None:
     parser.add_argument("shape")
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--form", default="int8-token", help="of ours, as benchmarks/peers/ours.py has them")
+    parser.add_argument("--ours", type=Path, help="an exported folder of ours, in place of one in that form")
     parser.add_argument("--peers", nargs="+", default=["ours", "llama.cpp", "OpenVINO", "OpenVINO float32"])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--rows", type=int, nargs="*", default=[1, 4, 8, 16])
@@ -190,8 +195,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60)
     asked = parser.parse_args()
     asked.work.mkdir(parents=True, exist_ok=True)
-    machine = Machine(asked.work, peers.make_checkpoint(asked.shape, asked.work), asked.form)
-    machine.prepare()
+    machine = Machine(asked.work, peers.make_checkpoint(asked.shape, asked.work), asked.form, asked.ours)
+    machine.prepare(asked.peers)
     tables: dict[str, dict[tuple[str, int], list[Figures]]] = {"rows": defaultdict(list), "streams": defaultdict(list)}
     for number in range(asked.rounds):
         parts: dict[str, Iterator[tuple[str, int, Any]]] = {

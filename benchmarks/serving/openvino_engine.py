@@ -24,12 +24,14 @@ PROMPT_TOKENS, NEW_TOKENS = 128, 64
 class Engine:
     """The pipeline, and the requests under way."""
 
-    def __init__(self, model: str, threads: int, precision: str | None) -> None:
+    def __init__(self, model: str, threads: int, precision: str | None, kv_cache: str | None) -> None:
         options = openvino_genai.SchedulerConfig()
         options.max_num_seqs, options.cache_size, options.enable_prefix_caching = 16, 4, True
         settings: dict[str, Any] = {"INFERENCE_NUM_THREADS": threads}
         if precision:
             settings["INFERENCE_PRECISION_HINT"] = precision
+        if kv_cache:
+            settings["KV_CACHE_PRECISION"] = kv_cache
         self.pipeline = openvino_genai.ContinuousBatchingPipeline(model, options, "CPU", settings)
         self.count = 0
 
@@ -71,11 +73,11 @@ def streamed(engine: Engine, traffic: Traffic, streams: int, seconds: float) -> 
     return seen.to_json()
 
 
-def together(engine: Engine, rows: int) -> dict[str, float]:
+def together(engine: Engine, rows: int, prompt_tokens: int) -> dict[str, float]:
     """Tokens a second of rows that decode behind prompts of one length, from when all of them have their first."""
     draw = np.random.default_rng(0)
     for _ in range(2):
-        handles = [engine.ask(draw.integers(300, 2000, PROMPT_TOKENS).tolist(), NEW_TOKENS, 0.0) for _ in range(rows)]
+        handles = [engine.ask(draw.integers(300, 2000, prompt_tokens).tolist(), NEW_TOKENS, 0.0) for _ in range(rows)]
         written, times = [0] * rows, []
         while engine.pipeline.has_non_finished_requests():
             engine.pipeline.step()
@@ -98,13 +100,16 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--precision", help="instead of OpenVINO's own choice for the machine")
     parser.add_argument("--together", action="store_true")
+    parser.add_argument("--prompt-tokens", type=int, default=PROMPT_TOKENS, help="of each row, with --together")
+    parser.add_argument("--kv-cache", help="what keys and values are kept in, instead of OpenVINO's own choice")
     asked = parser.parse_args()
-    engine = Engine(asked.model, asked.threads, asked.precision)
+    engine = Engine(asked.model, asked.threads, asked.precision, asked.kv_cache)
     if not asked.together:
         streamed(engine, Traffic(), asked.streams, min(5.0, asked.seconds))
-    told = (
-        together(engine, asked.streams) if asked.together else streamed(engine, Traffic(), asked.streams, asked.seconds)
-    )
+    if asked.together:
+        told = together(engine, asked.streams, asked.prompt_tokens)
+    else:
+        told = streamed(engine, Traffic(), asked.streams, asked.seconds)
     print("\n" + json.dumps(told))
 
 

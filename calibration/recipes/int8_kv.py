@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from glm_export.calibration.recipe import Recipe
+from glm_export.calibration.recipe import KV_DTYPES, KV_TOLERANCE, Recipe
 
 RECIPE = Recipe(
     name="int8-kv",
@@ -10,8 +10,8 @@ RECIPE = Recipe(
     layers=None,
     head=None,
     embedding=None,
-    dtypes=frozenset({"float32", "float16"}),
+    dtypes=KV_DTYPES,
     observer="min_max",
     kv=True,
-    tolerance=0.05,
+    tolerance=KV_TOLERANCE,
 )

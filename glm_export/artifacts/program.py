@@ -22,6 +22,8 @@ NEEDS, VERSION = "needs", re.compile(r"[0-9]{1,4}\.[0-9]{1,4}")
 WEIGHTS = "model.onnx.data"
 BLOCK_OPTIONS, KNOWN_BLOCK_OPTIONS = "block_options", {"block_size", "head_bits"}
 """The manifest's key for blocks and a head that are not the recipe's own, and what it may say of them."""
+KV_CACHE_DTYPE = "kv_cache_dtype"
+"""The manifest's key for integers that keys and values are kept as, whatever the recipe."""
 PROMPT_LAYERS = "prompt_layers"
 """The manifest's key for how many layers have a second form for prompts, where not all of them do."""
 

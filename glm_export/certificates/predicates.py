@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from glm_export.artifacts.program import BLOCK_OPTIONS
+from glm_export.artifacts.program import BLOCK_OPTIONS, KV_CACHE_DTYPE
 from glm_export.certificates.claims import Proof, Result
 
 TEST_RESULT = "https://in-toto.io/attestation/test-result/v0.1"
@@ -58,7 +58,7 @@ def provenance(manifest: Mapping[str, Any]) -> dict[str, Any]:
         "family": program["config"]["family"],
         "adapters": program.get("adapters", []),
         **{name: program.get(name) for name in EXPORT_PARAMETERS},
-        **({BLOCK_OPTIONS: program[BLOCK_OPTIONS]} if BLOCK_OPTIONS in program else {}),
+        **{name: program[name] for name in (BLOCK_OPTIONS, KV_CACHE_DTYPE) if name in program},
     }
     dependencies = _files(program["source_sha256"]) + _files(program.get("ranges_sha256") or {})
     if engine is not None:

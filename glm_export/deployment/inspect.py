@@ -13,7 +13,7 @@ from glm_export import api
 from glm_export.artifacts.engine import load_engine
 from glm_export.artifacts.manifest import LAYOUT_MANIFEST, TRITON_MANIFEST
 from glm_export.artifacts.open import Artifact, Kind, open_artifact
-from glm_export.artifacts.program import BLOCK_OPTIONS, MODEL, NEEDS, load_program
+from glm_export.artifacts.program import BLOCK_OPTIONS, KV_CACHE_DTYPE, MODEL, NEEDS, load_program
 from glm_export.calibration.ranges import load_ranges
 from glm_export.checkpoints.checkpoint import Checkpoint
 from glm_export.deployment.subject import subject_of
@@ -86,6 +86,7 @@ def program_facts(folder: Path) -> dict[str, Any]:
         "logits": program.logits,
         "recipe": program.recipe or "none",
         **program.manifest.get(BLOCK_OPTIONS, {}),
+        **({KV_CACHE_DTYPE: "int8"} if program.signature.cache_is_integer else {}),
         "batch_invariance": invariance_of(program, "cpu").value,
         **{f"needs {name}": f"{least} or later" for name, least in program.manifest.get(NEEDS, {}).items()},
         "parameters": program.manifest["parameters"],

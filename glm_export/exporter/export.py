@@ -35,6 +35,7 @@ from glm_export.artifacts.manifest import (
 from glm_export.artifacts.output_folder import require_writable, whole_folder
 from glm_export.artifacts.program import (
     BLOCK_OPTIONS,
+    KV_CACHE_DTYPE,
     MODEL,
     NEEDS,
     PROMPT_LAYERS,
@@ -260,6 +261,7 @@ def _manifest(
         "recipe": recipe.name if recipe else None,
         **({KEPT: kept_sizes(recipe)} if recipe and recipe.rounding == KEPT else {}),
         **_block_options(target),
+        **({KV_CACHE_DTYPE: "int8"} if target.signature.cache_is_integer else {}),
         **({PROMPT_LAYERS: prompt_layers} if prompt_layers is not None else {}),
         "left_in_float": dict(target.quantization.excluded) if target.quantization else {},
         "batch_invariance": program_invariance(checkpoint.config, target.signature, target.recipe).value,

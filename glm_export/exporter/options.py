@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict, Unpack
+from typing import TYPE_CHECKING, Literal, TypedDict, Unpack
 
 from glm_export.calibration import recipes
 from glm_export.calibration.recipes import RecipeName
@@ -35,6 +35,9 @@ if TYPE_CHECKING:  # the command line reads the options without loading torch
 
 # What a static cache holds unless told otherwise: a 128k context would reserve gigabytes nobody asked for.
 MAX_LENGTH = 4096
+KV_CACHE_DTYPES = ("int8",)
+KV_RECIPE = "int8-kv"
+"""Keys and values as int8, and nothing else."""
 
 
 class ExportKeywords(TypedDict, total=False):
@@ -49,6 +52,7 @@ class ExportKeywords(TypedDict, total=False):
     block_size: int | None
     head_bits: int | None
     prefill_memory: float | None
+    kv_cache_dtype: Literal["int8"] | None
     hidden_states: HiddenStatesKind | None
     excluded: Mapping[str, str] | None
 
@@ -99,6 +103,12 @@ class ExportOptions:
         default=None,
         metadata=described(
             "Gigabytes of weights kept a second time, in a form for prompts, at most (recipes that have one)."
+        ),
+    )
+    kv_cache_dtype: str | None = field(
+        default=None,
+        metadata=described(
+            "Keep keys and values as int8, besides what the recipe does; needs --ranges.", choices=KV_CACHE_DTYPES
         ),
     )
     hidden_states: str | None = field(
@@ -168,7 +178,7 @@ def resolve_options(
     if ranges is not None:
         ranges.require_shapes(config)
     dialect = dialects.load(options.dialect)
-    require_known(options, "dtype", "logits", "hidden_states")
+    require_known(options, "dtype", "logits", "hidden_states", "kv_cache_dtype")
     logits, cache = options.logits or dialect.logits(config), dialect.cache(config)
     if logits == "recent" and not dialect.can.recent_logits:
         able = " or ".join(each.name for each in dialects.every() if each.can.recent_logits)
@@ -179,8 +189,9 @@ def resolve_options(
     length, least = options.max_length or min(MAX_LENGTH, config.max_columns), config.prefix_length
     if not least < length <= config.max_columns:
         raise InputError(f"{option} must be {least + 1} to {config.max_columns}, the model's context; found {length}")
-    quantization = _quantization(source, options.recipe, options, ranges) if options.recipe is not None else None
-    if options.recipe is None:
+    recipe = options.recipe or (KV_RECIPE if options.kv_cache_dtype is not None else None)
+    quantization = _quantization(source, recipe, options, ranges) if recipe is not None else None
+    if recipe is None:
         _require_blocks(None, None, options)
     if options.prefill_memory is not None:
         quantization = _within(quantization, config, options.prefill_memory)
@@ -216,13 +227,18 @@ def _quantization(
             )
         kept = keep(source, options.excluded)
     recipe = kept.recipe if kept is not None else _with_blocks(recipes.load(name), options, ranges)
-    can = dialects.load(options.dialect).can
+    can, said = dialects.load(options.dialect).can, name
+    if options.kv_cache_dtype is not None:
+        option = f"{flag(ExportOptions, 'kv_cache_dtype')} {options.kv_cache_dtype}"
+        if kept is not None:
+            raise InputError(f"--recipe {name} keeps a source as it is, and {option} rounds more; leave one out")
+        recipe, said = recipe.with_int8_cache(), f"{name} with {option}"
     for option, value, known in (
         ("dialect", options.dialect, dialects_of(recipe)),
         ("dtype", options.dtype, sorted(recipe.dtypes_in(can))),
     ):
         if value not in known:
-            raise InputError(f"recipe {name} needs --{option} {' or '.join(known)}; found {option} {value}")
+            raise InputError(f"recipe {said} needs --{option} {' or '.join(known)}; found {option} {value}")
     carried = recipe.carried_by(can)
     _require_blocks(name, carried, options)
     if kept is not None:
@@ -233,7 +249,7 @@ def _quantization(
         return Quantization(recipe=carried, excluded=options.excluded or {})
     if ranges is None:
         own = f" --recipe {name}" if carried.rounding != "nearest" else ""
-        raise InputError(f"recipe {name} needs {carried.needs}; run 'glm-export calibrate{own}' and give --ranges")
+        raise InputError(f"recipe {said} needs {carried.needs}; run 'glm-export calibrate{own}' and give --ranges")
     return ranges.quantization(carried, options.dtype, options.excluded)
 
 

@@ -19,6 +19,7 @@ def recipe_of(program: OnnxProgram) -> Recipe | None:
         return None
     kept = program.recipe == recipes.KEEP
     recipe = recipe_kept(program.manifest) if kept else recipes.load(program.recipe)
+    recipe = recipe.with_int8_cache() if program.signature.cache_is_integer else recipe
     carried = recipe.with_blocks(**program.manifest.get(BLOCK_OPTIONS, {})).carried_by(
         dialects.load(program.dialect).can
     )

@@ -45,7 +45,9 @@ if TYPE_CHECKING:  # these need torch; showing what they made does not
 @click.argument("checkpoint", type=MODEL)
 @out_option
 @flags(ExportOptions, "dialect", "dtype", "logits", "max_length", "hidden_states")
-@flags(ExportOptions, "recipe", "ranges", "block_size", "head_bits", "prefill_memory", panel=QUANTIZATION)
+@flags(
+    ExportOptions, "recipe", "ranges", "block_size", "head_bits", "prefill_memory", "kv_cache_dtype", panel=QUANTIZATION
+)
 @click.option(
     "--budget",
     panel=QUANTIZATION,

@@ -21,7 +21,8 @@ CONFIG = api.open_checkpoint(Golden("chatglm2").folder).config
 def test_the_usual() -> None:
     assert asdict(ExportOptions()) == {
         "dialect": "onnx", "dtype": "float32", "recipe": None, "ranges": None, "logits": None, "max_length": None,
-        "block_size": None, "head_bits": None, "prefill_memory": None, "hidden_states": None, "excluded": None,
+        "block_size": None, "head_bits": None, "prefill_memory": None, "kv_cache_dtype": None,
+        "hidden_states": None, "excluded": None,
     }  # fmt: skip
     usual = resolve_options(CONFIG)
     assert (usual.dialect.name, usual.dtype, usual.logits, usual.recipe) == ("onnx", "float32", "all", None)

@@ -125,6 +125,7 @@ def test_the_module_runs_and_says_its_version() -> None:
                 "excluded",
                 "block_size",
                 "head_bits",
+                "kv_cache_dtype",
             },
         ),
     ],
