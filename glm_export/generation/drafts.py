@@ -156,7 +156,7 @@ class PromptLookup:
         self.offered += min(len(self._guess), len(written))
         self.accepted += right
         self._count(right, wrong)
-        if right and right + 1 >= self._options.cost(np.int64(len(self._guess))):
+        if right and right + 1 >= self._options.cost(np.array(len(self._guess))):
             self._pause = 0
         elif wrong:
             self._pause = min(2 * self._pause + 1, LONGEST_PAUSE)

@@ -148,7 +148,7 @@ def test_rows_of_a_server_are_the_same_in_company(made: Made, tmp_path: Path) ->
 def test_what_does_not_go_together(asked: dict[str, str], said: str) -> None:
     config = api.open_checkpoint("demo").config
     with pytest.raises(InputError, match=said):
-        resolve_options(config, ExportOptions(**({"dialect": "ort", "kv_cache_dtype": "int8"} | asked)))  # type: ignore[arg-type]
+        resolve_options(config, ExportOptions(**({"dialect": "ort", "kv_cache_dtype": "int8"} | asked)))
 
 
 def test_integers_that_are_kept_stay_alone(tmp_path: Path) -> None:
