@@ -52,10 +52,16 @@ class OnnxProgram(Summarized):
             "family": self.config.family,
             "dialect": self.dialect,
             "dtype": self.dtype,
-            "recipe": self.recipe or "none",
+            "recipe": self.recipe_label,
             "logits": self.logits,
             "context": f"{self.config.text_positions:,} tokens",
         }
+
+    @property
+    def recipe_label(self) -> str:
+        """What was rounded, for people: the recipe, and the cache where it is kept as integers."""
+        kept = ", keys and values int8" if self.signature.cache_is_integer else ""
+        return f"{self.recipe or 'none'}{kept}"
 
     @property
     def least_onnxruntime(self) -> tuple[int, ...]:

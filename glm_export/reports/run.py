@@ -146,7 +146,7 @@ def program_subject(exported: OnnxProgram | Engine, against: str | None = None) 
     facts = [
         *([Fact(name="held to", value=against)] if against is not None else []),
         Fact(name="family", value=f"{program.config.family}, {program.config.num_layers} layers"),
-        Fact(name="dialect", value=f"{program.dialect}, {program.dtype}, recipe {program.recipe or 'none'}"),
+        Fact(name="dialect", value=f"{program.dialect}, {program.dtype}, recipe {program.recipe_label}"),
         Fact(name="on disk", value=size(bytes_), definition="All files of the folder."),
     ]
     if isinstance(exported, Engine):

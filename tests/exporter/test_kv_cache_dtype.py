@@ -65,6 +65,7 @@ def test_beside_a_recipe(
     assert report.passed
     assert program.manifest["batch_invariance"] == level.value
     assert f"`{recipe}`; keys and values kept as int8" in (program.folder / "README.md").read_text(encoding="utf-8")
+    assert program.summary()["recipe"] == f"{recipe}, keys and values int8"
     assert program_facts(program.folder)[KV_CACHE_DTYPE] == "int8"
     assert provenance(program.manifest)["buildDefinition"]["externalParameters"][KV_CACHE_DTYPE] == "int8"
 
