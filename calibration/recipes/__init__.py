@@ -25,6 +25,8 @@ RecipeName = Literal[
     "keep",
 ]
 """For editors and type checkers; :func:`names` finds them, all but the last."""
+KEYS_AND_VALUES: RecipeName = "int8-kv"
+"""The recipe that keeps a cache of integers and nothing else."""
 KEEP: RecipeName = "keep"
 """The recipe a quantized source brings along (``calibration/keep.py``), which has no file here."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypedDict, Unpack
+from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from glm_export.calibration import recipes
 from glm_export.calibration.recipes import RecipeName
@@ -17,9 +17,11 @@ from glm_export.spec.dtypes import DTYPES, DTypeName
 from glm_export.spec.option import described, flag, listed, merged, require_known, takes
 from glm_export.spec.signature import (
     HIDDEN_STATES_KINDS,
+    KV_CACHE_DTYPES,
     LOGITS_KINDS,
     Cache,
     HiddenStatesKind,
+    KvCacheDtype,
     LogitsKind,
     Signature,
     decoder_signature,
@@ -35,9 +37,6 @@ if TYPE_CHECKING:  # the command line reads the options without loading torch
 
 # What a static cache holds unless told otherwise: a 128k context would reserve gigabytes nobody asked for.
 MAX_LENGTH = 4096
-KV_CACHE_DTYPES = ("int8",)
-KV_RECIPE = "int8-kv"
-"""Keys and values as int8, and nothing else."""
 
 
 class ExportKeywords(TypedDict, total=False):
@@ -52,7 +51,7 @@ class ExportKeywords(TypedDict, total=False):
     block_size: int | None
     head_bits: int | None
     prefill_memory: float | None
-    kv_cache_dtype: Literal["int8"] | None
+    kv_cache_dtype: KvCacheDtype | None
     hidden_states: HiddenStatesKind | None
     excluded: Mapping[str, str] | None
 
@@ -189,7 +188,7 @@ def resolve_options(
     length, least = options.max_length or min(MAX_LENGTH, config.max_columns), config.prefix_length
     if not least < length <= config.max_columns:
         raise InputError(f"{option} must be {least + 1} to {config.max_columns}, the model's context; found {length}")
-    recipe = options.recipe or (KV_RECIPE if options.kv_cache_dtype is not None else None)
+    recipe = options.recipe or (recipes.KEYS_AND_VALUES if options.kv_cache_dtype is not None else None)
     quantization = _quantization(source, recipe, options, ranges) if recipe is not None else None
     if recipe is None:
         _require_blocks(None, None, options)

@@ -35,6 +35,9 @@ CACHE_LENGTH_AXIS = 2
 LogitsKind = Literal["all", "last", "recent"]
 LOGITS_KINDS: tuple[LogitsKind, ...] = get_args(LogitsKind)
 """Logits of every token ``[B, S, V]``, of the last one ``[B, 1, V]``, or of the last few ``[B, min(S, 17), V]``."""
+KvCacheDtype = Literal["int8"]
+KV_CACHE_DTYPES: tuple[KvCacheDtype, ...] = get_args(KvCacheDtype)
+"""Of keys and values, where it is not the program's own."""
 RECENT = "recent_tokens"
 RECENT_TOKENS = 17
 """min(S, 17), its symbol and the 17: a row's own token, and 16 guesses of what follows (``generation/drafts.py``)."""

@@ -33,9 +33,7 @@ BESIDE = [
     ("demo", "int8-token", "ort", BatchInvariance.EXACT),
     ("demo", "int8-token", "onnx", BatchInvariance.CLOSE),
     ("demo", "int4-int8-prompt", "ort", BatchInvariance.NONE),
-    ("demo", "int8-smoothquant", "portable", BatchInvariance.CLOSE),
     ("glm", "int8-token", "ort", BatchInvariance.EXACT),
-    ("chatglm", "int4-weights", "ort", BatchInvariance.CLOSE),
     ("glm4_moe", "int8-weights", "ort", BatchInvariance.CLOSE),
 ]
 

@@ -22,7 +22,7 @@ from glm_export.performance.bench import bench
 from glm_export.performance.report import BenchKeywords, BenchOptions
 from glm_export.spec.option import described, flag, listed, merged, options_of, require_known
 
-NAMES = re.compile(r"DialectName|DTypeName|(recipes\.)?RecipeName|LogitsKind|HiddenStatesKind|\bDevice\b")
+NAMES = re.compile(r"DialectName|DTypeName|(recipes\.)?RecipeName|LogitsKind|KvCacheDtype|HiddenStatesKind|\bDevice\b")
 RECORDS = [
     (ExportOptions, ExportKeywords),
     (TextOptions, TextKeywords),
