@@ -93,7 +93,8 @@ def drafted_tokens(
             "after another, or export with --dialect ort"
         )
     lookups = [PromptLookup(options) for _ in asked.rows]
-    most = drafts_beside(len(lookups))
+    # Weights of a second form would multiply rows without guesses as well.
+    most = drafts_beside(len(lookups), packed=session.signature.ragged and options.least == 1)
     for step in count(2):
         given = [_given(row, lookups[at], asked.left(at), most) for at, row in enumerate(asked.rows)]
         feeds = feeds.next_tokens(given)

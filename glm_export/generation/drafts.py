@@ -34,9 +34,19 @@ LONGEST_PAUSE = 64
 """Steps without guesses at most, once they kept failing."""
 
 
-def drafts_beside(rows: int) -> int:
-    """Guesses of each row at most where several are written: a call is as wide for all as for the widest of them."""
-    return max(RECENT_TOKENS // max(rows, 1) - 1, 0)
+PACKED_TOKENS = 4 * RECENT_TOKENS
+"""Tokens of a call with guesses, over all rows, where its padding is not multiplied."""
+
+
+def drafts_beside(rows: int, *, packed: bool = False) -> int:
+    """Guesses of each row at most where several are written.
+
+    Args:
+        rows: that are written.
+        packed: padding is not multiplied; else a call is as wide for all rows as for the widest of them.
+    """
+    tokens = PACKED_TOKENS if packed else RECENT_TOKENS
+    return min(max(tokens // max(rows, 1) - 1, 0), MOST_DRAFTS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

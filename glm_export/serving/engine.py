@@ -178,7 +178,9 @@ class Engine:
         """What decoding rows will probably write, as far as they may."""
         size, rows = self.session.config.vocab_size, len(self.scheduler.running)
         # More than a step has room for would be cut, and the rest may be too few to guess at all.
-        beside = min(drafts_beside(rows), self.scheduler.options.step_tokens - rows)
+        beside = min(
+            drafts_beside(rows, packed=self.session.signature.ragged), self.scheduler.options.step_tokens - rows
+        )
         for key, place in self.scheduler.running.items():
             row = self._rows[key]
             guess = row.request.drafts

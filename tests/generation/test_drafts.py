@@ -125,6 +125,8 @@ def test_it_pauses_where_guesses_fail_and_goes_on_where_they_are_right() -> None
 
 def test_several_rows_guess_less() -> None:
     assert [drafts_beside(rows) for rows in (0, 1, 2, 4, 8, 16, 17, 64)] == [16, 16, 7, 3, 1, 0, 0, 0]
+    packed = [drafts_beside(rows, packed=True) for rows in (0, 1, 2, 4, 8, 16, 34, 68)]
+    assert packed == [16, 16, 16, 16, 7, 3, 1, 0]
 
 
 @pytest.mark.parametrize("cost", [-0.1, float("nan")])
