@@ -174,7 +174,8 @@ class Recipe:
         experts = self.experts if can.grouped_experts else None
         if can.stored_products and self.layers is not None:
             return replace(self, experts=experts)
-        tolerance = self.tolerance if self.rounds_activations or self.kv else 0.0
+        # Weights alone are rounded in the reference as well.
+        tolerance = self.tolerance if self.rounds_activations else KV_TOLERANCE if self.kv else 0.0
         return replace(
             self,
             layers=self.explicit,

@@ -15,11 +15,13 @@ from glm_export import api
 from glm_export.artifacts.program import KV_CACHE_DTYPE, MODEL, WEIGHTS, load_program
 from glm_export.calibration import recipes
 from glm_export.calibration.quantization import KV_SCALES, QUANTIZATION
+from glm_export.calibration.recipe import KV_TOLERANCE
 from glm_export.certificates.predicates import provenance
 from glm_export.cli import cli
 from glm_export.deployment.inspect import program_facts
 from glm_export.errors import InputError
 from glm_export.exporter.options import ExportOptions, resolve_options
+from glm_export.graphs import dialects
 from glm_export.serving.engine import Engine
 from glm_export.serving.request import Request
 from glm_export.sessions.onnxruntime.session import OrtSession
@@ -161,3 +163,10 @@ def test_on_the_command_line(made: Made, tmp_path: Path) -> None:
     asked = ["export", "demo", "--out", out, "--dialect", "ort", "--recipe", "int8-weights", "--ranges", ranges]
     assert CliRunner().invoke(cli, [*asked, "--kv-cache-dtype", "int8"], catch_exceptions=False).exit_code == 0
     assert load_program(Path(out)).manifest[KV_CACHE_DTYPE] == "int8"
+
+
+@pytest.mark.parametrize(("dialect", "bound"), [("ort", 0.08), ("onnx", KV_TOLERANCE)])
+def test_what_is_granted(dialect: str, bound: float) -> None:
+    """Where weights alone are rounded, keys and values are all that may fall to either side of a border."""
+    carried = recipes.load("int8-weights").with_int8_cache().carried_by(dialects.load(dialect).can)
+    assert carried.tolerance == bound
