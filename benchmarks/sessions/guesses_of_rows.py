@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from speculation import CERTAIN, LIBRARY, ROOT, Replayed, bpe
+from speculation import LIBRARY, ROOT, Replayed, bpe, force, quoting
 from tokenizers import Tokenizer
 
 from glm_export.artifacts.program import load_program
@@ -46,23 +46,24 @@ class ForcedRows(OwnLengthRows):
         found = super().advance(tokens, prompts)
         self.steps += 1
         for key, logits_SV in found.items():
-            behind = int(self._feeds.lengths[self.keys.index(key)])
-            for column in range(len(logits_SV)):
-                following = behind - len(logits_SV) + column + 1
-                if following < len(self.texts[key]):
-                    logits_SV[column, self.texts[key][following]] = CERTAIN
+            force(logits_SV, self.texts[key], int(self._feeds.lengths[self.keys.index(key)]))
         return found
 
 
 def texts(tokens: int) -> dict[str, list[Replayed]]:
     """Eight of each kind, answers of so many tokens."""
     tokenizer = bpe()
-    pages = sorted((ROOT / "docs").glob("*.md"), key=lambda page: -page.stat().st_size)[:8]
-    records = sorted((ROOT / "docs" / "adr").glob("*.md"), key=lambda page: -page.stat().st_size)[:8]
+    pages, records = (
+        sorted((page.read_text() for page in folder.glob("*.md")), key=len, reverse=True)[:8]
+        for folder in (ROOT / "docs", ROOT / "docs" / "adr")
+    )
     kinds = {
         "code edits": [edit(LIBRARY / f"{module}.py", tokenizer, tokens) for module in MODULES],
-        "quotations": [quoting(page, record, tokenizer, tokens) for page, record in zip(pages, records, strict=True)],
-        "prose": [replayed("What was decided, and why?", record.read_text(), tokenizer, tokens) for record in records],
+        "quotations": [
+            replayed(page[:8000], quoting(page, record), tokenizer, tokens)
+            for page, record in zip(pages, records, strict=True)
+        ],
+        "prose": [replayed("What was decided, and why?", record, tokenizer, tokens) for record in records],
     }
     mixed = [kinds[kind][at] for at in range(3) for kind in kinds][:8]
     return {**kinds, "mixed": mixed}
@@ -82,17 +83,6 @@ def edit(file: Path, tokenizer: Tokenizer, tokens: int) -> Replayed:
     return replayed(
         f"Call {name} renamed in this file.\n\n{code}", re.sub(rf"\b{name}\b", "renamed", code), tokenizer, tokens
     )
-
-
-def quoting(page: Path, record: Path, tokenizer: Tokenizer, tokens: int) -> Replayed:
-    """A page's own sentences between those of a decision."""
-    said = page.read_text()
-    quoted = [part for part in said.split("\n\n") if 150 < len(part) < 700]
-    own = [part for part in record.read_text().split("\n\n") if len(part) > 60]
-    answer = "\n\n".join(
-        f"{one[:200]}\n\nThe page says: {other[:300]}" for one, other in zip(own, quoted, strict=False)
-    )
-    return replayed(said[:8000], answer, tokenizer, tokens)
 
 
 def written(engine: Engine, given: Sequence[Replayed], guesses: bool) -> tuple[float, int]:

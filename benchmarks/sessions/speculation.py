@@ -62,12 +62,15 @@ class Forced(OrtSession):
         logits = super()._decode(feeds)
         assert isinstance(feeds, RightPaddedFeeds)
         self.steps += 1
-        behind = int(feeds.lengths[0])
-        for column in range(logits.shape[1]):
-            following = behind - logits.shape[1] + column + 1
-            if following < len(self.text):
-                logits[0, column, self.text[following]] = CERTAIN
+        force(logits[0], self.text, int(feeds.lengths[0]))
         return logits
+
+
+def force(logits_SV: Logits, text: Sequence[int], read: int) -> None:
+    """Make logits say a known text, in place; the last of them stand behind its first ``read`` tokens."""
+    for column, logits_V in enumerate(logits_SV, read - len(logits_SV) + 1):
+        if column < len(text):
+            logits_V[text[column]] = CERTAIN
 
 
 def bpe() -> Tokenizer:
@@ -80,21 +83,24 @@ def bpe() -> Tokenizer:
     return tokenizer
 
 
+def quoting(page: str, prose: str) -> str:
+    """An answer that quotes a page: its sentences between those of other prose."""
+    quoted = [part for part in page.split("\n\n") if 150 < len(part) < 700]
+    own = [part for part in prose.split("\n\n") if len(part) > 60]
+    pairs = zip(own, quoted, strict=False)
+    return "\n\n".join(f"{one[:200]}\n\nThe page says: {other[:300]}" for one, other in pairs)
+
+
 def texts(most: int) -> Iterator[Replayed]:
     """The three kinds, answers of at most so many tokens."""
     tokenizer = bpe()
     code = (LIBRARY / "textwrap.py").read_text()[:6000]
     page = (ROOT / "docs" / "serving.md").read_text()
-    prose = (ROOT / "docs" / "adr" / "0021-the-chosen-experts-in-ort.md").read_text().split("\n\n")
-    quoted = [part for part in page.split("\n\n") if 150 < len(part) < 700]
-    own = [part for part in prose if len(part) > 60]
-    answer = "\n\n".join(
-        f"{one[:200]}\n\nThe page says: {other[:300]}" for one, other in zip(own, quoted, strict=False)
-    )
+    prose = (ROOT / "docs" / "adr" / "0021-the-chosen-experts-in-ort.md").read_text()
     pairs = {
         "code edit": (f"Call the width columns in this file.\n\n{code}", re.sub(r"\bwidth\b", "columns", code)),
-        "quotations": (page[:8000], answer),
-        "prose": ("Why are only the chosen experts computed?", "\n\n".join(prose)),
+        "quotations": (page[:8000], quoting(page, prose)),
+        "prose": ("Why are only the chosen experts computed?", prose),
     }
     for name, (prompt, answered) in pairs.items():
         yield Replayed(name, tokenizer.encode(prompt).ids, tokenizer.encode(answered).ids[:most])
