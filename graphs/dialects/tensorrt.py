@@ -21,8 +21,15 @@ CHANGES_OF_LAYOUT = 2
 
 
 def expected_rewrites(config: GlmConfig, signature: Signature) -> Counter[str]:
-    """One attention a layer; the last token where only its logits are wanted."""
-    return Counter({"attention": config.num_layers, "last_token": int(signature.last_logits_only)})
+    """One attention a layer; every gate; the last token where only its logits are wanted."""
+    last = int(signature.last_logits_only)
+    return Counter({"attention": config.num_layers, "halves": _gates(config), "last_token": last})
+
+
+def _gates(config: GlmConfig) -> int:
+    """Products whose halves are taken apart: the canonical program's splits that are not an attention's."""
+    counts = canonical.expected_counts(config)
+    return counts["Split"] - counts["Attention"]
 
 
 def expected_counts(config: GlmConfig) -> Counter[str]:
@@ -35,11 +42,12 @@ def expected_counts(config: GlmConfig) -> Counter[str]:
 
 
 def rules() -> tuple[Rule, ...]:
-    """Attention over the static cache, the last token."""
+    """Attention over the static cache, the gates, the last token."""
+    from glm_export.graphs.rules.tensorrt.halves import HalvesOnAnAxisOfTheirOwn
     from glm_export.graphs.rules.tensorrt.last_token import LastTokenByIndex
     from glm_export.graphs.rules.tensorrt.static_kv_cache import AttentionOnStaticCache
 
-    return AttentionOnStaticCache(), LastTokenByIndex()
+    return AttentionOnStaticCache(), HalvesOnAnAxisOfTheirOwn(), LastTokenByIndex()
 
 
 DIALECT = Dialect(

@@ -55,14 +55,17 @@ def layers(network: Network, kind: str) -> list[Any]:
     return network.layers(kind, INTERFACES.get(kind, "ILayer"))
 
 
-def build_program(program: OnnxProgram, *, target: str | None = None) -> Built:
-    """Build with the package's two profiles, for as many rows read as decoded.
+def build_program(program: OnnxProgram, *, target: str | None = None, prefill_batch: int = ROWS) -> Built:
+    """Build with the package's two profiles.
 
     Args:
         program: what to build.
         target: a compute capability, e.g. ``8.9``; None takes the builder's default.
+        prefill_batch: rows read at once; as many as are decoded unless told otherwise.
     """
-    limits = resolve_limits(program.signature, program.config.max_positions, max_batch=ROWS, prefill_batch=ROWS)
+    limits = resolve_limits(
+        program.signature, program.config.max_positions, max_batch=ROWS, prefill_batch=prefill_batch
+    )
     options = BuildOptions(compute_capabilities=(target,) if target is not None else ())
     with tempfile.TemporaryDirectory() as folder:
         job = BuildJob(
