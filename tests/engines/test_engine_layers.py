@@ -171,9 +171,10 @@ def test_weights_that_became_floats_are_named_and_weighed() -> None:
 
 
 def test_weights_kept_twice_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """TensorRT-RTX lays out most of the small model's weights for each profile; in a large one that would be told."""
+    """TensorRT-RTX lays out a fifth of the small model's weights for each profile; in a large one more would be told."""
     rtx.require_installed()
     monkeypatch.setattr(builder, "FEW_BYTES", 0)
+    monkeypatch.setattr(builder, "MOST_WEIGHT_RATIO", 1.1)
     monkeypatch.setattr(builder, "promised_products", lambda _: Promises(weights=("head/MatMul",)))
     arguments = ("--runtime", rtx.NAME, "--max-context", 64)
     with rtx.no_gpu():
@@ -186,7 +187,7 @@ def test_weights_kept_twice_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert memory["weight_ratio"] == pytest.approx(memory["weights"] / memory["program_weights"], abs=1e-3)
     assert memory["plan"] == (tmp_path / "engine" / PLAN).stat().st_size
     assert manifest["engine_layers"]["weights"]["decode"]["float16"] == pytest.approx(program_weights, rel=0.01)
-    assert f"the engine's weights are {memory['weight_ratio']:.2f} times the program's, at most 1.2" in result.stderr
+    assert f"the engine's weights are {memory['weight_ratio']:.2f} times the program's, at most 1.1" in result.stderr
     assert (
         "weights of integers in the program, of floats in the engine: head/MatMul (decode), head/MatMul (prefill)"
         in result.stderr

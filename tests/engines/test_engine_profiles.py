@@ -12,7 +12,7 @@ from hypothesis import given, strategies as st
 
 from glm_export import families
 from glm_export.artifacts.program import WEIGHTS, OnnxProgram
-from glm_export.engines.memory import BASE_HOST_BYTES, HOST_BYTES_PER_WEIGHT_BYTE, plan_memory
+from glm_export.engines.memory import BASE_HOST_BYTES, plan_memory
 from glm_export.engines.profiles import ALIGNMENT_BYTES, profiles_of, resolve_limits
 from glm_export.errors import EnvironmentMissingError, InputError
 from glm_export.spec.config import GlmConfig
@@ -195,13 +195,13 @@ def test_rows_begin_where_tensorrt_takes_an_address(length: int, family: str, ro
 # -- memory --------------------------------------------------------------------------------------------
 
 
-def program_of(folder: Path, signature: Signature, weights: int = 0) -> OnnxProgram:
-    """A program of which nothing but the size of its weights is there."""
+def program_of(folder: Path, signature: Signature, weights: int = 0, parameters: int = 0) -> OnnxProgram:
+    """A program of which nothing but the size and the number of its weights is there."""
     with (folder / WEIGHTS).open("wb") as file:
         file.truncate(weights)
     return OnnxProgram(
         folder=folder, config=CHATGLM2, signature=signature, dialect="tensorrt", dtype="float16", logits="last",
-        manifest={},
+        manifest={"parameters": parameters},
     )  # fmt: skip
 
 
@@ -214,7 +214,9 @@ def test_memory_is_what_one_counts_by_hand(tmp_path: Path) -> None:
     assert memory.cache == 939_524_096
     assert memory.logits == 4 * 65024 * 2
     assert memory.weights == 1_000_000
-    assert memory.host == BASE_HOST_BYTES + int(HOST_BYTES_PER_WEIGHT_BYTE * 1_000_000) > 301_000_000
+    for parameters, ratio in ((500_000, 1.5), (1_000_000, 1.5), (2_000_000, 2.6)):  # float16, int8, int4
+        of_bits = program_of(tmp_path, signature, 1_000_000, parameters)
+        assert plan_memory(of_bits, limits, tmp_path / "engine", None).host == BASE_HOST_BYTES + int(ratio * 1_000_000)
     assert memory.workspace is None
     assert memory.to_json()["cache_row"] == 234_881_024
     grown = growing(CHATGLM2)
