@@ -171,7 +171,7 @@ def test_weights_that_became_floats_are_named_and_weighed() -> None:
 
 
 def test_weights_kept_twice_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """TensorRT-RTX lays out a fifth of the small model's weights for each profile; in a large one more would be told."""
+    """TensorRT-RTX lays out some of the small model's weights for each profile; in a large one that would be told."""
     rtx.require_installed()
     monkeypatch.setattr(builder, "FEW_BYTES", 0)
     monkeypatch.setattr(builder, "MOST_WEIGHT_RATIO", 1.1)
