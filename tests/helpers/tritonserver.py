@@ -12,6 +12,7 @@ import sys
 import sysconfig
 import time
 import urllib.request
+import uuid
 import venv
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -27,6 +28,7 @@ HOME = Path(sys.prefix) / "triton"
 SERVER = HOME / "pytriton" / "tritonserver"
 STUB = SERVER / "python_backend_stubs" / f"{sys.version_info[0]}.{sys.version_info[1]}" / "triton_python_backend_stub"
 ROOT = Path(__file__).parents[2]
+SHARED_MEMORY = Path("/dev/shm")
 DTYPES = {"FP32": np.float32, "INT32": np.int32, "UINT64": np.uint64, "BOOL": np.bool_, "BYTES": np.object_}
 
 
@@ -88,7 +90,9 @@ def started(repository: Path, folder: Path, *words: str, numpy_1: bool = True) -
     shutil.copytree(SERVER / "backends" / "python", backend)
     shutil.copy(STUB, backend)
     command = [str(SERVER / "bin" / "tritonserver"), f"--model-repository={repository}"]
-    command += [f"--backend-directory={backend.parent}", *words]
+    region = f"glm_export_{uuid.uuid4().hex}"
+    command += [f"--backend-directory={backend.parent}", f"--backend-config=python,shm-region-prefix-name={region}"]
+    command += words
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
             command,
@@ -103,6 +107,9 @@ def started(repository: Path, folder: Path, *words: str, numpy_1: bool = True) -
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+            # Who is killed cannot give back the memory it shares with its backend.
+            for left in SHARED_MEMORY.glob(f"{region}*"):
+                left.unlink()
 
 
 @contextmanager
