@@ -1,1 +1,1 @@
-"""A cache of fixed size, as TensorRT has it."""
+"""A cache of fixed size and the gates, as TensorRT reads them."""
