@@ -41,10 +41,11 @@ def tree(pid: int) -> list[int]:
 
 
 def memory(pid: int) -> tuple[int, int]:
-    """Anonymous and file-backed resident kilobytes."""
+    """Kilobytes: anonymous, resident or swapped out, and file-backed resident ones."""
     try:
         lines = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
-        return int(lines["RssAnon"].split()[0]), int(lines["RssFile"].split()[0])
+        resident, swapped, file = (int(lines[name].split()[0]) for name in ("RssAnon", "VmSwap", "RssFile"))
+        return resident + swapped, file
     except (OSError, KeyError):
         return 0, 0
 

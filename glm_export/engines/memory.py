@@ -10,10 +10,8 @@ from glm_export.artifacts.program import WEIGHTS, OnnxProgram
 from glm_export.spec.optimization_profile import Limits
 from glm_export.spec.signature import BATCH, LOGITS, PAST, SEQUENCE, TOTAL, past_names
 
-HOST_BYTES_PER_WEIGHT_BYTE, OF_FOUR_BITS = 1.5, 2.6
+HOST_BYTES_PER_WEIGHT_BYTE, HOST_BYTES_PER_INT4_WEIGHT_BYTE = 1.5, 2.6
 """Anonymous memory of a build over the weights' size: 1.2 in float16, 1.3 in int8, 2.4 in int4 (benchmarks/engines)."""
-FEW_BYTES_A_PARAMETER = 0.75
-"""Of weights in 4 bits less, of those in 8 more."""
 BASE_HOST_BYTES = 300 << 20
 COLUMNS = 1000
 
@@ -58,10 +56,12 @@ def plan_memory(program: OnnxProgram, limits: Limits, out: Path, workspace: int 
         sizes | {BATCH: limits.prefill_batch, SEQUENCE: limits.prefill_tokens},
         sizes | {BATCH: limits.max_batch},
     )
-    few = weights < FEW_BYTES_A_PARAMETER * program.manifest["parameters"]
+    # Weights of 8 bits have a byte for each parameter at least.
+    four_bits = weights < program.manifest["parameters"]
+    ratio = HOST_BYTES_PER_INT4_WEIGHT_BYTE if four_bits else HOST_BYTES_PER_WEIGHT_BYTE
     free = free_disk_for(out, weights, "the plan needs about")
     return MemoryPlan(
         weights=weights, cache_row=row, cache=row * limits.max_batch,
         logits=max(logits.nbytes(**call) for call in calls), workspace=workspace,
-        host=BASE_HOST_BYTES + int((OF_FOUR_BITS if few else HOST_BYTES_PER_WEIGHT_BYTE) * weights), free_disk=free,
+        host=BASE_HOST_BYTES + int(ratio * weights), free_disk=free,
     )  # fmt: skip

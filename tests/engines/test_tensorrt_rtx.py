@@ -173,20 +173,6 @@ def test_why_the_mask_says_it_all(exported_for: Export, tmp_path: Path) -> None:
         assert layer.attention.key_value_lengths is None
 
 
-def halves_of_channels(graph: onnx.GraphProto) -> None:
-    """The canonical split of a gate's product again."""
-    made = {output: node for node in graph.node for output in node.output}
-    for split in [node for node in graph.node if node.op_type == "Split" and len(node.output) == 2]:
-        apart = made[split.input[0]]
-        halves = [node for node in graph.node if node.op_type == "Squeeze" and node.input[0] in split.output]
-        for node in (apart, *halves):
-            graph.node.remove(node)
-        split.input[0] = apart.input[0]
-        split.output[:] = [half.output[0] for half in halves]
-        (axis,) = (attribute for attribute in split.attribute if attribute.name == "axis")
-        axis.i = -1
-
-
 def test_why_halves_are_an_axis_of_their_own(tmp_path: Path) -> None:
     """Both profiles read one weight of a gate; split as channels, this shape's lies twice in the plan (as 6 B's)."""
     sizes = {"hidden_size": 512, "num_attention_heads": 4, "kv_channels": 128, "ffn_hidden_size": 4096, "num_layers": 1}
@@ -197,7 +183,7 @@ def test_why_halves_are_an_axis_of_their_own(tmp_path: Path) -> None:
     made = exporter.export(checkpoint, tmp_path / "out", dialect="tensorrt", dtype="float16", max_length=length)
     weights = made.manifest["sizes"][WEIGHTS]
     assert rtx.build_program(made, prefill_batch=1).record.weights < 1.1 * weights
-    control = rtx.changed(made, tmp_path / "control", halves_of_channels)
+    control = rtx.changed(made, tmp_path / "control", rtx.halves_of_channels)
     assert rtx.build_program(control, prefill_batch=1).record.weights > 1.5 * weights
 
 

@@ -89,6 +89,20 @@ def changed(program: OnnxProgram, folder: Path, change: Callable[[onnx.GraphProt
     return load_program(folder)
 
 
+def halves_of_channels(graph: onnx.GraphProto) -> None:
+    """A program's gates as the canonical ones: a change that makes this builder keep their weights twice."""
+    made = {output: node for node in graph.node for output in node.output}
+    for split in [node for node in graph.node if node.op_type == "Split" and len(node.output) == 2]:
+        apart = made[split.input[0]]
+        halves = [node for node in graph.node if node.op_type == "Squeeze" and node.input[0] in split.output]
+        for node in (apart, *halves):
+            graph.node.remove(node)
+        split.input[0] = apart.input[0]
+        split.output[:] = [half.output[0] for half in halves]
+        (axis,) = (attribute for attribute in split.attribute if attribute.name == "axis")
+        axis.i = -1
+
+
 @contextmanager
 def without_leave_to_decompose() -> Iterator[None]:
     """Attention stays in one piece, whether a fused kernel takes it or not."""
