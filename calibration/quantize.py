@@ -21,6 +21,8 @@ from glm_export.spec.weight_formats import QMAX
 INT8_QMAX, INT4_QMAX = QMAX["int8"], QMAX["int4"]
 FLOAT8_LARGEST = 448.0
 """The largest finite value of E4M3FN (arXiv:2209.05433, table 1)."""
+PAIR_STEPS = 127.5
+"""What two neighbours along K may come to in steps, so that their integers come to 128: 255 * 128 fits 16 bits."""
 PIECE_ELEMENTS = 1 << 20
 """Weights are worked on in pieces of about this many elements: 4 MiB in float32. Of 16 MiB a search takes 1.5 times as
 long: what it works out of them leaves the cache, and lies in memory that is mapped anew."""
@@ -44,6 +46,28 @@ def symmetric_scales(rows_NK: Tensor, *, qmax: int, block: int | None) -> Tensor
     maxima_NC = torch.cat([largest_magnitudes(rows, dim=-1) for rows, _ in _blocks(values_NK, block)], dim=1)
     scales_NC = maxima_NC / qmax
     return scales_NC.masked_fill_(scales_NC == 0, 1.0)
+
+
+def unsaturated_scales(rows_NK: Tensor) -> Tensor:
+    """Scales of int8 rows that any processor multiplies exactly with 8-bit activations.
+
+    x86 processors without VNNI add two neighbouring products in 16 bits that saturate (``VPMADDUBSW``; the neighbours
+    are ``2 i`` and ``2 i + 1`` along K): 255 times what both integers come to has to stay within, so no more than 128.
+
+    Args:
+        rows_NK: ``[N, K]``, any float dtype.
+
+    Returns:
+        The larger one of ``max |row| / 127`` and ``max |row[2 i] + row[2 i + 1]| / 127.5``, float32 ``[N, 1]``, all
+        positive; of a row of zeros 1.
+    """
+    scales_N1 = symmetric_scales(rows_NK, qmax=INT8_QMAX, block=None)
+    even = rows_NK.shape[1] // 2 * 2
+    if not even:
+        return scales_N1
+    values_NK = rows_NK.float()
+    pairs_N = largest_magnitudes(values_NK[:, 0:even:2] + values_NK[:, 1:even:2], dim=1)
+    return torch.maximum(scales_N1, (pairs_N / PAIR_STEPS)[:, None])
 
 
 def largest_magnitudes(values: Tensor, *, dim: int) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from glm_export.calibration.formats.codec import PrequantizedWeight, encode, register_decode
 from glm_export.calibration.formats.pieces import blocks, row_blocks
-from glm_export.calibration.quantize import largest_magnitudes
+from glm_export.calibration.quantize import unsaturated_scales
 from glm_export.spec.weight_formats import QMAX, ChannelWeights
 
 
@@ -34,11 +34,10 @@ def _(form: ChannelWeights, weight_NK: Tensor) -> Tensor:  # noqa: ARG001
 
 
 def channel_scales(rows_NK: Tensor) -> Tensor:
-    """Scales ``[N]`` float32 that map each row's largest magnitude to 127."""
-    return largest_magnitudes(rows_NK, dim=1) / QMAX["int8"]
+    """Scales ``[N]`` float32; see :func:`~glm_export.calibration.quantize.unsaturated_scales`."""
+    return unsaturated_scales(rows_NK)[:, 0]
 
 
 def quantize_channels(columns_KN: Tensor, scales_N: Tensor) -> Tensor:
     """Round ``[K, N]`` float32 to int8, each column by its scale."""
-    inverse_N = torch.where(scales_N == 0, 0, 1 / scales_N)
-    return (columns_KN * inverse_N).round_().clamp_(-QMAX["int8"], QMAX["int8"]).to(torch.int8)
+    return (columns_KN / scales_N).round_().clamp_(-QMAX["int8"], QMAX["int8"]).to(torch.int8)

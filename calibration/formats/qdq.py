@@ -9,7 +9,12 @@ from torch import Tensor
 
 from glm_export.calibration.formats.codec import PrequantizedWeight, encode, read_back, register_decode
 from glm_export.calibration.formats.pieces import blocks, row_blocks
-from glm_export.calibration.quantize import dequantize_symmetric, quantize_symmetric, symmetric_scales
+from glm_export.calibration.quantize import (
+    dequantize_symmetric,
+    quantize_symmetric,
+    symmetric_scales,
+    unsaturated_scales,
+)
 from glm_export.spec.weight_formats import QMAX, QdqWeights
 
 
@@ -17,11 +22,7 @@ from glm_export.spec.weight_formats import QMAX, QdqWeights
 def _(form: QdqWeights, weight_NK: Tensor, given: PrequantizedWeight | None = None) -> Iterator[tuple[int, Tensor]]:
     """Twice over the weight, whose values lie the other way round; so do the scales of blocks."""
     qmax = QMAX[form.dtype]
-    scales_NC = (
-        torch.cat([symmetric_scales(piece, qmax=qmax, block=form.block) for piece in row_blocks(weight_NK)])
-        if given is None
-        else given.scales
-    )
+    scales_NC = torch.cat([_scales(form, piece) for piece in row_blocks(weight_NK)]) if given is None else given.scales
     scales_CN, first = scales_NC.t().contiguous(), 0
     source = weight_NK if given is None else given.integers
     for block_kN in blocks(source, torch.float32 if given is None else torch.int8, transposed=True):
@@ -41,11 +42,18 @@ def _(form: QdqWeights, weight_NK: Tensor, given: PrequantizedWeight | None = No
 @register_decode
 def _(form: QdqWeights, weight_NK: Tensor) -> Tensor:
     qmax = QMAX[form.dtype]
-    scales_NC = symmetric_scales(weight_NK, qmax=qmax, block=form.block)
+    scales_NC = _scales(form, weight_NK)
     if form.dtype.startswith("float8"):
         return float8_columns(weight_NK.float().t(), scales_NC[:, 0]).float().t() * scales_NC
     integers_NK = quantize_symmetric(weight_NK, scales_NC, qmax=qmax, block=form.block)
     return dequantize_symmetric(integers_NK, scales_NC, block=form.block)
+
+
+def _scales(form: QdqWeights, rows_NK: Tensor) -> Tensor:
+    """``[N, C]``; coarser where integers are multiplied, as far as every processor's sums need it."""
+    if form.multiplies_integers:
+        return unsaturated_scales(rows_NK)
+    return symmetric_scales(rows_NK, qmax=QMAX[form.dtype], block=form.block)
 
 
 @read_back.register

@@ -222,6 +222,11 @@ class QdqWeights(WeightFormat):
         return self.per_token
 
     @property
+    def multiplies_integers(self) -> bool:
+        """Whether a runtime may multiply int8 by int8, and adds the products as its processor does."""
+        return self.dtype == "int8" and self.block is None and (self.per_token or self.activations)
+
+    @property
     def batch_invariance(self) -> BatchInvariance:
         """Exact where integers are multiplied; of weights alone a runtime may make MatMulNBits, which is close."""
         return BatchInvariance.EXACT if self.per_token or self.activations else BatchInvariance.CLOSE
