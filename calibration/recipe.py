@@ -15,6 +15,7 @@ from glm_export.spec.weight_formats import (
     EMBEDDING,
     HEAD,
     BlockWeights,
+    ChannelWeights,
     ExpertWeights,
     QdqWeights,
     WeightFormat,
@@ -173,10 +174,10 @@ class Recipe:
         """
         experts = self.experts if can.grouped_experts else None
         if can.stored_products and self.layers is not None:
-            return replace(self, experts=experts)
+            return replace(self, experts=experts).with_sums_in_16_bits(fit=can.sums_in_16_bits)
         # Weights alone are rounded in the reference as well.
         tolerance = self.tolerance if self.rounds_activations else KV_TOLERANCE if self.kv else 0.0
-        return replace(
+        carried = replace(
             self,
             layers=self.explicit,
             head=self.explicit_head,
@@ -185,6 +186,27 @@ class Recipe:
             experts=experts,
             tolerance=tolerance,
         )
+        return carried.with_sums_in_16_bits(fit=can.sums_in_16_bits)
+
+    @property
+    def multiplies_integers(self) -> bool:
+        """Whether int8 activations are multiplied by int8 weights, in the formats it has now."""
+        return any(form is not None and form.multiplies_integers for form in (self.layers, self.head, self.prompt))
+
+    @property
+    def sums_in_16_bits(self) -> bool:
+        """Whether integers are multiplied, and such that two neighbouring products never leave 16 bits."""
+        return self.multiplies_integers and self == self.with_sums_in_16_bits(fit=True)
+
+    def with_sums_in_16_bits(self, *, fit: bool) -> Recipe:
+        """The recipe with integers whose neighbours' products fit 16 bits, or with the finest there are."""
+
+        def of(form: WeightFormat | None) -> WeightFormat | None:
+            if isinstance(form, ChannelWeights | QdqWeights) and form.multiplies_integers:
+                return replace(form, sums_in_16_bits=fit)
+            return form
+
+        return replace(self, layers=of(self.layers), head=of(self.head), prompt=of(self.prompt))
 
     def fits(self, can: Capabilities) -> bool:
         """Whether a dialect with these capabilities can carry the recipe."""

@@ -50,8 +50,7 @@ def _(form: QdqWeights, weight_NK: Tensor) -> Tensor:
 
 
 def _scales(form: QdqWeights, rows_NK: Tensor) -> Tensor:
-    """``[N, C]``; coarser where integers are multiplied, as far as every processor's sums need it."""
-    if form.multiplies_integers:
+    if form.sums_in_16_bits:
         return unsaturated_scales(rows_NK)
     return symmetric_scales(rows_NK, qmax=QMAX[form.dtype], block=form.block)
 

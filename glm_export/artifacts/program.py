@@ -24,6 +24,9 @@ BLOCK_OPTIONS, KNOWN_BLOCK_OPTIONS = "block_options", {"block_size", "head_bits"
 """The manifest's key for blocks and a head that are not the recipe's own, and what it may say of them."""
 KV_CACHE_DTYPE = "kv_cache_dtype"
 """The manifest's key for integers that keys and values are kept as, whatever the recipe."""
+SUMS_IN_16_BITS = "sums_in_16_bits"
+"""The manifest's key for integers that any processor multiplies exactly; missing where none are multiplied, or finer
+ones that not every processor does."""
 PROMPT_LAYERS = "prompt_layers"
 """The manifest's key for how many layers have a second form for prompts, where not all of them do."""
 

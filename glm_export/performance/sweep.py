@@ -31,8 +31,8 @@ if TYPE_CHECKING:  # it needs torch
 
 FORMS: Mapping[str, WeightFormat | None] = {
     "float32": None,
-    "W8A8, per token": QdqWeights(per_token=True),
-    "W8A8, per tensor": ChannelWeights(),
+    "W8A8, per token": QdqWeights(per_token=True, sums_in_16_bits=True),
+    "W8A8, per tensor": ChannelWeights(sums_in_16_bits=True),
     **{f"{bits} bits / {block}": BlockWeights(bits=bits, block=block) for bits in (8, 4) for block in (32, 64, 128)},
 }
 """What is measured: recipes' forms, by what activations are scaled by, and block weights as bits / block."""

@@ -190,7 +190,7 @@ class _BrokenGraph:
 
     def __init__(self, model: onnx.ModelProto, program: OnnxProgram, layout: CallLayout) -> None:
         self._layout = layout
-        self._session = PartSession(model.SerializeToString(), program.folder, program.recipe)
+        self._session = PartSession(model.SerializeToString(), program)
 
     def run(self, tensors: Tensors) -> Tensors:
         """One call in the canonical layout."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from glm_export.artifacts.program import BLOCK_OPTIONS, NEEDS, PROMPT_LAYERS, OnnxProgram
+from glm_export.artifacts.program import BLOCK_OPTIONS, NEEDS, PROMPT_LAYERS, SUMS_IN_16_BITS, OnnxProgram
 from glm_export.calibration import recipes
 from glm_export.calibration.keep import recipe_kept
 from glm_export.calibration.recipe import Recipe, program_invariance
@@ -23,6 +23,7 @@ def recipe_of(program: OnnxProgram) -> Recipe | None:
     carried = recipe.with_blocks(**program.manifest.get(BLOCK_OPTIONS, {})).carried_by(
         dialects.load(program.dialect).can
     )
+    carried = carried.with_sums_in_16_bits(fit=program.manifest.get(SUMS_IN_16_BITS) is True)
     # Programs that say nothing of what they need were written before experts were rounded.
     return carried if NEEDS in program.manifest else replace(carried, experts=None)
 

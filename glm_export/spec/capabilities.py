@@ -33,6 +33,7 @@ class Capabilities:
     float16 and bfloat16. ``integer_cache``: how int8 keys and values are kept; None where they cannot be.
     ``grouped_experts``: there is an operator that computes a token's own experts alone, from stacked weights whose rows
     are as they are, those of gate and up in turn; elsewhere every expert sees every token.
+    ``sums_in_16_bits``: processors that are reached by it may add two 8-bit products in 16 bits.
     ``recent_logits``: a program can tell the logits of each row's last few tokens.
     ``implicit_int8``: its runtimes can quantize a float program by a calibration cache. ``tensorrt``: TensorRT's parser
     reads it; ``tensorrt_needs``: where it has a call of this name.
@@ -44,6 +45,7 @@ class Capabilities:
     half_scales: bool = False
     integer_cache: Callable[[GlmConfig], IntegerCache] | None = None
     grouped_experts: bool = False
+    sums_in_16_bits: bool = True
     recent_logits: bool = False
     implicit_int8: bool = False
     tensorrt: bool = False

@@ -15,6 +15,8 @@ prefix families switch off."""
 
 ACCURACY = {"session.qdq_matmulnbits_accuracy_level": "1"}
 """Products with dequantized weights are float products; by default their inputs would be rounded to 8 bits as well."""
+EXACT_SUMS = {"session.x64quantprecision": "1"}
+"""Integers are multiplied in 16 bits in place of 8: slower, and exact without VNNI (``docs/adr/0028``)."""
 OF_RECIPE = {
     # ONNX Runtime 1.31 makes an integer product of the Q/DQ of 8-bit floats, which does not take them, and fails.
     "fp8": {"session.disable_quant_qdq": "1"},

@@ -75,6 +75,11 @@ class WeightFormat(ABC):
         return False
 
     @property
+    def multiplies_integers(self) -> bool:
+        """Whether a runtime may multiply int8 by int8, and adds the products as its processor does."""
+        return False
+
+    @property
     def batch_invariance(self) -> BatchInvariance:
         """How far a row of the product depends on other rows of the input."""
         return BatchInvariance.EXACT
@@ -149,8 +154,10 @@ class ChannelWeights(WeightFormat):
     """8-bit integers, symmetric, one scale per output channel: ``[K, N]`` has scales ``[N]``.
 
     Activations are rounded to 8 bits as they come, with one scale for the whole tensor. So the rounding of a row
-    depends on the rows beside it, in a batch and in a prompt.
+    depends on the rows beside it, in a batch and in a prompt. ``sums_in_16_bits``: as in :class:`QdqWeights`.
     """
+
+    sums_in_16_bits: bool = False
 
     def stored_tensors(self, name: str, rows_N: int, columns_K: int, dtype: str) -> list[TensorSpec]:  # noqa: ARG002
         """Integers int8 ``[K, N]``; scales ``[N]`` are float32 whatever the program's dtype."""
@@ -158,6 +165,11 @@ class ChannelWeights(WeightFormat):
             TensorSpec(name=f"{name}.{PACKED}", dtype="int8", dims=(columns_K, rows_N)),
             TensorSpec(name=f"{name}.{SCALES}", dtype="float32", dims=(rows_N,)),
         ]
+
+    @property
+    def multiplies_integers(self) -> bool:
+        """They always are."""
+        return True
 
     @property
     def batch_invariance(self) -> BatchInvariance:
@@ -174,12 +186,14 @@ class QdqWeights(WeightFormat):
     product's input goes through ``QuantizeLinear -> DequantizeLinear`` in the same dtype, with one scale per tensor
     that calibration found. ``per_token``: as they come, each row divided by its largest magnitude before, and the
     product multiplied by it. So a runtime may multiply integers, and one that cannot computes the same in floats.
+    ``sums_in_16_bits``: scales are such that two neighbouring products never leave 16 bits (``docs/adr/0028``).
     """
 
     dtype: str = "int8"
     block: int | None = None
     activations: bool = False
     per_token: bool = False
+    sums_in_16_bits: bool = False
 
     def __post_init__(self) -> None:
         if self.dtype not in QMAX or (self.block is not None and self.block not in BLOCKS):
@@ -192,6 +206,8 @@ class QdqWeights(WeightFormat):
                 "tokens have scales of their own beside int8 weights with one scale per channel alone; found "
                 f"{self.dtype}, blocks of {self.block}, calibrated activations {self.activations}"
             )
+        if self.sums_in_16_bits and not self.multiplies_integers:
+            raise InputError("sums in 16 bits are asked of int8 weights that int8 activations are multiplied by")
 
     def stored_tensors(self, name: str, rows_N: int, columns_K: int, dtype: str) -> list[TensorSpec]:
         """Values ``[K, N]``, and scales ``[N]`` or ``[C, N]``."""

@@ -63,6 +63,8 @@ DIALECT = Dialect(
         qdq_dtypes=frozenset({"int8", "int4", "float8e4m3fn"}),
         qdq_blocks=True,
         half_scales=True,
+        # A GPU adds in 32 bits.
+        sums_in_16_bits=False,
         # No integer cache: TensorRT's cache layer holds floats only.
         tensorrt=True,
         # TensorScatter becomes this layer: TensorRT 10.15.

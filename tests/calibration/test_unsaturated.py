@@ -12,13 +12,21 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
+from glm_export.calibration import recipes
 from glm_export.calibration.formats import encode
 from glm_export.calibration.quantize import quantize_symmetric, symmetric_scales, unsaturated_scales
+from glm_export.errors import InputError
+from glm_export.graphs import dialects
 from glm_export.machine.facts import kernel_fields
+from glm_export.sessions.onnxruntime.saturation import adds_in_16_bits
 from glm_export.spec.weight_formats import ChannelWeights, QdqWeights, WeightFormat
 
-MULTIPLIED: list[WeightFormat] = [ChannelWeights(), QdqWeights(per_token=True), QdqWeights(activations=True)]
-WEIGHTS_ALONE: list[WeightFormat] = [QdqWeights(), QdqWeights(dtype="int4")]
+MULTIPLIED: list[WeightFormat] = [
+    ChannelWeights(sums_in_16_bits=True),
+    QdqWeights(per_token=True, sums_in_16_bits=True),
+    QdqWeights(activations=True, sums_in_16_bits=True),
+]
+FINEST: list[WeightFormat] = [ChannelWeights(), QdqWeights(activations=True), QdqWeights()]
 MOST = 255
 """Of an unsigned activation."""
 FROM_32_BITS_ON = ("avx512_vnni", "avx_vnni", "amx_int8")
@@ -68,14 +76,33 @@ def test_two_neighbours_fit_16_bits(form: WeightFormat, dtype: torch.dtype) -> N
         assert (used >= 127).all() or name == "zeros", name
 
 
-@pytest.mark.parametrize("form", WEIGHTS_ALONE, ids=str)
-def test_what_multiplies_floats_keeps_its_finest_steps(form: QdqWeights) -> None:
-    largest = {"int8": 127, "int4": 7}[form.dtype]
+@pytest.mark.parametrize("form", FINEST, ids=str)
+def test_what_need_not_fit_keeps_its_finest_steps(form: WeightFormat) -> None:
     weight = shapes()["normal"]
-    kept = quantize_symmetric(weight, symmetric_scales(weight, qmax=largest, block=None), qmax=largest, block=None)
-    assert (kept.abs().amax(dim=1) == largest).all()
-    if form.dtype == "int8":
-        assert np.array_equal(integers_of(form, weight), kept.t().numpy())
+    finest = quantize_symmetric(weight, symmetric_scales(weight, qmax=127, block=None), qmax=127, block=None)
+    assert (finest.abs().amax(dim=1) == 127).all()
+    assert np.array_equal(integers_of(form, weight), finest.t().numpy())
+
+
+@pytest.mark.parametrize("dialect", dialects.names())
+def test_recipes_that_multiply_integers_fit_wherever_processors_may_need_it(dialect: str) -> None:
+    can = dialects.load(dialect).can
+    found = {
+        name: recipes.load(name).carried_by(can)
+        for name in recipes.names()
+        if name != recipes.KEEP and recipes.load(name).fits(can)
+    }
+    multiplying = {name for name, recipe in found.items() if recipe.multiplies_integers}
+    by_hand = {"int8-token", "int8-static", "int8-smoothquant"}
+    assert multiplying == by_hand | ({"int8-dynamic", "int4-int8-prompt"} if dialect == "ort" else set())
+    assert {name for name, recipe in found.items() if recipe.sums_in_16_bits} == (
+        multiplying if dialect != "tensorrt" else set()
+    )
+
+
+def test_weights_that_multiply_floats_have_nothing_to_fit() -> None:
+    with pytest.raises(InputError, match="int8 activations"):
+        QdqWeights(sums_in_16_bits=True)
 
 
 def in_16_bits(rows: NDArray[np.uint8], integers_KN: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -90,7 +117,7 @@ def test_the_sum_in_16_bits_is_the_sum() -> None:
     for weight in shapes().values():
         drawn = random.integers(0, 256, (20, weight.shape[1]))
         rows = np.vstack([np.full_like(drawn[:1], MOST), drawn]).astype(np.uint8)
-        integers = integers_of(ChannelWeights(), weight)
+        integers = integers_of(ChannelWeights(sums_in_16_bits=True), weight)
         assert np.array_equal(in_16_bits(rows, integers), rows.astype(np.int64) @ integers)
     weight = shapes()["normal"]
     rows = np.full((1, weight.shape[1]), MOST, np.uint8)
@@ -130,11 +157,7 @@ def test_the_runtime_multiplies_such_neighbours_exactly(columns: int, rows: int)
     assert np.array_equal(multiplied(given, integers), given.astype(np.int64) @ integers.astype(np.int64))
 
 
-@pytest.mark.skipif(
-    platform.machine() not in {"x86_64", "AMD64"}
-    or any(flag in kernel_fields("/proc/cpuinfo").get("flags", "").split() for flag in FROM_32_BITS_ON),
-    reason="this processor adds products of 8 bits in 32 bits",
-)
+@pytest.mark.skipif(not adds_in_16_bits(), reason="this processor adds products of 8 bits in 32 bits")
 def test_one_more_is_too_much() -> None:
     """The control, and why the rule is needed at all: this fails where the runtime has become exact."""
     given, integers = np.full((8, 64), MOST, np.uint8), neighbours_of(129, 64)
@@ -147,3 +170,10 @@ def test_scales_are_finite_and_positive() -> None:
         assert scales.shape == (len(weight), 1)
         assert (scales > 0).all(), name
         assert scales.isfinite().all(), name
+
+
+@pytest.mark.skipif(platform.system() != "Linux", reason="flags of the processor are read from /proc/cpuinfo")
+def test_the_processors_flags_say_what_was_tried() -> None:
+    flags = kernel_fields("/proc/cpuinfo").get("flags", "").split()
+    x86 = platform.machine() in {"x86_64", "AMD64"}
+    assert adds_in_16_bits() == (x86 and not any(flag in flags for flag in FROM_32_BITS_ON))

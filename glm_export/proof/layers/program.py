@@ -70,7 +70,7 @@ class SlicedProgram:
         """
         types = {crossing.value: self.types[crossing.value] for crossing in part.inputs}
         model = extract(self.model, part, types, outputs)
-        loaded = PartSession(model.SerializeToString(), self.program.folder, self.program.recipe, fused=outputs is None)
+        loaded = PartSession(model.SerializeToString(), self.program, fused=outputs is None)
         if outputs is None:
             kinds = {crossing.value: loaded.output_types[crossing.value] for crossing in part.outputs}
             self.types |= {name: ELEMENT_TYPES[kind] for name, kind in kinds.items()}

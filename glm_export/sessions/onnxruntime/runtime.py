@@ -13,9 +13,11 @@ import onnxruntime
 from glm_export.artifacts.program import OnnxProgram
 from glm_export.errors import ComparisonFailedError, EnvironmentMissingError, InputError, shown
 from glm_export.machine.gpu import has_driver
+from glm_export.sessions.batch_invariance import recipe_of
 from glm_export.sessions.onnxruntime.cuda_graph import ENABLE
 from glm_export.sessions.onnxruntime.packed import PackedPrograms
-from glm_export.spec.session_entries import ACCURACY, LEAST_FOR_RAGGED, LEAST_ON_CUDA, session_entries
+from glm_export.sessions.onnxruntime.saturation import adds_in_16_bits
+from glm_export.spec.session_entries import ACCURACY, EXACT_SUMS, LEAST_FOR_RAGGED, LEAST_ON_CUDA, session_entries
 
 logger = logging.getLogger(__name__)
 CUDA = "CUDAExecutionProvider"
@@ -129,6 +131,24 @@ def graph_session(graph: Path, threads: int) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(str(graph), options, providers=[CPU])
 
 
+def entries_of(program: OnnxProgram) -> dict[str, str]:
+    """Configuration entries of a program's session on this processor.
+
+    Raises:
+        EnvironmentMissingError: its prompts are multiplied by integers that this processor cannot add, in branches,
+            which no entry reaches.
+    """
+    entries, recipe = session_entries(program.recipe), recipe_of(program)
+    if recipe is None or not recipe.multiplies_integers or recipe.sums_in_16_bits or not adds_in_16_bits():
+        return entries
+    if recipe.prompt is not None:
+        raise EnvironmentMissingError(
+            f"{program.folder} has integers that this processor, which has no VNNI, cannot add exactly; "
+            "export again, which writes integers that it can"
+        )
+    return entries | EXACT_SUMS
+
+
 def inference_session(
     program: OnnxProgram,
     chosen: list[str] | None = None,
@@ -151,7 +171,7 @@ def inference_session(
     Raises:
         EnvironmentMissingError: this machine's providers cannot run it, or are too old for it.
     """
-    entries = session_entries(program.recipe)
+    entries = entries_of(program)
 
     def options() -> onnxruntime.SessionOptions:
         made = onnxruntime.SessionOptions()

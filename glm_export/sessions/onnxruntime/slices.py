@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,9 +11,8 @@ from numpy.typing import NDArray
 
 from glm_export.artifacts.program import OnnxProgram
 from glm_export.errors import EnvironmentMissingError
-from glm_export.sessions.onnxruntime.runtime import CPU, stopping_in_one_line, usable_threads
+from glm_export.sessions.onnxruntime.runtime import CPU, entries_of, stopping_in_one_line, usable_threads
 from glm_export.sessions.session import SessionDescription
-from glm_export.spec.session_entries import session_entries
 
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 
@@ -37,29 +35,28 @@ class PartSession:
 
     Args:
         part: a serialized model whose large weights may lie in files.
-        folder: where those files are.
-        recipe: of the program; see :func:`glm_export.spec.session_entries.session_entries`.
+        program: whose weights they are.
         fused: whether the runtime may rewrite the graph, as it does with the whole program.
 
     Raises:
         EnvironmentMissingError: ONNX Runtime cannot load it.
     """
 
-    def __init__(self, part: bytes, folder: Path, recipe: str | None = None, *, fused: bool = True) -> None:
+    def __init__(self, part: bytes, program: OnnxProgram, *, fused: bool = True) -> None:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = usable_threads()
         if not fused:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        options.add_session_config_entry(WEIGHTS_FOLDER, str(folder.resolve()))
-        for key, value in session_entries(recipe).items():
+        options.add_session_config_entry(WEIGHTS_FOLDER, str(program.folder.resolve()))
+        for key, value in entries_of(program).items():
             options.add_session_config_entry(key, value)
         try:
             self._session = onnxruntime.InferenceSession(part, options, providers=[CPU])
         except Exception as error:  # onnxruntime's exceptions share no public base
             raise EnvironmentMissingError(
-                f"ONNX Runtime {onnxruntime.__version__} should load a part of {folder} as it loads the whole, and "
-                f"does not: {' '.join(str(error).split())[:300]}"
+                f"ONNX Runtime {onnxruntime.__version__} should load a part of {program.folder} as it loads the whole, "
+                f"and does not: {' '.join(str(error).split())[:300]}"
             ) from error
         self.inputs = tuple(entry.name for entry in self._session.get_inputs())
         self.output_types: dict[str, str] = {entry.name: entry.type for entry in self._session.get_outputs()}
