@@ -166,7 +166,11 @@ def test_a_model_measures_alike_whatever_logits_it_gives(model: str, at_once: st
     one, other = (measures.measure(reference, load(kind, model), corpus, **QUICK) for kind in (at_once, in_steps))
     # Activations are rounded as well in int8, and noise of 1e-6 sends some to the next integer.
     bound = 1e-4 if at_once == "onnx" else 3e-3
-    assert predicted(one) == pytest.approx(predicted(other), rel=1e-4, abs=bound)
+    figures_of_one, figures_of_other = predicted(one), predicted(other)
+    # Where such a step falls depends on the processor, and the largest of all is one token's.
+    largest = [figures.pop("kl_largest") for figures in (figures_of_one, figures_of_other)]
+    assert largest[0] == pytest.approx(largest[1], rel=1e-4 if at_once == "onnx" else 0.3, abs=bound)
+    assert figures_of_one == pytest.approx(figures_of_other, rel=1e-4 if at_once == "onnx" else 3e-4, abs=bound)
     assert (one.kl > 1e-6) == (one.top5 < 1) == (at_once != "onnx")
 
 

@@ -6,7 +6,6 @@ from functools import cache
 
 import numpy as np
 import onnxruntime
-from onnx import TensorProto, helper, numpy_helper
 
 LARGEST = 255 * 127 * 2
 """Of two products of a uint8 and an int8."""
@@ -19,6 +18,9 @@ def adds_in_16_bits() -> bool:
     On such processors ``MatMulInteger`` of uint8 by int8, and what is made of it, tells 32,767 for 64,770
     (``VPMADDUBSW``). Tried once in a process, on the processor.
     """
+    # Imported when asked for: few programs ask.
+    from onnx import TensorProto, helper, numpy_helper
+
     graph = helper.make_graph(
         [helper.make_node("MatMulInteger", ["rows", "integers"], ["sums"])],
         "largest_sum",
