@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
+import onnx
 import pytest
+from onnx.reference import ReferenceEvaluator
 
 from glm_export import api
 from glm_export.artifacts.program import SUMS_IN_16_BITS, OnnxProgram
 from glm_export.errors import EnvironmentMissingError
 from glm_export.sessions.onnxruntime import runtime
+from glm_export.sessions.onnxruntime.saturation import LARGEST, PRODUCT
 from glm_export.spec.session_entries import EXACT_SUMS, session_entries
 from tests.helpers.golden_data import GOLDEN
 
@@ -53,3 +57,12 @@ def test_what_no_entry_reaches_is_refused() -> None:
 @pytest.mark.parametrize("name", ["tensorrt-int8", "ort-int4"])
 def test_other_processors_are_told_nothing(name: str) -> None:
     assert EXACT_SUMS.items().isdisjoint(runtime.entries_of(before(name)).items())
+
+
+def test_what_is_tried_is_one_product() -> None:
+    model = onnx.load_from_string(PRODUCT)
+    onnx.checker.check_model(model, full_check=True)
+    [node] = model.graph.node
+    assert (node.op_type, list(node.input), list(node.output)) == ("MatMulInteger", ["a", "b"], ["c"])
+    sums = ReferenceEvaluator(model).run(None, {"a": np.full((2, 2), 255, np.uint8)})[0]
+    assert (sums == LARGEST).all()
