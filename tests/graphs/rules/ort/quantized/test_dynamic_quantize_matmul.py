@@ -15,7 +15,7 @@ from tests.helpers.small_programs import program, random_arrays, rewritten, run,
 ROWS, COLUMNS = 24, 96
 ARRAYS = random_arrays(0, weight=(ROWS, COLUMNS), bias=(ROWS,), x=(2, 3, COLUMNS))
 RULE = QuantizedMatMul(
-    {"weight": WeightFormats(ChannelWeights())},
+    {"weight": WeightFormats(ChannelWeights(sums_in_16_bits=True))},
     "float32",
     InputNumbers(),
     {ChannelWeights: dynamic_quantize_matmul.PRODUCT},
@@ -38,10 +38,10 @@ def test_numbers() -> None:
     }}"""
     weight = torch.from_numpy(ARRAYS["weight"])
     before = program(text, {"weight": ARRAYS["weight"].T.copy(), "bias": ARRAYS["bias"]})
-    after = rewritten(before, RULE, stored_tensors(ChannelWeights(), weight, "weight"))
+    after = rewritten(before, RULE, stored_tensors(ChannelWeights(sums_in_16_bits=True), weight, "weight"))
     assert (after.fired, after.reasons) == (1, [])
     assert after.operators == {"DynamicQuantizeMatMul": 1, "Neg": 1}
-    found, kept = -run(after.model, ARRAYS)["y"], decode(ChannelWeights(), weight).numpy().T
+    found, kept = -run(after.model, ARRAYS)["y"], decode(ChannelWeights(sums_in_16_bits=True), weight).numpy().T
     np.testing.assert_allclose(found, rounded(ARRAYS["x"]) @ kept + ARRAYS["bias"], atol=1e-4)
     assert np.abs(found - (ARRAYS["x"] @ kept + ARRAYS["bias"])).max() > 0.01  # the control: inputs are rounded
     assert np.abs(found + run(before, ARRAYS)["y"]).max() < 0.5
