@@ -29,6 +29,7 @@ from glm_export.evaluation.logits import row_logits, rows_at_once
 from glm_export.evaluation.report import QualityReport
 from glm_export.evaluation.statistics import Estimate
 from glm_export.inputs.prompts import Prompt, prefill_feeds
+from glm_export.sessions.onnxruntime.saturation import adds_in_16_bits
 from glm_export.sessions.onnxruntime.session import OrtSession
 from glm_export.sessions.session import Logits, Session
 from glm_export.sessions.torch import TorchSession
@@ -167,10 +168,11 @@ def test_a_model_measures_alike_whatever_logits_it_gives(model: str, at_once: st
     # Activations are rounded as well in int8, and noise of 1e-6 sends some to the next integer.
     bound = 1e-4 if at_once == "onnx" else 3e-3
     figures_of_one, figures_of_other = predicted(one), predicted(other)
-    # Where such a step falls depends on the processor, and the largest of all is one token's.
-    largest = [figures.pop("kl_largest") for figures in (figures_of_one, figures_of_other)]
-    assert largest[0] == pytest.approx(largest[1], rel=1e-4 if at_once == "onnx" else 0.3, abs=bound)
-    assert figures_of_one == pytest.approx(figures_of_other, rel=1e-4 if at_once == "onnx" else 3e-4, abs=bound)
+    if at_once != "onnx" and adds_in_16_bits():
+        # Without VNNI steps fall elsewhere: 5.3e-3 of the largest KL, 6.2e-3 of a perplexity of 50.
+        for name, granted in (("kl_largest", 6e-3), ("candidate_perplexity", 7e-3)):
+            assert figures_of_one.pop(name) == pytest.approx(figures_of_other.pop(name), rel=0, abs=granted)
+    assert figures_of_one == pytest.approx(figures_of_other, rel=1e-4, abs=bound)
     assert (one.kl > 1e-6) == (one.top5 < 1) == (at_once != "onnx")
 
 

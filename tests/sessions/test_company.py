@@ -14,6 +14,7 @@ from glm_export import api
 from glm_export.deployment.inspect import inspect_folder
 from glm_export.inputs.prompts import Prompt
 from glm_export.proof.company import CompanyReport, measure_company, outlier_token
+from glm_export.sessions.onnxruntime.saturation import adds_in_16_bits
 from glm_export.sessions.onnxruntime.session import OrtSession
 from glm_export.spec.batch_invariance import BatchInvariance
 from tests.helpers.golden_data import Golden
@@ -63,9 +64,10 @@ def test_a_row_in_company(recipe: str | None, claimed: BatchInvariance, checkpoi
     company = api.check(program, checkpoint).company
     assert company is not None
     assert (company.claimed, company.passed) == (claimed, True)
-    # Of close ones what is usual: MatMulNBits rounds what it reads, and on a processor without VNNI one value falls to
-    # the other side of a border here (8.8e-3). How far that may go is part of `passed`.
-    assert {EXACT: company.difference == 0, CLOSE: company.usual <= 1e-5, NONE: company.difference > 0.01}[claimed]
+    # MatMulNBits rounds what it reads: without VNNI one value of int4-weights falls over a border here, by 8.8e-3, as
+    # `passed` grants. There it is what is usual that is close.
+    close = company.usual if recipe == "int4-weights" and adds_in_16_bits() else company.difference
+    assert {EXACT: company.difference == 0, CLOSE: close <= 1e-5, NONE: company.difference > 0.01}[claimed]
 
 
 def test_a_program_that_claims_too_much_fails_its_check(checkpoint: Path, tmp_path: Path) -> None:
