@@ -31,6 +31,7 @@ __all__ = ["exported"]
 CPU = ["CPUExecutionProvider"]
 TIE = 1e-4
 """Two logits this close are equally likely: which is chosen may depend on the width of a call."""
+GREEDY = Sampling()
 DRAWN = Sampling(temperature=0.9, top_p=0.95, seed=4)
 # Guesses cost nothing, so that many are made.
 EAGER = DraftOptions(column_cost=0.0)
@@ -90,17 +91,23 @@ def prompts_of(session: Session, count: int) -> list[Prompt]:
     return [random_prompt(random, 3 + index % 9, session.config) for index in range(count)]
 
 
-def require_same(session: Session, rows: list[Generation], others: list[Generation], *, drawn: bool = False) -> int:
+def moved_at_once(session: Session, row: Generation, same: int, logits_V: np.ndarray) -> float:
+    """How far logits are from those of a call that reads the prompt and so many tokens behind it at once."""
+    feeds = session.feeds([Prompt(ids=(*row.prompt.ids, *row.ids[:same]))])
+    return float(np.abs(feeds.last_logits(session.prefill(feeds))[0] - logits_V).max())
+
+
+def require_same(
+    session: Session, rows: list[Generation], others: list[Generation], sampling: Sampling = GREEDY
+) -> int:
     """Rows are the same but where two tokens are equally likely; how many are not.
 
-    Where a drawn number lies on the border of two chances either token may come, however likely they are.
+    A recipe that rounds activations moves a token's logits with the width of a call, where 1e-7 decides between two
+    steps. A draw may fall on either side of that, whatever the tokens' own logits.
     """
     flips = 0
     for row, other in zip(rows, others, strict=True):
         if (row.ids, row.finish_reason) == (other.ids, other.finish_reason):
-            continue
-        if drawn:
-            flips += 1
             continue
         same = next(at for at, pair in enumerate(zip(row.ids, other.ids, strict=False)) if pair[0] != pair[1])
         feeds = session.feeds([row.prompt])
@@ -108,7 +115,9 @@ def require_same(session: Session, rows: list[Generation], others: list[Generati
         for token in row.ids[:same]:
             feeds = feeds.next_step([token], session.last_position(feeds))
             logits_V = feeds.last_logits(session.decode(feeds))[0]
-        assert abs(float(logits_V[row.ids[same]] - logits_V[other.ids[same]])) <= TIE
+        tie = abs(float(logits_V[row.ids[same]] - logits_V[other.ids[same]])) <= TIE
+        rounds = isinstance(session, OrtSession) and session.program.recipe is not None
+        assert tie or (rounds and sampling is DRAWN and moved_at_once(session, row, same, logits_V) > TIE)
         flips += 1
     return flips
 
@@ -119,12 +128,12 @@ def test_texts_are_the_same(session: Session, wrong: float, monkeypatch: pytest.
     together = session.signature.own_lengths
     prompts, flips, guesses, steps, tokens = prompts_of(session, 12), 0, 0, 0, 0
     stopping = Stopping(max_new_tokens=18, stop_ids=frozenset({7, 11}))
-    for sampling in (Sampling(), DRAWN):
+    for sampling in (GREEDY, DRAWN):
         for group in (prompts[:3], prompts[3:5], prompts[6:]) if together else [[prompt] for prompt in prompts[:6]]:
             expected = generate_ids(session, group, stopping=stopping, sampling=sampling)
             knowing = Knowing(session, expected, wrong, monkeypatch)
             found = generate_ids(session, group, stopping=stopping, sampling=sampling, drafts=EAGER)
-            flips += require_same(session, expected, found, drawn=sampling is DRAWN)
+            flips += require_same(session, expected, found, sampling)
             guesses, steps = guesses + knowing.guesses, steps + knowing.steps
             tokens += sum(len(row.ids) for row in found)
     assert flips <= 1
